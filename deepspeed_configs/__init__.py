@@ -1,0 +1,1 @@
+"""DeepSpeed configurations, chosen by name: ``--deepspeed zero2``."""

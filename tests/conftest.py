@@ -1,0 +1,120 @@
+"""What all tests share: a tiny random model and the processor it goes with."""
+
+import os
+
+# Two libraries that spin while they wait make a 50 ms forward take a second on two cores. The variable is
+# read when torch is loaded, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.processing_utils import ProcessorMixin
+
+DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"
+MakeTinyModel = Callable[..., Qwen2_5_VLForConditionalGeneration]
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> ProcessorMixin:
+    """The processor of the embedded demo: about a thousand tokens, every special string of Qwen2.5-VL."""
+    return AutoProcessor.from_pretrained(DEMO_BASE)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model(tiny_processor: ProcessorMixin) -> MakeTinyModel:
+    """A function that makes a random Qwen2.5-VL: two layers, two vision blocks, the demo's vocabulary."""
+    tokenizer = tiny_processor.tokenizer
+    ids = tokenizer.convert_tokens_to_ids
+    patch = tiny_processor.image_processor.patch_size
+    merge = tiny_processor.image_processor.merge_size
+
+    def make(
+        tie: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Qwen2_5_VLForConditionalGeneration:
+        config = Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": -(-len(tokenizer) // 16) * 16,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 4096,
+                # The halves of a head's 16 dimensions: time, height, width.
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "mrope_section": [2, 3, 3],
+                    "rope_theta": 10000.0,
+                },
+                "bos_token_id": ids("<|endoftext|>"),
+                "eos_token_id": ids("<|im_end|>"),
+                "pad_token_id": ids("<|endoftext|>"),
+                "tie_word_embeddings": tie,
+            },
+            vision_config={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "out_hidden_size": 64,
+                "tokens_per_second": 2,
+                "patch_size": patch,
+                "spatial_merge_size": merge,
+                # Windows of two by two merged patches in the first block, full attention in the second.
+                "window_size": 2 * merge * patch,
+                "fullatt_block_indexes": [1],
+            },
+            image_token_id=ids("<|image_pad|>"),
+            video_token_id=ids("<|video_pad|>"),
+            vision_start_token_id=ids("<|vision_start|>"),
+            vision_end_token_id=ids("<|vision_end|>"),
+            tie_word_embeddings=tie,
+        )
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        # The usual 0.02 leaves all logits near zero: inputs that differ would give logits that agree.
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, 1.0 if "embed" in name else 0.2)
+                elif name.endswith("bias"):
+                    parameter.normal_(0.0, 0.1)
+        return model.to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_tiny_model: MakeTinyModel) -> Qwen2_5_VLForConditionalGeneration:
+    """A fresh tiny model in float32, its embeddings not tied."""
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(
+    make_tiny_model: MakeTinyModel, tiny_processor: ProcessorMixin, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that ``from_pretrained`` reads: the tiny model with its processor. Not to be written to."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    make_tiny_model().save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(tiny_processor: ProcessorMixin) -> dict[str, torch.Tensor]:
+    """What ``forward`` takes for one sequence of text, an image and text; every token is a label."""
+    noise = torch.randint(0, 256, (84, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    vision = "<|vision_start|><|image_pad|><|vision_end|>"
+    inputs = tiny_processor(
+        text=[f"Before {vision} after the picture."],
+        images=[Image.fromarray(noise.numpy())],
+        return_tensors="pt",
+    )
+    return {**inputs, "labels": inputs["input_ids"], "use_cache": False}

@@ -1,0 +1,341 @@
+"""Tests of vlcpt/model/tuning.py and vlcpt/model/adapters.py."""
+
+import copy
+import re
+
+import pytest
+import torch
+from peft import PeftModel
+
+from vlcpt.model.adapters import base_model
+from vlcpt.model.families import TOWERS, is_embedding, tower_of
+from vlcpt.model.tuning import apply_tuning, limit_checkpointing, parameter_groups, tower_table
+
+WAYS = [
+    {"tuning": "full"},
+    {"tuning": "full", "train_language": False, "train_merger": True},
+    {"tuning": "full", "train_vision": True, "train_merger": True, "train_language": False},
+    {"tuning": "full", "train_language": False, "train_embeddings": True},
+    {"tuning": "lora"},
+    {"tuning": "lora", "train_merger": True, "train_vision": True},
+    {"tuning": "lora", "train_merger": True, "lora_towers": ["language"]},
+    {"tuning": "lora", "train_vision": True, "lora_towers": ["language"]},
+    {"tuning": "lora", "train_vision": True, "lora_towers": ["vision"]},
+    {"tuning": "lora", "train_embeddings": True},
+    {"tuning": "lora", "use_dora": True, "use_rslora": True, "train_merger": True},
+]
+IDS = [" ".join(f"{key}={value}" for key, value in way.items()) for way in WAYS]
+
+
+def one_step(model, inputs, lr=0.05):
+    """One step of plain gradient descent on everything that trains; returns the loss."""
+    model.train()
+    loss = model(**inputs).loss
+    loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr).step()
+    model.zero_grad()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def logits(model, inputs):
+    return model.eval()(**inputs).logits
+
+
+def trained_towers(way):
+    language = way.get("train_language", True)
+    flags = {"vision": way.get("train_vision"), "merger": way.get("train_merger"), "language": language}
+    return {tower for tower, flag in flags.items() if flag}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=IDS)
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+def test_a_step_changes_the_chosen_towers_and_nothing_else(make_tiny_model, tiny_inputs, way, tie):
+    model = apply_tuning(make_tiny_model(tie=tie), **way)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    one_step(model, tiny_inputs)
+
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    towers = {tower_of(name) for name in changed if not is_embedding(name)}
+    assert towers == trained_towers(way)
+    trains_language_in_full = way["tuning"] == "full" and "language" in trained_towers(way)
+    in_full_beside_lora = way.get("lora_towers") == ["vision"]
+    assert any(is_embedding(name) for name in changed) == (
+        bool(way.get("train_embeddings")) or trains_language_in_full or in_full_beside_lora
+    )
+    # Every trained parameter moves: none is cut off from the loss. A new adapter's A has no gradient yet.
+    stuck = {n for n, p in model.named_parameters() if p.requires_grad and n not in changed}
+    assert all(".lora_A." in name for name in stuck)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=IDS)
+def test_trained_parameters_are_float32_and_frozen_ones_keep_bfloat16(make_tiny_model, tiny_inputs, way):
+    model = apply_tuning(make_tiny_model(dtype=torch.bfloat16), **way)
+
+    loss = one_step(model, tiny_inputs)
+
+    assert loss > 0
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} <= {torch.bfloat16}
+
+
+def test_towers_of_two_types_also_stand_side_by_side_with_adapters_off(make_tiny_model, tiny_inputs):
+    model = make_tiny_model(dtype=torch.bfloat16)
+    original = logits(model, tiny_inputs)
+    way = {"train_merger": True, "train_vision": True, "train_embeddings": True, "lora_towers": ["language"]}
+    model = apply_tuning(model, **way)
+    one_step(model, tiny_inputs)
+    assert not torch.equal(logits(model, tiny_inputs).float(), original.float())
+
+    with model.disable_adapter():
+        off = logits(model, tiny_inputs)
+
+    assert torch.equal(off, original)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way["tuning"] == "lora"])
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+def test_a_saved_adapter_gives_equal_logits_when_peft_alone_loads_it(
+    make_tiny_model, tiny_inputs, tmp_path, way, tie
+):
+    base = make_tiny_model(tie=tie)
+    base.save_pretrained(tmp_path / "base")
+    untouched = copy.deepcopy(base)
+    model = apply_tuning(base, **way)
+    one_step(model, tiny_inputs)
+    trained = logits(model, tiny_inputs)
+    model.save_pretrained(tmp_path / "adapter")
+
+    reloaded = PeftModel.from_pretrained(untouched, tmp_path / "adapter")
+
+    assert torch.equal(logits(reloaded, tiny_inputs), trained)
+    with reloaded.disable_adapter():
+        assert not torch.allclose(logits(reloaded, tiny_inputs), trained, atol=1e-3)
+
+
+def test_tied_embeddings_stay_tied_when_they_train_beside_adapters(make_tiny_model, tiny_inputs):
+    model = apply_tuning(make_tiny_model(tie=True), train_embeddings=True)
+    embeddings = [
+        n for n, p in model.named_parameters(remove_duplicate=False) if is_embedding(n) and p.requires_grad
+    ]
+
+    one_step(model, tiny_inputs)
+
+    base = base_model(model)
+    assert len(embeddings) == 2  # or the next line compares nothing
+    assert base.lm_head.weight is base.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_tied_embeddings_is_refused_with_what_to_do_instead(make_tiny_model, name):
+    with pytest.raises(ValueError, match=f"{name}.*shares its weight.*train_embeddings: true trains both"):
+        apply_tuning(make_tiny_model(tie=True), lora_target_modules=["q_proj", name])
+
+
+@pytest.mark.parametrize(
+    ("towers", "names", "expected"),
+    [
+        ({}, ["gate_proj"], {("language", "gate_proj")}),
+        ({"train_vision": True, "train_language": False}, ["attn.proj"], {("vision", "proj")}),
+        ({"train_merger": True, "train_language": False}, ["mlp.2"], {("merger", "2")}),
+        ({"train_vision": True}, ["gate_proj"], {("vision", "gate_proj"), ("language", "gate_proj")}),
+        ({}, ["layers.1.self_attn.q_proj", "lm_head"], {("language", "q_proj"), ("language", "lm_head")}),
+    ],
+)  # fmt: skip
+def test_adapters_by_name_stay_inside_the_chosen_towers(tiny_model, towers, names, expected):
+    model = apply_tuning(tiny_model, lora_target_modules=names, **towers)
+
+    layers = {re.sub(r"\.lora_.*", "", name) for name, p in model.named_parameters() if p.requires_grad}
+    assert {(tower_of(layer), layer.split(".")[-1]) for layer in layers} == expected
+    if "layers.1.self_attn.q_proj" in names:
+        assert not any(".layers.0." in layer for layer in layers)
+
+
+def test_a_layer_name_that_matches_nothing_is_an_error_naming_the_nearest(tiny_model):
+    with pytest.raises(
+        ValueError, match=r"'q_porj', which matches no layer of language.*nearest is 'q_proj'"
+    ):
+        apply_tuning(tiny_model, lora_target_modules=["v_proj", "q_porj"])
+
+
+def test_a_layer_of_another_tower_matches_nothing(tiny_model):
+    with pytest.raises(ValueError, match=r"'attn\.qkv', which matches no layer of language"):
+        apply_tuning(tiny_model, lora_target_modules=["q_proj", "attn.qkv"])
+
+
+def test_a_trained_tower_left_without_adapters_is_an_error(tiny_model):
+    with pytest.raises(
+        ValueError, match=r"no layer of the merger tower.*such as 'model.visual.merger.mlp.0'"
+    ):
+        apply_tuning(tiny_model, train_merger=True, lora_target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ({"train_language": False}, "Nothing would train"),
+        ({"train_language": False, "train_embeddings": True}, "tuning: full with train_language: false"),
+        ({"lora_towers": ["vision"]}, "lora_towers names 'vision'.*set train_vision: true"),
+        ({"lora_towers": ["audio"]}, "lora_towers names 'audio'.*choose from vision, merger, language"),
+        ({"lora_towers": []}, "lora_towers is empty"),
+        ({"tuning": "qlora", "train_merger": True, "lora_towers": ["merger"]}, "4 bits and cannot train"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_cannot_train_is_an_error(tiny_model, way, message):
+    with pytest.raises(ValueError, match=message):
+        apply_tuning(tiny_model, **way)
+
+
+def count_vision_calls(model):
+    """Count how often the first vision block's attention runs forward, and how often backward."""
+    calls = {"forward": 0, "backward": 0}
+
+    def on_backward(_):
+        calls["backward"] += 1
+
+    def on_forward(module, args, output):
+        calls["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(on_backward)
+
+    # Inside the block, so that a run repeated by checkpointing is seen as well.
+    base_model(model).model.visual.blocks[0].attn.register_forward_hook(on_forward)
+    return calls
+
+
+FROZEN_VISION = [way for way in WAYS if not way.get("train_vision")]
+
+
+@pytest.mark.parametrize("way", FROZEN_VISION, ids=[IDS[WAYS.index(way)] for way in FROZEN_VISION])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_a_frozen_vision_tower_runs_forward_once_and_backward_never(
+    tiny_model, tiny_inputs, way, checkpointing
+):
+    model = apply_tuning(tiny_model, **way)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        limit_checkpointing(model)
+    calls = count_vision_calls(model)
+
+    one_step(model, tiny_inputs)
+
+    assert calls == {"forward": 1, "backward": 0}
+
+
+def test_without_the_limit_checkpointing_runs_a_frozen_tower_twice_and_backward(tiny_model, tiny_inputs):
+    """Fails when transformers no longer does it: then limit_checkpointing can go."""
+    model = apply_tuning(tiny_model)
+    model.activation_checkpointing_enable()
+    calls = count_vision_calls(model)
+
+    one_step(model, tiny_inputs)
+
+    assert calls == {"forward": 2, "backward": 1}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=IDS)
+def test_checkpointing_changes_no_gradient_and_still_checkpoints_what_trains(
+    make_tiny_model, tiny_inputs, way
+):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = apply_tuning(make_tiny_model(), **way).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            limit_checkpointing(model)
+            assert all(
+                layer.gradient_checkpointing for layer in base_model(model).model.language_model.layers
+            )
+            blocks = base_model(model).model.visual.blocks
+            assert all(block.gradient_checkpointing is bool(way.get("train_vision")) for block in blocks)
+        model(**tiny_inputs).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_reentrant_checkpointing_is_refused(tiny_model):
+    model = apply_tuning(tiny_model)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+
+    with pytest.raises(ValueError, match="use_reentrant: false"):
+        limit_checkpointing(model)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=IDS)
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+def test_each_trained_parameter_is_in_exactly_one_group(make_tiny_model, way, tie):
+    model = apply_tuning(make_tiny_model(tie=tie), **way)
+    decay = [name for name, p in model.named_parameters() if p.ndim > 1]
+
+    groups = parameter_groups(model, learning_rate=1e-4, weight_decay=0.1, decay_names=decay)
+
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    torch.optim.AdamW(groups)  # takes them
+
+
+def test_each_tower_has_its_own_learning_rate_and_decay_only_where_named(tiny_model):
+    model = apply_tuning(tiny_model, tuning="full", train_merger=True, train_vision=True)
+    decay = {name for name, p in model.named_parameters() if p.ndim > 1}
+
+    groups = parameter_groups(
+        model,
+        learning_rate=1.0,
+        vision_learning_rate=2.0,
+        merger_learning_rate=0.0,
+        embedding_learning_rate=4.0,
+        weight_decay=0.1,
+        decay_names=decay,
+    )
+
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates == {"vision": 2.0, "merger": 0.0, "language": 1.0, "embeddings": 4.0}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["name"] == ("embeddings" if is_embedding(name) else tower_of(name))
+            assert group["weight_decay"] == (0.1 if name in decay else 0.0)
+
+
+def test_a_tower_without_a_learning_rate_takes_the_common_one(tiny_model):
+    model = apply_tuning(tiny_model, train_merger=True, train_embeddings=True)
+
+    groups = parameter_groups(model, learning_rate=3e-4)
+
+    assert {group["name"]: group["lr"] for group in groups} == {
+        "merger": 3e-4, "language": 3e-4, "embeddings": 3e-4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [
+        ({}, ["frozen", "frozen", "LoRA r=16"]),
+        ({"use_dora": True, "lora_r": 2}, ["frozen", "frozen", "DoRA r=2"]),
+        ({"train_merger": True, "lora_towers": ["language"]}, ["frozen", "full", "LoRA r=16"]),
+        ({"train_embeddings": True}, ["frozen", "frozen", "LoRA r=16 + embeddings"]),
+        ({"tuning": "full"}, ["frozen", "frozen", "full"]),
+        (
+            {"tuning": "full", "train_language": False, "train_embeddings": True},
+            ["frozen", "frozen", "embeddings"],
+        ),
+        ({"train_vision": True, "lora_towers": ["vision"]}, ["LoRA r=16", "frozen", "full"]),
+    ],
+)  # fmt: skip
+def test_the_table_says_how_each_tower_trains(make_tiny_model, way, how):
+    model = make_tiny_model(dtype=torch.bfloat16)
+    totals = [sum(p.numel() for n, p in model.named_parameters() if tower_of(n) == tower) for tower in TOWERS]
+
+    rows = tower_table(apply_tuning(model, **way))
+
+    assert [row.how for row in rows] == how
+    assert [row.total for row in rows] == totals
+    for row in rows:
+        assert (row.trained == row.total) == (row.how == "full")
+        assert (row.trained == 0) == (row.how == "frozen")

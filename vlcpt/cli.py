@@ -1,0 +1,165 @@
+"""The commands: the one place that prints. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from vlcpt import __version__
+
+app = typer.Typer(
+    name="vlcpt",
+    help="Continued pre-training of Qwen2.5-VL on interleaved documents of images, video and text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# What follows the options of a command is --key value for the configuration.
+_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"vlcpt {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", "--output-dir", help="Folder for all that it writes.")
+    ] = Path("vlcpt-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
+) -> None:
+    """The whole main job on the embedded model and data, in minutes on a CPU."""
+    with _told():
+        from vlcpt.demo.run import run_demo
+
+        run_demo(output_dir, overwrite=overwrite)
+
+
+@app.command(context_settings=_OVERRIDES)
+def train(context: typer.Context, config: Config) -> None:
+    """Train. Any key of the configuration can follow as --key value."""
+    with _told():
+        from vlcpt.config_reading import load_config
+        from vlcpt.runs import train_run
+
+        train_run(load_config(config, context.args))
+
+
+@app.command(name="eval", context_settings=_OVERRIDES)
+def evaluate(
+    context: typer.Context,
+    config: Config,
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint, final model or adapter to measure.")],
+    output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
+) -> None:
+    """Measure held-out and retention data, and how far the text relies on the images."""
+    with _told():
+        from vlcpt.config_reading import load_config
+        from vlcpt.runs import eval_run
+
+        eval_run(load_config(config, context.args), checkpoint, output)
+
+
+@app.command(context_settings=_OVERRIDES)
+def inspect(
+    context: typer.Context,
+    config: Config,
+    rows: Annotated[str, typer.Option(help="Documents of each source to show, e.g. 0:20 or 7.")] = "0:5",
+) -> None:
+    """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
+    with _told():
+        from vlcpt.config_reading import load_config
+        from vlcpt.runs import inspect_run
+
+        inspect_run(load_config(config, context.args), _slice(rows))
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
+) -> None:
+    """Merge an adapter into its base; written only if the merged logits match."""
+    with _told():
+        from vlcpt.model.merging import merge_adapter
+
+        merge_adapter(str(checkpoint), str(output))
+        typer.echo(f"merged into {output}")
+
+
+@app.command()
+def env() -> None:
+    """Versions and devices, for a bug report."""
+    from vlcpt.report.environment import describe
+
+    typer.echo(describe())
+
+
+def _slice(rows: str) -> slice:
+    first, colon, last = rows.partition(":")
+    try:
+        start = int(first or 0)
+        stop = int(last) if last else None if colon else start + 1
+        if start < 0 or (stop is not None and stop <= start):
+            raise ValueError
+    except ValueError:
+        _fail(f"--rows {rows}: expected a number, or first:last with first below last, e.g. 0:20.", 2)
+    return slice(start, stop)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors that a user can fix become one message and an exit code; all others keep their trace."""
+    _quiet_libraries()
+    from vlcpt.data.documents import DocumentError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except DocumentError as error:
+        _fail(str(error), 1)
+    except ValueError as error:
+        # Our own messages, and those of libraries about a value that the user gave.
+        code = 2 if type(error).__name__ == "ConfigError" else 1
+        if code == 1 and not _is_ours(error):
+            raise
+        _fail(str(error), code)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by this package, which then says what to do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(Path(__file__).parent) in trace.tb_frame.f_code.co_filename
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries print while loading out of a person's way, unless they asked for it."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # upstream's own, about upstream's names
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    typer.echo(f"vlcpt: {message}", err=True)
+    raise typer.Exit(code)

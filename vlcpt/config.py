@@ -1,0 +1,294 @@
+"""The three dataclasses a run is configured by; ``config_reading.py`` fills them from YAML.
+
+Importing this module imports transformers (five seconds), so ``vlcpt`` and its command line load it late.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from transformers import TrainingArguments
+
+from vlcpt import config_checks
+
+Tower = Literal["vision", "merger", "language"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: where it says so, which key, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is trained, and which of its parts.
+
+    Example:
+        >>> ModelConfig("Qwen/Qwen2.5-VL-3B-Instruct", train_merger=True).adapter_towers
+        ('merger', 'language')
+    """
+
+    model_name_or_path: str = field(metadata={"help": "A Qwen2.5-VL model: a folder, or a name on the Hub."})
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "Go on training this LoRA adapter. Default: a new one."}
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Type of frozen weights; trained ones are float32."}
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = field(
+        default="auto", metadata={"help": "auto: the fastest that runs here and keeps packs apart."}
+    )
+    tuning: Literal["full", "lora", "qlora"] = field(
+        default="lora", metadata={"help": "Train all weights, adapters, or adapters on 4-bit weights."}
+    )
+    train_language: bool = field(default=True, metadata={"help": "Train the language tower."})
+    train_merger: bool = field(
+        default=False, metadata={"help": "Train the merger: image patches become tokens."}
+    )
+    train_vision: bool = field(default=False, metadata={"help": "Train the vision tower."})
+    train_embeddings: bool = field(
+        default=False, metadata={"help": "Train token embeddings and output head, always in full."}
+    )
+    lora_towers: tuple[Tower, ...] | None = field(
+        default=None,
+        metadata={"help": "Trained towers that get adapters; others train in full. Default: all."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: float = field(default=32, metadata={"help": "Adapters are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout before the adapters, from 0 to below 1."}
+    )
+    lora_target_modules: tuple[str, ...] | None = field(
+        default=None,
+        metadata={"help": "Layers that get adapters, in lora_towers. Default: every linear one."},
+    )
+    use_dora: bool = field(
+        default=False, metadata={"help": "Learn size and direction of weights apart (DoRA)."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "Scale adapters by lora_alpha / sqrt(lora_r)."})
+
+    def __post_init__(self) -> None:
+        config_checks.check_choices(self)
+        config_checks.check_model(self)
+
+    @property
+    def trained_towers(self) -> tuple[Tower, ...]:
+        """The towers that train, by adapters or in full, in the order of the data."""
+        trained = {"vision": self.train_vision, "merger": self.train_merger, "language": self.train_language}
+        return tuple(tower for tower in get_args(Tower) if trained[tower])
+
+    @property
+    def adapter_towers(self) -> tuple[Tower, ...]:
+        """The trained towers that get adapters; none with ``tuning: full``."""
+        if self.tuning == "full":
+            return ()
+        return tuple(t for t in self.trained_towers if self.lora_towers is None or t in self.lora_towers)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One entry of ``train_data`` and its like.
+
+    Example:
+        >>> SourceConfig("books/train.jsonl").name
+        'train'
+    """
+
+    path: str = field(metadata={"help": "A file, a folder, or a data set's name on the Hub."})
+    split: str | None = field(default=None, metadata={"help": "Split of a data set; files have none."})
+    format: str = field(
+        default="auto", metadata={"help": "The schema of the rows. auto: told from the first rows."}
+    )
+    media_root: str | None = field(
+        default=None, metadata={"help": "Folder that media must lie in. Default: the data file's."}
+    )
+    name: str = field(
+        default="", metadata={"help": "Its name in ledger and results. Default: the file's stem."}
+    )
+    share: float | None = field(
+        default=None, metadata={"help": "Its part of all targets, up to 1; of train_data, all or none."}
+    )
+    targets: str | None = field(
+        default=None,
+        metadata={"help": "What trains, where spans are not marked. Default: as the format says."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).stem)
+        config_checks.check_source(self)
+
+
+SourceLike = str | PathLike[str] | Mapping[str, object] | SourceConfig
+"""What a Python caller may write for a source: a path, its fields as a mapping, or the thing itself."""
+
+
+def as_sources(value: SourceLike | Sequence[SourceLike]) -> tuple[SourceConfig, ...]:
+    """Turn what a caller may write for a list of sources into that list.
+
+    Raises:
+        ValueError: For a mapping with an unknown field, with the nearest known one.
+
+    Example:
+        >>> [source.name for source in as_sources(["a.jsonl", {"path": "b.jsonl", "name": "books"}])]
+        ['a', 'books']
+    """
+    sources = []
+    for item in [value] if isinstance(value, str | PathLike | Mapping | SourceConfig) else value:
+        if isinstance(item, Mapping):
+            sources.append(config_checks.build(SourceConfig, item))
+        else:
+            sources.append(item if isinstance(item, SourceConfig) else SourceConfig(fspath(item)))
+    return tuple(sources)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which documents are read, and what is made of them.
+
+    In Python a source may be a path or a mapping of :class:`SourceConfig` fields, and one needs no list.
+
+    Example:
+        >>> DataConfig(train_data="train.jsonl").train_data[0].name
+        'train'
+    """
+
+    train_data: tuple[SourceConfig, ...] = field(
+        metadata={"help": "Documents to learn from, each at least once an epoch."}
+    )
+    eval_data: tuple[SourceConfig, ...] = field(
+        default=(), metadata={"help": "Held-out documents; each source is measured apart."}
+    )
+    retention_data: tuple[SourceConfig, ...] = field(
+        default=(), metadata={"help": "Documents of what the model knew before, to see what it forgets."}
+    )
+    replay_data: tuple[SourceConfig, ...] = field(
+        default=(), metadata={"help": "Documents of what it knew before, mixed in so that it forgets less."}
+    )
+    replay_share: float = field(
+        default=0.0, metadata={"help": "Part of all targets drawn from replay_data, below 1."}
+    )
+    untagged: Literal["train", "mask", "error"] = field(
+        default="train", metadata={"help": "Without <trainable_text>: train all text, none, or stop."}
+    )
+    train_eos: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"help": "End of text. auto: a target where the last text is one."}
+    )
+    on_overlong: Literal["split", "drop", "error"] = field(
+        default="split", metadata={"help": "Longer than max_length: train in parts, drop and count, or stop."}
+    )
+    on_bad_data: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "An unreadable document: stop, or skip, count and name it."}
+    )
+    max_bad_fraction: float = field(
+        default=0.01, metadata={"help": "With skip, stop when more documents are bad, from 0 to 1."}
+    )
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Enlarge smaller images and frames. Default: the processor's."}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Shrink larger images and frames. Default: the processor's."}
+    )
+    fps: float | None = field(
+        default=None, metadata={"help": "Video frames used per second. Default: the processor's, 2."}
+    )
+    max_frames: int | None = field(
+        default=None, metadata={"help": "Most frames used of a video. Default: the processor's."}
+    )
+    max_file_bytes: int = field(default=4 * 2**30, metadata={"help": "Refuse larger media files, in bytes."})
+    max_image_pixels: int = field(
+        default=100_000_000,
+        metadata={"help": "Refuse images and frames of more pixels, as stored; see max_pixels."},
+    )
+    max_video_frames: int = field(
+        default=500_000, metadata={"help": "Refuse longer videos, in stored frames; see max_frames."}
+    )
+    max_video_pixels: int = field(
+        default=1_000_000_000,
+        metadata={"help": "Refuse to use more pixels of one video, over its used frames."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("train_data", "eval_data", "retention_data", "replay_data"):
+            object.__setattr__(self, name, as_sources(getattr(self, name)))
+        config_checks.check_choices(self)
+        config_checks.check_data(self)
+
+
+@dataclass(repr=False)  # TrainingArguments has a __repr__ that hides tokens; a generated one would print them
+class CPTConfig(TrainingArguments):
+    """``transformers.TrainingArguments`` with what continued pre-training adds, and other defaults.
+
+    Example:
+        >>> CPTConfig(output_dir="out", use_cpu=True).per_device_train_batch_size
+        1
+    """
+
+    max_length: int = field(
+        default=4096, metadata={"help": "Tokens per packed sequence, media included. See on_overlong."}
+    )
+    packing: bool = field(
+        default=True, metadata={"help": "Join samples up to max_length; they cannot see each other."}
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the vision tower. Default: learning_rate."}
+    )
+    merger_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the merger. Default: learning_rate."}
+    )
+    embedding_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of embeddings and output head. Default: learning_rate."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start afresh in an output_dir that is not empty."}
+    )
+    # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.
+    resume_from_checkpoint: bool | str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "false, true, a path, or auto: fresh only if there is no checkpoint."},
+    )
+    per_device_train_batch_size: int = field(
+        default=1, metadata={"help": "Packs (or samples) per device in one forward pass."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=1, metadata={"help": "The same in evaluation; no result depends on it."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Steps from one log line to the next."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide a loss that is not a number. Off: it must be seen."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Stays false: true drops loss_weights."}
+    )
+    dataloader_num_workers: int = field(
+        default=2, metadata={"help": "Processes per device that read media; 0: none."}
+    )
+    dataloader_persistent_workers: bool = field(
+        default=True, metadata={"help": "Keep them from epoch to epoch."}
+    )
+    deepspeed: dict[str, object] | str | None = field(
+        default=None, metadata={"help": "A DeepSpeed config: path, or name of a shipped one (zero2, zero3)."}
+    )
+
+    def __post_init__(self) -> None:
+        config_checks.check_training(self)
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
+        if self.activation_checkpointing or self.gradient_checkpointing:
+            given = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
+            if not isinstance(given, str):
+                # Reentrant checkpoints need inputs with gradients, which frozen embeddings do not give.
+                self.activation_checkpointing_kwargs = {"use_reentrant": False, **given}
+        if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
+            self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # torch refuses it without workers
+        written = self.deepspeed
+        if not isinstance(written, str) or written.startswith("{"):
+            super().__post_init__()
+        else:
+            self.deepspeed = config_checks.resolve_deepspeed(written, Path())
+            super().__post_init__()
+            self.deepspeed = written  # so that no path of this installation gets into a saved configuration

@@ -1,0 +1,235 @@
+"""What cannot work together in a configuration, said before data or weights are read.
+
+The functions are called by the dataclasses in ``config.py`` when these are built, in Python as from YAML.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
+
+T = TypeVar("T")
+
+# Settings of TrainingArguments that a run would ignore, or that would spoil it: what to do instead.
+_REFUSED: Mapping[str, str] = {
+    "fsdp": "FSDP is refused: use deepspeed: zero2 or deepspeed: zero3.",
+    "fsdp_config": "FSDP is refused: use deepspeed: zero2 or deepspeed: zero3.",
+    "parallelism_config": "Only data parallelism is supported: use deepspeed: zero3.",
+    "remove_unused_columns": "It would drop loss_weights and positions from the data. Remove the key.",
+    "label_smoothing_factor": "The loss is over marked targets, without smoothing. Remove the key.",
+    "use_liger_kernel": "It replaces the loss that vlcpt computes. Remove the key.",
+}
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_LEARNING_RATES = ("learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Give the end of an error message about an unknown name.
+
+    Example:
+        >>> did_you_mean("lerning_rate", ["learning_rate", "seed"])
+        'Did you mean learning_rate?'
+    """
+    known = list(known)
+    if near := get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"Did you mean {near[0]}?"
+    return f"Known: {', '.join(known)}." if len(known) <= 12 else "See the README for the known keys."
+
+
+def build(cls: Callable[..., T], values: Mapping[str, object]) -> T:
+    """Call a dataclass with keyword arguments by name; an unknown one is a ValueError with the nearest known.
+
+    Example:
+        >>> from vlcpt.config import SourceConfig
+        >>> build(SourceConfig, {"pth": "a.jsonl"})
+        Traceback (most recent call last):
+        ValueError: SourceConfig has no field pth. Did you mean path?
+    """
+    known = get_type_hints(cls)
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]}. {did_you_mean(unknown[0], known)}")
+    return cls(**values)
+
+
+def check_choices(config: "ModelConfig | DataConfig") -> None:
+    """Raise ValueError where a field with fixed choices holds something else."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{name} {value!r} is none of its choices: {', '.join(get_args(hint))}.")
+
+
+def check_model(model: "ModelConfig") -> None:
+    """Raise ValueError where towers, tuning and adapters contradict each other."""
+    if not (model.trained_towers or model.train_embeddings):
+        raise ValueError(
+            "nothing would be trained. Set train_language, train_merger or train_vision to true."
+        )
+    if model.tuning == "full":
+        _check_no_lora(model)
+        return
+    trained = ", ".join(model.trained_towers) or "none"
+    if untrained := [tower for tower in model.lora_towers or () if tower not in model.trained_towers]:
+        wanted = ", ".join(f"train_{tower}: true" for tower in untrained)
+        raise ValueError(
+            f"lora_towers lists {', '.join(untrained)}, but the trained towers are: {trained}. "
+            f"Set {wanted}, or shorten the list."
+        )
+    if not model.adapter_towers:
+        raise ValueError(
+            f"tuning: {model.tuning} has no tower to put adapters on (trained towers: {trained}). "
+            "Train a tower and leave it in lora_towers, or use tuning: full."
+        )
+    if model.lora_target_modules == ():
+        raise ValueError(
+            "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
+        )
+    if model.lora_r < 1 or model.lora_alpha <= 0:
+        raise ValueError(f"lora_r {model.lora_r} and lora_alpha {model.lora_alpha} must be above 0.")
+    if not 0 <= model.lora_dropout < 1:
+        raise ValueError(f"lora_dropout {model.lora_dropout} must be from 0 to below 1.")
+
+
+def _check_no_lora(model: "ModelConfig") -> None:
+    if model.adapter_name_or_path is not None:
+        raise ValueError(
+            "adapter_name_or_path needs tuning: lora or qlora. To train all weights from there, merge the "
+            "adapter first (vlcpt merge) and give the result as model_name_or_path."
+        )
+    lora = [field for field in fields(model) if field.name.startswith(("lora_", "use_"))]
+    if changed := [field.name for field in lora if getattr(model, field.name) != field.default]:
+        raise ValueError(
+            f"{', '.join(changed)} would not be used by tuning: full. Remove, or set tuning: lora."
+        )
+
+
+def check_source(source: "SourceConfig") -> None:
+    """Raise ValueError for a source without a path or name, or with an impossible share."""
+    if not source.path:
+        raise ValueError("path is empty. Give a file, a folder, or a data set's name on the Hub.")
+    if not source.name:
+        raise ValueError(f"path {source.path} gives no name for this source. Add one with name.")
+    if source.share is not None and not 0 < source.share <= 1:
+        raise ValueError(f"share {source.share} must be above 0 and at most 1: it is a part of all targets.")
+
+
+def check_data(data: "DataConfig") -> None:
+    """Raise ValueError where sources, shares and limits contradict each other."""
+    if not data.train_data:
+        raise ValueError("train_data is empty. Give a file, or a list of sources.")
+    _check_names("train_data and replay_data", data.train_data + data.replay_data)
+    _check_names("eval_data and retention_data", data.eval_data + data.retention_data)
+    _check_shares(data)
+    sizes = ("min_pixels", "max_pixels", "fps", "max_frames")
+    for name in (*sizes, "max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels"):
+        value = getattr(data, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} {value} must be above 0.")
+    if data.min_pixels is not None and data.max_pixels is not None and data.min_pixels > data.max_pixels:
+        raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}. Lower it.")
+    if not 0 <= data.max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction {data.max_bad_fraction} must be from 0 to 1.")
+
+
+def _check_names(lists: str, sources: "tuple[SourceConfig, ...]") -> None:
+    """Names are keys in the ledger and in results, so two sources cannot share one."""
+    for name, count in Counter(source.name for source in sources).items():
+        if count > 1:
+            paths = ", ".join(source.path for source in sources if source.name == name)
+            raise ValueError(f"{lists} have {count} sources named {name} ({paths}). Give each its own name.")
+
+
+def _check_shares(data: "DataConfig") -> None:
+    if not 0 <= data.replay_share < 1:
+        raise ValueError(f"replay_share {data.replay_share} must be from 0 to below 1.")
+    if data.replay_data and not data.replay_share:
+        raise ValueError("replay_data needs replay_share, 0.2 for example. Set it, or remove replay_data.")
+    if data.replay_share and not data.replay_data:
+        raise ValueError(
+            f"replay_share {data.replay_share} needs replay_data. Give some, or remove replay_share."
+        )
+    for name in ("eval_data", "retention_data", "replay_data"):
+        if any(source.share is not None for source in getattr(data, name)):
+            raise ValueError(f"{name} has a source with a share, which only train_data takes. Remove it.")
+    shares = [source.share for source in data.train_data if source.share is not None]
+    if shares and (len(shares) < len(data.train_data) or abs(sum(shares) - 1) > 1e-6):
+        raise ValueError(
+            f"train_data has {len(data.train_data)} sources and the shares {shares}. "
+            "Give every source a share, with the sum 1, or give none."
+        )
+
+
+def check_training(training: "CPTConfig") -> None:
+    """Raise ValueError for settings of the Trainer that cannot work here, or mean nothing."""
+    for name, instead in _REFUSED.items():
+        if getattr(training, name):
+            raise ValueError(f"{name}: {instead}")
+    if training.max_length < 2:
+        raise ValueError(f"max_length {training.max_length} must be 2 or more: a first token has no context.")
+    for name in _AT_LEAST_ONE:
+        if getattr(training, name) < 1:
+            raise ValueError(f"{name} {getattr(training, name)} must be 1 or more.")
+    for name in _LEARNING_RATES:
+        rate = getattr(training, name)
+        if rate is not None and rate < 0:
+            raise ValueError(f"{name} {rate} must not be below 0.")
+    if training.num_train_epochs <= 0 and training.max_steps <= 0:
+        raise ValueError(f"num_train_epochs {training.num_train_epochs} must be above 0, or max_steps.")
+    if training.dataloader_num_workers < 0:
+        raise ValueError(f"dataloader_num_workers {training.dataloader_num_workers} must be 0 or more.")
+
+
+def check_together(model: "ModelConfig", data: "DataConfig", training: "CPTConfig") -> None:
+    """Raise ValueError where one part of a configuration asks for what another does not give."""
+    for part in ("vision", "merger", "embedding"):
+        trained = {
+            "vision": model.train_vision,
+            "merger": model.train_merger,
+            "embedding": model.train_embeddings,
+        }
+        if getattr(training, f"{part}_learning_rate") is not None and not trained[part]:
+            switch = "train_embeddings" if part == "embedding" else f"train_{part}"
+            raise ValueError(f"{part}_learning_rate would not be used. Set {switch}: true, or remove it.")
+    if (training.eval_strategy != "no" or training.eval_on_start) and not (
+        data.eval_data or data.retention_data
+    ):
+        raise ValueError("eval_strategy and eval_on_start need documents: give eval_data, or remove them.")
+
+
+def shipped_deepspeed() -> dict[str, str]:
+    """Map the name of each DeepSpeed config that comes with vlcpt to its file."""
+    folder = files("vlcpt.deepspeed_configs")
+    return {Path(entry.name).stem: str(entry) for entry in folder.iterdir() if entry.name.endswith(".json")}
+
+
+def resolve_deepspeed(name: str, base: Path) -> str:
+    """Find a DeepSpeed config: the name of a shipped one, or a path, from ``base`` if it is relative.
+
+    Raises:
+        ValueError: If there is neither, with the names of those shipped.
+
+    Example:
+        >>> resolve_deepspeed("zero9", Path())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: deepspeed 'zero9' is no file and no shipped config. Shipped: ...
+    """
+    shipped = shipped_deepspeed()
+    if name in shipped:
+        return shipped[name]
+    path = base / Path(name).expanduser()
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"deepspeed {name} is not JSON: {error}. Correct the file.") from error
+    except OSError as error:
+        raise ValueError(
+            f"deepspeed {name!r} is no file and no shipped config. Shipped: {', '.join(sorted(shipped))}."
+        ) from error
+    return str(path)

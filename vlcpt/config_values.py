@@ -1,0 +1,226 @@
+"""A piece of YAML becomes a value of a field's type, or an error that says where it stands."""
+
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vlcpt.config import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+_TEXT = "tag:yaml.org,2002:str"
+_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+_WORDS: Mapping[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    tuple: "a list",
+    NoneType: "null",
+}
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-5`` is a number, as in YAML 1.2."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts quotes where :class:`Loader` needs them."""
+
+
+Loader.add_implicit_resolver(*_FLOAT)
+Dumper.add_implicit_resolver(*_FLOAT)
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value as the user wrote it.
+
+    Args:
+        key: The key it stands under, ``train_data[1].share`` for one inside a list.
+        node: The YAML itself, with line numbers and the text as written.
+        base: The folder in which its relative paths start.
+        origin: The file's name, or ``command line``.
+        line: Line of the key in the file; None on the command line.
+    """
+
+    key: str
+    node: yaml.Node
+    base: Path
+    origin: str
+    line: int | None = None
+
+    def error(self, message: str) -> ConfigError:
+        """Make an error that begins with the place: ``run.yaml:3: max_length: …``."""
+        place = self.origin if self.line is None else f"{self.origin}:{self.line}"
+        return ConfigError(
+            f"{place}: {message}" if message.startswith(self.key) else f"{place}: {self.key}: {message}"
+        )
+
+    def inside(self, key: str, node: yaml.Node) -> "Given":
+        """Give the value ``node`` inside this one."""
+        line = None if self.line is None else node.start_mark.line + 1
+        return Given(self.key + key, node, self.base, self.origin, line)
+
+
+def compose(text: str, origin: str) -> yaml.Node | None:
+    """Parse YAML into nodes, which know their lines; None for nothing but comments.
+
+    Raises:
+        ConfigError: For broken YAML and for a key that is repeated at any depth.
+
+    Example:
+        >>> compose("seed: 1\\nseed: 2", "run.yaml")
+        Traceback (most recent call last):
+        vlcpt.config.ConfigError: run.yaml:2: seed is repeated, first on line 1. Keep one of them.
+    """
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(
+            f"{origin}{line}: not YAML: {error.problem}. Indent with spaces, not tabs; quote text "
+            "with special characters."
+        ) from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: not YAML: {problem}. Save it as plain UTF-8 text.") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"{origin}: lists or mappings inside each other without end. Write them flat."
+        ) from error
+    _check_repeats(node, origin, set())
+    return node
+
+
+def _check_repeats(node: yaml.Node | None, origin: str, seen: set[int]) -> None:
+    if id(node) in seen:  # an alias may point back to what it stands in
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_repeats(item, origin, seen)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(
+                    f"{origin}:{line}: a list or mapping stands where a key should. Quote or rename it."
+                )
+            name = key.value
+            if name in lines:
+                raise ConfigError(
+                    f"{origin}:{line}: {name} is repeated, first on line {lines[name]}. Keep one of them."
+                )
+            lines[name] = line
+            _check_repeats(value, origin, seen)
+
+
+def is_nothing(node: yaml.Node) -> bool:
+    """Tell whether a key has no value at all: null, or empty text."""
+    return isinstance(node, yaml.ScalarNode) and (node.tag.endswith(":null") or not node.value.strip())
+
+
+def convert(given: Given, hint: "TypeForm[object]", choices: Sequence[object] = ()) -> object:
+    """Turn YAML into a value of the type ``hint``: ``'5'`` is an int where one is wanted, ``true`` never is.
+
+    Args:
+        given: What the user wrote.
+        hint: The type of the field, as ``typing.get_type_hints`` gives it.
+        choices: The only values allowed, where the type does not say so.
+
+    Raises:
+        ConfigError: With what was expected and found.
+
+    Example:
+        >>> convert(Given("seed", yaml.compose("7.0"), Path(), "a.yml", 3), int)
+        7
+        >>> convert(Given("seed", yaml.compose("7.5"), Path(), "a.yml", 3), int)
+        Traceback (most recent call last):
+        vlcpt.config.ConfigError: a.yml:3: seed: expected a whole number, found 7.5. Correct it, or remove it.
+    """
+    for value in _readings(given, hint):
+        try:
+            result = _validated(value, hint)
+        except (ValidationError, TypeError):
+            continue
+        if not choices or result is None or result in choices:
+            return result
+    expected = f"one of {', '.join(map(str, choices))}" if choices else _describe(hint)
+    raise given.error(f"expected {expected}, found {_shown(given.node)}. Correct it, or remove it.")
+
+
+def _readings(given: Given, hint: object) -> Iterator[object]:
+    """Give what a piece of YAML may mean: its value, the text itself, the only item of a list."""
+    members = _members(hint)
+    try:
+        value = Loader("").construct_object(given.node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+        raise given.error(
+            f"not a plain value: {problem}. Write text, numbers, lists and mappings only."
+        ) from error
+    yield value
+    # YAML takes `no` for false and a hash of digits for a number; where text is wanted, it is as typed.
+    if isinstance(given.node, yaml.ScalarNode) and not is_nothing(given.node):
+        yield given.node.value
+        if any(get_origin(member) in (list, tuple) for member in members):
+            yield [given.node.value]
+
+
+def _validated(value: object, hint: "TypeForm[object]") -> object:
+    members = _members(hint)
+    if isinstance(value, bool) and not any(
+        member is bool or (get_origin(member) is Literal and value in get_args(member)) for member in members
+    ):
+        raise TypeError("pydantic would take true for 1")
+    # TrainingArguments types a choice as "Enum or text"; only the Enum knows which text is right.
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
+    adapter: TypeAdapter[object] = TypeAdapter(
+        enums[0] if enums else hint, config=ConfigDict(allow_inf_nan=False)
+    )
+    return adapter.validate_python(value)
+
+
+def _members(hint: object) -> tuple[object, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _describe(hint: object) -> str:
+    """Name a type for a person: ``a whole number or null``."""
+    members = _members(hint)
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
+    if enums:
+        return "one of " + ", ".join(str(choice.value) for choice in enums[0])
+    if len(members) > 1:
+        return " or ".join(_describe(member) for member in members)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(hint))
+    if get_origin(hint) in (list, tuple):
+        return f"a list of {_describe(get_args(hint)[0]).removeprefix('one of ')}"
+    return _WORDS.get(get_origin(hint) or hint, str(hint))
+
+
+def _shown(node: yaml.Node) -> str:
+    """Show YAML as written, shortened."""
+    if not isinstance(node, yaml.ScalarNode):
+        return reprlib.repr(Loader("").construct_object(node, deep=True))
+    if is_nothing(node):
+        return "nothing"
+    return node.value if node.style is None else repr(node.value)

@@ -1,0 +1,73 @@
+"""Items become one batch: a row a pack, every sample and the padding a document of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import ProcessorMixin
+
+from vlcpt.data.encoding import IGNORE_INDEX, Sample
+
+
+class CPTDataCollator:
+    """Makes the arguments of ``forward``, plus ``loss_weights``, from items of a data set.
+
+    There is no attention mask: transformers keeps documents apart where the text row of the
+    positions restarts at 0, and only if no mask is passed and no cache is used.
+
+    Args:
+        processor: A ``Qwen2_5_VLProcessor``.
+
+    Example:
+        >>> from vlcpt import encode_document, load_processor, parse_markup
+        >>> from vlcpt.demo import base_path
+        >>> processor = load_processor(base_path())
+        >>> samples = [encode_document(parse_markup(text), processor) for text in ("one two", "three")]
+        >>> batch = CPTDataCollator(processor)([samples])
+        >>> batch["position_ids"].shape[:2]
+        torch.Size([4, 1])
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self._pad = int(processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+
+    def __call__(self, items: Sequence[Sequence[Sample] | Sample]) -> dict[str, torch.Tensor | bool]:
+        """One batch.
+
+        Args:
+            items: B packs of samples; a sample alone is a pack of one.
+
+        Returns:
+            ``input_ids``, ``labels``, ``loss_weights`` (B, T), ``position_ids`` (4, B, T), and where
+            there are media ``pixel_values`` (ΣP, D), ``image_grid_thw`` (ΣI, 3) and the same for
+            videos; ``use_cache`` is False.
+        """
+        packs = [[item] if isinstance(item, Sample) else list(item) for item in items]
+        longest = max(sum(len(sample) for sample in pack) for pack in packs)
+        rows = [self._row(pack, longest) for pack in packs]
+        # The first tensor of the batch tells Trainer its size.
+        batch: dict[str, torch.Tensor | bool] = {
+            "input_ids": torch.stack([row[0] for row in rows]),
+            "labels": torch.stack([row[1] for row in rows]),
+            "loss_weights": torch.stack([row[2] for row in rows]),
+            "position_ids": torch.stack([row[3] for row in rows], dim=1),
+            "use_cache": False,
+        }
+        samples = [sample for pack in packs for sample in pack]
+        for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+            found = [tensor for sample in samples if (tensor := getattr(sample, name)) is not None]
+            if found:
+                batch[name] = torch.cat(found)
+        return batch
+
+    def _row(self, pack: Sequence[Sample], length: int) -> tuple[torch.Tensor, ...]:
+        """Ids, labels, weights (T,) and positions (4, T) of one pack."""
+        room = length - sum(len(sample) for sample in pack)
+        ids = [sample.input_ids for sample in pack] + [torch.full((room,), self._pad)]
+        labels = [sample.labels for sample in pack] + [torch.full((room,), IGNORE_INDEX)]
+        weights = [sample.loss_weights for sample in pack] + [torch.zeros(room)]
+        positions = [torch.cat([torch.arange(len(sample))[None], sample.position_ids]) for sample in pack] + [
+            torch.arange(room).expand(4, -1)
+        ]
+        return torch.cat(ids), torch.cat(labels), torch.cat(weights), torch.cat(positions, dim=1)

@@ -1,0 +1,232 @@
+"""Which document is read when: a map-style data set of packs over sources that stay on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
+from vlcpt.data.markup import Untagged
+from vlcpt.data.media import MediaLimits
+from vlcpt.data.packing import plan_packs
+from vlcpt.data.planning import OnBadData, make_plan
+from vlcpt.data.readers.files import DocumentSource, open_source
+from vlcpt.data.splitting import OnOverlong
+
+PixelsOf = Literal["document", "next_document", "blank"]
+Sources = str | Path | Mapping[str, object] | Sequence[object]
+
+
+class CPTDataset(Dataset[list[Sample]]):
+    """Packs of samples, planned once: every document at least once a pass.
+
+    Making it reads every row and every medium's header, and fills :attr:`ledger`; pixels are
+    decoded when an item is read. Items and their order depend on the data and the seed alone,
+    not on workers or ranks.
+
+    Args:
+        sources: A path, a mapping as in ``train_data``, or a list of these; or rows or Documents in
+            memory, a ``datasets.Dataset`` included.
+        processor: A ``Qwen2_5_VLProcessor``.
+        max_length: Tokens of a pack, media included.
+        packing: Whether an item holds as many samples as fit, or one.
+        seed: Decides packs, repetition and replay.
+        replay_data: Sources that are drawn from until they make up ``replay_share`` of all targets.
+        replay_share: 0 ≤ share < 1.
+        untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
+        min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
+
+    Raises:
+        DocumentError: At the first row that cannot be used, unless ``on_bad_data`` is ``skip``.
+
+    Example:
+        >>> from vlcpt import load_processor
+        >>> from vlcpt.demo import base_path
+        >>> rows = [{"text": "one <trainable_text>two</trainable_text>"}] * 3
+        >>> dataset = CPTDataset(rows, load_processor(base_path()), max_length=64)
+        >>> len(dataset), dataset.ledger.total.documents["used"]
+        (1, 3)
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        processor: ProcessorMixin,
+        *,
+        max_length: int,
+        packing: bool = True,
+        seed: int = 0,
+        replay_data: Sources = (),
+        replay_share: float = 0.0,
+        untagged: Untagged = "train",
+        train_eos: TrainEos = "auto",
+        on_overlong: OnOverlong = "split",
+        on_bad_data: OnBadData = "error",
+        max_bad_fraction: float = 0.01,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        limits: MediaLimits | None = None,
+    ) -> None:
+        if not 0 <= replay_share < 1:
+            raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
+        train = _open(sources, untagged)
+        replay = _open(replay_data, untagged) if replay_share else []
+        self._sources = _distinct([*train, *replay])
+        self._encoder = DocumentEncoder(
+            processor,
+            train_eos=train_eos,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            fps=fps,
+            max_frames=max_frames,
+            limits=limits,
+        )
+        plan = make_plan(
+            self._sources[: len(train)],
+            self._sources[len(train) :],
+            self._encoder,
+            max_length=max_length,
+            replay_share=replay_share,
+            seed=seed,
+            on_overlong=on_overlong,
+            on_bad_data=on_bad_data,
+            max_bad_fraction=max_bad_fraction,
+        )
+        self.ledger = plan.ledger
+        self.max_length = max_length
+        self.packing = packing
+        self._pixels_of: PixelsOf = "document"
+        # Flat arrays, which workers share with the parent instead of copying them.
+        self._samples = np.array(
+            [
+                (one.source, one.row, part.start, part.stop, part.repeated, part.targets)
+                for one, repeats in zip(plan.documents, plan.repeats.tolist(), strict=True)
+                for _ in range(repeats)
+                for part in one.parts
+            ],
+            dtype=np.int64,
+        )
+        drawn = [one for one, repeats in zip(plan.documents, plan.repeats, strict=True) if repeats]
+        self._with_images = np.array([(one.source, one.row) for one in drawn if one.images], dtype=np.int64)
+        self._with_videos = np.array([(one.source, one.row) for one in drawn if one.videos], dtype=np.int64)
+        # A shuffle first, so that equal lengths fall together at random and not by file order.
+        order = np.random.default_rng(seed).permutation(len(self._samples))
+        lengths = self._samples[order, 3] - self._samples[order, 2]
+        packs = plan_packs(lengths.tolist(), max_length) if packing else [[n] for n in range(len(order))]
+        self._pack_of = order[np.concatenate([np.array(pack, dtype=np.int64) for pack in packs])]
+        self._pack_ends = np.cumsum([len(pack) for pack in packs])
+        self.ledger.samples = len(self._samples)
+        self.ledger.packs = len(packs)
+        self.ledger.fill = round(float(lengths.sum()) / (len(packs) * max_length), 6) if packing else None
+
+    def __len__(self) -> int:
+        return len(self._pack_ends)
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        return [self._sample(number) for number in self._numbers(index)]
+
+    @property
+    def has_media(self) -> bool:
+        """Whether any document that is read has an image or a video."""
+        return len(self._with_images) + len(self._with_videos) > 0
+
+    @property
+    def can_shuffle(self) -> bool:
+        """Whether every document with an image, or with a video, has another one to swap with."""
+        return self.has_media and 1 not in (len(self._with_images), len(self._with_videos))
+
+    def names(self, index: int) -> list[str]:
+        """The documents of an item, as messages call them."""
+        return [
+            self._sources[source].document(row).name
+            for source, row in self._samples[self._numbers(index), :2].tolist()
+        ]
+
+    def targets(self, index: int) -> int:
+        """Targets of an item."""
+        return int(self._samples[self._numbers(index), 5].sum())
+
+    def with_pixels_of(self, pixels_of: PixelsOf) -> CPTDataset:
+        """The same samples with other pixels: the next document's on the same grid, or none.
+
+        How much worse the text is predicted then shows how far it relies on what is seen.
+        """
+        other = object.__new__(CPTDataset)
+        other.__dict__.update(self.__dict__)
+        other._pixels_of = pixels_of
+        return other
+
+    def _numbers(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        index %= len(self)
+        first = self._pack_ends[index - 1] if index else 0
+        return self._pack_of[first : self._pack_ends[index]]
+
+    def _sample(self, number: int) -> Sample:
+        source, row, start, stop, repeated, _ = self._samples[number].tolist()
+        document = self._sources[source].document(row)
+        stream = self._encoder.tokens(document)
+        pixels = None
+        if self._pixels_of != "document":
+            pixels = tuple(
+                self._next(found, source, row) if self._pixels_of == "next_document" else None
+                for found in (self._with_images, self._with_videos)
+            )
+        return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
+
+    def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
+        """The document after this one among those with the medium; None if there is no other."""
+        place = np.flatnonzero((found == (source, row)).all(axis=1)) if len(found) > 1 else []
+        if not len(place):
+            return None
+        source, row = found[(place[0] + 1) % len(found)].tolist()
+        return self._sources[source].document(row)
+
+
+def _open(sources: Sources, untagged: Untagged) -> list[DocumentSource]:
+    """Sources as any caller may give them."""
+    if isinstance(sources, str | Path):
+        return [open_source(sources, untagged=untagged)]
+    if isinstance(sources, Mapping):
+        return [_open_mapping(sources, untagged)]
+    if not len(sources):
+        return []
+    is_list = isinstance(sources, list | tuple)
+    if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
+        opened: list[DocumentSource] = []
+        for one in sources:
+            opened += _open(one, untagged) if isinstance(one, str | Path | Mapping) else []
+        return opened
+    return [open_source(sources, untagged=untagged)]
+
+
+def _is_source(one: object) -> bool:
+    return isinstance(one, Mapping) and "path" in one and "text" not in one and "segments" not in one
+
+
+def _open_mapping(entry: Mapping[str, object], untagged: Untagged) -> DocumentSource:
+    path = entry["path"]
+    if entry.get("split") or entry.get("targets"):
+        key = "split" if entry.get("split") else "targets"
+        raise DocumentError(f"{key!r} does not apply to this kind of file.", kind="source", field=str(path))
+    values = {key: value for key, value in entry.items() if key not in ("path", "split", "targets")}
+    return open_source(path, untagged=untagged, **values)  # type: ignore[arg-type]
+
+
+def _distinct(sources: list[DocumentSource]) -> list[DocumentSource]:
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise DocumentError(
+                f"two sources are called {name!r}. Give each its own 'name'.", kind="source", field="name"
+            )
+    return sources

@@ -1,0 +1,289 @@
+"""A document and its parts: what every reader makes and everything else works on.
+
+Nothing here knows tensors, files on disk or the model: a document is plain, immutable data.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import groupby
+
+# Where a tag or a media marker may begin. A bare `<trainable_text` counts: whatever begins like
+# the tag has to be one, or be escaped. [0-9], not \d, which also takes other scripts' digits.
+TAG_START = re.compile(r"</?trainable_text|<image>|<video>|<(?:IMG|VID)[0-9]{1,9}>")
+
+MAX_WEIGHT = 100.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a document came from, as messages name it.
+
+    Args:
+        path: The file, as the user wrote it.
+        line: 1-based line, row or file number.
+
+    Example:
+        >>> str(Source("train.jsonl", 17))
+        'train.jsonl:17'
+    """
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+class DocumentError(ValueError):
+    """A document that cannot be used: where, what was found, what to do.
+
+    Args:
+        reason: What was found and what to do about it.
+        kind: One word for the ledger's table of reasons, e.g. ``"markup"``.
+        source: The document's file and line, when known.
+        field: The field of the row, e.g. ``"text"`` or ``"images[2]"``.
+        offset: 0-based character offset inside the field.
+
+    Example:
+        >>> print(DocumentError("not closed", source=Source("a.jsonl", 3), field="text", offset=8))
+        a.jsonl:3: text, character 8: not closed
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        kind: str = "row",
+        source: Source | None = None,
+        field: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.kind = kind
+        self.source = source
+        self.field = field
+        self.offset = offset
+
+    def __str__(self) -> str:
+        place = self.field or ""
+        if self.offset is not None:
+            place += f", character {self.offset}"
+        return ": ".join(part for part in (str(self.source or ""), place, self.reason) if part)
+
+    def at(self, source: Source | None, field: str | None = None) -> DocumentError:
+        """The same error with its place filled in where it was not known yet."""
+        return DocumentError(
+            self.reason,
+            kind=self.kind,
+            source=self.source or source,
+            field=self.field or field,
+            offset=self.offset,
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive a worker's pickle
+        return (_rebuild_error, (self.reason, self.kind, self.source, self.field, self.offset))
+
+
+def _rebuild_error(
+    reason: str, kind: str, source: Source | None, field: str | None, offset: int | None
+) -> DocumentError:
+    return DocumentError(reason, kind=kind, source=source, field=field, offset=offset)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of text that is either trained or context.
+
+    Args:
+        text: The characters, never empty in a parsed document.
+        trainable: Whether its tokens are targets.
+        weight: Scales the loss of its targets; 0 < weight ≤ 100. Meaningless for context, and then 1.
+
+    Raises:
+        DocumentError: If the weight is out of range or the text cannot be written as UTF-8.
+
+    Example:
+        >>> Text("the valve", trainable=True).weight
+        1.0
+    """
+
+    text: str
+    trainable: bool = False
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.trainable:
+            object.__setattr__(self, "weight", 1.0)
+        if not 0 < self.weight <= MAX_WEIGHT:
+            raise DocumentError(
+                f"the weight {self.weight} is out of range. Use a number above 0, up to 100.", kind="markup"
+            )
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise DocumentError(
+                f"half of a surrogate pair ({self.text[error.start]!r}) is not a character. "
+                "Write the file as UTF-8 without \\ud800 to \\udfff escapes standing alone.",
+                kind="markup",
+            ) from None
+
+
+@dataclass(frozen=True)
+class Image:
+    """A reference to an image: a path, or the file's bytes, and its own pixel limits.
+
+    Example:
+        >>> Image("figures/a.png", max_pixels=200_000).path
+        'figures/a.png'
+    """
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __str__(self) -> str:
+        return self.path or "image given as bytes"
+
+
+@dataclass(frozen=True)
+class Video:
+    """A reference to a video: a path, or the file's bytes, its own pixel limits and sampling.
+
+    Args:
+        fps: Frames to take per second of video.
+        max_frames: Frames to take at most.
+
+    Example:
+        >>> Video("clips/a.mp4", fps=1.0).fps
+        1.0
+    """
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+
+    def __str__(self) -> str:
+        return self.path or "video given as bytes"
+
+
+Medium = Image | Video
+Segment = Text | Image | Video
+
+
+@dataclass(frozen=True)
+class Document:
+    """One row of the user's data: text, images and video in reading order.
+
+    Two documents are equal when their segments are. Neighbouring texts with the same treatment
+    are merged and empty ones dropped, so that equal content has one form.
+
+    Args:
+        segments: In reading order.
+        id: The row's own id; messages fall back to the source.
+        source: File and line.
+        media_root: The folder that its media paths start from and may not leave; None: as trusted.
+        tagged: Whether the row marked its spans itself (False: ``untagged`` decided).
+        empty_spans: Spans without a character, counted for the ledger.
+
+    Example:
+        >>> Document((Text("a"), Text("b"), Text("", trainable=True))).segments
+        (Text(text='ab', trainable=False, weight=1.0),)
+    """
+
+    segments: tuple[Segment, ...]
+    id: str | None = field(default=None, compare=False)
+    source: Source | None = field(default=None, compare=False)
+    media_root: str | None = field(default=None, compare=False)
+    tagged: bool = field(default=True, compare=False)
+    empty_spans: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        merged: list[Segment] = []
+        for key, run in groupby(self.segments, key=_treatment):
+            if key is None:
+                merged.extend(run)
+            else:
+                text = "".join(segment.text for segment in run if isinstance(segment, Text))
+                if text:
+                    merged.append(Text(text, *key))
+        object.__setattr__(self, "segments", tuple(merged))
+
+    @property
+    def name(self) -> str:
+        """What messages call this document."""
+        return self.id or str(self.source or "document")
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The images, in reading order."""
+        return tuple(segment for segment in self.segments if isinstance(segment, Image))
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """The videos, in reading order."""
+        return tuple(segment for segment in self.segments if isinstance(segment, Video))
+
+    def to_markup(self) -> str:
+        r"""Markup that parses to an equal document, given :attr:`images` and :attr:`videos`.
+
+        Example:
+            >>> Document((Image("a.png"), Text("2 <image> tags", trainable=True))).to_markup()
+            '<image><trainable_text>2 \\<image> tags</trainable_text>'
+        """
+        parts: list[str] = []
+        has_span = False
+        for number, segment in enumerate(self.segments):
+            if isinstance(segment, Image):
+                parts.append("<image>")
+            elif isinstance(segment, Video):
+                parts.append("<video>")
+            else:
+                before_tag = segment.trainable or number + 1 < len(self.segments)
+                text = _escape(segment.text, before_tag=before_tag)
+                if segment.trainable:
+                    has_span = True
+                    weight = "" if segment.weight == 1 else f' weight="{segment.weight!r}"'
+                    text = f"<trainable_text{weight}>{text}</trainable_text>"
+                parts.append(text)
+        if not has_span and any(isinstance(segment, Text) for segment in self.segments):
+            # An empty span says "tagged": without it `untagged: train` would train everything.
+            parts.insert(0, "<trainable_text></trainable_text>")
+        return "".join(parts)
+
+
+def _treatment(segment: Segment) -> tuple[bool, float] | None:
+    return (segment.trainable, segment.weight) if isinstance(segment, Text) else None
+
+
+def _escape(text: str, *, before_tag: bool) -> str:
+    """Backslashes so that nothing in ``text`` reads as a tag, and its own backslashes stay."""
+    parts: list[str] = []
+    done = 0
+    for match in TAG_START.finditer(text):
+        slashes = trailing_backslashes(text, done, match.start())
+        parts += [text[done : match.start()], "\\" * (slashes + 1), match.group()]
+        done = match.end()
+    parts.append(text[done:])
+    if before_tag:
+        parts.append("\\" * trailing_backslashes(text, done, len(text)))
+    return "".join(parts)
+
+
+def trailing_backslashes(text: str, start: int, end: int) -> int:
+    r"""Backslashes directly before ``end``, not looking before ``start``.
+
+    Example:
+        >>> trailing_backslashes("a" + "\\" * 3, 0, 4)
+        3
+    """
+    count = 0
+    while end - count > start and text[end - count - 1] == "\\":
+        count += 1
+    return count

@@ -1,0 +1,201 @@
+"""What happened to every document and token that was read, exactly."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vlcpt.data.encoding import TokenStream
+from vlcpt.data.splitting import Part
+
+DOCUMENT_COUNTS = (
+    "read",
+    "used",
+    "not_drawn",
+    "untagged",
+    "split",
+    "without_targets",
+    "cut_edges",
+    "empty_spans",
+    "repeats",
+)
+TOKEN_COUNTS = (
+    "read",
+    "targets",
+    "context",
+    "media",
+    "special",
+    "trimmed",
+    "not_drawn",
+    "targets_without_context",
+    "repeated",
+)
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The tokens of one document, by what becomes of them; they add up to ``read``.
+
+    Args:
+        read: All.
+        targets: Trained.
+        context: Text that is read and not trained; ``targets_without_context`` are part of it.
+        media: Pad tokens.
+        special: Vision start and end, and end-of-text where it is no target.
+        trimmed: After a sample's last target.
+        targets_without_context: A document's first token, where it is inside a span.
+        repeated: Opening tokens of later parts; outside the sum.
+    """
+
+    read: int
+    targets: int
+    context: int
+    media: int
+    special: int
+    trimmed: int
+    targets_without_context: int
+    repeated: int
+
+
+def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:
+    """Count a document's tokens.
+
+    Example:
+        >>> labels = np.array([-100, 7, -100])
+        >>> stream = TokenStream(np.arange(3), labels, (labels > 0) * 1.0, (), np.array([2]), 0, 0)
+        >>> counts = count_tokens(stream, [Part(0, 2, False, 1)])
+        >>> counts.targets, counts.context, counts.trimmed
+        (1, 1, 1)
+    """
+    kept = np.zeros(len(stream), dtype=bool)
+    for part in parts:
+        kept[part.start + part.repeated : part.stop] = True
+    is_special = np.zeros(len(stream), dtype=bool)
+    is_special[stream.special] = True
+    is_media = np.zeros(len(stream), dtype=bool)
+    for placed in stream.media:
+        is_media[placed.start + 1 : placed.stop - 1] = True
+    is_target = stream.labels >= 0
+    return TokenCounts(
+        read=len(stream),
+        targets=int((kept & is_target).sum()),
+        context=int((kept & ~is_target & ~is_media & ~is_special).sum()),
+        media=int((kept & is_media).sum()),
+        special=int((kept & is_special).sum()),
+        trimmed=int((~kept).sum()),
+        targets_without_context=stream.without_context,
+        repeated=sum(part.repeated for part in parts),
+    )
+
+
+@dataclass
+class SourceLedger:
+    """The account of one source; the keys are those of ``ledger.json``."""
+
+    documents: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    dropped_documents: Counter[str] = field(default_factory=Counter)
+    dropped_tokens: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    share_asked: float | None = None
+    share_realised: float | None = None
+
+    def imbalance(self) -> str | None:
+        """What does not add up, or None."""
+        documents, tokens = self.documents, self.tokens
+        used = documents["used"] + documents["not_drawn"] + self.dropped_documents.total()
+        kept = sum(tokens[key] for key in ("targets", "context", "media", "special", "trimmed", "not_drawn"))
+        kept += self.dropped_tokens.total()
+        if documents["read"] != used:
+            return f"{documents['read']} documents were read but {used} are accounted for"
+        if tokens["read"] != kept:
+            return f"{tokens['read']} tokens were read but {kept} are accounted for"
+        return None
+
+    def as_json(self) -> dict[str, object]:
+        """The source as ``ledger.json`` has it."""
+        documents: dict[str, object] = {key: self.documents[key] for key in DOCUMENT_COUNTS}
+        tokens: dict[str, object] = {key: self.tokens[key] for key in TOKEN_COUNTS}
+        documents["dropped"] = dict(sorted(self.dropped_documents.items()))
+        tokens["dropped"] = dict(sorted(self.dropped_tokens.items()))
+        found: dict[str, object] = {"documents": documents, "tokens": tokens, "samples": self.samples}
+        if self.share_realised is not None:
+            found["share"] = {"asked": self.share_asked, "realised": self.share_realised}
+        return found
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """One document that is not used, as ``dropped.jsonl`` has it."""
+
+    source: str
+    line: int
+    id: str | None
+    reason: str
+    detail: str
+
+
+class Ledger:
+    """The account of one planned pass over all sources.
+
+    Args:
+        sources: Their names, in order.
+
+    Example:
+        >>> ledger = Ledger(["train"])
+        >>> ledger.sources["train"].documents["read"] += 1
+        >>> ledger.check()
+        Traceback (most recent call last):
+        ...
+        RuntimeError: the ledger of 'train' does not balance: 1 documents were read but 0 are accounted for
+    """
+
+    def __init__(self, sources: list[str]) -> None:
+        self.sources = {name: SourceLedger() for name in sources}
+        self.dropped: list[Dropped] = []
+        self.samples = 0
+        self.packs = 0
+        self.fill: float | None = None
+
+    @property
+    def total(self) -> SourceLedger:
+        """All sources together."""
+        total = SourceLedger()
+        for source in self.sources.values():
+            total.documents += source.documents
+            total.tokens += source.tokens
+            total.dropped_documents += source.dropped_documents
+            total.dropped_tokens += source.dropped_tokens
+            total.samples += source.samples
+        return total
+
+    def check(self) -> None:
+        """Raise if anything that was read is not accounted for."""
+        for name, source in (*self.sources.items(), ("total", self.total)):
+            wrong = source.imbalance()
+            if wrong:
+                raise RuntimeError(f"the ledger of {name!r} does not balance: {wrong}")
+
+    def as_json(self) -> dict[str, object]:
+        """The content of ``ledger.json``."""
+        return {
+            "sources": {name: source.as_json() for name, source in self.sources.items()},
+            "total": self.total.as_json(),
+            "samples": self.samples,
+            "packs": self.packs,
+            "fill": self.fill,
+        }
+
+    def write(self, directory: Path) -> None:
+        """Write ``ledger.json`` and ``dropped.jsonl``, each whole or not at all."""
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(vars(one), ensure_ascii=False) + "\n" for one in self.dropped)
+        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+        for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
+            partial = directory / f".{name}.partial"
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(directory / name)

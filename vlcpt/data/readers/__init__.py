@@ -1,0 +1,1 @@
+"""Rows become Documents: one module a schema, and ``files`` for how rows are stored."""

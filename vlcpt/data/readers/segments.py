@@ -1,0 +1,73 @@
+"""Rows of ``{"segments": [{"type": "text", "text", "trainable", "weight"}, {"type": "image", …}]}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vlcpt.data.documents import Document, DocumentError, Segment, Text
+from vlcpt.data.markup import Untagged
+from vlcpt.data.readers.fields import Row, list_field
+from vlcpt.data.references import image_from, video_from
+
+_KEYS = {
+    "text": {"type", "text", "trainable", "weight"},
+    "image": {"type", "image"},
+    "video": {"type", "video"},
+}
+
+
+def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
+    """A document from a row of segments. Tags inside a text segment are plain characters.
+
+    A row always says itself what it trains, so ``untagged`` does not apply.
+
+    Example:
+        >>> read_row({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
+        (Text(text='a', trainable=True, weight=1.0),)
+    """
+    if "segments" not in row:
+        raise DocumentError(
+            f"the field is missing. Fields found: {', '.join(map(repr, row)) or 'none'}.",
+            kind="row",
+            field="segments",
+        )
+    segments: list[Segment] = []
+    empty_spans = 0
+    for number, entry in enumerate(list_field(row, "segments")):
+        place = f"segments[{number}]"
+        try:
+            segment = _segment(entry)
+        except DocumentError as error:
+            raise error.at(None, place) from None
+        if isinstance(segment, Text) and segment.trainable and not segment.text:
+            empty_spans += 1
+        segments.append(segment)
+    return Document(tuple(segments), empty_spans=empty_spans)
+
+
+def _segment(entry: object) -> Segment:
+    if not isinstance(entry, Mapping):
+        raise DocumentError(f"expected a segment with a 'type', found {type(entry).__name__}.")
+    kind = entry.get("type")
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise DocumentError(f"'type' must be 'text', 'image' or 'video'; found {kind!r}.")
+    # Null is how Arrow fills the keys that other segments of a row have.
+    unknown = [key for key, value in entry.items() if key not in _KEYS[kind] and value is not None]
+    if unknown:
+        raise DocumentError(
+            f"a segment of type {kind!r} has no key {unknown[0]!r}. Known: {', '.join(sorted(_KEYS[kind]))}."
+        )
+    if kind == "image":
+        return image_from(entry.get("image"))
+    if kind == "video":
+        return video_from(entry.get("video"))
+    text, trainable, weight = entry.get("text"), entry.get("trainable"), entry.get("weight")
+    if not isinstance(text, str):
+        raise DocumentError(f"'text' must be a string; found {type(text).__name__}.")
+    if not isinstance(trainable, bool):
+        raise DocumentError(f"'trainable' must be true or false; found {trainable!r}.")
+    if weight is None:
+        return Text(text, trainable)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise DocumentError(f"'weight' must be a number; found {weight!r}.")
+    return Text(text, trainable, float(weight))

@@ -1,0 +1,17 @@
+"""Plain text files: one file, one document, all of it trained."""
+
+from __future__ import annotations
+
+from vlcpt.data.documents import Document, Text
+from vlcpt.data.markup import Untagged
+from vlcpt.data.readers.fields import Row, text_field
+
+
+def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
+    """A document whose whole text is trained; nothing in it is markup.
+
+    Example:
+        >>> read_row({"text": "<image> is plain here"}).segments
+        (Text(text='<image> is plain here', trainable=True, weight=1.0),)
+    """
+    return Document((Text(text_field(row, "text"), trainable=True),))

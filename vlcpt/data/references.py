@@ -1,0 +1,96 @@
+"""What a row may hold for an image or a video, read into :class:`Image` or :class:`Video`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+
+from vlcpt.data.documents import DocumentError, Image, Video
+
+
+def image_from(reference: object) -> Image:
+    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, a dict, or an Image.
+
+    Raises:
+        DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
+
+    Example:
+        >>> image_from({"path": "a.png", "max_pixels": 50176})
+        Image(path='a.png', min_pixels=None, max_pixels=50176)
+    """
+    return reference if isinstance(reference, Image) else Image(**_reference_fields(reference, Image))  # type: ignore[arg-type]
+
+
+def video_from(reference: object) -> Video:
+    """A :class:`Video` from a path, a ``data:`` URI, a dict, or a Video; see :func:`image_from`.
+
+    Example:
+        >>> video_from({"path": "a.mp4", "fps": 1}).fps
+        1.0
+    """
+    return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
+
+
+def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
+    if isinstance(reference, str):
+        return _split_data_uri(reference)
+    if not isinstance(reference, Mapping):
+        raise DocumentError(
+            f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
+            f"found {type(reference).__name__}.",
+            kind="reference",
+        )
+    known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
+    values: dict[str, object] = {}
+    for key, value in reference.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+            raise DocumentError(f"a media reference has no key {key!r}.{hint}", kind="reference")
+        if value is not None:
+            values[key] = _checked(key, value)
+    data, path = values.pop("bytes", None), values.pop("path", None)
+    if data is None and path is None:
+        raise DocumentError("a media reference needs 'path' or 'bytes'; both are missing.", kind="reference")
+    if isinstance(path, str) and data is None:
+        return values | _split_data_uri(path)
+    return values | {"path": path, "data": data}
+
+
+def _checked(key: str, value: object) -> object:
+    """The value of one key of a media reference, or an error that names its type."""
+    if key in ("path", "bytes"):
+        wanted: type = str if key == "path" else bytes
+        if isinstance(value, wanted):
+            return value
+        raise DocumentError(
+            f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
+            kind="reference",
+        )
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
+        raise DocumentError(
+            f"{key!r} of a media reference must be a number above 0; found {value!r}.", kind="reference"
+        )
+    return float(value) if key == "fps" else int(value)  # type: ignore[call-overload]
+
+
+def _split_data_uri(reference: str) -> dict[str, object]:
+    if reference[:5].lower() != "data:":
+        if not reference:
+            raise DocumentError("a media reference is an empty path.", kind="reference")
+        return {"path": reference}
+    header, comma, payload = reference.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise DocumentError(
+            "a data: URI must have the form data:image/png;base64,…; "
+            f"found {reference[:40]!r}… Encode the file as base64.",
+            kind="reference",
+        )
+    try:
+        return {"data": base64.b64decode(payload, validate=True)}
+    except binascii.Error as error:
+        raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None

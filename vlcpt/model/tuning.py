@@ -1,0 +1,301 @@
+"""What trains: towers in full or through adapters, in which precision, at which learning rate."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from vlcpt.model.adapters import adapted_towers, base_model, is_tied, target_pattern, trainable_modules
+from vlcpt.model.families import TOWERS, Tower, family_of, is_embedding, tower_of
+
+Tuning = Literal["full", "lora", "qlora"]
+
+
+def apply_tuning(
+    model: PreTrainedModel,
+    *,
+    tuning: Tuning = "lora",
+    train_language: bool = True,
+    train_merger: bool = False,
+    train_vision: bool = False,
+    train_embeddings: bool = False,
+    lora_towers: Sequence[str] | None = None,
+    lora_r: int = 16,
+    lora_alpha: float = 32,
+    lora_dropout: float = 0.0,
+    lora_target_modules: Sequence[str] | None = None,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> PreTrainedModel | PeftModel:
+    """Freeze the model but for what is to train, and put adapters where they belong.
+
+    A tower that trains in full beside adapters does so as peft's ``modules_to_save``: a copy, saved with
+    the adapter, so that the base stays as it was. Trained parameters become float32, because small
+    updates vanish in bfloat16; frozen ones keep their type. A language tower that trains in full
+    includes its embeddings. Tied embeddings stay tied.
+
+    Args:
+        model: A model of a supported family; in 4 bits for ``qlora``. Changed in place.
+        tuning: ``full``: the towers' own weights; ``lora`` and ``qlora``: adapters.
+        train_embeddings: Train input and output embeddings in full, whatever else trains.
+        lora_towers: Of the trained towers, those that get adapters; the others train in full. None is all.
+        lora_target_modules: Names of layers inside those towers, such as ``q_proj`` or ``mlp.0``; never
+            applied to another tower. None is each tower's attention and MLP layers.
+
+    Raises:
+        ValueError: If nothing would train, a tower or layer name matches nothing, an adapter
+            is asked for on tied embeddings, or 4-bit weights would have to train in full.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from transformers import AutoModelForImageTextToText
+        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
+        >>> model = apply_tuning(model, train_merger=True, lora_r=4)
+        >>> [row.how for row in tower_table(model)]
+        ['frozen', 'LoRA r=4', 'LoRA r=4']
+    """
+    family = family_of(model.config.model_type)
+    wanted: dict[Tower, bool] = {"vision": train_vision, "merger": train_merger, "language": train_language}
+    trained = [tower for tower in TOWERS if wanted[tower]]
+    if not trained and not train_embeddings:
+        raise ValueError(
+            "Nothing would train. "
+            "Set one of train_language, train_merger, train_vision or train_embeddings to true."
+        )
+    model.requires_grad_(False)
+    if tuning == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(
+                family.tower_of(name) in trained or (train_embeddings and is_embedding(name))
+            )
+        return finish_tuning(model)
+
+    adapted = adapted_towers(trained, lora_towers)
+    full = [tower for tower in trained if tower not in adapted]
+    if tuning == "qlora" and "language" in full:
+        raise ValueError(
+            "The language tower is held in 4 bits and cannot train in full. "
+            "Add 'language' to lora_towers, or set train_language: false, or tuning: lora."
+        )
+    copies = [path for tower in full for path in trainable_modules(model, family, tower)]
+    if train_embeddings:
+        copies += [path for path in family.embeddings if path not in copies]
+    config = LoraConfig(
+        r=lora_r,
+        lora_alpha=lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
+        lora_dropout=lora_dropout,
+        target_modules=target_pattern(model, family, adapted, lora_target_modules),
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+        modules_to_save=copies or None,
+        # peft warns when this is asked for and no tied module is among the copies.
+        ensure_weight_tying=is_tied(model, family) and any(path in copies for path in family.embeddings),
+    )
+    return finish_tuning(get_peft_model(model, config))
+
+
+def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Make trained parameters float32, and let layers of different types stand side by side.
+
+    ``apply_tuning`` ends with this; so does loading an adapter to go on with.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import torch
+        >>> from transformers import AutoModelForImageTextToText
+        >>> model = AutoModelForImageTextToText.from_pretrained(
+        ...     str(files("vlcpt") / "demo/base"), dtype=torch.bfloat16
+        ... ).requires_grad_(False)
+        >>> model.lm_head.requires_grad_(True).weight.dtype
+        torch.bfloat16
+        >>> finish_tuning(model).lm_head.weight.dtype
+        torch.float32
+    """
+    for parameter in model.parameters():
+        # What ZeRO-3 has partitioned holds no data here; DeepSpeed keeps its float32 master.
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
+    base = base_model(model)
+    # Without autocast a layer refuses an input of another type than its weight's.
+    for path, inner in family_of(base.config.model_type).seams.items():
+        base.get_submodule(path).register_forward_pre_hook(partial(_cast_inputs, inner), with_kwargs=True)
+    return model
+
+
+def _cast_inputs(
+    inner: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """A forward hook: hidden states in the type of the weight of the layer ``inner``."""
+    # Through peft's wrappers this is the weight in use: the trained copy, or the original with adapters off.
+    weight = module.get_submodule(inner).weight
+    assert isinstance(weight, torch.Tensor)
+    dtype = weight.dtype
+
+    def cast(value: object) -> object:
+        return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+    if "inputs_embeds" in kwargs:
+        kwargs = kwargs | {"inputs_embeds": cast(kwargs["inputs_embeds"])}
+    return tuple(cast(value) for value in args), kwargs
+
+
+def limit_checkpointing(model: nn.Module) -> None:
+    """Keep activation checkpointing off a frozen vision tower. Call it after checkpointing was turned on.
+
+    transformers then makes every tower's input require gradients, so that a frozen tower would run a
+    second time and backward for nothing. Only the reentrant kind of checkpointing needs that.
+
+    Raises:
+        ValueError: If checkpointing is of the reentrant kind.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from transformers import AutoModelForImageTextToText
+        >>> base = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
+        >>> model = apply_tuning(base)
+        >>> model.activation_checkpointing_enable()
+        >>> limit_checkpointing(model)
+        >>> base.model.visual.blocks[0].gradient_checkpointing
+        False
+    """
+    trained = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, module in model.named_modules():
+        if not isinstance(module, GradientCheckpointingLayer) or not module.gradient_checkpointing:
+            continue
+        checkpoint = module._gradient_checkpointing_func
+        assert isinstance(checkpoint, partial)
+        # The keyword's default in torch is the reentrant kind.
+        if checkpoint.keywords.get("use_reentrant", True):
+            raise ValueError(
+                "Reentrant activation checkpointing would run frozen towers backward. "
+                "Set activation_checkpointing_kwargs: {use_reentrant: false}."
+            )
+        # Gradients pass through the language tower on their way down even when it is frozen.
+        if tower_of(name) == "vision" and "vision" not in trained:
+            module.gradient_checkpointing = False
+    base_model(model).disable_input_require_grads()
+
+
+@dataclass(frozen=True)
+class TowerRow:
+    """One line of the table at the start of a run.
+
+    Args:
+        total: Parameters of the base model in this tower; shared ones once.
+        trained: Parameters that train: the tower's own, copies of them, or its adapters'.
+        how: ``frozen``, ``full``, ``embeddings``, ``LoRA r=16``, or ``LoRA r=16 + embeddings``.
+        dtype: How the tower's own weights are held, such as ``bfloat16`` or ``4-bit``.
+    """
+
+    tower: Tower
+    total: int
+    trained: int
+    how: str
+    dtype: str
+
+
+def tower_table(model: nn.Module) -> list[TowerRow]:
+    """What trains in each tower, and how, from the state of the parameters.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from transformers import AutoModelForImageTextToText
+        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
+        >>> rows = tower_table(apply_tuning(model, tuning="full"))
+        >>> [(row.tower, row.how, row.trained == row.total) for row in rows]
+        [('vision', 'frozen', False), ('merger', 'frozen', False), ('language', 'full', True)]
+    """
+    return [_row(model, tower) for tower in TOWERS]
+
+
+def _row(model: nn.Module, tower: Tower) -> TowerRow:
+    own = [(name, p) for name, p in model.named_parameters() if tower_of(name) == tower]
+    base = {name: p for name, p in own if "modules_to_save" not in name and ".lora_" not in name}
+    trained = {name: p for name, p in own if p.requires_grad}
+    how = []
+    if any(".lora_" in name for name in trained) and isinstance(model, PeftModel):
+        config = model.peft_config[model.active_adapter]
+        assert isinstance(config, LoraConfig)
+        how.append(f"{'DoRA' if config.use_dora else 'LoRA'} r={config.r}")
+    in_full = [name for name in trained if ".lora_" not in name]
+    if in_full:
+        how.append("embeddings" if all(is_embedding(name) for name in in_full) else "full")
+    return TowerRow(
+        tower=tower,
+        total=sum(_size(p) for p in base.values()),
+        trained=sum(_size(p) for p in trained.values()),
+        how=" + ".join(how) or "frozen",
+        dtype=", ".join(sorted({_dtype(p) for p in base.values()})),
+    )
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, also if it is packed in 4 bits or partitioned by ZeRO-3."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return int(torch.Size(state.shape).numel())
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _dtype(parameter: nn.Parameter) -> str:
+    is_packed = getattr(parameter, "quant_state", None) is not None
+    return "4-bit" if is_packed else str(parameter.dtype).removeprefix("torch.")
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    vision_learning_rate: float | None = None,
+    merger_learning_rate: float | None = None,
+    embedding_learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    decay_names: Collection[str] = (),
+) -> list[dict[str, object]]:
+    """Groups for the optimizer: each trained parameter once, at its tower's learning rate.
+
+    Args:
+        learning_rate: For the language tower, and for each other that has none of its own.
+        decay_names: Names of the parameters that get ``weight_decay``, as ``named_parameters`` gives them.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``weight_decay`` and, for logging, ``name``: ``vision``, ``merger``,
+        ``language`` or ``embeddings``; two of one name where only some parameters decay.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from transformers import AutoModelForImageTextToText
+        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
+        >>> model = apply_tuning(model, train_merger=True)
+        >>> groups = parameter_groups(model, learning_rate=1e-4, merger_learning_rate=2e-5)
+        >>> [(group["name"], group["lr"]) for group in groups]
+        [('merger', 2e-05), ('language', 0.0001)]
+    """
+    rates = {
+        "vision": vision_learning_rate,
+        "merger": merger_learning_rate,
+        "language": learning_rate,
+        "embeddings": embedding_learning_rate,
+    }
+    groups: list[dict[str, object]] = []
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for group, rate in rates.items():
+        members = [(n, p) for n, p in trained if group == ("embeddings" if is_embedding(n) else tower_of(n))]
+        for decays in (True, False):
+            parameters = [p for n, p in members if (n in decay_names) == decays]
+            if parameters:
+                groups.append(
+                    {
+                        "name": group,
+                        "params": parameters,
+                        "lr": learning_rate if rate is None else rate,
+                        "weight_decay": weight_decay if decays else 0.0,
+                    }
+                )
+    return groups

@@ -1,0 +1,178 @@
+"""What a run shows in a terminal: tables, and documents with their targets marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerFast
+
+from vlcpt.data.documents import Image
+from vlcpt.data.encoding import TokenStream
+from vlcpt.data.ledger import Ledger, SourceLedger
+from vlcpt.data.splitting import Part
+from vlcpt.training.evaluation import SetResult
+
+# Two shades, so that neighbouring tokens can be told apart.
+_TARGET = ("black on green3", "black on dark_sea_green2")
+_CONTEXT = ("", "dim")
+
+
+def ledger_table(ledger: Ledger) -> Table:
+    """What came in, what is used, what was dropped and why, what is trained.
+
+    Example:
+        >>> ledger_table(Ledger(["train"])).row_count
+        3
+    """
+    table = Table(box=box.SIMPLE, title="ledger", title_justify="left", pad_edge=False)
+    table.add_column("")
+    columns = dict(ledger.sources)
+    if len(columns) > 1:
+        columns["total"] = ledger.total
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_section()
+    for label, count in _ledger_rows(list(columns.values())):
+        table.add_row(label, *(f"{number:,}" for number in count))
+    if ledger.fill is not None:
+        table.caption = f"{ledger.packs:,} packs, {ledger.fill:.1%} full"
+        table.caption_justify = "left"
+    return table
+
+
+def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[int]]]:
+    def row(kind: str, key: str) -> list[int]:
+        return [getattr(account, kind)[key] for account in accounts]
+
+    yield "documents read", row("documents", "read")
+    yield "  used", row("documents", "used")
+    for label, kind, key in (
+        ("  not drawn", "documents", "not_drawn"),
+        ("  repeats", "documents", "repeats"),
+        ("  split", "documents", "split"),
+        ("  untagged", "documents", "untagged"),
+    ):
+        if any(row(kind, key)):
+            yield label, row(kind, key)
+    for reason in sorted({key for account in accounts for key in account.dropped_documents}):
+        yield f"  dropped: {reason.replace('_', ' ')}", row("dropped_documents", reason)
+    if any(row("tokens", "read")):
+        yield "tokens read", row("tokens", "read")
+    yield "  targets", row("tokens", "targets")
+    for key in ("context", "media", "special", "trimmed", "not_drawn"):
+        if any(row("tokens", key)):
+            yield f"  {key.replace('_', ' ')}", row("tokens", key)
+
+
+def towers_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """What trains, tower by tower.
+
+    Args:
+        rows: ``tower``, ``how``, ``trained``, ``total`` and ``dtype`` of each.
+
+    Example:
+        >>> towers_table([{"tower": "vision", "how": "frozen", "trained": 0, "total": 9, "dtype": "bfloat16"}]).row_count
+        1
+    """  # noqa: E501
+    table = Table(box=box.SIMPLE, title="what trains", title_justify="left", pad_edge=False)
+    for name in ("tower", "how", "trained", "of", "held as"):
+        table.add_column(name, justify="right" if name in ("trained", "of") else "left")
+    for row in rows:
+        table.add_row(
+            str(row["tower"]), str(row["how"]), f"{row['trained']:,}", f"{row['total']:,}", str(row["dtype"])
+        )
+    return table
+
+
+def results_table(results: Mapping[str, SetResult]) -> Table:
+    """Evaluation, a row a set: perplexity, and how it changes without the adapter or the images."""
+    table = Table(box=box.SIMPLE, title="evaluation", title_justify="left", pad_edge=False)
+    for name in ("set", "targets", "loss", "perplexity", "bits/byte", "base", "shuffled", "blank"):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for name, one in results.items():
+        losses = (one["base_loss"], one["shuffled_images_loss"], one["blank_images_loss"])
+        table.add_row(
+            name,
+            f"{one['targets']:,}",
+            f"{one['loss']:.4f}",
+            number(one["perplexity"]),
+            "–" if one["bits_per_byte"] is None else f"{one['bits_per_byte']:.3f}",
+            *("–" if loss is None else f"{loss:.4f}" for loss in losses),
+        )
+    table.caption = "loss in nats per target; base: before training; shuffled: the next document's images"
+    table.caption_justify = "left"
+    return table
+
+
+def number(value: float) -> str:
+    """Three significant digits, without exponents where a person reads.
+
+    Example:
+        >>> number(1234.5), number(1.2345)
+        ('1,234', '1.23')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def document_lines(
+    name: str,
+    stream: TokenStream,
+    parts: Sequence[Part],
+    tokenizer: PreTrainedTokenizerFast,
+    console: Console,
+) -> list[Text]:
+    """A document with its targets coloured, or in «» where there is no colour, and media folded."""
+    is_target = stream.labels >= 0
+    targets, length = int(is_target.sum()), len(stream)
+    end = parts[-1].stop if parts else 0
+    title = f"{name}  {length} tokens, {targets} targets"
+    title += f", {len(parts)} parts" if len(parts) > 1 else ""
+    body = Text()
+    media = {placed.start: placed for placed in stream.media}
+    place = 0
+    starts = {part.start + part.repeated for part in parts[1:]}
+    while place < length:
+        if place in starts:
+            body.append(" ✂ ", style="bold red")
+        if place == end and place < length:
+            body.append(" ┊ ", style="bold red")  # what follows is trimmed
+        if place in media:
+            placed = media[place]
+            kind = "image" if isinstance(placed.medium, Image) else "video"
+            grid = "×".join(map(str, placed.merged_grid[kind == "image" :]))
+            body.append(f"[{kind} {placed.medium}: {placed.tokens} tokens, {grid}]", style="cyan")
+            place = placed.stop
+            continue
+        stop = _readable(stream.input_ids, place, length, tokenizer)
+        text = tokenizer.decode(stream.input_ids[place:stop], clean_up_tokenization_spaces=False)
+        _append(body, text, bool(is_target[place]), place, console.color_system is not None)
+        weight = float(stream.loss_weights[place])
+        following = float(stream.loss_weights[stop]) if stop < length else 0.0
+        if weight not in (0.0, 1.0) and following != weight:
+            body.append(f"×{weight:g}", style="magenta")
+        place = stop
+    return [Text(title, style="bold"), body, Text()]
+
+
+def _readable(ids: np.ndarray, start: int, length: int, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The end of the shortest run of tokens that is whole characters."""
+    for stop in range(start + 1, min(start + 8, length) + 1):
+        if "\ufffd" not in tokenizer.decode(ids[start:stop]):
+            return stop
+    return start + 1
+
+
+def _append(body: Text, text: str, is_target: bool, place: int, colours: bool) -> None:
+    if colours:
+        body.append(text, style=(_TARGET if is_target else _CONTEXT)[place % 2])
+        return
+    if is_target and body.plain.endswith("»"):
+        body.right_crop(1)
+        body.append(f"{text}»")
+    else:
+        body.append(f"«{text}»" if is_target else text)

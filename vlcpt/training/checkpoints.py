@@ -1,0 +1,75 @@
+"""Resuming with every tensor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+
+
+def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint to go on from; None to start fresh.
+
+    Args:
+        resume_from_checkpoint: False or None: fresh. True: the newest in ``output_dir``. ``"auto"``: the
+            newest, fresh only if there is none. Else a checkpoint's folder.
+        output_dir: The run's folder.
+
+    Raises:
+        ValueError: If a checkpoint was asked for and is not there.
+
+    Example:
+        >>> find_checkpoint(False, "anywhere") is None
+        True
+    """
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint is True or resume_from_checkpoint == "auto":
+        found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if found is None and resume_from_checkpoint is True:
+            raise ValueError(
+                f"resume_from_checkpoint is true but {output_dir} holds no checkpoint. "
+                "Give the folder of one, or 'auto' to start fresh where there is none."
+            )
+        return found
+    if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
+        raise ValueError(f"{resume_from_checkpoint} is not a checkpoint: it has no trainer_state.json.")
+    return resume_from_checkpoint
+
+
+def restore_weights(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
+    """Load every tensor of a full fine-tuning checkpoint into the model in memory.
+
+    Trainer of transformers 5.23 loads a checkpoint's Hub names into the in-memory names with
+    ``strict=False``, which restores 1 of 57 tensors; tests/training/test_checkpoints.py tells when
+    that ends. Adapters it restores whole, so they are left to it.
+
+    Raises:
+        RuntimeError: If any tensor is missing, unexpected, or of another shape.
+    """
+    if isinstance(model, PeftModel):
+        return
+    # float32 holds every bfloat16 exactly, and copying into the model rounds back to the same number.
+    saved = type(model).from_pretrained(checkpoint, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+
+
+@contextmanager
+def quiet_partial_load() -> Iterator[None]:
+    """Silence Trainer's warning about the tensors that it did not load: they are loaded already."""
+    logger = logging.getLogger("transformers.trainer")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "keys in the checkpoint model loaded" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

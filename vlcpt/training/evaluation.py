@@ -1,0 +1,226 @@
+"""Perplexity, what is kept of the old, and how far the text relies on the images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+from vlcpt.data.collator import CPTDataCollator
+from vlcpt.data.dataset import CPTDataset
+from vlcpt.training.loss import BatchTensors, target_losses
+
+
+class Progress:
+    """Told of each batch of a measurement; the default does nothing.
+
+    Example:
+        >>> Progress().advance("new", 3)
+    """
+
+    def advance(self, set_name: str, targets: int) -> None:
+        """``targets`` more of ``set_name`` are measured."""
+
+
+class SetResult(TypedDict):
+    """One set of ``vlcpt eval --output``: nats per target, unweighted; null where it does not apply."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    targets: int
+    base_loss: float | None
+    shuffled_images_loss: float | None
+    blank_images_loss: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over the targets of a data set.
+
+    Args:
+        nll: Σ negative log likelihood, nats.
+        targets: How many.
+        text_nll: The same sum without end-of-text.
+        text_bytes: UTF-8 bytes of the targets without end-of-text.
+
+    Example:
+        >>> round(Score(nll=8.0, targets=4, text_nll=6.0, text_bytes=8).bits_per_byte, 3)
+        1.082
+    """
+
+    nll: float
+    targets: int
+    text_nll: float
+    text_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per target."""
+        return self.nll / self.targets
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of the text; None for text without a byte."""
+        return self.text_nll / math.log(2) / self.text_bytes if self.text_bytes else None
+
+
+def row_sums(model: nn.Module, inputs: BatchTensors) -> torch.Tensor:
+    """Σ nll and number of targets of each row: float64 (B, 2).
+
+    Rows, and no means, so that evaluation does not move with the batch size, and Trainer's gathering
+    can take away rows that it repeated to fill the last batch.
+    """
+    losses = target_losses(model, inputs)
+    ids = inputs["input_ids"]
+    assert isinstance(ids, torch.Tensor)
+    # MPS has no float64; the sum of one row is short enough for float32 there.
+    dtype = torch.float32 if ids.device.type == "mps" else torch.float64
+    sums = torch.zeros(len(ids), 2, dtype=dtype, device=ids.device)
+    values = torch.stack([losses.nll.to(dtype), torch.ones_like(losses.nll, dtype=dtype)], dim=1)
+    return sums.index_add_(0, losses.rows, values)
+
+
+def trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Trainer's ``compute_metrics``: Σ nll / Σ targets over the rows of :func:`row_sums`.
+
+    Example:
+        >>> rows = np.array([[2.0, 1.0], [4.0, 2.0]])
+        >>> trainer_metrics(EvalPrediction(predictions=rows, label_ids=rows))["loss"]
+        2.0
+    """
+    nll, targets = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
+    loss = float(nll / targets)
+    return {"loss": loss, "perplexity": perplexity(loss), "targets": int(targets)}
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows.
+
+    Example:
+        >>> perplexity(0.0), perplexity(1e6)
+        (1.0, inf)
+    """
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def score(
+    model: nn.Module,
+    dataset: CPTDataset,
+    processor: ProcessorMixin,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    name: str = "",
+    progress: Progress | None = None,
+) -> Score:
+    """Score every target of a data set.
+
+    Args:
+        model: In the state it is to be measured in; its mode is restored.
+        dataset: Packed or not.
+        batch_size: Items in one forward pass.
+        name, progress: Who is told after each batch, and as what.
+    """
+    eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    token_bytes = _token_bytes(processor.tokenizer)
+    loader = DataLoader(
+        dataset, batch_size=batch_size, collate_fn=CPTDataCollator(processor), num_workers=num_workers
+    )
+    device = next(model.parameters()).device
+    nll, text_nll, targets, text_bytes = 0.0, 0.0, 0, 0
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for batch in loader:
+            inputs = {
+                key: value.to(device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
+            losses = target_losses(model, inputs)
+            nlls, ids = losses.nll.double().cpu(), losses.ids.cpu()
+            is_text = ids != eos
+            nll += float(nlls.sum())
+            text_nll += float(nlls[is_text].sum())
+            targets += len(ids)
+            text_bytes += int(token_bytes[ids[is_text]].sum())
+            if progress:
+                progress.advance(name, len(ids))
+    model.train(was_training)
+    return Score(nll, targets, text_nll, text_bytes)
+
+
+def evaluate_sets(
+    model: PreTrainedModel | PeftModel,
+    sets: Mapping[str, CPTDataset],
+    processor: ProcessorMixin,
+    *,
+    base: PreTrainedModel | None = None,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, SetResult]:
+    """What ``vlcpt eval --output`` writes under ``sets``.
+
+    Args:
+        model: The trained model; with adapters, its own base is measured by switching them off.
+        sets: Held-out and retention data by name.
+        base: The model before training, where there are no adapters to switch off.
+        batch_size: Items in one forward pass; no number depends on it.
+    """
+    if isinstance(model, PeftModel) and base is None:
+        base_model: nn.Module | None = model
+    else:
+        base_model = base
+    results: dict[str, SetResult] = {}
+    for name, dataset in sets.items():
+
+        def measure(
+            one: nn.Module, pixels: CPTDataset, shown: str = name, without_adapter: bool = False
+        ) -> Score:
+            with one.disable_adapter() if without_adapter and isinstance(one, PeftModel) else nullcontext():
+                return score(
+                    one,
+                    pixels,
+                    processor,
+                    batch_size=batch_size,
+                    num_workers=num_workers,
+                    name=shown,
+                    progress=progress,
+                )
+
+        right = measure(model, dataset)
+        before = measure(base_model, dataset, without_adapter=True) if base_model is not None else None
+        shuffled = blank = None
+        if dataset.has_media:
+            blank = measure(model, dataset.with_pixels_of("blank"))
+            if dataset.can_shuffle:
+                shuffled = measure(model, dataset.with_pixels_of("next_document"))
+        results[name] = SetResult(
+            loss=right.loss,
+            perplexity=perplexity(right.loss),
+            bits_per_byte=right.bits_per_byte,
+            targets=right.targets,
+            base_loss=before.loss if before else None,
+            shuffled_images_loss=shuffled.loss if shuffled else None,
+            blank_images_loss=blank.loss if blank else None,
+        )
+    return results
+
+
+def _token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """UTF-8 bytes of each id: a byte-level vocabulary writes each byte as one character."""
+    vocabulary = tokenizer.get_vocab()
+    lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
+    for token, number in vocabulary.items():
+        lengths[number] = len(token)
+    return lengths

@@ -1,0 +1,159 @@
+"""What a run logs and shows: one line a logging step, in the terminal and in ``train_log.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlcpt.data.encoding import IGNORE_INDEX
+from vlcpt.training.loss import BatchTensors
+
+LOG_NAME = "train_log.jsonl"
+
+
+class RunProgress(TrainerCallback):
+    """Counts what goes by, shows a bar with the time left, and writes the log.
+
+    Args:
+        max_length: Tokens of a row, for the fill; None unpacked.
+        console: Where the lines go.
+
+    Example:
+        >>> RunProgress(max_length=64).targets
+        0
+    """
+
+    def __init__(self, max_length: int | None, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._max_length = max_length
+        self._bar: Progress | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.targets, self.tokens, self.rows = 0, 0, 0
+        self._learning_rates: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def count(self, batches: Sequence[BatchTensors]) -> None:
+        """Note the batches of a step on this rank, before they are used."""
+        for batch in batches:
+            labels = batch["labels"]
+            assert isinstance(labels, torch.Tensor)
+            is_target = labels[:, 1:] != IGNORE_INDEX
+            self.targets += int(is_target.sum())
+            # A row ends with a target; what comes after its last one is padding.
+            places = torch.arange(2, is_target.shape[1] + 2, device=labels.device)
+            self.tokens += int((is_target * places).amax(dim=1).sum())
+            self.rows += len(labels)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Start the bar, and forget what the log says of steps that will be run again."""
+        self._reset()
+        if not state.is_world_process_zero:
+            return
+        _keep_steps(Path(args.output_dir) / LOG_NAME, state.global_step)
+        if self.console.is_terminal and not args.disable_tqdm:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps, left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Note the learning rates that this step uses; when the log is written they have moved on."""
+        optimizer = kwargs.get("optimizer")
+        for group in getattr(optimizer, "param_groups", []):
+            self._learning_rates[group.get("name", "all")] = float(group["lr"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Write one line to the terminal and one to the log."""
+        logs = dict(logs or {})
+        if "loss" in logs:
+            seconds = max(time.monotonic() - self._since, 1e-9)
+            logs["targets_per_second"] = round(self.targets * args.world_size / seconds, 1)
+            if self._max_length and self.rows:
+                logs["fill"] = round(self.tokens / (self.rows * self._max_length), 4)
+            logs |= {f"learning_rate/{name}": rate for name, rate in self._learning_rates.items()}
+            self._reset()
+        if not state.is_world_process_zero:
+            return
+        path = Path(args.output_dir) / LOG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        line = _line(state, logs)
+        if line:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _keep_steps(path: Path, last: int) -> None:
+    """Take from the log the lines past step ``last``: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _step(line) <= last]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _step(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut short by a crash
+
+
+def _line(state: TrainerState, logs: dict[str, float]) -> str | None:
+    """One line for people; None for Trainer's closing summary, which the caller tells better."""
+    at = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+    if "loss" in logs:
+        parts = [f"loss {logs['loss']:.4f}", f"{logs['targets_per_second']:,.0f} targets/s"]
+        if "fill" in logs:
+            parts.append(f"fill {logs['fill']:.0%}")
+        rates = {key.split("/")[1]: value for key, value in logs.items() if key.startswith("learning_rate/")}
+        if len(set(rates.values())) == 1:
+            rates = {"": next(iter(rates.values()))}
+        parts.append("lr " + " ".join(f"{name} {rate:.2e}".strip() for name, rate in rates.items()))
+        return "  ".join([at, *parts])
+    losses = {key: value for key, value in logs.items() if key.startswith("eval") and key.endswith("loss")}
+    if losses:
+        return "  ".join([at, *(f"{key} {value:.4f}" for key, value in losses.items())])
+    return None

@@ -1,0 +1,201 @@
+"""CPTTrainer: transformers' Trainer, with the loss, the resume and the evaluation of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
+
+from vlcpt.config import CPTConfig
+from vlcpt.data.collator import CPTDataCollator
+from vlcpt.data.vision import VisionEncoder
+from vlcpt.model.adapters import base_model
+from vlcpt.model.tuning import limit_checkpointing, parameter_groups
+from vlcpt.training.checkpoints import find_checkpoint, quiet_partial_load, restore_weights
+from vlcpt.training.evaluation import row_sums, trainer_metrics
+from vlcpt.training.loss import BatchTensors, target_losses, total_weight
+from vlcpt.training.progress import RunProgress
+
+
+class CPTTrainer(Trainer):
+    """Trains a Qwen2.5-VL on documents.
+
+    The loss of an optimizer step is Σ weight · nll / Σ weight over all its targets, whatever the
+    batch size, accumulation, packing or number of ranks.
+
+    Args:
+        model: As :func:`vlcpt.load_model` gives it.
+        args: The training configuration.
+        train_dataset: Items for the collator, e.g. a :class:`vlcpt.CPTDataset`.
+        eval_dataset: One data set, or several by name.
+        data_collator: Default: :class:`vlcpt.CPTDataCollator`.
+        processing_class: The processor; saved with each checkpoint.
+        callbacks: More of them.
+        console: Where progress is shown.
+
+    Raises:
+        ValueError: For a way of running that would give wrong results.
+
+    Example:
+        See the README; ``tests/test_readme.py`` runs it.
+    """
+
+    args: CPTConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: CPTConfig,
+        train_dataset: Dataset[object] | None = None,
+        eval_dataset: Dataset[object] | Mapping[str, Dataset[object]] | None = None,
+        data_collator: object | None = None,
+        processing_class: ProcessorMixin | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        _refuse(model, args)
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("CPTTrainer needs processing_class (the processor), or a data_collator.")
+            data_collator = CPTDataCollator(processing_class)
+        # Trainer turns off only the outer one; the text model reads its own, and a cache lets the
+        # documents of a pack see each other.
+        base_model(model).config.get_text_config().use_cache = False
+        self.progress = RunProgress(args.max_length if args.packing else None, console)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,  # type: ignore[arg-type]
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            processing_class=processing_class,
+            compute_metrics=trainer_metrics,
+            callbacks=[*(callbacks or []), self.progress, _LimitCheckpointing()],
+        )
+        _remove_upstream_progress(self)
+        self.loss_is_scaled_for_ga = True
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, from the start or from a checkpoint with every tensor restored."""
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        if checkpoint is None:
+            return super().train(None, trial, ignore_keys_for_eval)
+        restore_weights(self.model, checkpoint)
+        with quiet_partial_load():
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[BatchTensors], num_batches: int, device: torch.device
+    ) -> tuple[list[BatchTensors], torch.Tensor]:
+        """The batches of one step, and Σ weight of its targets on all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.progress.count(batches)
+        weight = torch.stack([total_weight(batch) for batch in batches] or [torch.zeros(())]).sum().to(device)
+        weight = self.accelerator.reduce(weight, "sum")
+        if weight <= 0:
+            raise ValueError(
+                f"step {self.state.global_step + 1} has no target in any batch, so it has no loss. "
+                "CPTDataset leaves such documents out; let your own data set do the same."
+            )
+        return batches, weight
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: BatchTensors,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Σ weight · nll of a batch over Σ weight of the step, as DDP's mean over ranks needs it."""
+        losses = target_losses(model, inputs)
+        weight = losses.weights.sum() if num_items_in_batch is None else num_items_in_batch
+        return (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The configured optimizer over one group a tower, each with its learning rate."""
+        if self.optimizer is None:
+            tuned = self.model if model is None else model
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, tuned)
+            groups = parameter_groups(
+                tuned,
+                learning_rate=self.args.learning_rate,
+                vision_learning_rate=self.args.vision_learning_rate,
+                merger_learning_rate=self.args.merger_learning_rate,
+                embedding_learning_rate=self.args.embedding_learning_rate,
+                weight_decay=self.args.weight_decay,
+                decay_names=self.get_decay_parameter_names(tuned),
+            )
+            if not isinstance(optimizer_class, type) or {"params", "model", "optimizer_dict"} & set(kwargs):
+                raise ValueError(
+                    f"optim {self.args.optim} makes its own parameter groups, so towers cannot have learning "
+                    "rates of their own. Use adamw_torch, adamw_torch_fused, adamw_bnb_8bit or another "
+                    "optimizer that takes groups."
+                )
+            self.optimizer = optimizer_class(groups, **kwargs)
+        return super().create_optimizer(model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, without Trainer's pickle of all arguments, which holds tokens in clear."""
+        super().save_model(output_dir, _internal_call)
+        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: BatchTensors,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            sums = row_sums(model, self._prepare_inputs(inputs))
+        return None, sums, sums[:, 1:]
+
+
+class _LimitCheckpointing(TrainerCallback):
+    """Keeps activation checkpointing off frozen towers; Trainer turns it on in ``train``."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        if args.activation_checkpointing:
+            limit_checkpointing(model)
+
+
+def _remove_upstream_progress(trainer: Trainer) -> None:
+    """Take out the bar and the printer of transformers, which would write beside ours."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("ProgressCallback", "PrinterCallback", "RichProgressCallback"):
+            trainer.remove_callback(callback)
+
+
+def _refuse(model: PreTrainedModel, args: CPTConfig) -> None:
+    """Ways of running that would give wrong results, or none."""
+    if args.fsdp:
+        raise ValueError("FSDP is not supported. Use DeepSpeed: --deepspeed zero2 or zero3.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process would use nn.DataParallel, which is not supported. "
+            f"Launch with torchrun --nproc_per_node {args.n_gpu}, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.label_smoothing_factor or args.use_liger_kernel or args.neftune_noise_alpha:
+        raise ValueError(
+            "label_smoothing_factor, use_liger_kernel and neftune_noise_alpha do not work with the "
+            "loss at the targets. Leave them out."
+        )
+    found = base_model(model).config.vision_config.tokens_per_second
+    if found != VisionEncoder.tokens_per_second:
+        raise ValueError(
+            f"the model has tokens_per_second {found}, but positions are made for "
+            f"{VisionEncoder.tokens_per_second}, as every published Qwen2.5-VL has. Correct its config.json."
+        )
