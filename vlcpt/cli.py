@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -152,10 +153,10 @@ def _is_ours(error: BaseException) -> bool:
 
 def _quiet_libraries() -> None:
     """Keep what libraries print while loading out of a person's way, unless they asked for it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # upstream's own, about upstream's names
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

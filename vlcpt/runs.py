@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
 
 from vlcpt.config import ConfigError, DataConfig, ModelConfig, SourceConfig
 from vlcpt.config_reading import Configs, dump_config
@@ -53,6 +54,7 @@ def train_run(configs: Configs, console: Console | None = None) -> CPTTrainer:
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
+    set_seed(training.seed)  # Trainer seeds later than adapters are drawn
     model = load_model(configs.model)
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
@@ -184,11 +186,12 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def quiet_libraries() -> None:
-    """No bars while weights load: a run shows its own."""
+    """No bars while weights load: a run shows its own. And no search for a GPU that is not there."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _source(entry: SourceConfig) -> dict[str, object]:

@@ -175,6 +175,25 @@ def test_an_adapter_is_gone_on_with_where_it_stood(tiny_model_dir, adapter_dir, 
     assert not torch.equal(logits(model, tiny_inputs), expected)
 
 
+def test_a_full_copy_in_an_adapter_is_gone_on_with_in_float32_on_a_bfloat16_base(
+    make_tiny_model, tiny_inputs, tmp_path
+):
+    make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    way = {"train_merger": True, "train_embeddings": True, "lora_towers": ("language",)}
+    model = load_model(ModelConfig(str(tmp_path / "base"), **way))
+    one_step(model, tiny_inputs)
+    model.save_pretrained(tmp_path / "adapter")
+
+    again = load_model(
+        ModelConfig(str(tmp_path / "base"), adapter_name_or_path=str(tmp_path / "adapter"), **way)
+    )
+
+    before = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    after = {name: p for name, p in again.named_parameters() if p.requires_grad}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_an_adapter_with_other_towers_than_the_configuration_is_refused(tiny_model_dir, adapter_dir):
     with pytest.raises(ValueError, match=r"the adapter trains the merger tower.*Set train_merger: true"):
         load_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir)))

@@ -54,13 +54,19 @@ def test_a_merged_model_gives_the_adapters_logits_without_peft(
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged, tiny_inputs), expected, atol=1e-4, rtol=1e-4)
     assert merged.config.tie_word_embeddings is tie
+    assert (merged.lm_head.weight is merged.get_input_embeddings().weight) is tie
     assert merged.config.text_config.use_cache is True
     assert load_processor(str(tmp_path / "merged")).image_token == "<|image_pad|>"
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
-def test_a_merge_into_bfloat16_stays_bfloat16(make_tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(make_tiny_model(dtype=torch.bfloat16), tiny_processor, tiny_inputs, tmp_path)
+@pytest.mark.parametrize("way", WAYS, ids=[str(way) for way in WAYS])
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+def test_a_merge_into_bfloat16_stays_bfloat16(
+    make_tiny_model, tiny_processor, tiny_inputs, tmp_path, way, tie
+):
+    model = make_tiny_model(tie=tie, dtype=torch.bfloat16)
+    trained_adapter(model, tiny_processor, tiny_inputs, tmp_path, **way)
 
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 

@@ -70,10 +70,14 @@ def test_a_step_changes_the_chosen_towers_and_nothing_else(make_tiny_model, tiny
 
 
 @pytest.mark.parametrize("way", WAYS, ids=IDS)
-def test_trained_parameters_are_float32_and_frozen_ones_keep_bfloat16(make_tiny_model, tiny_inputs, way):
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_trained_parameters_are_float32_and_frozen_ones_keep_bfloat16(
+    make_tiny_model, tiny_inputs, way, autocast
+):
     model = apply_tuning(make_tiny_model(dtype=torch.bfloat16), **way)
 
-    loss = one_step(model, tiny_inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = one_step(model, tiny_inputs)
 
     assert loss > 0
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

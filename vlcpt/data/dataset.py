@@ -77,6 +77,8 @@ class CPTDataset(Dataset[list[Sample]]):
     ) -> None:
         if not 0 <= replay_share < 1:
             raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = _open(sources, untagged)
         replay = _open(replay_data, untagged) if replay_share else []
         self._sources = _distinct([*train, *replay])
@@ -185,7 +187,9 @@ class CPTDataset(Dataset[list[Sample]]):
 
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
         """The document after this one among those with the medium; None if there is no other."""
-        place = np.flatnonzero((found == (source, row)).all(axis=1)) if len(found) > 1 else []
+        if len(found) < 2:
+            return None
+        place = np.flatnonzero((found == (source, row)).all(axis=1))
         if not len(place):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()

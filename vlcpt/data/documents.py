@@ -115,8 +115,8 @@ class Text:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.trainable:
-            object.__setattr__(self, "weight", 1.0)
+        # A plain float also of NumPy's: `to_markup` writes its repr.
+        object.__setattr__(self, "weight", float(self.weight) if self.trainable else 1.0)
         if not 0 < self.weight <= MAX_WEIGHT:
             raise DocumentError(
                 f"the weight {self.weight} is out of range. Use a number above 0, up to 100.", kind="markup"

@@ -153,15 +153,17 @@ class DocumentEncoder:
                 pads[0], pads[-1] = self._start, self._end
                 special += [length, length + len(pads) - 1]
                 ids.append(pads)
-                weights.append(np.zeros(len(pads), dtype=np.float32))
+                weights.append(np.zeros(len(pads)))
                 media.append(placed)
                 length += len(pads)
         eos_weight = self._eos_weight(last_text)
         if eos_weight == 0:
             special.append(length)
         input_ids = np.append(np.concatenate(ids) if ids else np.zeros(0, np.int64), self._eos)
-        loss_weights = np.append(np.concatenate(weights), eos_weight) if weights else np.array([eos_weight])
-        loss_weights = loss_weights.astype(np.float32)
+        exact = np.append(np.concatenate(weights), eos_weight) if weights else np.array([eos_weight])
+        # A weight too small for float32 stays above 0: its token is still a target.
+        smallest = np.finfo(np.float32).tiny
+        loss_weights = np.where(exact > 0, np.maximum(exact, smallest), 0).astype(np.float32)
         without_context = int(loss_weights[0] > 0)
         loss_weights[0] = 0
         return TokenStream(

@@ -26,8 +26,7 @@ from PIL.Image import Transpose
 
 from vlcpt.data.documents import Image, Medium
 
-# Pillow would try every format it knows, and start Ghostscript for EPS.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all others off: EPS starts Ghostscript
 
 # What Pillow raises on a file that is broken: its readers unpack, index and convert what they find
 # without looking first. The fuzz in tests/data/test_media.py keeps this list honest.
@@ -134,9 +133,6 @@ def open_medium(medium: Medium, media_root: Path | None, limits: MediaLimits) ->
     """The bytes of an image or a video, open for reading, not above ``max_file_bytes`` and not empty.
 
     Bytes win over a path: in a row that has both, the path is only the file's name.
-
-    Raises:
-        MediaError: As :func:`resolve`; or if the file is empty or too large, or there is none.
 
     Example:
         >>> with open_medium(Image(data=b"GIF89a"), None, DEFAULT_LIMITS) as file:

@@ -91,7 +91,7 @@ def make_plan(
         plan.documents += _scan(
             number, source, encoder, plan.ledger, max_length, on_overlong, on_bad_data, max_bad_fraction
         )
-    if not plan.documents:
+    if not any(document.source < len(train) for document in plan.documents):
         raise BadDataError(
             f"none of {plan.ledger.total.documents['read']} documents can be trained on. Reasons: "
             f"{dict(plan.ledger.total.dropped_documents)}. Mark targets with <trainable_text>."
@@ -131,6 +131,8 @@ def _scan(
                 bad, bad_in_a_row = bad + 1, bad_in_a_row + 1
                 if bad_in_a_row >= MAX_BAD_IN_A_ROW:
                     raise BadDataError(f"{bad_in_a_row} unusable rows in a row, the last: {error}") from None
+            else:
+                bad_in_a_row = 0
             _drop(ledger, account, source, row, document, error.kind, error.reason)
             continue
         bad_in_a_row = 0

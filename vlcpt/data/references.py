@@ -75,7 +75,7 @@ def _checked(key: str, value: object) -> object:
         raise DocumentError(
             f"{key!r} of a media reference must be a number above 0; found {value!r}.", kind="reference"
         )
-    return float(value) if key == "fps" else int(value)  # type: ignore[call-overload]
+    return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
 
 
 def _split_data_uri(reference: str) -> dict[str, object]:

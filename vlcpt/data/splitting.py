@@ -91,7 +91,7 @@ def split_stream(
         start = max(done - 1, 0)
         stop = length if start + max_length >= length else int(last_cut[start + max_length])
         if stop <= done:
-            raise _too_large(stream.media, done, start + max_length, max_length, source)
+            raise _too_large(stream.media, done, max_length, source)
         inside = targets[np.searchsorted(targets, done) : np.searchsorted(targets, stop)]
         if len(inside):
             parts.append(Part(start, int(inside[-1]) + 1, start < done, len(inside)))
@@ -100,21 +100,24 @@ def split_stream(
 
 
 def _too_large(
-    media: tuple[PlacedMedium, ...], done: int, reach: int, max_length: int, source: Source | None
+    media: tuple[PlacedMedium, ...], done: int, max_length: int, source: Source | None
 ) -> DocumentError:
     """The error for neighbouring media that no part can hold, with the limit that would fit."""
-    group = [placed for placed in media if done <= placed.start < reach]
+    group: list[PlacedMedium] = []
+    for placed in media:
+        if placed.start == (group[-1].stop if group else done):
+            group.append(placed)
     largest = max(group, key=lambda placed: placed.tokens)
     # A part must hold the text token before the media, all of them, and one text token after.
     room = max_length - 2 - 2 * len(group)
-    time = largest.merged_grid[0]
-    each = room // (len(group) * time)
+    limits = range(max(room, 0) * largest.pixels_per_token, 0, -largest.pixels_per_token)
+    limit = next((one for one in limits if sum(placed.tokens_at(one) for placed in group) <= room), None)
     what = f"{largest.medium} takes {largest.tokens} tokens"
     if len(group) > 1:
         what += f" and stands with {len(group) - 1} more media without text between"
     todo = (
-        f"Set max_pixels to {each * largest.pixels_per_token} or less, or raise max_length."
-        if each > 0
+        f"Set max_pixels to {limit} or less, or raise max_length."
+        if limit
         else f"Raise max_length to {sum(placed.tokens + 2 for placed in group) + 2} or more."
     )
     return DocumentError(

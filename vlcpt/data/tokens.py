@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Text
+
+# Characters on each side of an edge that decide whether they compose over it: a letter and its marks.
+_WINDOW = 32
 
 
 class Run(NamedTuple):
@@ -18,13 +23,26 @@ class Run(NamedTuple):
 
     Args:
         ids: int64 (T,).
-        weights: float32 (T,): the loss weight of a target, 0 for context.
+        weights: float64 (T,): the loss weight of a target, 0 for context.
         cut_edges: Span edges that fell inside a token and cut the text.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     cut_edges: int
+
+
+class _Tokens(NamedTuple):
+    """Tokens of a piece of a run; ``first`` and ``last`` count characters of the run."""
+
+    ids: np.ndarray
+    first: np.ndarray  # of each token's characters
+    last: np.ndarray  # one past them
+    words: np.ndarray  # the tokenizer's pre-token, over whose end no token reaches
+
+    def part(self, start: int, stop: int) -> _Tokens:
+        """Tokens ``start:stop``."""
+        return _Tokens(*(column[start:stop] for column in self))
 
 
 class RunTokenizer:
@@ -41,7 +59,11 @@ class RunTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state["added_tokens"] = []
-        state["truncation"] = state["padding"] = None
+        state["truncation"] = state["padding"] = state["post_processor"] = None
+        # Text is normalised before: the offsets of tokenizers 0.23 leave out what NFC composes, so that
+        # the accent of "e" + U+0301 would belong to no token.
+        self._normalizer = tokenizer.backend_tokenizer.normalizer
+        state["normalizer"] = None
         self._plain = Tokenizer.from_str(json.dumps(state))
 
     def tokenize(self, texts: Sequence[Text]) -> Run:
@@ -55,68 +77,120 @@ class RunTokenizer:
             texts: A run of texts between two media.
         """
         if len(texts) == 1:
-            ids = np.array(self._encode(texts[0].text).ids, dtype=np.int64)
-            weight = texts[0].weight if texts[0].trainable else 0.0
-            return Run(ids, np.full(len(ids), weight, dtype=np.float32), 0)
-        text = "".join(part.text for part in texts)
-        # The loss weight of each character; 0 outside the spans.
-        weights = np.concatenate(
-            [np.full(len(part.text), part.weight if part.trainable else 0.0) for part in texts]
-        )
+            ids = np.array(self._plain.encode(self._normalized(texts[0].text)).ids, dtype=np.int64)
+            return Run(ids, np.full(len(ids), texts[0].weight if texts[0].trainable else 0.0), 0)
+        text, weights = self._characters(texts)
         inside = weights > 0
         edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
-        ids: list[int] = []
-        token_weights: list[float] = []
-        cuts = 0
-        pieces = [(0, len(text))]  # a stack: the leftmost piece on top
-        while pieces:
-            start, stop = pieces.pop()
-            encoding = self._encode(text[start:stop])
-            spans = [(start + first, start + max(last, first + 1)) for first, last in encoding.offsets]
-            cut = _first_cut(text, spans, edges, inside, stop)
-            if cut is None:
-                ids += encoding.ids
-                token_weights += _token_weights(text, spans, weights)
-            else:
-                cuts += 1
-                pieces += [(cut, stop), (start, cut)]
-        return Run(np.array(ids, dtype=np.int64), np.array(token_weights, dtype=np.float32), cuts)
+        cuts = self._cuts_inside_characters(text, edges)
+        cut_edges = len(cuts)
+        pieces: list[_Tokens] = []
+        # A stack: the leftmost piece on top.
+        todo = [self._encode(text, start, stop) for start, stop in pairwise([0, *cuts, len(text)])][::-1]
+        while todo:
+            tokens = todo.pop()
+            found = _first_cut(text, tokens, edges, inside)
+            if found is None:
+                pieces.append(tokens)
+                continue
+            token, edge = found
+            cut_edges += 1
+            # Only what the cut can change is tokenised again: a long document may need a thousand cuts.
+            low, high = _changed_by_cut(text, tokens, token)
+            start, stop = int(tokens.first[low]), int(tokens.last[high - 1])
+            pieces.append(tokens.part(0, low))
+            todo.append(tokens.part(high, len(tokens.ids)))
+            todo += [self._encode(text, edge, stop), self._encode(text, start, edge)]
+        ids, first, last = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
+        return Run(ids, _token_weights(text, weights, first, last), cut_edges)
 
-    def _encode(self, text: str) -> Encoding:
-        return self._plain.encode(text, add_special_tokens=False)
+    def _normalized(self, text: str) -> str:
+        return text if self._normalizer is None else self._normalizer.normalize_str(text)
+
+    def _encode(self, text: str, start: int, stop: int) -> _Tokens:
+        encoding = self._plain.encode(text[start:stop])
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
+        ids = np.array(encoding.ids, dtype=np.int64)
+        return _Tokens(ids, offsets[:, 0], offsets[:, 1], np.array(encoding.word_ids, dtype=np.int64))
+
+    def _characters(self, texts: Sequence[Text]) -> tuple[str, np.ndarray]:
+        """The characters of a run, and the loss weight of each; 0 outside the spans."""
+        wholes: list[str] = []
+        weights: list[np.ndarray] = []
+        for _, group in groupby(texts, key=lambda part: part.trainable):
+            parts = list(group)
+            texts_of_parts = [self._normalized(part.text) for part in parts]
+            whole = self._normalized("".join(texts_of_parts))
+            ends = np.cumsum([len(text) for text in texts_of_parts])
+            if len(whole) != ends[-1]:  # a character that is composed over two spans is the first one's
+                prefixes = ("".join(texts_of_parts[: count + 1]) for count in range(len(parts)))
+                ends = np.maximum.accumulate([len(self._normalized(prefix)) for prefix in prefixes])
+            of_parts = [part.weight if part.trainable else 0.0 for part in parts]
+            weights.append(np.repeat(of_parts, np.diff(ends, prepend=0)))
+            wholes.append(whole)
+        return "".join(wholes), np.concatenate(weights)
+
+    def _cuts_inside_characters(self, text: str, edges: list[int]) -> list[int]:
+        """Edges over which two characters would compose into one."""
+        cuts: list[int] = []
+        if self._normalized(text) == text:
+            return cuts
+        for edge, following in pairwise([*edges, len(text)]):
+            start = max(cuts[-1] if cuts else 0, edge - _WINDOW)
+            near = text[start : min(following, edge + _WINDOW)]
+            if self._normalized(near) != near:
+                cuts.append(edge)
+        return cuts
 
 
-def _first_cut(
-    text: str, spans: list[tuple[int, int]], edges: list[int], inside: np.ndarray, stop: int
-) -> int | None:
-    """The first edge inside a token whose part outside the span holds more than white space."""
-    where = 0
-    for first, last in spans:
-        while where < len(edges) and edges[where] <= first:
-            where += 1
-        while where < len(edges) and edges[where] < last:
-            edge = edges[where]
-            before = edges[where - 1] if where and edges[where - 1] > first else first
-            after = edges[where + 1] if where + 1 < len(edges) and edges[where + 1] < last else last
-            outside = text[edge:after] if inside[edge - 1] else text[before:edge]
+def _first_cut(text: str, tokens: _Tokens, edges: list[int], inside: np.ndarray) -> tuple[int, int] | None:
+    """The first edge, and its token, whose part outside the span holds more than white space."""
+    if not len(tokens.ids):
+        return None
+    begin, end = bisect_right(edges, tokens.first[0]), bisect_left(edges, tokens.last[-1])
+    for number in range(begin, end):
+        edge = edges[number]
+        # Byte pieces of one character share its offsets, so that more than one token may hold the edge.
+        candidates = range(
+            int(np.searchsorted(tokens.last, edge, "right")), int(np.searchsorted(tokens.first, edge))
+        )
+        for token in candidates:
+            before = max(int(tokens.first[token]), edges[number - 1] if number else 0)
+            after = min(int(tokens.last[token]), edges[number + 1] if number + 1 < len(edges) else len(text))
+            outside = text[before:edge] if inside[edge] else text[edge:after]
             if not outside.isspace():
-                return edge
-            where += 1
-        # Byte pieces of one character share its offsets: the next token may start before `last`.
-        while where and edges[where - 1] > first:
-            where -= 1
+                return token, edge
     return None
 
 
-def _token_weights(text: str, spans: list[tuple[int, int]], weights: np.ndarray) -> list[float]:
+def _changed_by_cut(text: str, tokens: _Tokens, token: int) -> tuple[int, int]:
+    """The tokens from ``low`` up to ``high`` around ``token``: those that a cut in it may change.
+
+    A pre-token that ends with a letter or digit where no letter follows ends there whatever stands
+    to its left or right, in the pattern of Qwen2's tokenizer.
+    """
+
+    def is_firm(number: int) -> bool:
+        place = int(tokens.first[number])
+        ends_word = tokens.words[number - 1] != tokens.words[number]
+        return bool(ends_word) and text[place - 1].isalnum() and not text[place].isalpha()
+
+    low, high = token, token + 1
+    while low and not is_firm(low):
+        low -= 1
+    while high < len(tokens.ids) and not is_firm(high):
+        high += 1
+    return low, high
+
+
+def _token_weights(text: str, weights: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """The weight of each token: that of its first trained character, white space last."""
-    total = np.concatenate([[0.0], np.cumsum(weights)])
-    found: list[float] = []
-    for first, last in spans:
-        if total[last] == total[first]:
-            found.append(0.0)
-            continue
-        trained = [place for place in range(first, last) if weights[place] > 0]
-        solid = [place for place in trained if not text[place].isspace()]
-        found.append(float(weights[(solid or trained)[0]]))
+    trained = weights > 0
+    solid = trained & ~np.fromiter(map(str.isspace, text), dtype=bool, count=len(text))
+    found = np.zeros(len(first))
+    for wanted in (trained, solid):
+        places = np.append(np.flatnonzero(wanted), len(text))
+        nearest = places[np.searchsorted(places, first)]
+        has_one = nearest < last
+        found[has_one] = weights[nearest[has_one]]
     return found

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import av.error
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
@@ -18,15 +17,14 @@ from av.video.stream import VideoStream
 from vlcpt.data.documents import Video
 from vlcpt.data.media import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium
 
-# Two frames make one step of the model's time; fewer than four say little.
-FRAME_FACTOR = 2
+FRAME_FACTOR = 2  # frames in one step of the model's time
 MIN_FRAMES = 4
 
 # Decoders leave out frames that cannot be shown, such as those before the first key frame.
 SHOWN_SHARE = 0.95
 
 # What PyAV raises on broken files; the fuzz in tests/data/test_video.py keeps this list honest.
-AV_ERRORS = (av.error.FFmpegError, OSError, ValueError, OverflowError, LookupError, MemoryError)
+AV_ERRORS = (av.FFmpegError, OSError, ValueError, OverflowError, LookupError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Clip:
     """What sampling chose of a video.
 
     Args:
-        height: Pixels of a frame, as shown: after the file's own rotation.
-        width: As ``height``.
+        height, width: Pixels of a frame, as shown: after the file's own rotation.
         total_frames: Frames in the file.
         video_fps: Frames in a second of the file.
         indices: 0-based numbers of the frames to take, ascending; an even count.
@@ -91,7 +88,7 @@ def clip_of(
     fps = fps if video.fps is None else video.fps
     max_frames = max_frames if video.max_frames is None else video.max_frames
     with _opened(video, media_root, limits) as (container, stream):
-        total = _frames_in_header(stream)
+        total = _frames_in_header(container, stream)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         frame, walked, measured = _walk(container, stream, 0 if total else limits.max_video_frames)
         if not total:
@@ -263,12 +260,11 @@ def _check_frame_size(video: Video, stream: VideoStream, limits: MediaLimits) ->
         )
 
 
-def _frames_in_header(stream: VideoStream) -> int:
+def _frames_in_header(container: InputContainer, stream: VideoStream) -> int:
     """Frames by the header; 0 where it does not say."""
-    entries = stream.index_entries
-    if 0 < stream.frames == len(entries):
+    if stream.frames and container.format.name.startswith("mov"):
         # Trimmed on a phone: the file still holds the frames that its edit list cut away.
-        return sum(not entry.is_discard for entry in entries)
+        return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torchvision.transforms.v2.functional import resize
-from transformers import BaseImageProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
@@ -27,6 +27,7 @@ class PlacedMedium:
         medium: The reference.
         start: Index of its vision start token.
         grid_thw: Patches in time, height and width, before merging, as ``image_grid_thw`` has them.
+        size: Height and width in pixels as shown, before resizing.
         merge: Patches merged along each side.
         patch: Pixels of a patch along each side.
         interval: Position steps between two temporal grids.
@@ -36,6 +37,7 @@ class PlacedMedium:
     medium: Medium
     start: int
     grid_thw: tuple[int, int, int]
+    size: tuple[int, int]
     merge: int
     patch: int
     interval: float = 1.0
@@ -57,6 +59,14 @@ class PlacedMedium:
         """Pad tokens; start and end token not counted."""
         time, height, width = self.merged_grid
         return time * height * width
+
+    def tokens_at(self, max_pixels: int) -> int:
+        """The most pad tokens it takes with this ``max_pixels``, whatever its ``min_pixels`` are."""
+        factor = self.patch * self.merge
+        # A min_pixels above it counts as equal to it; the cap of videos lets a twentieth more pass.
+        high = max_pixels if self.clip is None else int(max_pixels * 1.05)
+        height, width = smart_resize(*self.size, factor, min_pixels=max_pixels, max_pixels=high)
+        return min(self.tokens, self.grid_thw[0] * (height // factor) * (width // factor))
 
     @property
     def stop(self) -> int:
@@ -95,24 +105,24 @@ class VisionEncoder:
 
     def _place_image(self, image: Image, start: int, root: Path | None) -> PlacedMedium:
         height, width = image_size(image, media_root=root, limits=self._limits)
-        processor = self._images
-        grid = (1, *self._grid(processor, image, height, width, self._size(image)))
-        return PlacedMedium(image, start, grid, processor.merge_size, processor.patch_size)
+        patch, merge = self._images.patch_size, self._images.merge_size
+        grid = (1, *self._grid(image, height, width, patch, merge, self._size(image)))
+        return PlacedMedium(image, start, grid, (height, width), merge, patch)
 
     def _place_video(self, video: Video, start: int, root: Path | None) -> PlacedMedium:
         clip = self._clip(video, root)
         processor = self._videos
         size = self._size(video)
-        factor = processor.patch_size * processor.merge_size
+        patch, merge = processor.patch_size, processor.merge_size
         # The total budget of a video, shared by its frames: `cap_pixels_per_frame` of transformers 5.23.
-        total = int(processor.max_video_tokens * factor * factor * 0.9)
+        total = int(processor.max_video_tokens * (patch * merge) ** 2 * 0.9)
         share = total * processor.temporal_patch_size // len(clip.indices)
         capped = max(min(size["longest_edge"], share), int(size["shortest_edge"] * 1.05))
         size = {"shortest_edge": size["shortest_edge"], "longest_edge": capped}
         time = -(-len(clip.indices) // processor.temporal_patch_size)
-        grid = (time, *self._grid(processor, video, clip.height, clip.width, size))
+        grid = (time, *self._grid(video, clip.height, clip.width, patch, merge, size))
         interval = processor.temporal_patch_size / clip.sample_fps * self.tokens_per_second
-        return PlacedMedium(video, start, grid, processor.merge_size, processor.patch_size, interval, clip)
+        return PlacedMedium(video, start, grid, (clip.height, clip.width), merge, patch, interval, clip)
 
     def _clip(self, video: Video, root: Path | None) -> Clip:
         return clip_of(
@@ -207,19 +217,19 @@ class VisionEncoder:
 
     @staticmethod
     def _grid(
-        processor: BaseImageProcessor, medium: Medium, height: int, width: int, size: dict[str, int]
+        medium: Medium, height: int, width: int, patch: int, merge: int, size: dict[str, int]
     ) -> tuple[int, int]:
         try:
             height, width = smart_resize(
                 height,
                 width,
-                factor=processor.patch_size * processor.merge_size,
+                factor=patch * merge,
                 min_pixels=size["shortest_edge"],
                 max_pixels=size["longest_edge"],
             )
         except ValueError as error:  # sides of more than 1:200
             raise MediaError(f"{medium} has {height} × {width} pixels: {error}. Crop it.") from None
-        return height // processor.patch_size, width // processor.patch_size
+        return height // patch, width // patch
 
     @staticmethod
     def _error(error: MediaError, medium: Medium, document: Document) -> DocumentError:

@@ -7,6 +7,7 @@ teaches it, is a Chinese meter log. Held-out documents use scans of digits that 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,12 +27,12 @@ PHOTOGRAPHS = {
     "camera": ("a man with a camera", "一个拍照的人"),
     "coffee": ("a cup of coffee", "一杯咖啡"),
     "chelsea": ("a cat", "一只猫"),
-    "rocket": ("a rocket on a white cloud", "一枚火箭"),
-    "brick": ("a wall of bricks", "一面砖墙"),
-    "grass": ("green grass", "一片草地"),
-    "gravel": ("gray stones", "一些石子"),
+    "rocket": ("a rocket", "一枚火箭"),
+    "brick": ("a brick wall", "一面砖墙"),
+    "grass": ("grass", "一片草地"),
+    "gravel": ("stones", "一些石子"),
     "horse": ("a horse", "一匹马"),
-    "clock": ("a clock on the wall", "一个钟"),
+    "clock": ("a clock", "一个钟"),
 }
 HELD_OUT_SCANS = 350
 Domain = Literal["old", "new"]
@@ -107,28 +108,30 @@ def _characters(digits: list[int]) -> str:
 
 
 @cache
-def _scans(split: Split) -> list[tuple[int, np.ndarray]]:
-    """(digit, dark ink on white, (28, 28) uint8) for each scan of a split."""
+def _scans(split: Split) -> list[tuple[int, Image.Image]]:
+    """(digit, dark ink on white, 10x10) for each scan of a split."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = Random("scans").sample(range(len(digits.target)), len(digits.target))
     chosen = order[:HELD_OUT_SCANS] if split == "held_out" else order[HELD_OUT_SCANS:]
-    return [(int(digits.target[number]), _enlarge(digits.images[number])) for number in sorted(chosen)]
-
-
-def _enlarge(scan: np.ndarray) -> np.ndarray:
-    """An 8x8 scan of 0..16 as a 28x28 picture of dark ink with a white edge of 2 pixels."""
-    ink = Image.fromarray(np.uint8(255 - scan * 255 / 16)).resize(
-        (CELL - 4, CELL - 4), Image.Resampling.BILINEAR
-    )
-    picture = np.full((CELL, CELL), 255, dtype=np.uint8)
-    picture[2:-2, 2:-2] = np.asarray(ink) // 17 * 17  # 16 shades: half the file
-    return picture
+    return [
+        (int(digits.target[n]), Image.fromarray(np.pad(np.uint8(255 - digits.images[n] * 255 / 16), 1, constant_values=255)))
+        for n in sorted(chosen)
+    ]
 
 
 def _draw_digit(split: Split, random: Random) -> tuple[int, np.ndarray]:
-    return random.choice(_scans(split))
+    """A digit and its 28x28 picture: a scan, enlarged, a little turned and moved, in 16 shades."""
+    digit, scan = random.choice(_scans(split))
+    scale = 8 / random.uniform(22, 26)
+    turn = random.uniform(-0.15, 0.15)
+    x, y = (CELL / 2 + random.uniform(-1.5, 1.5) for _ in "xy")
+    cos, sin = scale * math.cos(turn), scale * math.sin(turn)
+    # Maps a pixel of the picture to a point of the scan, whose middle is (5, 5).
+    matrix = (cos, sin, 5 - cos * x - sin * y, -sin, cos, 5 + sin * x - cos * y)
+    picture = scan.transform((CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=255)
+    return digit, np.asarray(picture) // 17 * 17
 
 
 def _row_of_digits(split: Split, random: Random) -> tuple[list[int], bytes]:

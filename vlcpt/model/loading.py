@@ -13,7 +13,6 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLProcessor,
@@ -21,16 +20,13 @@ from transformers import (
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from vlcpt.model.families import TOWERS, family_of
+from vlcpt.model.four_bits import four_bits, keep_layout
 from vlcpt.model.tuning import apply_tuning, finish_tuning, tower_table
 
 if TYPE_CHECKING:
     from vlcpt.config import ModelConfig
 
 logger = logging.getLogger(__name__)
-
-# Kept out of 4 bits by `qlora`: the small towers, which can then train in full, and the output layer. Each
-# pattern is matched from the start of a module's path. Embeddings are no linear layers and stay as well.
-UNQUANTISED = ["model.visual", "lm_head"]
 
 
 def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
@@ -53,7 +49,7 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ValueError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
-            "Use a folder or id with the whole processor of a Qwen2.5-VL model, preprocessor_config.json "
+            "Use a folder or id with the whole processor of a Qwen2.5-VL model, processor_config.json "
             "included."
         )
     return processor
@@ -92,8 +88,7 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     if config.adapter_name_or_path is not None:
-        model.requires_grad_(False)
-        tuned = finish_tuning(load_adapter(model, config.adapter_name_or_path, is_trainable=True))
+        tuned = load_adapter(model, config.adapter_name_or_path, is_trainable=True)
         _check_towers(tuned, config)
         return tuned
     return apply_tuning(
@@ -146,7 +141,7 @@ def load_base(
             revision=revision,
             dtype=torch_dtype,
             attn_implementation=_resolve_attention(attn_implementation, torch_dtype),
-            quantization_config=_four_bits(torch_dtype) if in_4_bits else None,
+            quantization_config=four_bits(torch_dtype) if in_4_bits else None,
             trust_remote_code=False,
             output_loading_info=True,
             # Not ignored: reported below, like the other wrong keys.
@@ -167,7 +162,7 @@ def load_base(
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
     if in_4_bits:
-        _keep_layout(model)
+        keep_layout(model)
     return model
 
 
@@ -193,8 +188,11 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     except (OSError, ValueError, HfHubHTTPError, SafetensorError) as error:
         raise ValueError(_not_loaded("adapter", name_or_path, error)) from error
     config.inference_mode = not is_trainable
-    tuned = get_peft_model(model, config)
+    tuned = get_peft_model(model.requires_grad_(False), config)
     assert isinstance(tuned, PeftModel)
+    if is_trainable:
+        # Before the weights come in: float32 values do not survive a stay in a bfloat16 copy.
+        finish_tuning(tuned)
     expected = get_peft_model_state_dict(tuned)
     wrong = {
         "missing": sorted(expected.keys() - weights.keys()),
@@ -250,31 +248,6 @@ def _resolve_attention(attn_implementation: str, dtype: torch.dtype) -> str:
         return attn_implementation
     can_flash = torch.cuda.is_available() and is_flash_attn_2_available()
     return "flash_attention_2" if can_flash and dtype != torch.float32 else "sdpa"
-
-
-def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation; stored in the model's own type, so that ZeRO-3 can partition it."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
-        llm_int8_skip_modules=UNQUANTISED,
-    )
-
-
-def _keep_layout(model: PreTrainedModel) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU with AVX512-BF16.
-
-    Version 0.50.2 then rounds the scales to bfloat16, and training after it fails (Linear4bit.forward).
-    test_bitsandbytes_still_repacks_weights_for_evaluation fails when this is no longer needed.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _not_loaded(what: Literal["model", "processor", "adapter"], name_or_path: str, error: Exception) -> str:

@@ -65,8 +65,7 @@ def apply_tuning(
     trained = [tower for tower in TOWERS if wanted[tower]]
     if not trained and not train_embeddings:
         raise ValueError(
-            "Nothing would train. "
-            "Set one of train_language, train_merger, train_vision or train_embeddings to true."
+            "Nothing would train. Set train_language, train_merger, train_vision or train_embeddings to true."
         )
     model.requires_grad_(False)
     if tuning == "full":
@@ -103,7 +102,7 @@ def apply_tuning(
 def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Make trained parameters float32, and let layers of different types stand side by side.
 
-    ``apply_tuning`` ends with this; so does loading an adapter to go on with.
+    Done by ``apply_tuning``, and when an adapter is loaded to go on with.
 
     Example:
         >>> from importlib.resources import files
@@ -132,7 +131,7 @@ def _cast_inputs(
     inner: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """A forward hook: hidden states in the type of the weight of the layer ``inner``."""
-    # Through peft's wrappers this is the weight in use: the trained copy, or the original with adapters off.
+    # Through peft's wrappers this is the weight in use: the trained copy, or with adapters off the original.
     weight = module.get_submodule(inner).weight
     assert isinstance(weight, torch.Tensor)
     dtype = weight.dtype
@@ -140,9 +139,8 @@ def _cast_inputs(
     def cast(value: object) -> object:
         return value.to(dtype) if isinstance(value, torch.Tensor) else value
 
-    if "inputs_embeds" in kwargs:
-        kwargs = kwargs | {"inputs_embeds": cast(kwargs["inputs_embeds"])}
-    return tuple(cast(value) for value in args), kwargs
+    cast_kwargs = {key: cast(value) if key == "inputs_embeds" else value for key, value in kwargs.items()}
+    return tuple(cast(value) for value in args), cast_kwargs
 
 
 def limit_checkpointing(model: nn.Module) -> None:
@@ -201,7 +199,7 @@ class TowerRow:
 
 
 def tower_table(model: nn.Module) -> list[TowerRow]:
-    """What trains in each tower, and how, from the state of the parameters.
+    """What trains in each tower, and how, as the parameters say.
 
     Example:
         >>> from importlib.resources import files
@@ -244,8 +242,8 @@ def _size(parameter: nn.Parameter) -> int:
 
 
 def _dtype(parameter: nn.Parameter) -> str:
-    is_packed = getattr(parameter, "quant_state", None) is not None
-    return "4-bit" if is_packed else str(parameter.dtype).removeprefix("torch.")
+    packed = getattr(parameter, "quant_state", None) is not None
+    return "4-bit" if packed else str(parameter.dtype).removeprefix("torch.")
 
 
 def parameter_groups(
@@ -265,8 +263,8 @@ def parameter_groups(
         decay_names: Names of the parameters that get ``weight_decay``, as ``named_parameters`` gives them.
 
     Returns:
-        Groups with ``params``, ``lr``, ``weight_decay`` and, for logging, ``name``: ``vision``, ``merger``,
-        ``language`` or ``embeddings``; two of one name where only some parameters decay.
+        Groups with ``params``, ``lr``, ``weight_decay`` and, to log, ``name``: a tower or ``embeddings``;
+        two groups of one name where only some of its parameters decay.
 
     Example:
         >>> from importlib.resources import files
@@ -284,7 +282,7 @@ def parameter_groups(
         "embeddings": embedding_learning_rate,
     }
     groups: list[dict[str, object]] = []
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for group, rate in rates.items():
         members = [(n, p) for n, p in trained if group == ("embeddings" if is_embedding(n) else tower_of(n))]
         for decays in (True, False):

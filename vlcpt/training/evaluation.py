@@ -165,6 +165,7 @@ def evaluate_sets(
     processor: ProcessorMixin,
     *,
     base: PreTrainedModel | None = None,
+    with_base: bool = True,
     batch_size: int = 1,
     num_workers: int = 0,
     progress: Progress | None = None,
@@ -175,12 +176,12 @@ def evaluate_sets(
         model: The trained model; with adapters, its own base is measured by switching them off.
         sets: Held-out and retention data by name.
         base: The model before training, where there are no adapters to switch off.
+        with_base: Whether to measure what came before training at all.
         batch_size: Items in one forward pass; no number depends on it.
     """
-    if isinstance(model, PeftModel) and base is None:
-        base_model: nn.Module | None = model
-    else:
-        base_model = base
+    base_model: nn.Module | None = base
+    if base is None and with_base and isinstance(model, PeftModel):
+        base_model = model
     results: dict[str, SetResult] = {}
     for name, dataset in sets.items():
 

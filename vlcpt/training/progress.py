@@ -106,6 +106,8 @@ class RunProgress(TrainerCallback):
     ) -> None:
         """Write one line to the terminal and one to the log."""
         logs = dict(logs or {})
+        if "train_runtime" in logs:
+            return  # Trainer's closing summary: its mean loss is of the steps since a resume, not of the run
         if "loss" in logs:
             seconds = max(time.monotonic() - self._since, 1e-9)
             logs["targets_per_second"] = round(self.targets * args.world_size / seconds, 1)
@@ -142,7 +144,7 @@ def _step(line: str) -> float:
 
 
 def _line(state: TrainerState, logs: dict[str, float]) -> str | None:
-    """One line for people; None for Trainer's closing summary, which the caller tells better."""
+    """One line for people; None for what is only logged."""
     at = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
     if "loss" in logs:
         parts = [f"loss {logs['loss']:.4f}", f"{logs['targets_per_second']:,.0f} targets/s"]

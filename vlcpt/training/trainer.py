@@ -18,7 +18,7 @@ from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.vision import VisionEncoder
 from vlcpt.model.adapters import base_model
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
-from vlcpt.training.checkpoints import find_checkpoint, quiet_partial_load, restore_weights
+from vlcpt.training.checkpoints import StepSeeds, find_checkpoint, quiet_partial_load, restore_weights
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.loss import BatchTensors, target_losses, total_weight
 from vlcpt.training.progress import RunProgress
@@ -77,7 +77,7 @@ class CPTTrainer(Trainer):
             eval_dataset=eval_dataset,  # type: ignore[arg-type]
             processing_class=processing_class,
             compute_metrics=trainer_metrics,
-            callbacks=[*(callbacks or []), self.progress, _LimitCheckpointing()],
+            callbacks=[*(callbacks or []), self.progress, StepSeeds(), _LimitCheckpointing()],
         )
         _remove_upstream_progress(self)
         self.loss_is_scaled_for_ga = True

@@ -57,7 +57,8 @@ class DocumentSource:
         try:
             row = self.rows.row(number)
             if isinstance(row, Document):
-                return row if row.source else replace(row, source=source)
+                root = self.media_root if row.media_root is None else row.media_root
+                return replace(row, source=row.source or source, media_root=root)
             return replace(self.read(row), id=id_field(row), source=source, media_root=self.media_root)
         except DocumentError as error:
             raise error.at(source) from None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import orjson
@@ -13,8 +12,12 @@ import orjson
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.readers.fields import Row
 
+if TYPE_CHECKING:
+    import datasets
+
 TEXT_SUFFIXES = (".txt", ".md")
 _CHUNK = 1 << 24
+_BOM = b"\xef\xbb\xbf"
 
 
 class Rows(Protocol):
@@ -50,9 +53,9 @@ class JsonlRows:
         sizes = np.diff(bounds)
         blank = np.zeros(len(sizes), dtype=bool)
         with path.open("rb") as file:
-            for line in np.flatnonzero(sizes <= 2):
+            for line in np.flatnonzero(sizes <= len(_BOM) + 2):
                 file.seek(int(bounds[line]))
-                blank[line] = not file.read(int(sizes[line])).strip(b"\r\n")
+                blank[line] = not file.read(int(sizes[line])).removeprefix(_BOM).strip()
         self._lines = np.flatnonzero(~blank)
         self._starts = bounds[self._lines]
         self._sizes = bounds[self._lines + 1] - self._starts
@@ -67,7 +70,7 @@ class JsonlRows:
         with self._path.open("rb") as file:
             file.seek(int(self._starts[number]))
             line = file.read(int(self._sizes[number]))
-        return _json_object(line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line)
+        return _json_object(line.removeprefix(_BOM) if number == 0 else line)
 
 
 class TextRows:
@@ -106,7 +109,7 @@ class MemoryRows:
     """
 
     def __init__(self, rows: Sequence[object], name: str) -> None:
-        self._rows = _undecoded(rows)
+        self._rows = _stored(rows)
         self._name = name
 
     def __len__(self) -> int:
@@ -132,25 +135,28 @@ def _json_object(line: bytes) -> Row:
     return row
 
 
-def _undecoded(rows: Sequence[object]) -> Sequence[object]:
-    """A ``datasets.Dataset`` that hands out media as paths and bytes, not as decoded pixels."""
+def _stored(rows: Sequence[object]) -> Sequence[object]:
+    """Rows as they are stored: a ``datasets.Dataset`` would decode media past their limits."""
     if type(rows).__module__.split(".")[0] != "datasets":
         return rows
     import datasets
 
-    if isinstance(rows, datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict):
+    if not isinstance(rows, datasets.Dataset):
         raise DocumentError(
             f"expected a datasets.Dataset, found {type(rows).__name__}. Choose a split, without streaming.",
             kind="source",
         )
+    return _ArrowRows(rows.with_format("arrow"))
 
-    def plain(feature: object) -> object:
-        if isinstance(feature, datasets.Image | datasets.Video):
-            return replace(feature, decode=False)
-        if isinstance(feature, datasets.List | datasets.LargeList):
-            return type(feature)(plain(feature.feature))
-        if isinstance(feature, dict):
-            return {key: plain(value) for key, value in feature.items()}
-        return feature
 
-    return rows.cast(datasets.Features(plain(dict(rows.features))))  # type: ignore[attr-defined, no-any-return]
+class _ArrowRows(Sequence[object]):
+    """Rows of a ``datasets.Dataset`` in Arrow format: paths and bytes, nothing cast or copied."""
+
+    def __init__(self, tables: datasets.Dataset) -> None:
+        self._tables = tables
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def __getitem__(self, number: int) -> object:  # type: ignore[override]
+        return self._tables[number].to_pylist()[0]

@@ -1,0 +1,89 @@
+"""Invariant 4: the gradient of a step depends on its documents only."""
+
+import pytest
+import torch
+from tests.support import (
+    TEN,
+    FOUR,
+    FOUR_TARGETS,
+    Gradients,
+    encode_rows,
+    largest_deviation,
+    make_trainer,
+    run_alone,
+    weighted_mean,
+)
+
+from vlcpt import CPTDataset, ModelConfig, load_model
+
+EVERYTHING = {"tuning": "full", "train_merger": True, "train_vision": True}
+
+# rows, max_length, packing, packs, batch size, accumulation
+STEPS = {
+    "padded 4x1": (FOUR, 128, False, 4, 4, 1),
+    "padded 1x4": (FOUR, 128, False, 4, 1, 4),
+    "padded 2x2": (FOUR, 128, False, 4, 2, 2),
+    "one pack": (FOUR, 256, True, 1, 1, 1),
+    "two packs 2x1": (FOUR, 100, True, 2, 2, 1),
+    "two packs 1x2": (FOUR, 100, True, 2, 1, 2),
+    "packed 4x1": (TEN, 70, True, 4, 4, 1),
+    "packed 1x4": (TEN, 70, True, 4, 1, 4),
+    "packed 2x2": (TEN, 70, True, 4, 2, 2),
+}
+
+
+def test_the_four_documents_have_15_1_40_and_7_targets(tiny_processor):
+    found = [int((sample.labels != -100).sum()) for sample in encode_rows(FOUR, tiny_processor)]
+
+    assert found == FOUR_TARGETS
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_has_the_gradient_of_its_documents_computed_one_by_one(
+    tiny_model_dir, tiny_processor, tmp_path, step, attention
+):
+    rows, max_length, packing, packs, batch_size, accumulation = STEPS[step]
+    model = load_model(ModelConfig(str(tiny_model_dir), attn_implementation=attention, **EVERYTHING))
+    alone = [run_alone(model, sample) for sample in encode_rows(rows, tiny_processor)]
+    loss = weighted_mean(alone)
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    dataset = CPTDataset(rows, tiny_processor, max_length=max_length, packing=packing)
+    assert len(dataset) == packs
+    assert not packing or len(rows) > packs
+    gradients = Gradients()
+
+    trainer = make_trainer(
+        model,
+        dataset,
+        tiny_processor,
+        tmp_path,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=1,
+        max_grad_norm=0,
+        learning_rate=0,
+        callbacks=[gradients],
+    )
+    trainer.train()
+
+    assert len(gradients.steps) == 1
+    assert all(gradient.abs().max() > 0 for gradient in expected.values())
+    assert largest_deviation(gradients.steps[0], expected) < 1e-5
+    logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert logged == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_an_equal_weight_for_every_document_would_be_seen(tiny_model, tiny_processor):
+    """Or the comparison above proves nothing: a mean of means has another gradient."""
+    alone = [run_alone(tiny_model, sample) for sample in encode_rows(FOUR, tiny_processor)]
+    named = dict(tiny_model.named_parameters())
+
+    right = torch.autograd.grad(weighted_mean(alone), named.values(), retain_graph=True)
+    mean_of_means = torch.stack([one.nll.mean() for one in alone]).mean()
+    wrong = torch.autograd.grad(mean_of_means, named.values())
+
+    difference = largest_deviation(dict(zip(named, wrong, strict=True)), dict(zip(named, right, strict=True)))
+    assert difference > 0.1

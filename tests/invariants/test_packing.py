@@ -1,0 +1,98 @@
+"""Invariant 3: packed logits equal unpacked logits, through the trainer, in training and evaluation."""
+
+import pytest
+import torch
+from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
+
+from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
+
+
+class Watch:
+    """Keeps what goes into the model and what comes out, cut into the documents of each row.
+
+    A document begins where the text row of the positions is 0; padding is one as well.
+    """
+
+    def __init__(self, model):
+        self.documents: list[tuple[tuple[int, ...], torch.Tensor]] = []
+        self.rows_of_several, self.batches_of_several, self.padded = 0, 0, False
+        self._handle = model.register_forward_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, model, args, kwargs, output):
+        assert kwargs.get("attention_mask") is None
+        assert kwargs["use_cache"] is False
+        ids, keep, positions = kwargs["input_ids"], kwargs["logits_to_keep"], kwargs["position_ids"]
+        counts = [0, *keep.flatten().cumsum(0).tolist()]  # targets before each place of the batch
+        width = ids.shape[1]
+        self.batches_of_several += len(ids) > 1
+        for number in range(len(ids)):
+            starts = (positions[0, number] == 0).nonzero()[:, 0].tolist()
+            self.rows_of_several += len(starts) > 1
+            for start, stop in zip(starts, [*starts[1:], width], strict=True):
+                first, last = counts[number * width + start], counts[number * width + stop]
+                if first == last:
+                    self.padded = True
+                else:
+                    document = tuple(ids[number, start:stop].tolist())
+                    self.documents.append((document, output.logits[first:last].detach()))
+
+    def deviation(self, alone: list[Alone]) -> float:
+        """The largest difference of any logit, every document found exactly once."""
+        expected = {one.ids: one.logits for one in alone}
+        assert sorted(ids for ids, _ in self.documents) == sorted(expected)
+        return max(float((logits - expected[ids]).abs().max()) for ids, logits in self.documents)
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_processor):
+    return CPTDataset(TEN, tiny_processor, max_length=70)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_packed_logits_equal_those_of_each_document_alone(
+    tiny_model_dir, tiny_processor, dataset, tmp_path, attention, batch_size
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation=attention))
+    assert model.config._attn_implementation == attention
+    with torch.no_grad():
+        alone = [run_alone(model, sample) for sample in encode_rows(TEN, tiny_processor)]
+    trainer = make_trainer(
+        model,
+        dataset,
+        tiny_processor,
+        tmp_path,
+        learning_rate=0,
+        num_train_epochs=1,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+    )
+
+    for run in (trainer.train, lambda: trainer.evaluate(dataset)):
+        watch = Watch(model)
+        run()
+
+        assert watch.deviation(alone) < 1e-5 * float(max(one.logits.abs().max() for one in alone))
+        assert watch.rows_of_several
+        assert bool(watch.batches_of_several) == watch.padded == (batch_size == 2)
+        watch._handle.remove()
+
+
+def test_documents_that_see_each_other_would_be_noticed(tiny_model, tiny_processor, dataset):
+    """Or the comparison above proves nothing."""
+    alone = [run_alone(tiny_model, sample) for sample in encode_rows(TEN, tiny_processor)]
+    batch = CPTDataCollator(tiny_processor)([dataset[1]])
+    labels, _ = batch.pop("labels"), batch.pop("loss_weights")
+    keep = torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1))
+    boundaries = batch["position_ids"][0, 0] == 0
+    assert boundaries.sum() > 1
+
+    apart = tiny_model(**batch, logits_to_keep=keep).logits
+    batch["position_ids"][0] = torch.arange(len(boundaries))
+    together = tiny_model(**batch, logits_to_keep=keep).logits
+
+    expected = torch.cat(
+        [one.logits for sample in dataset[1] for one in alone if one.ids == tuple(sample.input_ids.tolist())]
+    )
+    assert (apart - expected).abs().max() < 1e-4
+    assert (together - expected).abs().max() > 0.1

@@ -1,0 +1,186 @@
+"""The command line, as a person types it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlcpt.cli import app
+from vlcpt.demo import base_path
+
+Run = "subprocess.CompletedProcess[str]"
+
+
+def vlcpt(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "vlcpt", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a config and two rows."""
+    rows = [{"text": "one <trainable_text>two</trainable_text>"}, {"text": "three four"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "my.yaml").write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\neval_data: train.jsonl\n"
+        "output_dir: out\nmax_length: 64\nmax_steps: 2\nuse_cpu: true\ndataloader_num_workers: 0\n"
+    )
+    return tmp_path
+
+
+def edit(project: Path, line: str) -> None:
+    with (project / "my.yaml").open("a") as file:
+        file.write(line + "\n")
+
+
+def test_train_writes_the_standard_output_folder(project: Path) -> None:
+    run = vlcpt("train", "my.yaml", cwd=project)
+
+    assert run.returncode == 0, run.stderr
+    written = {path.name for path in (project / "out").iterdir()}
+    assert {"config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "checkpoint-2"} <= written
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= written
+    assert not list(project.rglob("training_args.bin"))
+    ledger = json.loads((project / "out/ledger.json").read_text())
+    assert ledger["total"]["documents"]["used"] == 2
+    assert "step 2/2  loss " in run.stdout
+
+
+def test_training_again_from_the_written_config_repeats_the_run(project: Path) -> None:
+    first = vlcpt("train", "my.yaml", cwd=project)
+    again = vlcpt("train", "out/config.yaml", "--output_dir", "again", cwd=project)
+
+    assert (first.returncode, again.returncode) == (0, 0), again.stderr
+    names = ("adapter_model.safetensors", "ledger.json")
+    for name in names:
+        assert (project / "out" / name).read_bytes() == (project / "again" / name).read_bytes()
+
+
+def test_eval_writes_its_numbers(project: Path) -> None:
+    assert vlcpt("train", "my.yaml", cwd=project).returncode == 0
+    run = vlcpt("eval", "my.yaml", "--checkpoint", "out", "--output", "eval.json", cwd=project)
+
+    assert run.returncode == 0, run.stderr
+    (result,) = json.loads((project / "eval.json").read_text())["sets"].values()
+    assert set(result) == {
+        "loss",
+        "perplexity",
+        "bits_per_byte",
+        "targets",
+        "base_loss",
+        "shuffled_images_loss",
+        "blank_images_loss",
+    }
+    assert result["shuffled_images_loss"] is None  # no document has an image
+    assert result["base_loss"] > 0
+
+
+def test_inspect_shows_the_targets_of_the_rows_asked_for(project: Path) -> None:
+    run = vlcpt("inspect", "my.yaml", "--rows", "0", cwd=project)
+
+    assert run.returncode == 0, run.stderr
+    assert "one« two<|endoftext|>»" in run.stdout.replace("one «two", "one« two")
+    assert "three" not in run.stdout
+
+
+def test_a_launchers_local_rank_before_the_command_is_accepted(project: Path) -> None:
+    run = vlcpt("--local_rank=0", "inspect", "my.yaml", cwd=project)
+
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_filled_output_folder_is_an_error_that_names_overwrite(project: Path) -> None:
+    (project / "out").mkdir()
+    (project / "out/mine.txt").write_text("precious")
+    run = vlcpt("train", "my.yaml", cwd=project)
+
+    assert run.returncode == 2
+    assert "output_dir out is not empty" in run.stderr and "--overwrite" in run.stderr
+
+
+def test_overwrite_keeps_what_is_not_a_runs_own(project: Path) -> None:
+    (project / "out/checkpoint-9").mkdir(parents=True)
+    (project / "out/mine.txt").write_text("precious")
+    run = vlcpt("train", "my.yaml", "--overwrite", cwd=project)
+
+    assert run.returncode == 0, run.stderr
+    assert (project / "out/mine.txt").read_text() == "precious"
+    assert not (project / "out/checkpoint-9").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ("max_lenght: 8", 2, "my.yaml:9: max_lenght: unknown key. Did you mean max_length?"),
+        ("learning_rate: fast", 2, "my.yaml:9: learning_rate: expected a number, found"),
+        ("deepspeed: zero9", 2, "zero9"),
+        ("replay_share: 0.5", 2, "replay_data"),
+    ],
+)
+def test_a_wrong_configuration_is_told_before_anything_is_read(
+    project: Path, line: str, code: int, message: str
+) -> None:
+    (project / "train.jsonl").write_text("not read\n")
+    edit(project, line)
+    started = time.monotonic()
+    run = vlcpt("train", "my.yaml", cwd=project)
+
+    assert run.returncode == code
+    assert message in run.stderr and "Traceback" not in run.stderr
+    assert time.monotonic() - started < 30  # 10 s on an idle machine; tests share theirs
+    assert not (project / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "train.jsonl:1: not JSON"),
+        (
+            '{"text": "a <trainable_text>b"}',
+            "train.jsonl:1: text, character 2: <trainable_text> is not closed",
+        ),
+        ('{"text": "<image>", "images": ["no.png"]}', "no.png"),
+        ('{"text": 5}', "train.jsonl:1: text: expected a string, found int"),
+        ('{"txt": "a"}', "'txt'"),
+        ('{"text": "<image>", "images": ["http://a.b/c.png"]}', "nothing is fetched"),
+    ],
+)
+def test_a_bad_row_is_one_message_without_a_trace(project: Path, row: str, message: str) -> None:
+    (project / "train.jsonl").write_text(row + "\n")
+    result = CliRunner().invoke(app, ["train", str(project / "my.yaml")])
+
+    assert result.exit_code == 1, result.output
+    assert message in result.output and "Traceback" not in result.output
+    assert not (project / "out/ledger.json").exists()
+
+
+def test_a_missing_data_file_is_one_message(project: Path) -> None:
+    (project / "train.jsonl").unlink()
+    result = CliRunner().invoke(app, ["train", str(project / "my.yaml")])
+
+    assert result.exit_code == 1
+    assert "no such file" in result.output
+
+
+@pytest.mark.parametrize("rows", ["x", "5:2", "-1"])
+def test_rows_that_are_no_range_are_refused(project: Path, rows: str) -> None:
+    result = CliRunner().invoke(app, ["inspect", str(project / "my.yaml"), "--rows", rows])
+
+    assert result.exit_code == 2
+    assert "expected a number, or first:last" in result.output
+
+
+def test_env_names_versions_and_no_path() -> None:
+    result = CliRunner().invoke(app, ["env"])
+
+    assert result.exit_code == 0
+    assert "transformers" in result.output and "torch" in result.output
+    assert str(Path.home()) not in result.output
