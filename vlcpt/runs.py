@@ -7,8 +7,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+import rich.progress
 import torch
 from peft import PeftModel
 from rich.console import Console
@@ -19,6 +21,7 @@ from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.media import MediaLimits
+from vlcpt.data.planning import Track, untracked
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.splitting import split_stream
 from vlcpt.model.loading import load_model, load_processor
@@ -48,7 +51,7 @@ def train_run(configs: Configs, console: Console | None = None) -> CPTTrainer:
     checkpoint = find_checkpoint(training.resume_from_checkpoint, str(output))
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    dataset = train_dataset(configs, processor)
+    dataset = train_dataset(configs, processor, shown(console))
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
@@ -85,7 +88,7 @@ def eval_run(
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    sets = evaluation_sets(configs, processor)
+    sets = evaluation_sets(configs, processor, shown(console))
     model, base = load_trained(configs.model, checkpoint)
     results = evaluate_sets(
         model,
@@ -94,6 +97,7 @@ def eval_run(
         base=base,
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
+        track=shown(console),
     )
     console.print(results_table(results))
     if output:
@@ -144,7 +148,7 @@ def prepare_output(configs: Configs) -> None:
         )
 
 
-def train_dataset(configs: Configs, processor: ProcessorMixin) -> CPTDataset:
+def train_dataset(configs: Configs, processor: ProcessorMixin, track: Track = untracked) -> CPTDataset:
     """The training data, planned."""
     data, training = configs.data, configs.training
     return CPTDataset(
@@ -153,15 +157,18 @@ def train_dataset(configs: Configs, processor: ProcessorMixin) -> CPTDataset:
         replay_data=[_source(entry) for entry in data.replay_data],
         replay_share=data.replay_share,
         seed=training.data_seed if training.data_seed is not None else training.seed,
+        track=track,
         **_planning(configs),  # type: ignore[arg-type]
     )
 
 
-def evaluation_sets(configs: Configs, processor: ProcessorMixin) -> dict[str, CPTDataset]:
+def evaluation_sets(
+    configs: Configs, processor: ProcessorMixin, track: Track = untracked
+) -> dict[str, CPTDataset]:
     """Held-out and retention data, each source a set of its own."""
     entries = (*configs.data.eval_data, *configs.data.retention_data)
     return {
-        entry.name: CPTDataset([_source(entry)], processor, **_planning(configs))  # type: ignore[arg-type]
+        entry.name: CPTDataset([_source(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
         for entry in entries
     }
 
@@ -175,6 +182,13 @@ def load_trained(
     whole = replace(config, tuning="full", adapter_name_or_path=None, lora_towers=None)
     trained = load_model(replace(whole, model_name_or_path=str(checkpoint)))
     return trained, load_model(whole)  # type: ignore[return-value]
+
+
+def shown(console: Console) -> Track:
+    """A bar with the time left, gone when done; nothing where there is no terminal."""
+    if not console.is_terminal:
+        return untracked
+    return partial(rich.progress.track, console=console, transient=True)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

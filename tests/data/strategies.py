@@ -19,7 +19,7 @@ PIECES = [
 pieces = st.sampled_from(PIECES)
 texts = st.lists(pieces | st.characters(codec="utf-8"), min_size=1, max_size=6).map("".join)
 weights = st.sampled_from([1.0, 0.3, 2.5, 100.0, 1e-7]) | st.floats(1e-6, 100)
-text_segments = st.builds(Text, texts, st.booleans(), weights)
+text_segments = st.builds(Text, texts | st.just(""), st.booleans(), weights)
 images = st.builds(Image, st.sampled_from(["a.png", "b/c.jpg"]), max_pixels=st.none() | st.just(50_176))
 videos = st.builds(Video, st.just("a.mp4"), fps=st.none() | st.just(1.0))
 documents = st.lists(text_segments | images | videos, max_size=8).map(lambda found: Document(tuple(found)))

@@ -87,3 +87,48 @@ def test_an_equal_weight_for_every_document_would_be_seen(tiny_model, tiny_proce
 
     difference = largest_deviation(dict(zip(named, wrong, strict=True)), dict(zip(named, right, strict=True)))
     assert difference > 0.1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "activation checkpointing"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("train_merger", [False, True], ids=["language", "language and merger"])
+def test_a_frozen_tower_runs_once_a_step_and_never_backward(
+    tiny_model_dir, tiny_processor, tmp_path, checkpointing, tuning, train_merger
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), tuning=tuning, train_merger=train_merger))
+    base = model.get_base_model() if tuning == "lora" else model
+    calls = dict.fromkeys(("vision", "vision output", "language", "vision backward", "language backward"), 0)
+
+    def count(name):
+        def hook(module, args, output):
+            calls[name] += 1
+            if output.requires_grad:
+                output.register_hook(lambda gradient: calls.__setitem__(f"{name} backward", 1))
+
+        return hook
+
+    visual = base.model.visual
+    visual.register_forward_hook(lambda *_: calls.__setitem__("vision output", calls["vision output"] + 1))
+    # The first layer inside a block: when a block is run again, torch stops before the end.
+    visual.blocks[-1].norm1.register_forward_hook(count("vision"))
+    base.model.language_model.layers[-1].input_layernorm.register_forward_hook(count("language"))
+    # Images alone: transformers runs the tower a second time for videos.
+    rows = [one for one in TEN if "images" in one and "videos" not in one]
+    dataset = CPTDataset(rows, tiny_processor, max_length=128)
+    assert len(dataset) == 1
+
+    make_trainer(
+        model,
+        dataset,
+        tiny_processor,
+        tmp_path,
+        max_steps=3,
+        activation_checkpointing=checkpointing,
+        learning_rate=1e-3,
+    ).train()
+
+    assert calls["vision"] == calls["vision output"] == 3
+    assert calls["vision backward"] == 0
+    # The language tower is run again where its activations were not kept, or this counts nothing.
+    assert calls["language"] == (6 if checkpointing else 3)
+    assert calls["language backward"] == 1

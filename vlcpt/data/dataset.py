@@ -15,7 +15,7 @@ from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
-from vlcpt.data.planning import OnBadData, make_plan
+from vlcpt.data.planning import OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.files import DocumentSource, open_source
 from vlcpt.data.splitting import OnOverlong
 
@@ -41,6 +41,7 @@ class CPTDataset(Dataset[list[Sample]]):
         replay_share: 0 ≤ share < 1.
         untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
+        track: What shows the progress of planning.
 
     Raises:
         DocumentError: At the first row that cannot be used, unless ``on_bad_data`` is ``skip``.
@@ -74,6 +75,7 @@ class CPTDataset(Dataset[list[Sample]]):
         fps: float | None = None,
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
+        track: Track = untracked,
     ) -> None:
         if not 0 <= replay_share < 1:
             raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
@@ -101,6 +103,7 @@ class CPTDataset(Dataset[list[Sample]]):
             on_overlong=on_overlong,
             on_bad_data=on_bad_data,
             max_bad_fraction=max_bad_fraction,
+            track=track,
         )
         self.ledger = plan.ledger
         self.max_length = max_length

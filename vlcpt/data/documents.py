@@ -206,13 +206,12 @@ class Document:
 
     def __post_init__(self) -> None:
         merged: list[Segment] = []
-        for key, run in groupby(self.segments, key=_treatment):
+        filled = (segment for segment in self.segments if not isinstance(segment, Text) or segment.text)
+        for key, run in groupby(filled, key=_treatment):
             if key is None:
                 merged.extend(run)
             else:
-                text = "".join(segment.text for segment in run if isinstance(segment, Text))
-                if text:
-                    merged.append(Text(text, *key))
+                merged.append(Text("".join(part.text for part in run if isinstance(part, Text)), *key))
         object.__setattr__(self, "segments", tuple(merged))
 
     @property

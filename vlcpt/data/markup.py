@@ -118,6 +118,10 @@ class _Media:
 
     def __init__(self, images: Sequence[object], videos: Sequence[object]) -> None:
         self.files: dict[str, Sequence[object]] = {"images": images, "videos": videos}
+        for field, files in self.files.items():
+            if isinstance(files, str | bytes):
+                reason = f"expected a list of media references, found {type(files).__name__}."
+                raise DocumentError(reason, kind="row", field=field)
         self.used: dict[str, set[int]] = {"images": set(), "videos": set()}
         self.first: tuple[str, int] | None = None  # the first marker: it decides the style
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,24 @@ from vlcpt.data.splitting import OnOverlong, Part, split_stream
 
 OnBadData = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Passes an iterable on, and shows how far it is, e.g. ``rich.progress.track``."""
+
+    def __call__(self, sequence: Iterable[T], description: str) -> Iterable[T]: ...
+
+
+def untracked(sequence: Iterable[T], description: str) -> Iterable[T]:
+    """The :class:`Track` that shows nothing.
+
+    Example:
+        >>> list(untracked([1, 2], "reading"))
+        [1, 2]
+    """
+    return sequence
 
 
 class BadDataError(ValueError):
@@ -69,6 +87,7 @@ def make_plan(
     on_overlong: OnOverlong,
     on_bad_data: OnBadData,
     max_bad_fraction: float,
+    track: Track = untracked,
 ) -> Plan:
     """Read every document once and decide what one pass trains on.
 
@@ -80,6 +99,7 @@ def make_plan(
         replay_share: Part of all targets that replay makes up; 0 ≤ share < 1.
         seed: Decides what replay draws and what is repeated.
         on_overlong, on_bad_data, max_bad_fraction: See the configuration.
+        track: What shows the progress.
 
     Raises:
         DocumentError: At the first unusable row, unless those are skipped.
@@ -89,7 +109,15 @@ def make_plan(
     plan = Plan(ledger=Ledger([source.name for source in sources]))
     for number, source in enumerate(sources):
         plan.documents += _scan(
-            number, source, encoder, plan.ledger, max_length, on_overlong, on_bad_data, max_bad_fraction
+            number,
+            source,
+            encoder,
+            plan.ledger,
+            max_length,
+            on_overlong,
+            on_bad_data,
+            max_bad_fraction,
+            track,
         )
     if not any(document.source < len(train) for document in plan.documents):
         raise BadDataError(
@@ -113,12 +141,13 @@ def _scan(
     on_overlong: OnOverlong,
     on_bad_data: OnBadData,
     max_bad_fraction: float,
+    track: Track,
 ) -> list[PlannedDocument]:
     """Read one source; what cannot be used goes to the ledger."""
     account = ledger.sources[source.name]
     found: list[PlannedDocument] = []
     bad, bad_in_a_row = 0, 0
-    for row in range(len(source)):
+    for row in track(range(len(source)), f"reading {source.name}"):
         account.documents["read"] += 1
         document: Document | None = None
         try:

@@ -15,7 +15,7 @@ from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.report.terminal import number
-from vlcpt.runs import evaluation_sets, quiet_libraries, train_run, write_json
+from vlcpt.runs import evaluation_sets, quiet_libraries, shown, train_run, write_json
 from vlcpt.training.evaluation import SetResult, evaluate_sets, perplexity
 
 Results = dict[str, SetResult]
@@ -43,9 +43,10 @@ def run_demo(output_dir: Path, *, overwrite: bool = False, console: Console | No
     processor = load_processor(configs.model.model_name_or_path)
     sets = evaluation_sets(configs, processor)
     # A new adapter adds zero, so this is the base.
-    before = evaluate_sets(load_model(configs.model), sets, processor, with_base=False)
+    before = evaluate_sets(load_model(configs.model), sets, processor, with_base=False, track=shown(console))
     trainer = train_run(configs, console)
-    after = evaluate_sets(trainer.model, sets, processor)
+    assert trainer.model is not None
+    after = evaluate_sets(trainer.model, sets, processor, track=shown(console))
     seconds = round(time.monotonic() - started, 1)
     write_json(
         output_dir / "demo.json",

@@ -149,7 +149,7 @@ def document_lines(
             place = placed.stop
             continue
         stop = _readable(stream.input_ids, place, length, tokenizer)
-        text = tokenizer.decode(stream.input_ids[place:stop], clean_up_tokenization_spaces=False)
+        text = str(tokenizer.decode(stream.input_ids[place:stop], clean_up_tokenization_spaces=False))
         _append(body, text, bool(is_target[place]), place, console.color_system is not None)
         weight = float(stream.loss_weights[place])
         following = float(stream.loss_weights[stop]) if stop < length else 0.0

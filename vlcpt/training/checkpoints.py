@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -94,5 +101,28 @@ class StepSeeds(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Seed torch, on every device."""
-        # A step has a number of its own in each run of up to a million steps and ranks.
+        # Each step of each rank has a number of its own, up to a million of them.
         torch.manual_seed(args.seed * 1_000_000 + state.global_step * args.world_size + args.process_index)
+
+
+@contextmanager
+def cache_in_saved_config(config: PreTrainedConfig) -> Iterator[None]:
+    """Let a saved configuration say ``use_cache``, which is off in training so that packs stay apart.
+
+    Example:
+        >>> config = PreTrainedConfig()
+        >>> config.use_cache = False
+        >>> with cache_in_saved_config(config):
+        ...     config.use_cache
+        True
+        >>> config.use_cache
+        False
+    """
+    both = (config, config.get_text_config())
+    for one in both:
+        one.use_cache = True
+    try:
+        yield
+    finally:
+        for one in both:
+            one.use_cache = False

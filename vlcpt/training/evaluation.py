@@ -13,22 +13,12 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import EvalPrediction, PreTrainedTokenizerFast, ProcessorMixin
 
 from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.planning import Track, untracked
 from vlcpt.training.loss import BatchTensors, target_losses
-
-
-class Progress:
-    """Told of each batch of a measurement; the default does nothing.
-
-    Example:
-        >>> Progress().advance("new", 3)
-    """
-
-    def advance(self, set_name: str, targets: int) -> None:
-        """``targets`` more of ``set_name`` are measured."""
 
 
 class SetResult(TypedDict):
@@ -120,8 +110,8 @@ def score(
     *,
     batch_size: int = 1,
     num_workers: int = 0,
-    name: str = "",
-    progress: Progress | None = None,
+    track: Track = untracked,
+    description: str = "measuring",
 ) -> Score:
     """Score every target of a data set.
 
@@ -129,7 +119,7 @@ def score(
         model: In the state it is to be measured in; its mode is restored.
         dataset: Packed or not.
         batch_size: Items in one forward pass.
-        name, progress: Who is told after each batch, and as what.
+        track, description: What shows the progress, and as what.
     """
     eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     token_bytes = _token_bytes(processor.tokenizer)
@@ -141,7 +131,7 @@ def score(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in loader:
+        for batch in track(loader, description):
             inputs = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()
@@ -153,22 +143,20 @@ def score(
             text_nll += float(nlls[is_text].sum())
             targets += len(ids)
             text_bytes += int(token_bytes[ids[is_text]].sum())
-            if progress:
-                progress.advance(name, len(ids))
     model.train(was_training)
     return Score(nll, targets, text_nll, text_bytes)
 
 
 def evaluate_sets(
-    model: PreTrainedModel | PeftModel,
+    model: nn.Module,
     sets: Mapping[str, CPTDataset],
     processor: ProcessorMixin,
     *,
-    base: PreTrainedModel | None = None,
+    base: nn.Module | None = None,
     with_base: bool = True,
     batch_size: int = 1,
     num_workers: int = 0,
-    progress: Progress | None = None,
+    track: Track = untracked,
 ) -> dict[str, SetResult]:
     """What ``vlcpt eval --output`` writes under ``sets``.
 
@@ -178,6 +166,7 @@ def evaluate_sets(
         base: The model before training, where there are no adapters to switch off.
         with_base: Whether to measure what came before training at all.
         batch_size: Items in one forward pass; no number depends on it.
+        track: What shows the progress.
     """
     base_model: nn.Module | None = base
     if base is None and with_base and isinstance(model, PeftModel):
@@ -186,26 +175,26 @@ def evaluate_sets(
     for name, dataset in sets.items():
 
         def measure(
-            one: nn.Module, pixels: CPTDataset, shown: str = name, without_adapter: bool = False
+            one: nn.Module, pixels: CPTDataset, what: str, *, bare: bool = False, name: str = name
         ) -> Score:
-            with one.disable_adapter() if without_adapter and isinstance(one, PeftModel) else nullcontext():
+            with one.disable_adapter() if bare and isinstance(one, PeftModel) else nullcontext():
                 return score(
                     one,
                     pixels,
                     processor,
                     batch_size=batch_size,
                     num_workers=num_workers,
-                    name=shown,
-                    progress=progress,
+                    track=track,
+                    description=f"{name}, {what}",
                 )
 
-        right = measure(model, dataset)
-        before = measure(base_model, dataset, without_adapter=True) if base_model is not None else None
+        right = measure(model, dataset, "right images" if dataset.has_media else "text")
+        before = None if base_model is None else measure(base_model, dataset, "base", bare=True)
         shuffled = blank = None
         if dataset.has_media:
-            blank = measure(model, dataset.with_pixels_of("blank"))
+            blank = measure(model, dataset.with_pixels_of("blank"), "blank images")
             if dataset.can_shuffle:
-                shuffled = measure(model, dataset.with_pixels_of("next_document"))
+                shuffled = measure(model, dataset.with_pixels_of("next_document"), "shuffled images")
         results[name] = SetResult(
             loss=right.loss,
             perplexity=perplexity(right.loss),

@@ -18,7 +18,13 @@ from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.vision import VisionEncoder
 from vlcpt.model.adapters import base_model
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
-from vlcpt.training.checkpoints import StepSeeds, find_checkpoint, quiet_partial_load, restore_weights
+from vlcpt.training.checkpoints import (
+    StepSeeds,
+    cache_in_saved_config,
+    find_checkpoint,
+    quiet_partial_load,
+    restore_weights,
+)
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.loss import BatchTensors, target_losses, total_weight
 from vlcpt.training.progress import RunProgress
@@ -147,8 +153,13 @@ class CPTTrainer(Trainer):
         return super().create_optimizer(model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, without Trainer's pickle of all arguments, which holds tokens in clear."""
-        super().save_model(output_dir, _internal_call)
+        """Save the model as others should find it.
+
+        Generation wants the cache that training must not use, and Trainer's pickle of all arguments
+        holds tokens in clear.
+        """
+        with cache_in_saved_config(base_model(self.model).config):
+            super().save_model(output_dir, _internal_call)
         (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(

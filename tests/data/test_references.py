@@ -1,0 +1,78 @@
+"""Media references: every form a row may have, and errors that name the key."""
+
+import base64
+
+import pytest
+
+from vlcpt import DocumentError, Image, Video
+from vlcpt.data.references import image_from, video_from
+
+URI = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
+
+
+@pytest.mark.parametrize(
+    ("reference", "image"),
+    [
+        ("a.png", Image("a.png")),
+        ("https://example.org/a.png", Image("https://example.org/a.png")),  # refused when it is opened
+        ({"path": "a.png"}, Image("a.png")),
+        ({"bytes": b"x"}, Image(data=b"x")),
+        ({"bytes": b"x", "path": "a.png"}, Image("a.png", b"x")),
+        ({"bytes": None, "path": "a.png"}, Image("a.png")),
+        ({"bytes": b"x", "path": None}, Image(data=b"x")),
+        ({"bytes": b"", "path": "a.png"}, Image("a.png", b"")),
+        ({"path": "a.png", "min_pixels": 784, "max_pixels": 1e6}, Image("a.png", None, 784, 1_000_000)),
+        ({"path": "a.png", "max_pixels": None}, Image("a.png")),
+        (URI, Image(data=b"\x89PNG")),
+        ({"path": URI.replace("data:", "DATA:"), "max_pixels": 784}, Image(data=b"\x89PNG", max_pixels=784)),
+        (Image("a.png", max_pixels=784), Image("a.png", max_pixels=784)),
+    ],
+)
+def test_an_image_is_read_from_every_form_a_row_may_have(reference, image):
+    found = image_from(reference)
+    assert found == image
+    assert all(type(value) is int for value in (found.min_pixels, found.max_pixels) if value is not None)
+
+
+def test_a_video_has_its_own_sampling():
+    assert video_from({"path": "a.mp4", "fps": 1, "max_frames": 8}) == Video("a.mp4", fps=1.0, max_frames=8)
+    assert video_from("a.mp4") == Video("a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (None, "must be a path, a data: URI, or a dict with 'path' or 'bytes'; found NoneType."),
+        (b"x", "found bytes."),
+        (["a.png"], "found list."),
+        (7, "found int."),
+        ("", "a media reference is an empty path."),
+        ({}, "a media reference needs 'path' or 'bytes'; both are missing."),
+        ({"max_pixels": 784}, "both are missing."),
+        ({"path": "a", "maxpixels": 1}, "has no key 'maxpixels'. Did you mean 'max_pixels'?"),
+        ({"path": "a", "url": 1}, "has no key 'url'. Known: bytes, max_pixels, min_pixels, path."),
+        ({"path": "a", "fps": 1}, "has no key 'fps'."),
+        ({"path": "a", "data": b""}, "has no key 'data'."),
+        ({"path": 7}, "'path' of a media reference must be str; found int."),
+        ({"bytes": "x"}, "'bytes' of a media reference must be bytes; found str."),
+        ({"path": "a", "max_pixels": 0}, "'max_pixels' of a media reference must be a number above 0; found 0."),
+        ({"path": "a", "max_pixels": 1.5}, "found 1.5."),
+        ({"path": "a", "max_pixels": "784"}, "found '784'."),
+        ({"path": "a", "max_pixels": True}, "found True."),
+        ({"path": "a", "max_pixels": float("nan")}, "found nan."),
+        ({"path": "a", "max_pixels": float("inf")}, "found inf."),
+        ("data:image/png,abc", "must have the form data:image/png;base64,…"),
+        ("data:image/png;base64,a?c=", "a data: URI holds no valid base64"),
+    ],
+)
+def test_anything_else_is_an_error_that_says_what_was_found(reference, message):
+    with pytest.raises(DocumentError) as caught:
+        image_from(reference)
+    assert message in caught.value.reason
+    assert caught.value.kind == "reference"
+
+
+def test_a_long_data_uri_is_not_repeated_in_the_message():
+    with pytest.raises(DocumentError) as caught:
+        image_from("data:" + "x" * 100_000)
+    assert len(caught.value.reason) < 300

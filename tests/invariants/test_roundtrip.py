@@ -1,0 +1,171 @@
+"""Invariant 6: save, load, same logits, with vlcpt uninstalled; frozen towers are unchanged."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests.support import FOUR, make_trainer
+from transformers import set_seed
+
+from vlcpt import CPTDataset, ModelConfig, load_model, merge_adapter
+
+FULL_MERGER = {"train_merger": True, "lora_towers": ["language"]}
+WAYS = {
+    "full": {"tuning": "full", "train_merger": True},
+    "full bfloat16": {"tuning": "full", "train_merger": True, "dtype": "bfloat16"},
+    "lora": {"tuning": "lora", "lora_r": 4, "train_merger": True, "train_vision": True},
+    "lora and a tower in full": {"lora_r": 4, **FULL_MERGER},
+    "lora bfloat16": {"lora_r": 4, "dtype": "bfloat16", **FULL_MERGER},
+    "qlora": {"tuning": "qlora", "lora_r": 4, **FULL_MERGER},
+}
+# The largest difference of any logit over the largest logit. A bfloat16 model holds what trained in float32:
+# both sides are computed in float32, so that every bit of the saved tensors counts.
+TOLERANCE = dict.fromkeys(WAYS, 1e-6) | {"merged": 1e-5}
+
+PLAIN = """
+import sys
+class Uninstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "vlcpt":
+            raise ImportError("vlcpt is uninstalled")
+sys.meta_path.insert(0, Uninstalled())
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+folder, base, base_bfloat16 = sys.argv[1:]
+inputs = torch.load(f"{folder}/inputs.pt")
+results = {}
+for way in torch.load(f"{folder}/ways.pt"):
+    saved = f"{folder}/{way}"
+    AutoProcessor.from_pretrained(saved)
+    if "full" in way.split()[:1] or way == "merged":
+        model = AutoModelForImageTextToText.from_pretrained(saved, dtype=torch.float32)
+    else:
+        settings = {"dtype": torch.float32}
+        if way == "qlora":
+            settings["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=torch.float32,
+                llm_int8_skip_modules=["model.visual", "lm_head"],
+            )
+        path = base_bfloat16 if "bfloat16" in way else base
+        model = AutoModelForImageTextToText.from_pretrained(path, **settings)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # rounds scales to bfloat16
+                module.support_avx512bf16_for_cpu = False
+        model = PeftModel.from_pretrained(model, saved)
+    with torch.no_grad():
+        results[way] = model.eval()(**inputs).logits
+torch.save(results, f"{folder}/results.pt")
+assert "vlcpt" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def bases(tiny_model_dir, make_tiny_model, tiny_processor, tmp_path_factory):
+    """The base model's folder, by whether it is stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("bfloat16")
+    make_tiny_model(dtype=torch.bfloat16).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return {False: tiny_model_dir, True: folder}
+
+
+@pytest.fixture(scope="module")
+def trained(bases, tiny_processor, tiny_inputs, tmp_path_factory):
+    """A folder with a saved model of each kind; the logits of each before saving; and the models."""
+    folder = tmp_path_factory.mktemp("saved")
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=128, packing=False)
+    logits, models = {}, {}
+    for way, settings in WAYS.items():
+        set_seed(0)
+        model = load_model(ModelConfig(str(bases["bfloat16" in way]), **settings))
+        trainer = make_trainer(
+            model, dataset, tiny_processor, folder / way, learning_rate=3e-2, max_steps=3, use_cpu=True
+        )
+        trainer.train()
+        trainer.save_model()
+        models[way] = copy.deepcopy(model)
+        with torch.no_grad():
+            logits[way] = (model.float() if "bfloat16" in way else model).eval()(**tiny_inputs).logits
+    merge_adapter(folder / "lora", folder / "merged")
+    logits["merged"] = logits["lora"]
+    return folder, logits, models
+
+
+@pytest.fixture(scope="module")
+def reloaded(trained, bases, tiny_inputs):
+    """The logits of each saved model in a process that cannot import vlcpt."""
+    folder, logits, _ = trained
+    torch.save(tiny_inputs, folder / "inputs.pt")
+    torch.save(list(logits), folder / "ways.pt")
+    command = [sys.executable, "-I", "-c", PLAIN, str(folder), str(bases[False]), str(bases[True])]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "results.pt")
+
+
+@pytest.mark.parametrize("way", [*WAYS, "merged"])
+def test_the_saved_model_has_the_same_logits_without_vlcpt(trained, reloaded, way):
+    _, logits, _ = trained
+
+    difference = (reloaded[way] - logits[way]).abs().max() / logits[way].abs().max()
+
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_changed_the_logits(trained, bases, tiny_inputs, way):
+    """Or the comparison above proves nothing."""
+    _, logits, _ = trained
+    untrained = load_model(ModelConfig(str(bases["bfloat16" in way]), **WAYS[way]))
+    with torch.no_grad():
+        before = untrained.eval()(**tiny_inputs).logits.float()
+
+    difference = (logits[way] - before).abs().max() / before.abs().max()
+
+    assert difference > 0.1
+
+
+@pytest.mark.parametrize("way", ["full", "full bfloat16"])
+def test_a_frozen_tower_is_saved_as_it_was(trained, bases, way):
+    folder, _, _ = trained
+    unchanged, changed = set(), set()
+    with (
+        safe_open(bases["bfloat16" in way] / "model.safetensors", "pt") as before,
+        safe_open(folder / way / "model.safetensors", "pt") as after,
+    ):
+        assert before.keys() == after.keys()
+        for name in before.keys():
+            first, second = before.get_tensor(name), after.get_tensor(name)
+            is_same = first.dtype == second.dtype and torch.equal(first, second)
+            (unchanged if is_same else changed).add(name)
+            assert is_same or second.dtype == torch.float32
+
+    assert unchanged == {name for name in unchanged | changed if "visual" in name and "merger" not in name}
+    assert any("merger" in name for name in changed)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if "lora" in way])
+def test_the_base_under_an_adapter_is_unchanged(trained, bases, way):
+    _, _, models = trained
+    untrained = load_model(ModelConfig(str(bases["bfloat16" in way]), **WAYS[way]))
+    before = dict(untrained.named_parameters())
+    frozen = {name: p for name, p in models[way].named_parameters() if not p.requires_grad}
+
+    assert len(frozen) > 30
+    # As bytes: packed in 4 bits and read as float32, many are no numbers, which never equal themselves.
+    assert all(torch.equal(p.view(torch.uint8), before[name].view(torch.uint8)) for name, p in frozen.items())
+
+
+def test_a_saved_run_holds_nothing_pickled(trained):
+    folder, logits, _ = trained
+
+    for way in logits:
+        assert not list((folder / way).rglob("training_args.bin"))

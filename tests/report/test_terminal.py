@@ -1,0 +1,115 @@
+"""What a person reads in a terminal."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from transformers import ProcessorMixin
+
+from vlcpt import CPTDataset, parse_markup
+from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.splitting import split_stream
+from vlcpt.report.terminal import document_lines, ledger_table, number, results_table, towers_table
+
+
+def shown(thing: object, width: int = 100, **options: object) -> str:
+    output = StringIO()
+    Console(file=output, width=width, **options).print(thing)  # type: ignore[arg-type]
+    return output.getvalue()
+
+
+def inspected(
+    markup: str, processor: ProcessorMixin, images: list[str] | None = None, **options: object
+) -> str:
+    document = parse_markup(markup, images or [])
+    stream = DocumentEncoder(processor).tokens(document)
+    parts = split_stream(stream, int(str(options.pop("max_length", 4096))))
+    output = StringIO()
+    console = Console(file=output, width=200, **options)  # type: ignore[arg-type]
+    for line in document_lines("a.jsonl:1", stream, parts, processor.tokenizer, console):
+        console.print(line)
+    return output.getvalue()
+
+
+def test_without_colours_exactly_the_targets_stand_in_brackets(tiny_processor: ProcessorMixin) -> None:
+    text = inspected("one <trainable_text>two</trainable_text> three", tiny_processor)
+
+    assert text.splitlines()[1].startswith("one« two»")
+
+
+def test_with_colours_there_are_no_brackets(tiny_processor: ProcessorMixin) -> None:
+    text = inspected("one <trainable_text>two</trainable_text>", tiny_processor, force_terminal=True)
+
+    assert "«" not in text
+    assert "\x1b[" in text
+
+
+def test_a_mediums_tokens_are_folded_into_one_label(tiny_processor: ProcessorMixin, tmp_path: Path) -> None:
+    Image.new("RGB", (112, 56)).save(tmp_path / "a.png")
+    text = inspected("<image>a", tiny_processor, [str(tmp_path / "a.png")])
+
+    assert "8 tokens, 2×4]" in text
+    assert "<|image_pad|>" not in text
+
+
+def test_chinese_and_emoji_are_shown_whole(tiny_processor: ProcessorMixin) -> None:
+    text = inspected("安全阀<trainable_text>👩‍🔧修理</trainable_text>", tiny_processor)
+
+    assert "安全阀«👩‍🔧修理" in text
+    assert "\ufffd" not in text
+
+
+def test_a_weight_is_shown_at_the_end_of_its_span(tiny_processor: ProcessorMixin) -> None:
+    text = inspected('one <trainable_text weight="0.3">two</trainable_text> three', tiny_processor)
+
+    assert text.count("×0.3") == 1
+
+
+def test_parts_and_what_is_trimmed_are_marked(tiny_processor: ProcessorMixin) -> None:
+    words = "one two three four five six"
+    split = inspected(f"<trainable_text>{words}</trainable_text>", tiny_processor, max_length=4)
+    trimmed = inspected("<trainable_text>one</trainable_text> two three", tiny_processor)
+
+    assert "✂" in split and "parts" in split
+    assert "┊" in trimmed
+
+
+def test_the_ledger_table_shows_every_reason(tiny_processor: ProcessorMixin) -> None:
+    rows = [{"text": "a <trainable_text>b</trainable_text>"}] * 200 + [{"text": "</trainable_text>"}]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64, on_bad_data="skip")
+    text = shown(ledger_table(dataset.ledger))
+
+    assert "documents read" in text and "201" in text
+    assert "dropped: markup" in text
+    assert "packs" in text
+
+
+def test_tables_fit_a_narrow_terminal(tiny_processor: ProcessorMixin) -> None:
+    result = {
+        "loss": 1.0,
+        "perplexity": 2.7183,
+        "bits_per_byte": None,
+        "targets": 5,
+        "base_loss": 2.0,
+        "shuffled_images_loss": None,
+        "blank_images_loss": None,
+    }
+    rows = [{"tower": "vision", "how": "frozen", "trained": 0, "total": 448_224, "dtype": "float32"}]
+    dataset = CPTDataset([{"text": "a b c"}], tiny_processor, max_length=64)
+
+    for table in (results_table({"new": result}), towers_table(rows), ledger_table(dataset.ledger)):  # type: ignore[dict-item]
+        assert max(map(len, shown(table, width=60).splitlines())) <= 60
+
+
+def test_numbers_have_three_digits_and_no_exponent() -> None:
+    assert [number(value) for value in (1.2345, 12.345, 123.45, 12345.6)] == ["1.23", "12.3", "123", "12,346"]
+
+
+def test_ledger_json_has_the_documented_keys(tiny_processor: ProcessorMixin, tmp_path: Path) -> None:
+    CPTDataset([{"text": "a b"}], tiny_processor, max_length=64).ledger.write(tmp_path)
+    ledger = json.loads((tmp_path / "ledger.json").read_text())
+
+    assert set(ledger) == {"sources", "total", "samples", "packs", "fill"}
+    assert {"read", "used", "not_drawn", "dropped", "untagged", "split"} <= set(ledger["total"]["documents"])

@@ -1,0 +1,150 @@
+"""Tests of vlcpt/training/checkpoints.py."""
+
+import logging
+
+import pytest
+import torch
+from tests.support import FOUR, make_trainer
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from vlcpt import CPTDataset, ModelConfig, load_model
+from vlcpt.training.checkpoints import StepSeeds, find_checkpoint, quiet_partial_load, restore_weights
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("resume", [None, False])
+def test_without_resuming_no_checkpoint_is_looked_for(run_folder, resume):
+    assert find_checkpoint(resume, str(run_folder)) is None
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_the_newest_checkpoint_is_found_by_number(run_folder, resume):
+    assert find_checkpoint(resume, str(run_folder)) == str(run_folder / "checkpoint-10")
+
+
+def test_a_path_is_taken_as_it_is(run_folder):
+    path = str(run_folder / "checkpoint-9")
+
+    assert find_checkpoint(path, "elsewhere") == path
+
+
+def test_auto_starts_fresh_where_there_is_none(tmp_path):
+    assert find_checkpoint("auto", str(tmp_path)) is None
+    assert find_checkpoint("auto", str(tmp_path / "missing")) is None
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_true_without_a_checkpoint_says_what_to_do(tmp_path, folder):
+    with pytest.raises(ValueError, match="holds no checkpoint.*'auto' to start fresh"):
+        find_checkpoint(True, str(tmp_path / folder))
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a checkpoint: it has no trainer_state.json"):
+        find_checkpoint(str(tmp_path), str(tmp_path))
+
+
+def changed(model, reference):
+    """How many tensors differ."""
+    expected = reference.state_dict()
+    return sum(not torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def saved(make_tiny_model, tmp_path):
+    """A model whose every tensor is another than in a fresh one, and its folder."""
+    model = make_tiny_model(seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    model.save_pretrained(tmp_path / "saved")
+    return model, tmp_path / "saved"
+
+
+def test_every_tensor_is_restored(saved, make_tiny_model):
+    model, folder = saved
+    fresh = make_tiny_model()
+    assert changed(fresh, model) == 57
+
+    restore_weights(fresh, str(folder))
+
+    assert changed(fresh, model) == 0
+
+
+def test_weights_are_restored_into_the_types_they_had(make_tiny_model, tmp_path):
+    """What trains is float32 beside bfloat16, and not a bit of it may be lost."""
+    model = make_tiny_model(seed=1, dtype=torch.bfloat16)
+    model.lm_head.float()
+    with torch.no_grad():
+        model.lm_head.weight.add_(1e-5)
+    model.save_pretrained(tmp_path)
+    fresh = make_tiny_model(dtype=torch.bfloat16)
+    fresh.lm_head.float()
+
+    restore_weights(fresh, str(tmp_path))
+
+    assert changed(fresh, model) == 0
+    assert fresh.lm_head.weight.dtype == torch.float32
+    assert not torch.equal(fresh.lm_head.weight, fresh.lm_head.weight.bfloat16().float())
+
+
+def test_tied_weights_stay_tied(make_tiny_model, tmp_path):
+    model = make_tiny_model(tie=True, seed=1)
+    model.save_pretrained(tmp_path)
+    fresh = make_tiny_model(tie=True)
+
+    restore_weights(fresh, str(tmp_path))
+
+    assert changed(fresh, model) == 0
+    assert fresh.lm_head.weight is fresh.model.language_model.embed_tokens.weight
+
+
+def test_trainer_alone_still_restores_one_tensor(saved, make_tiny_model, tmp_path):
+    """When this fails, transformers restores full checkpoints itself: restore_weights can go."""
+    model, folder = saved
+    fresh = make_tiny_model()
+    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none")
+
+    with quiet_partial_load():
+        Trainer(fresh, arguments)._load_from_checkpoint(str(folder))
+
+    assert changed(fresh, model) == 56
+
+
+def test_resuming_does_not_warn_of_tensors_that_were_restored(
+    tiny_model_dir, tiny_processor, tmp_path, caplog
+):
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=256)
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    first = load_model(ModelConfig(str(tiny_model_dir), tuning="full"))
+    make_trainer(first, dataset, tiny_processor, tmp_path, max_steps=1, **settings).train()
+
+    logging.getLogger("transformers").propagate = True
+    try:
+        second = load_model(ModelConfig(str(tiny_model_dir), tuning="full"))
+        trainer = make_trainer(second, dataset, tiny_processor, tmp_path, max_steps=2, **settings)
+        with caplog.at_level(logging.WARNING):
+            trainer.train(resume_from_checkpoint=True)
+    finally:
+        logging.getLogger("transformers").propagate = False
+
+    assert trainer.state.global_step == 2
+    assert not [record for record in caplog.records if "checkpoint model" in record.getMessage()]
+
+
+def test_each_step_and_rank_has_random_numbers_of_its_own(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+    def numbers(step):
+        StepSeeds().on_step_begin(arguments, TrainerState(global_step=step), TrainerControl())
+        return tuple(torch.rand(4).tolist())
+
+    assert numbers(3) == numbers(3)
+    assert len({numbers(step) for step in range(20)}) == 20
