@@ -136,11 +136,15 @@ def _told() -> Iterator[None]:
     except DocumentError as error:
         _fail(str(error), 1)
     except ValueError as error:
-        # Our own messages, and those of libraries about a value that the user gave.
-        code = 2 if type(error).__name__ == "ConfigError" else 1
-        if code == 1 and not _is_ours(error):
+        from vlcpt.config import ConfigError
+
+        if isinstance(error, ConfigError):
+            _fail(str(error), 2)
+        if not _is_ours(error):
             raise
-        _fail(str(error), code)
+        _fail(str(error), 1)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        _fail(str(error), 1)
 
 
 def _is_ours(error: BaseException) -> bool:
