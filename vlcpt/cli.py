@@ -61,6 +61,27 @@ def train(context: typer.Context, config: Config) -> None:
         train_run(load_config(config, context.args))
 
 
+@app.command(context_settings=_OVERRIDES)
+def check(
+    context: typer.Context,
+    config: Config,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image and video, too.")] = False,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num_processes", "--num-processes", min=1, help="GPUs that will share the work."),
+    ] = None,
+) -> None:
+    """Say what would become of every document, and what to change. Loads no weights; exits with 1 if any
+    would be lost."""
+    with _told():
+        from vlcpt.checking import check_run
+        from vlcpt.config_reading import load_config
+
+        whole = check_run(load_config(config, context.args), decode=decode, num_processes=num_processes)
+    if not whole:
+        raise typer.Exit(1)
+
+
 @app.command(name="eval", context_settings=_OVERRIDES)
 def evaluate(
     context: typer.Context,

@@ -33,6 +33,7 @@ from vlcpt.training.trainer import CPTTrainer
 
 # What a run writes beside the model's own files, and --overwrite takes away first.
 RUN_FILES = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
+CHECK_FILES = ("ledger.json", "dropped.jsonl")  # what a check leaves, where no run has been
 
 
 def train_run(configs: Configs, console: Console | None = None) -> CPTTrainer:
@@ -141,17 +142,22 @@ def prepare_output(configs: Configs) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    elif not training.resume_from_checkpoint and any(output.iterdir()):
+    elif not training.resume_from_checkpoint and any(p.name not in CHECK_FILES for p in output.iterdir()):
         raise ConfigError(
             f"output_dir {output} is not empty. Give another folder, go on from its checkpoint with "
             "--resume_from_checkpoint true, or start afresh in it with --overwrite."
         )
 
 
-def train_dataset(configs: Configs, processor: ProcessorMixin, track: Track = untracked) -> CPTDataset:
+def train_dataset(
+    configs: Configs,
+    processor: ProcessorMixin,
+    track: Track = untracked,
+    dataset: type[CPTDataset] = CPTDataset,
+) -> CPTDataset:
     """The training data, planned."""
     data, training = configs.data, configs.training
-    return CPTDataset(
+    return dataset(
         [_source(entry) for entry in data.train_data],
         processor,
         replay_data=[_source(entry) for entry in data.replay_data],
@@ -167,10 +173,18 @@ def evaluation_sets(
 ) -> dict[str, CPTDataset]:
     """Held-out and retention data, each source a set of its own."""
     entries = (*configs.data.eval_data, *configs.data.retention_data)
-    return {
-        entry.name: CPTDataset([_source(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
-        for entry in entries
-    }
+    return {entry.name: evaluation_set(configs, entry, processor, track) for entry in entries}
+
+
+def evaluation_set(
+    configs: Configs,
+    entry: SourceConfig,
+    processor: ProcessorMixin,
+    track: Track = untracked,
+    dataset: type[CPTDataset] = CPTDataset,
+) -> CPTDataset:
+    """One source of held-out or retention data."""
+    return dataset([_source(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
 
 
 def load_trained(

@@ -55,6 +55,8 @@ class CPTDataset(Dataset[list[Sample]]):
         (1, 3)
     """
 
+    _encoder_class = DocumentEncoder
+
     def __init__(
         self,
         sources: Sources,
@@ -84,7 +86,7 @@ class CPTDataset(Dataset[list[Sample]]):
         train = _open(sources, untagged)
         replay = _open(replay_data, untagged) if replay_share else []
         self._sources = _distinct([*train, *replay])
-        self._encoder = DocumentEncoder(
+        self._encoder = self._encoder_class(
             processor,
             train_eos=train_eos,
             min_pixels=min_pixels,
@@ -112,7 +114,7 @@ class CPTDataset(Dataset[list[Sample]]):
         # Flat arrays, which workers share with the parent instead of copying them.
         self._samples = np.array(
             [
-                (one.source, one.row, part.start, part.stop, part.repeated, part.targets)
+                (one.source, one.row, part.start, part.stop, part.repeated, part.targets, part.media)
                 for one, repeats in zip(plan.documents, plan.repeats.tolist(), strict=True)
                 for _ in range(repeats)
                 for part in one.parts
@@ -159,6 +161,25 @@ class CPTDataset(Dataset[list[Sample]]):
         """Targets of an item."""
         return int(self._samples[self._numbers(index), 5].sum())
 
+    def pack_sizes(self) -> np.ndarray:
+        """int64 (packs, 3): tokens, targets and pad tokens of each item."""
+        samples = self._samples[self._pack_of]
+        columns = np.stack([samples[:, 3] - samples[:, 2], samples[:, 5], samples[:, 6]], axis=1)
+        return np.add.reduceat(columns, np.append(0, self._pack_ends[:-1]))
+
+    def longest(self, count: int) -> list[tuple[str, int]]:
+        """Names of the longest documents, and their tokens up to the last target."""
+        found: list[tuple[str, int]] = []
+        seen: set[tuple[int, int]] = set()
+        for number in np.argsort(-self._samples[:, 3], kind="stable"):
+            source, row, _, stop = self._samples[number, :4].tolist()
+            if (source, row) not in seen:
+                seen.add((source, row))
+                found.append((self._sources[source].document(row).name, stop))
+            if len(found) == count:
+                break
+        return found
+
     def with_pixels_of(self, pixels_of: PixelsOf) -> CPTDataset:
         """The same samples with other pixels: the next document's on the same grid, or none.
 
@@ -177,7 +198,7 @@ class CPTDataset(Dataset[list[Sample]]):
         return self._pack_of[first : self._pack_ends[index]]
 
     def _sample(self, number: int) -> Sample:
-        source, row, start, stop, repeated, _ = self._samples[number].tolist()
+        source, row, start, stop, repeated = self._samples[number, :5].tolist()
         document = self._sources[source].document(row)
         stream = self._encoder.tokens(document)
         pixels = None

@@ -168,7 +168,7 @@ def _tiff_values(file: FileParts, tag: int, entry: bytes, order: ByteOrder, wide
         if count > 1_000_000:
             raise BrokenFileError(f"it has {count:,} strips or tiles")
         data = file.read(start, size * count, what)
-    if size not in (2, 4, 8) or kind > 13 and kind not in (16, 17, 18):
+    if size not in (2, 4, 8):
         return np.zeros(0, np.uint64)
     return np.frombuffer(data, f"{'<' if order == 'little' else '>'}u{size}").astype(np.uint64)
 

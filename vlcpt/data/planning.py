@@ -38,7 +38,15 @@ def untracked(sequence: Iterable[T], description: str) -> Iterable[T]:
 
 
 class BadDataError(ValueError):
-    """More unusable rows than ``max_bad_fraction`` allows."""
+    """More unusable rows than ``max_bad_fraction`` allows.
+
+    Args:
+        ledger: The account so far, where all rows were read.
+    """
+
+    def __init__(self, message: str, ledger: Ledger | None = None) -> None:
+        super().__init__(message)
+        self.ledger = ledger
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,8 @@ def make_plan(
     if not any(document.source < len(train) for document in plan.documents):
         raise BadDataError(
             f"none of {plan.ledger.total.documents['read']} documents can be trained on. Reasons: "
-            f"{dict(plan.ledger.total.dropped_documents)}. Mark targets with <trainable_text>."
+            f"{dict(plan.ledger.total.dropped_documents)}. Mark targets with <trainable_text>.",
+            plan.ledger,
         )
     targets = np.array([document.counts.targets for document in plan.documents], dtype=np.int64)
     of_source = np.array([document.source for document in plan.documents])
@@ -158,7 +167,8 @@ def _scan(
                 if on_bad_data == "error" or error.kind == "overlong":
                     raise
                 bad, bad_in_a_row = bad + 1, bad_in_a_row + 1
-                if bad_in_a_row >= MAX_BAD_IN_A_ROW:
+                # A fraction of 1 asks for every bad row: no row is one too many.
+                if bad_in_a_row >= MAX_BAD_IN_A_ROW and max_bad_fraction < 1:
                     raise BadDataError(f"{bad_in_a_row} unusable rows in a row, the last: {error}") from None
             else:
                 bad_in_a_row = 0

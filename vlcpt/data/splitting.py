@@ -21,12 +21,14 @@ class Part:
     Args:
         repeated: The token at ``start`` is the one before the part, as context.
         targets: Targets inside, the repeated token not counted.
+        media: Pad tokens inside; four patches stand behind each.
     """
 
     start: int
     stop: int
     repeated: bool
     targets: int
+    media: int = 0
 
     @property
     def length(self) -> int:
@@ -71,7 +73,7 @@ def split_stream(
         return []
     length = int(targets[-1]) + 1
     if length <= max_length:
-        return [Part(0, length, False, len(targets))]
+        return [Part(0, length, False, len(targets), _media(stream, 0, length))]
     if on_overlong != "split":
         raise DocumentError(
             f"{length} tokens up to the last target, more than max_length {max_length}. "
@@ -94,9 +96,14 @@ def split_stream(
             raise _too_large(stream.media, done, max_length, source)
         inside = targets[np.searchsorted(targets, done) : np.searchsorted(targets, stop)]
         if len(inside):
-            parts.append(Part(start, int(inside[-1]) + 1, start < done, len(inside)))
+            end = int(inside[-1]) + 1
+            parts.append(Part(start, end, start < done, len(inside), _media(stream, start, end)))
         done = stop
     return parts
+
+
+def _media(stream: TokenStream, start: int, stop: int) -> int:
+    return sum(placed.tokens for placed in stream.media if start <= placed.start and placed.stop <= stop)
 
 
 def _too_large(

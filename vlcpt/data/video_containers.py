@@ -125,7 +125,8 @@ def _chunk_ends(file: FileParts, index: int) -> Iterator[int]:
     tables = _boxes(file, index + 8, index + size, (b"trak", b"mdia", b"minf", b"stbl"))
     for start, stop in tables:
         found = {
-            name: next(_boxes(file, start, stop, (name,)), None) for name in (b"stco", b"co64", b"stsc", b"stsz")
+            name: next(_boxes(file, start, stop, (name,)), None)
+            for name in (b"stco", b"co64", b"stsc", b"stsz")
         }
         places, runs, sizes = found[b"stco"] or found[b"co64"], found[b"stsc"], found[b"stsz"]
         if not (places and runs and sizes):
@@ -178,7 +179,9 @@ def walk_matroska(file: FileParts) -> None:
         elif name == _SCALE:
             scale = _integer(file, place, length) or scale
         elif name == _DURATION and length in (4, 8):
-            (duration,) = struct.unpack(">f" if length == 4 else ">d", file.read(place, length, "the duration"))
+            (duration,) = struct.unpack(
+                ">f" if length == 4 else ">d", file.read(place, length, "the duration")
+            )
         elif name == _SEEK_POSITION:
             file.need(first + _integer(file, place, length) + 1, "the parts that its index names")
         place += length

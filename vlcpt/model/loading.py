@@ -91,6 +91,11 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
         tuned = load_adapter(model, config.adapter_name_or_path, is_trainable=True)
         _check_towers(tuned, config)
         return tuned
+    return tune(model, config)
+
+
+def tune(model: PreTrainedModel, config: "ModelConfig") -> PreTrainedModel | PeftModel:
+    """Freeze the model but for what the configuration trains, with new adapters where it wants some."""
     return apply_tuning(
         model,
         tuning=config.tuning,
@@ -126,13 +131,8 @@ def load_base(
         >>> load_base(str(files("vlcpt") / "demo/base"), dtype="bfloat16").dtype
         torch.bfloat16
     """
-    try:
-        found = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ValueError(_not_loaded("model", name_or_path, error)) from error
-    assert isinstance(found, PreTrainedConfig)
-    family_of(found.model_type)
-    torch_dtype = _resolve_dtype(dtype, found)
+    found = read_config(name_or_path, revision)
+    torch_dtype = resolve_dtype(dtype, found)
     try:
         # Typed as the model alone; with output_loading_info it is a pair.
         loaded: object = AutoModelForImageTextToText.from_pretrained(
@@ -140,7 +140,7 @@ def load_base(
             config=found,
             revision=revision,
             dtype=torch_dtype,
-            attn_implementation=_resolve_attention(attn_implementation, torch_dtype),
+            attn_implementation=resolve_attention(attn_implementation, torch_dtype),
             quantization_config=four_bits(torch_dtype) if in_4_bits else None,
             trust_remote_code=False,
             output_loading_info=True,
@@ -211,6 +211,17 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     return tuned
 
 
+def read_config(name_or_path: str, revision: str | None = None) -> PreTrainedConfig:
+    """The model's ``config.json``, of a family that is supported."""
+    try:
+        found = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ValueError(_not_loaded("model", name_or_path, error)) from error
+    assert isinstance(found, PreTrainedConfig)
+    family_of(found.model_type)
+    return found
+
+
 def _check_towers(model: PreTrainedModel | PeftModel, config: "ModelConfig") -> None:
     """An adapter brings its own towers: the configuration must not say something else."""
     wanted = {
@@ -230,7 +241,7 @@ def _check_towers(model: PreTrainedModel | PeftModel, config: "ModelConfig") -> 
             )
 
 
-def _resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
+def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
     """The type of the frozen weights: the one asked for, or the checkpoint's."""
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
@@ -242,7 +253,7 @@ def _resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
     return named[dtype]
 
 
-def _resolve_attention(attn_implementation: str, dtype: torch.dtype) -> str:
+def resolve_attention(attn_implementation: str, dtype: torch.dtype) -> str:
     """The kernel of attention: flash attention where it can run, else PyTorch's own."""
     if attn_implementation != "auto":
         return attn_implementation

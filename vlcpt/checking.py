@@ -1,0 +1,171 @@
+"""``vlcpt check``: what a run would do with its data, and need of its device, before it is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlcpt.config import DataConfig
+from vlcpt.config_reading import Configs
+from vlcpt.data.checking import CheckedDataset, DecodedDataset
+from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.ledger import Ledger
+from vlcpt.data.planning import BadDataError
+from vlcpt.model.counting import empty_model
+from vlcpt.model.loading import load_processor
+from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines, share_table
+from vlcpt.report.hints import hints
+from vlcpt.report.terminal import ledger_table
+from vlcpt.run_memory import foresee
+from vlcpt.runs import evaluation_set, quiet_libraries, shown, train_dataset
+
+LONGEST = 5
+
+
+def check_run(
+    configs: Configs,
+    *,
+    decode: bool = False,
+    num_processes: int | None = None,
+    console: Console | None = None,
+) -> bool:
+    """Read all data of a run and show what would become of it. No weight is loaded.
+
+    Every bad row is counted, whatever ``on_bad_data`` says. The ledger goes to ``output_dir``, or where a
+    run has left its own there, to its folder ``check``.
+
+    Args:
+        decode: Decode every medium, too.
+        num_processes: That will share the work; default: the launcher's ``WORLD_SIZE``, or 1.
+
+    Returns:
+        Whether every document would be used.
+
+    Raises:
+        DocumentError: If a source cannot be opened at all.
+        ValueError: If the model's configuration cannot be read, or the ledger does not balance.
+    """
+    console = console or Console()
+    quiet_libraries()
+    devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
+    processor = load_processor(configs.model.model_name_or_path)
+    model = empty_model(configs.model)  # before the data: a wrong model is told at once
+    lenient = replace(configs, data=_lenient(configs.data))
+    track, kind = shown(console), DecodedDataset if decode else CheckedDataset
+    dataset, ledger = _planned(lambda: train_dataset(lenient, processor, track, kind))
+    held_out = {
+        entry.name: _planned(lambda entry=entry: evaluation_set(lenient, entry, processor, track, kind))[1]  # type: ignore[misc]
+        for entry in (*lenient.data.eval_data, *lenient.data.retention_data)
+    }
+    console.print(ledger_table(ledger))
+    for name, one in held_out.items():
+        used, targets = one.total.documents["used"], one.total.tokens["targets"]
+        _say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
+    for name, one in {"the training data": ledger, **held_out}.items():
+        _show_problems(name, one, console)
+    console.print()
+    if dataset is not None:
+        _show_plan(configs, dataset, model, processor, devices, console)
+    _write(ledger, Path(str(configs.training.output_dir)), console)
+    lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
+    _say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
+    return not lost
+
+
+def _lenient(data: DataConfig) -> DataConfig:
+    """The same data, but no bad row stops the reading: a person sees them all at once."""
+    on_overlong: Literal["split", "drop"] = "split" if data.on_overlong == "split" else "drop"
+    return replace(data, on_bad_data="skip", max_bad_fraction=1.0, on_overlong=on_overlong)
+
+
+def _planned(plan: Callable[[], CPTDataset]) -> tuple[CPTDataset | None, Ledger]:
+    """A data set and its ledger; the ledger alone where no document can be used."""
+    try:
+        dataset = plan()
+    except BadDataError as error:
+        if error.ledger is None:
+            raise
+        return None, error.ledger
+    return dataset, dataset.ledger
+
+
+def _show_plan(
+    configs: Configs,
+    dataset: CPTDataset,
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    devices: int,
+    console: Console,
+) -> None:
+    """Packs and steps, shares, memory, and what to change."""
+    training, data, ledger = configs.training, configs.data, dataset.ledger
+    course = Course(
+        items=len(dataset),
+        devices=devices,
+        rows=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+    )
+    longest, packs = dataset.longest(LONGEST), dataset.pack_sizes()
+    console.print(course_table(course, ledger, longest, training.max_length))
+    if len(ledger.sources) > 1:
+        console.print(share_table(ledger))
+    memory = foresee(configs, model, packs, devices=devices, merge=processor.image_processor.merge_size**2)
+    console.print(memory_table(memory))
+    advice = hints(
+        ledger,
+        max_length=training.max_length,
+        longest=longest[0][1],
+        mean_length=float(packs[:, 0].sum()) / ledger.samples,
+        packing=training.packing,
+        on_bad_data=data.on_bad_data,
+        max_bad_fraction=data.max_bad_fraction,
+        on_overlong=data.on_overlong,
+        with_checkpointing=memory.get("checkpointing"),
+    )
+    if advice:
+        console.print(Text("what to change", "italic"))
+        _list(console, advice)
+
+
+def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
+    problems = fold(ledger.dropped)
+    if problems:
+        lost = sum(one.count for one in problems)
+        console.print(Text(f"\nof {name}, {lost:,} would be lost", "bold"))
+    _list(console, problem_lines(problems))
+
+
+def _write(ledger: Ledger, output: Path, console: Console) -> None:
+    """Write the ledger where it takes nobody's place."""
+    folder = output / "check" if (output / "config.yaml").exists() else output
+    ledger.write(folder)
+    instead = f", because {output} holds a run" if folder != output else ""
+    _say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
+
+
+def _list(console: Console, lines: list[str]) -> None:
+    """Lines that hang from their arrow in a terminal, and are whole in a file."""
+    if not console.is_terminal:
+        for line in lines:
+            _say(console, f"→ {line}")
+        return
+    grid = Table.grid(padding=(0, 1))
+    for line in lines:
+        grid.add_row("→", Text(line))
+    console.print(grid)
+
+
+def _say(console: Console, line: str) -> None:
+    """Text as it is: file names hold brackets, which rich would take for styles."""
+    console.print(Text(line), soft_wrap=not console.is_terminal)

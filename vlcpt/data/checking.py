@@ -1,0 +1,77 @@
+"""A data set whose planning also looks into the files of its media, as far as asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlcpt.data.containers import check_container
+from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.documents import Document, DocumentError, Image
+from vlcpt.data.encoding import DocumentEncoder, TokenStream
+from vlcpt.data.media import MediaError, MediaLimits, read_image
+from vlcpt.data.video import read_video
+from vlcpt.data.vision import PlacedMedium
+
+
+class CheckingEncoder(DocumentEncoder):
+    """Encodes documents, and refuses those whose media are not whole.
+
+    Training needs no such walk: it decodes the pixels. Here a cut file shows long before that.
+
+    Example:
+        >>> from vlcpt import load_processor, parse_markup
+        >>> from vlcpt.demo import base_path
+        >>> len(CheckingEncoder(load_processor(base_path())).tokens(parse_markup("a")))
+        2
+    """
+
+    decodes = False
+
+    def __init__(self, processor: Any, *, limits: MediaLimits | None = None, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(processor, limits=limits, **options)
+        self._limits = limits or MediaLimits()
+
+    def tokens(self, document: Document) -> TokenStream:
+        """As in training; each medium's container is walked, and decoded where that is asked for."""
+        stream = super().tokens(document)
+        root = None if document.media_root is None else Path(document.media_root)
+        for placed in stream.media:
+            try:
+                check_container(placed.medium, media_root=root, limits=self._limits)
+                if self.decodes:
+                    self._decode(placed, root)
+            except MediaError as error:
+                field = "images" if isinstance(placed.medium, Image) else "videos"
+                raise DocumentError(str(error), kind="medium", source=document.source, field=field) from None
+        return stream
+
+    def _decode(self, placed: PlacedMedium, root: Path | None) -> None:
+        if placed.clip is not None and not isinstance(placed.medium, Image):
+            read_video(placed.medium, placed.clip, media_root=root, limits=self._limits)
+            return
+        assert isinstance(placed.medium, Image)
+        width, height = read_image(placed.medium, media_root=root, limits=self._limits).size
+        if (height, width) != placed.size:
+            raise MediaError(
+                f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "
+                f"{placed.size[0]} × {placed.size[1]}. Write the file again."
+            )
+
+
+class DecodingEncoder(CheckingEncoder):
+    """Decodes every medium, too."""
+
+    decodes = True
+
+
+class CheckedDataset(CPTDataset):
+    """A data set for ``vlcpt check``: planned as for training, with each medium's container walked."""
+
+    _encoder_class = CheckingEncoder
+
+
+class DecodedDataset(CPTDataset):
+    """A data set for ``vlcpt check --decode``: every medium is decoded once."""
+
+    _encoder_class = DecodingEncoder

@@ -1,0 +1,206 @@
+"""What ``vlcpt check`` shows: plain tables, folded problems, and what to change."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from vlcpt.data.ledger import Dropped, Ledger
+from vlcpt.report.memory import CONTEXT, MemoryEstimate
+
+_GIB = 2**30
+# What differs between two messages of one kind: quoted names, paths and numbers.
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\S+\.\w{2,4}\b|\d[\d,.]*")
+_MOMENTS = {
+    "looking": "while the vision tower looks",
+    "learning": "at the start of the backward pass",
+    "stepping": "at the end of the backward pass",
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long training takes, in steps.
+
+    Args:
+        items: Packs, or samples without packing, of one pass.
+        devices: Processes.
+        rows: Items on each, in one forward pass.
+        accumulation: Forward passes of a step.
+        epochs: Passes asked for.
+        max_steps: Steps asked for instead, if above 0.
+
+    Example:
+        >>> course = Course(items=10, devices=2, rows=1, accumulation=2, epochs=3, max_steps=-1)
+        >>> course.steps_per_epoch, course.steps
+        (3, 9)
+    """
+
+    items: int
+    devices: int
+    rows: int
+    accumulation: int
+    epochs: float
+    max_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass; the last may be a smaller one."""
+        batches = math.ceil(math.ceil(self.items / self.rows) / self.devices)
+        return max(math.ceil(batches / self.accumulation), 1)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all, as Trainer counts them."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return math.ceil(self.epochs * self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Messages that differ only in names and numbers.
+
+    Args:
+        reason: The ledger's word for it.
+        count: Documents.
+        detail: The first message.
+        places: The first documents.
+    """
+
+    reason: str
+    count: int
+    detail: str
+    places: tuple[str, ...]
+
+
+def fold(dropped: Iterable[Dropped], places: int = 3) -> list[Problem]:
+    """Unused documents by reason and message, the most frequent first.
+
+    Example:
+        >>> told = "'{}.png' does not exist."
+        >>> rows = [Dropped("a.jsonl", line, None, "medium", told.format(line)) for line in (3, 7)]
+        >>> [(problem.count, problem.detail, problem.places) for problem in fold(rows)]
+        [(2, "'3.png' does not exist.", ('a.jsonl:3', 'a.jsonl:7'))]
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], list[Dropped]] = {}
+    for one in dropped:
+        key = (one.reason, _VARIES.sub("…", one.detail))
+        counts[key] += 1
+        if len(named := first.setdefault(key, [])) < places:
+            named.append(one)
+    return [
+        Problem(key[0], count, first[key][0].detail, tuple(map(_place, first[key])))
+        for key, count in counts.most_common()
+    ]
+
+
+def _place(one: Dropped) -> str:
+    return f"{one.source}:{one.line}" + (f" ({one.id})" if one.id else "")
+
+
+def problem_lines(problems: Sequence[Problem], most: int = 12) -> list[str]:
+    """Problems as text: how many, why, and where the first are.
+
+    Example:
+        >>> problem_lines([Problem("json", 5, "not JSON: line 1.", ("a.jsonl:3",))])
+        ['5 × json: not JSON: line 1. (a.jsonl:3 and 4 more)']
+    """
+    lines = []
+    for one in problems[:most]:
+        more = one.count - len(one.places)
+        where = ", ".join(one.places) + (f" and {more:,} more" if more else "")
+        lines.append(f"{one.count:,} × {one.reason.replace('_', ' ')}: {one.detail} ({where})")
+    if len(problems) > most:
+        lines.append(f"{len(problems) - most:,} other kinds of message: see dropped.jsonl")
+    return lines
+
+
+def course_table(
+    course: Course, ledger: Ledger, longest: Sequence[tuple[str, int]], max_length: int
+) -> Table:
+    """Packs, fill, steps, and the longest documents.
+
+    Example:
+        >>> course_table(Course(8, 1, 1, 1, 1, -1), Ledger(["a"]), [("a.jsonl:3", 70)], 64).row_count
+        4
+    """
+    table = _table("packs and steps", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right")
+    if ledger.fill is None:
+        table.add_row("samples", f"{course.items:,}")
+    else:
+        table.add_row("packs", f"{course.items:,}")
+        table.add_row("fill", f"{ledger.fill:.1%}")
+    devices = f"{course.devices} process{'es' if course.devices > 1 else ''}"
+    table.add_row(
+        f"steps an epoch ({devices} × {course.rows} × {course.accumulation})", f"{course.steps_per_epoch:,}"
+    )
+    asked = f"max_steps {course.max_steps}" if course.max_steps > 0 else f"{course.epochs:g} epochs"
+    table.add_row(f"steps in all ({asked})", f"{course.steps:,}")
+    for place, (name, tokens) in enumerate(longest):
+        label = "longest documents" if place == 0 else ""
+        table.add_row(f"{label:<19}{name}", f"{tokens:,} tokens")
+    table.caption = f"max_length is {max_length:,} tokens" if longest else None
+    return table
+
+
+def share_table(ledger: Ledger) -> Table:
+    """Targets of each source, and its share of all as asked and as it turns out.
+
+    Example:
+        >>> share_table(Ledger(["a", "b"])).row_count
+        2
+    """
+    table = _table("targets by source")
+    for name in ("source", "targets", "asked", "share", "repeats"):
+        table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
+    for name, account in ledger.sources.items():
+        table.add_row(
+            name,
+            f"{account.tokens['targets']:,}",
+            "–" if account.share_asked is None else f"{account.share_asked:.1%}",
+            "–" if account.share_realised is None else f"{account.share_realised:.1%}",
+            f"{account.documents['repeats']:,}",
+        )
+    table.caption = "targets: each document once; share: as often as it is read"
+    return table
+
+
+def memory_table(estimates: Mapping[str, MemoryEstimate]) -> Table:
+    """Memory of one device, a column for each way to train.
+
+    Example:
+        >>> one = MemoryEstimate("learning", 2**30, 0, 2**30, 2**30, 0, 0)
+        >>> memory_table({"as configured": one}).row_count
+        7
+    """
+    most = max((one.total + one.host for one in estimates.values()), default=0)
+    unit, name = (_GIB, "GiB") if most >= _GIB else (2**20, "MiB")
+    table = _table("memory of one device, estimated")
+    table.add_column(name)
+    for name in estimates:
+        table.add_column(name, justify="right")
+    for label in ("weights", "gradients", "optimizer", "activations", "logits", "inputs"):
+        table.add_row(label, *(f"{getattr(one, label) / unit:,.2f}" for one in estimates.values()))
+    table.add_section()
+    table.add_row("most at once", *(f"{one.total / unit:,.2f}" for one in estimates.values()))
+    if any(one.host for one in estimates.values()):
+        table.add_row("offloaded, per device", *(f"{one.host / unit:,.2f}" for one in estimates.values()))
+    moments = " / ".join(dict.fromkeys(_MOMENTS[one.moment] for one in estimates.values()))
+    table.caption = f"{moments}; CUDA itself takes about {CONTEXT / _GIB:g} GiB more"
+    return table
+
+
+def _table(title: str, *, show_header: bool = True) -> Table:
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_header=show_header)
+    table.caption_justify = "left"
+    return table
