@@ -67,6 +67,7 @@ def empty_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
         if config.adapter_name_or_path is None:
             return tune(model, config)
         adapter = PeftConfig.from_pretrained(config.adapter_name_or_path)
+        adapter.inference_mode = False
         tuned = get_peft_model(model.requires_grad_(False), adapter)
         assert isinstance(tuned, PeftModel)
         return finish_tuning(tuned)

@@ -66,7 +66,7 @@ def language_layer(
     For each token, with h hidden, i intermediate, k the width of the keys, H heads, and c bytes a number in
     products: norms 8h; attention c(2h + 2k) + 4H (with sdpa and a mask of packed documents c(4h + tokens),
     because keys are repeated and every layer keeps a mask of its own; eager 3hc + 6H·tokens or
-    4H·tokens); MLP 3ic; inputs of layers that learn; and once a layer what ``_cast_weights`` says.
+    4H·tokens); MLP 3ic; inputs of layers that learn; and once a layer what ``cast_weights`` says.
 
     Args:
         masked: A row holds several documents, so that attention needs a mask; flash-attention does not.
@@ -95,7 +95,7 @@ def language_layer(
     elif how == "lora":
         token += _adapter_inputs(6, 2, h, i, precision, dropout) + 7 * rank * _products(precision)
     adapters = rank * (9 * h + 2 * shape.kv_width + 3 * i)
-    return tokens * token + _cast_weights(shape, how, precision, adapters)
+    return tokens * token + cast_weights(shape, how, precision, adapters)
 
 
 def vision_layer(
@@ -120,7 +120,7 @@ def vision_layer(
         patch += 2 * h * c + (4 if precision.autocast else 3) * h * c + i * c
     else:
         patch += _adapter_inputs(4, 3, h, i, precision, dropout) + 5 * rank * _products(precision)
-    return patches * patch + _cast_weights(shape, how, precision, rank * (9 * h + 3 * i))
+    return patches * patch + cast_weights(shape, how, precision, rank * (9 * h + 3 * i))
 
 
 def _products(precision: Precision) -> int:
@@ -147,8 +147,14 @@ def _shared(precision: Precision, dropout: bool) -> bool:
     return not precision.autocast and precision.compute == precision.adapter and not dropout
 
 
-def _cast_weights(shape: TowerShape, how: How, precision: Precision, adapters: int) -> int:
-    """The copies that autocast makes of float32 matrices; bfloat16 ones need none."""
+def cast_weights(shape: TowerShape, how: How, precision: Precision, adapters: int = 0) -> int:
+    """The copies that autocast makes of a layer's float32 matrices; bfloat16 ones need none.
+
+    Example:
+        >>> shape = TowerShape(1, 256, 640, 4, 128, linear=1000)
+        >>> cast_weights(shape, "full", Precision(4, 2, 4, autocast=True))
+        2000
+    """
     if not precision.autocast:
         return 0
     is_float32 = precision.hidden == 4 or how == "full"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from vlcpt.report import states
-from vlcpt.report.activations import How, Precision, TowerShape, language_layer, vision_layer
+from vlcpt.report.activations import How, Precision, TowerShape, cast_weights, language_layer, vision_layer
 from vlcpt.report.states import Setup, TowerParameters
 
 Moment = Literal["looking", "learning", "stepping"]
@@ -156,7 +156,7 @@ def estimate_memory(
     seen, looking = _vision(shape, towers, batch, setup)
     logits = 12 * batch.targets * shape.vocabulary
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
-    waiting = gradients if setup.accumulates else 0
+    waiting = gradients if setup.accumulates else states.buckets(trained, setup)
     inputs = batch.patches * shape.patch * (4 + language.compute) + batch.rows * batch.tokens * 60
     inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "flash")
     moments: dict[Moment, tuple[int, int, int]] = {
@@ -196,7 +196,9 @@ def _language(
     ends = tokens * tower.hidden * (4 + 2 * precision.hidden)
     work = tokens * (4 * tower.hidden + 3 * tower.intermediate) * precision.compute
     if setup.checkpointing:
-        return ends + tower.layers * tokens * tower.hidden * precision.hidden, layer + work
+        # Autocast remembers its copies of trained weights until the forward pass is over.
+        casts = cast_weights(tower, how, precision) if how == "full" else 0
+        return ends + tower.layers * (tokens * tower.hidden * precision.hidden + casts), layer + work
     return ends + tower.layers * layer, work
 
 

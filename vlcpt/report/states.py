@@ -110,10 +110,21 @@ def gradients(trained: int, setup: Setup) -> tuple[int, int]:
         return 4 * trained * (2 if setup.devices > 1 else 1), 0
     width = 2 if setup.narrow else 4
     part = -(-trained // setup.devices)
-    buckets = 2 * width * min(setup.bucket, trained)
     kept = trained if setup.stage <= 1 else 0 if setup.offload_optimizer else part
     step = 4 * part if setup.narrow and not setup.offload_optimizer else 0
-    return width * kept + buckets, step
+    return width * kept + buckets(trained, setup), step
+
+
+def buckets(trained: int, setup: Setup) -> int:
+    """Bytes of the two buckets that DeepSpeed fills with gradients and sends.
+
+    Example:
+        >>> buckets(1000, Setup(stage=2, narrow=True))
+        4000
+    """
+    if setup.stage is None:
+        return 0
+    return 2 * (2 if setup.narrow else 4) * min(setup.bucket, trained)
 
 
 def optimizer(trained: int, setup: Setup) -> int:
