@@ -161,6 +161,8 @@ def _list(console: Console, lines: list[str]) -> None:
             _say(console, f"→ {line}")
         return
     grid = Table.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
     for line in lines:
         grid.add_row("→", Text(line))
     console.print(grid)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlcpt.data.containers import check_container
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.documents import Document, DocumentError, Image
+from vlcpt.data.documents import Document, DocumentError, Image, Medium
 from vlcpt.data.encoding import DocumentEncoder, TokenStream
 from vlcpt.data.media import MediaError, MediaLimits, read_image
 from vlcpt.data.video import read_video
@@ -34,16 +36,15 @@ class CheckingEncoder(DocumentEncoder):
 
     def tokens(self, document: Document) -> TokenStream:
         """As in training; each medium's container is walked, and decoded where that is asked for."""
-        stream = super().tokens(document)
         root = None if document.media_root is None else Path(document.media_root)
-        for placed in stream.media:
-            try:
-                check_container(placed.medium, media_root=root, limits=self._limits)
-                if self.decodes:
-                    self._decode(placed, root)
-            except MediaError as error:
-                field = "images" if isinstance(placed.medium, Image) else "videos"
-                raise DocumentError(str(error), kind="medium", source=document.source, field=field) from None
+        # First: that a file is cut says more than what its header then lacks.
+        for medium in (*document.images, *document.videos):
+            with _told(medium, document):
+                check_container(medium, media_root=root, limits=self._limits)
+        stream = super().tokens(document)
+        for placed in stream.media if self.decodes else ():
+            with _told(placed.medium, document):
+                self._decode(placed, root)
         return stream
 
     def _decode(self, placed: PlacedMedium, root: Path | None) -> None:
@@ -57,6 +58,16 @@ class CheckingEncoder(DocumentEncoder):
                 f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "
                 f"{placed.size[0]} × {placed.size[1]}. Write the file again."
             )
+
+
+@contextmanager
+def _told(medium: Medium, document: Document) -> Iterator[None]:
+    """What is wrong with a medium becomes the document's error."""
+    try:
+        yield
+    except MediaError as error:
+        field = "images" if isinstance(medium, Image) else "videos"
+        raise DocumentError(str(error), kind="medium", source=document.source, field=field) from None
 
 
 class DecodingEncoder(CheckingEncoder):

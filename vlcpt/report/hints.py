@@ -79,14 +79,14 @@ def hints(
             )
     if total.tokens["trimmed"] > 0.2 * max(total.tokens["read"], 1):
         advice.append(
-            f"{total.tokens['trimmed'] / total.tokens['read']:.0%} of all tokens come after the last target of "
-            "their document and teach nothing: they are left away."
+            f"{total.tokens['trimmed'] / total.tokens['read']:.0%} of all tokens come after the last target "
+            "of their document and teach nothing: they are left away."
         )
     advice += _shares(ledger)
     if with_checkpointing is not None and with_checkpointing.total > 2**30:
         advice.append(
-            f"with activation_checkpointing: true a device needs {with_checkpointing.total / 2**30:,.1f} GiB, "
-            "for a third more time. It is on by itself where there is a GPU."
+            f"with activation_checkpointing: true a device needs {with_checkpointing.total / 2**30:,.1f} "
+            "GiB, for a third more time. It is on by itself where there is a GPU."
         )
     return advice
 
