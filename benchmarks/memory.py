@@ -175,7 +175,13 @@ def _build(config: object, dtype: object, tuning: str) -> object:
         model.save_pretrained(folder)
         del model
         gc.collect()  # modules refer to each other
-        return load_base(folder, dtype="bfloat16", in_4_bits=True)
+        model = load_base(folder, dtype="bfloat16", in_4_bits=True)
+    # The checkpoint's file is mapped, and its pages count as the process's; a GPU has none of that.
+    for parameter in model.parameters():
+        if getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.clone()
+    gc.collect()
+    return model
 
 
 def _batch(tokens: int, images: int) -> dict[str, object]:

@@ -13,10 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from rich.console import Console
-from tests.support import avi, png
 from transformers import ProcessorMixin
 from typer.testing import CliRunner
 
+from tests.support import avi, png
 from vlcpt.checking import check_run
 from vlcpt.cli import app
 from vlcpt.config_reading import load_config

@@ -92,7 +92,7 @@ def test_the_rows_and_the_yaml_train_with_the_commands_given(readme: str, tmp_pa
     config = config.replace("Qwen/Qwen2.5-VL-3B-Instruct", base_path())
     (tmp_path / "my.yaml").write_text(config, encoding="utf-8")
     commands = [line for block in blocks(readme, "bash") for line in block.splitlines() if "my.yaml" in line]
-    assert [command.split()[1] for command in commands] == ["inspect", "train", "eval"]
+    assert [command.split()[1] for command in commands] == ["check", "inspect", "train", "eval"]
 
     for command in commands:
         result = run([sys.executable, "-m", *command.split()], tmp_path)

@@ -1,0 +1,89 @@
+"""Print the table of docs/scale.md: memory per device of each published size.
+
+Run: python docs/make_memory_table.py. No weight is loaded: parameters are counted on the meta device.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+
+from vlcpt.model.counting import count_towers
+from vlcpt.model.tuning import apply_tuning
+from vlcpt.report.memory import LargestBatch, estimate_memory, shape_of
+from vlcpt.report.states import Setup, TowerParameters
+
+# hidden, intermediate, layers, heads, key heads, vocabulary, tied, the vision tower's intermediate
+SIZES = {
+    "3B": (2048, 11008, 36, 16, 2, 151_936, True, 3420),
+    "7B": (3584, 18944, 28, 28, 4, 152_064, False, 3420),
+    "32B": (5120, 27648, 64, 40, 8, 152_064, False, 3456),
+    "72B": (8192, 29568, 80, 64, 8, 152_064, False, 3456),
+}
+BATCH = LargestBatch(rows=1, tokens=4096, targets=1500, patches=8192)
+ZERO = {"narrow": True}
+WAYS = {
+    ("qlora", "none"): {"autocast": True},
+    ("lora", "none"): {"autocast": True},
+    ("lora", "zero3"): {"stage": 3, **ZERO},
+    ("full", "none"): {"autocast": True},
+    ("full", "zero1"): {"stage": 1, **ZERO},
+    ("full", "zero2"): {"stage": 2, **ZERO},
+    ("full", "zero2_offload"): {"stage": 2, "offload_optimizer": True, **ZERO},
+    ("full", "zero3"): {"stage": 3, **ZERO},
+    ("full", "zero3_offload"): {"stage": 3, "offload_optimizer": True, "offload_weights": True, **ZERO},
+}
+DEVICES = (1, 8, 64)
+
+
+def published(size: str) -> Qwen2_5_VLConfig:
+    """The shape of a published model; what does not change memory is left at its default."""
+    hidden, intermediate, layers, heads, key_heads, vocabulary, tied, vision = SIZES[size]
+    return Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_heads,
+            "vocab_size": vocabulary,
+            "tie_word_embeddings": tied,
+        },
+        vision_config={
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": vision,
+            "num_heads": 16,
+            "out_hidden_size": hidden,
+        },
+        tie_word_embeddings=tied,
+    )
+
+
+def main() -> None:
+    print(
+        "| size | tuning | DeepSpeed | "
+        + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in DEVICES)
+        + " | host |"
+    )
+    print("|---|---|---|" + "---:|" * (len(DEVICES) + 1))
+    for size in SIZES:
+        config = published(size)
+        shape = shape_of(config.text_config, config.vision_config)
+        for (tuning, name), options in WAYS.items():
+            with torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+                model = apply_tuning(model, tuning=tuning)
+            towers = {
+                one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
+                for one in count_towers(model, in_4_bits=tuning == "qlora")
+            }
+            setups = [Setup(devices=devices, **options) for devices in DEVICES]
+            found = [estimate_memory(shape, towers, BATCH, setup) for setup in setups]
+            cells = [f"{one.total / 2**30:,.1f}" for one in found]
+            host = " / ".join(f"{one.host / 2**30:,.0f}" for one in found) if found[0].host else ""
+            print(f"| {size} | {tuning} | {name} | {' | '.join(cells)} | {host} |")
+
+
+if __name__ == "__main__":
+    main()
