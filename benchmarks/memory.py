@@ -32,7 +32,7 @@ CASES = [
     ("full", "float32", False, True, "sdpa", 1024, 1, {}),
     ("full", "float32", False, False, "sdpa", 1024, 1, {}),
     ("full", "bfloat16", True, False, "sdpa", 2048, 3, {"train_vision": True, "train_merger": True}),
-    ("full", "bfloat16", True, True, "sdpa", 512, 2, {"train_vision": True, "train_merger": True}),
+    ("full", "bfloat16", True, True, "sdpa", 1024, 2, {"train_vision": True, "train_merger": True}),
     ("qlora", "bfloat16", True, True, "sdpa", 2048, 3, {}),
 ]
 GRID = (32, 32)  # patches of an image: 256 tokens

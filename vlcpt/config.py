@@ -183,7 +183,7 @@ class DataConfig:
         default="error", metadata={"help": "An unreadable document: stop, or skip, count and name it."}
     )
     max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "With skip, stop when more documents are bad; 0 to 1, which is never."}
+        default=0.01, metadata={"help": "With skip, stop when more documents are bad; 1: never."}
     )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Enlarge smaller images and frames. Default: the processor's."}
