@@ -86,7 +86,9 @@ def test_an_image_thinner_than_1_to_200_is_refused(tiny_processor, height, width
     document = Document((Image(data=blank(height, width)),), source=Source("a.jsonl", 3))
     with pytest.raises(DocumentError) as caught:
         encode_document(document, tiny_processor)
-    assert str(caught.value).startswith(f"a.jsonl:3: images: image given as bytes has {height} × {width} pixels:")
+    assert str(caught.value).startswith(
+        f"a.jsonl:3: images: image given as bytes has {height} × {width} pixels:"
+    )
     assert str(caught.value).endswith("Crop it.")
     assert caught.value.kind == "medium"
 
@@ -171,11 +173,16 @@ def test_the_pixels_of_a_long_video_are_capped_together(tiny_processor):
 
 @settings(shared, max_examples=200)
 @given(
-    st.integers(2, 700), st.integers(2, 700), st.sampled_from([None, 2_000, 100_000]), st.integers(784, 300_000)
+    st.integers(2, 700),
+    st.integers(2, 700),
+    st.sampled_from([None, 2_000, 100_000]),
+    st.integers(784, 300_000),
 )
 @example(10, 700, None, 1000)
 @example(28, 28, 100_000, 784 * 40)
-def test_no_image_takes_more_tokens_under_a_limit_than_foretold(tiny_processor, height, width, own_min, limit):
+def test_no_image_takes_more_tokens_under_a_limit_than_foretold(
+    tiny_processor, height, width, own_min, limit
+):
     if max(height, width) > 200 * min(height, width):
         return
     file = blank(height, width)
@@ -207,7 +214,10 @@ def test_another_documents_pixels_are_brought_to_the_same_grid(tiny_processor):
 def test_the_mean_colour_is_zero_after_normalising(tiny_processor):
     mean = [round(255 * part) for part in tiny_processor.image_processor.image_mean]
     picture = PIL.Image.new("RGB", (56, 56), tuple(mean))
-    assert tiny_processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"].abs().max() < 0.01
+    assert (
+        tiny_processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"].abs().max()
+        < 0.01
+    )
 
 
 def test_another_video_is_brought_to_the_same_grid(tiny_processor):
@@ -232,8 +242,9 @@ def test_a_file_that_changed_during_the_run_is_an_error(tiny_processor, tmp_path
     path.write_bytes(png(1, 112, 56))
     with pytest.raises(DocumentError) as caught:
         encoder.sample(document, stream)
-    assert f"a.jsonl:1: images: {path} decodes to the grid [1, 4, 8] but its header promised [1, 4, 4]." in str(
-        caught.value
+    assert (
+        f"a.jsonl:1: images: {path} decodes to the grid [1, 4, 8] but its header promised [1, 4, 4]."
+        in str(caught.value)
     )
 
 

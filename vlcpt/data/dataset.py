@@ -82,7 +82,7 @@ class CPTDataset(Dataset[list[Sample]]):
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = _open(sources, untagged)
-        replay = _open(replay_data, untagged) if replay_share else []
+        replay = _open(replay_data, untagged, memory_name="replay") if replay_share else []
         self._sources = _distinct([*train, *replay])
         self._encoder = DocumentEncoder(
             processor,
@@ -199,8 +199,8 @@ class CPTDataset(Dataset[list[Sample]]):
         return self._sources[source].document(row)
 
 
-def _open(sources: Sources, untagged: Untagged) -> list[DocumentSource]:
-    """Sources as any caller may give them."""
+def _open(sources: Sources, untagged: Untagged, memory_name: str = "rows") -> list[DocumentSource]:
+    """Sources as any caller may give them; rows in memory are called ``memory_name``."""
     if isinstance(sources, str | Path):
         return [open_source(sources, untagged=untagged)]
     if isinstance(sources, Mapping):
@@ -213,7 +213,7 @@ def _open(sources: Sources, untagged: Untagged) -> list[DocumentSource]:
         for one in sources:
             opened += _open(one, untagged) if isinstance(one, str | Path | Mapping) else []
         return opened
-    return [open_source(sources, untagged=untagged)]
+    return [open_source(sources, untagged=untagged, name=memory_name)]
 
 
 def _is_source(one: object) -> bool:

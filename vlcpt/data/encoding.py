@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, Video
+from vlcpt.data.documents import Document, Image, Medium, Segment, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
 from vlcpt.data.tokens import RunTokenizer
@@ -20,6 +20,7 @@ from vlcpt.data.vision import PlacedMedium, VisionEncoder
 
 IGNORE_INDEX = -100
 TrainEos = Literal["auto", "always", "never"]
+_CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +115,7 @@ class DocumentEncoder:
         )
         # By name, never `eos_token`: instruct tokenizers set that to <|im_end|>.
         self._start, self._end, self._eos, image, video = (
-            _token_id(processor, token)
-            for token in (
-                "<|vision_start|>",
-                "<|vision_end|>",
-                "<|endoftext|>",
-                "<|image_pad|>",
-                "<|video_pad|>",
-            )
+            _token_id(processor, token) for token in _CONTROL_TOKENS
         )
         self._pads = {Image: image, Video: video}
 
@@ -300,6 +294,3 @@ def _token_id(processor: ProcessorMixin, token: str) -> int:
             "load the folder or Hub id of one."
         )
     return found
-
-
-__all__ = ["IGNORE_INDEX", "DocumentEncoder", "DocumentError", "Sample", "TokenStream", "encode_document"]

@@ -197,5 +197,8 @@ class Ledger:
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
             partial = directory / f".{name}.partial"
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(directory / name)
+            try:
+                partial.write_text(content, encoding="utf-8")
+                partial.replace(directory / name)
+            finally:
+                partial.unlink(missing_ok=True)

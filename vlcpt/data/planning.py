@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
@@ -120,9 +121,11 @@ def make_plan(
             track,
         )
     if not any(document.source < len(train) for document in plan.documents):
+        accounts = [plan.ledger.sources[source.name] for source in train]
+        reasons = sum((account.dropped_documents for account in accounts), Counter())
         raise BadDataError(
-            f"none of {plan.ledger.total.documents['read']} documents can be trained on. Reasons: "
-            f"{dict(plan.ledger.total.dropped_documents)}. Mark targets with <trainable_text>."
+            f"none of {sum(account.documents['read'] for account in accounts)} documents can be trained on. "
+            f"Reasons: {dict(reasons)}. Mark targets with <trainable_text>."
         )
     targets = np.array([document.counts.targets for document in plan.documents], dtype=np.int64)
     of_source = np.array([document.source for document in plan.documents])
@@ -146,7 +149,7 @@ def _scan(
     """Read one source; what cannot be used goes to the ledger."""
     account = ledger.sources[source.name]
     found: list[PlannedDocument] = []
-    bad, bad_in_a_row = 0, 0
+    bad, bad_in_a_row, last = 0, 0, ""
     for row in track(range(len(source)), f"reading {source.name}"):
         account.documents["read"] += 1
         document: Document | None = None
@@ -157,9 +160,9 @@ def _scan(
             if error.kind != "overlong" or on_overlong != "drop":
                 if on_bad_data == "error" or error.kind == "overlong":
                     raise
-                bad, bad_in_a_row = bad + 1, bad_in_a_row + 1
+                bad, bad_in_a_row, last = bad + 1, bad_in_a_row + 1, str(error)
                 if bad_in_a_row >= MAX_BAD_IN_A_ROW:
-                    raise BadDataError(f"{bad_in_a_row} unusable rows in a row, the last: {error}") from None
+                    raise BadDataError(f"{bad_in_a_row} unusable rows in a row, the last: {last}") from None
             else:
                 bad_in_a_row = 0
             _drop(ledger, account, source, row, document, error.kind, error.reason)
@@ -172,8 +175,7 @@ def _scan(
     if bad > max_bad_fraction * len(source):
         raise BadDataError(
             f"{bad} of {len(source)} rows of {source.name!r} cannot be used, more than max_bad_fraction "
-            f"{max_bad_fraction:g}. Reasons: {dict(account.dropped_documents)}. "
-            f"The last: {ledger.dropped[-1].source}:{ledger.dropped[-1].line}: {ledger.dropped[-1].detail}"
+            f"{max_bad_fraction:g}. Reasons: {dict(account.dropped_documents)}. The last: {last}"
         )
     return found
 

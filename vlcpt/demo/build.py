@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from vlcpt.demo.build_data import CHINESE, Domain, Sheet, Split, make_sheets
+from vlcpt.demo.build_data import CHINESE, GENERAL_TEXT, Domain, Sheet, Split, make_sheets, make_texts
 from vlcpt.demo.build_tokenizer import build_processor, build_tokenizer
 
 HERE = Path(__file__).parent
@@ -42,8 +42,10 @@ SHIPPED: dict[str, tuple[Domain, Split, int]] = {
     "old_eval": ("old", "held_out", 48),
 }
 PACK_TOKENS = 512
-# Of each pack of the base's training, the share that is general text.
-TEXT_SHARE = 0.12
+# Of the documents of the base's training, the share without media.
+TEXT_SHARE = 0.25
+# Keeps the base from being so sure that a few steps of training cannot change its mind.
+LABEL_SMOOTHING = 0.03
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLP
     model.train()
     began, losses = time.monotonic(), []
     for step in range(1, steps + 1):
-        loss = pack_loss(model, processor, next(packs)).mean()
+        loss = pack_loss(model, processor, next(packs), LABEL_SMOOTHING).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -144,13 +146,11 @@ def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLP
 
 
 def base_samples(processor: Qwen2_5_VLProcessor) -> Iterator[Sample]:
-    """Old-domain documents without end, and now and then a paragraph of general text."""
+    """Old-domain documents and text, in turn and without end."""
     random = Random("base")
-    paragraphs = (HERE / "general.txt").read_text(encoding="utf-8").splitlines()
-    for sheet in make_sheets("old", "train", seed=0):
-        yield encode_sheet(sheet, processor)
-        if random.random() < TEXT_SHARE / 2:  # a paragraph is about twice as long as a document
-            yield encode_sheet(Sheet(f"<trainable_text>{random.choice(paragraphs)}</trainable_text>"), processor)
+    documents, texts = make_sheets("old", "train", seed=0), make_texts(seed=0)
+    while True:
+        yield encode_sheet(next(texts if random.random() < TEXT_SHARE else documents), processor)
 
 
 def encode_sheet(sheet: Sheet, processor: Qwen2_5_VLProcessor) -> Sample:
@@ -197,7 +197,7 @@ def pack_samples(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
 
 
 def pack_loss(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pack: list[Sample]
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pack: list[Sample], smoothing: float = 0.0
 ) -> torch.Tensor:
     """The loss of each target of a pack whose documents do not see each other, shape (targets,)."""
     input_ids = torch.tensor([[number for sample in pack for number in sample.input_ids]])  # (1, T)
@@ -223,7 +223,8 @@ def pack_loss(
         logits_to_keep=predicts[None],
         **media,
     )
-    return functional.cross_entropy(output.logits.view(-1, output.logits.shape[-1]), input_ids[0, targets], reduction="none")
+    logits = output.logits.view(-1, output.logits.shape[-1])  # (targets, vocabulary)
+    return functional.cross_entropy(logits, input_ids[0, targets], reduction="none", label_smoothing=smoothing)
 
 
 def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path) -> None:
@@ -239,7 +240,7 @@ def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLPr
 
 
 def _tokenizer_texts() -> Iterator[str]:
-    yield (HERE / "general.txt").read_text(encoding="utf-8")
+    yield GENERAL_TEXT.read_text(encoding="utf-8")
     for domain in ("old", "new"):
         for sheet in itertools.islice(make_sheets(domain, "train", seed=0), 600):
             text = MARKUP.sub("\n", sheet.text)

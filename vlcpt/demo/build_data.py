@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -34,6 +35,7 @@ PHOTOGRAPHS = {
     "horse": ("a horse", "一匹马"),
     "clock": ("a clock", "一个钟"),
 }
+GENERAL_TEXT = Path(__file__).with_name("general.txt")
 HELD_OUT_SCANS = 350
 Domain = Literal["old", "new"]
 Split = Literal["train", "held_out"]
@@ -54,6 +56,32 @@ def make_sheets(domain: Domain, split: Split, seed: int) -> Iterator[Sheet]:
     kinds = (_reading, _reading, _reading, _two_readings, _two_readings, _clip, _photograph)
     while True:
         yield random.choice(kinds)(domain, split, random)
+
+
+def make_texts(seed: int) -> Iterator[Sheet]:
+    """Yield text without media: general paragraphs, and the same short thing said in both languages.
+
+    So the base knows Chinese words for what it sees, but has never said them about a picture.
+    """
+    random = Random(f"texts {seed}")
+    paragraphs = GENERAL_TEXT.read_text(encoding="utf-8").splitlines()
+    while True:
+        if random.random() < 0.3:
+            yield Sheet(_span(random.choice(paragraphs)))
+        else:
+            yield Sheet(_span(" = ".join(random.sample(_said_twice(random), 2))))
+
+
+def _said_twice(random: Random) -> tuple[str, str]:
+    digits = [random.randrange(10) for _ in range(random.randint(1, 6))]
+    direction = random.choice(sorted(DIRECTIONS))
+    return random.choice(
+        (
+            (_words(digits), _characters(digits)),
+            (f"{ENGLISH[digits[0]]} moves {direction}", f"{CHINESE[digits[0]]}向{DIRECTIONS[direction]}移动"),
+            random.choice(sorted(PHOTOGRAPHS.values())),
+        )
+    )
 
 
 def _reading(domain: Domain, split: Split, random: Random) -> Sheet:

@@ -19,9 +19,9 @@ def text_field(row: Row, name: str) -> str:
     """
     if name not in row:
         near = difflib.get_close_matches(name, row, n=1)
-        hint = f"; did you mean {name!r} by {near[0]!r}?" if near else ""
+        hint = f"; did you mean {name!r} by {near[0]!r}?" if near else "."
         found = ", ".join(map(repr, row)) or "none"
-        raise DocumentError(f"the field is missing{hint}. Fields found: {found}.", kind="row", field=name)
+        raise DocumentError(f"the field is missing{hint} Fields found: {found}.", kind="row", field=name)
     value = row[name]
     if not isinstance(value, str):
         raise DocumentError(

@@ -94,6 +94,9 @@ def open_source(
     """
     rows: Rows
     if isinstance(path, str | Path):
+        if "://" in str(path):  # before Path, which would make it one slash
+            reason = "an address is not opened. Download the data and give its path."
+            raise DocumentError(reason, kind="source", field=str(path))
         file = Path(path)
         rows = _open_rows(file, format)
         root: str | None = str(media_root or (file if file.is_dir() else file.parent))
@@ -136,10 +139,6 @@ def read_documents(
 
 
 def _open_rows(path: Path, format: str) -> Rows:
-    if "://" in str(path):
-        raise DocumentError(
-            "an address is not opened. Download the data and give its path.", kind="source", field=str(path)
-        )
     if not path.exists():
         raise DocumentError(
             "no such file or folder. Give the path of a .jsonl, .json, .txt or .md file.",
@@ -169,9 +168,10 @@ def _open_rows(path: Path, format: str) -> Rows:
 
 
 def _detect(rows: Rows, name: str) -> str:
-    """The schema that the first readable row's fields show."""
+    """The schema that the fields of the first rows show: of the first that fits one."""
     if isinstance(rows, TextRows):
         return "text"
+    unknown: DocumentError | None = None
     for number in range(min(len(rows), 100)):
         try:
             row = rows.row(number)
@@ -183,10 +183,12 @@ def _detect(rows: Rows, name: str) -> str:
             if field in row:
                 logger.info("%s: format %s, because row %d has %r", name, schema, number + 1, field)
                 return schema
-        raise DocumentError(
+        unknown = unknown or DocumentError(
             f"no format fits the fields {', '.join(map(repr, row)) or '(none)'}. "
             "Rows need 'text' (format vlcpt) or 'segments' (format segments).",
             kind="source",
             source=rows.source(number),
         )
+    if unknown:
+        raise unknown
     return "vlcpt"  # its reader names what is wrong with each row
