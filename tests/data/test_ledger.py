@@ -16,7 +16,7 @@ def stream() -> TokenStream:
     """0 begins a span, 1-4 a medium of 2 pads, 5-8 targets, 9-10 context, 11 a target, 12 context, 13 end."""
     labels = np.full(14, -100)
     labels[[5, 6, 7, 8, 11]] = 7
-    medium = PlacedMedium(Image("a.png"), 1, (1, 2, 4), (28, 56), 2, 14)
+    medium = PlacedMedium(Image("a.png"), 1, (1, 2, 4), (28, 56), 784, 2, 14)
     special = np.array([1, 4, 13])
     return TokenStream(np.arange(14), labels, (labels > 0) * 1.0, (medium,), special, 1, 0)
 

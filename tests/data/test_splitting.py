@@ -23,7 +23,9 @@ def stream_of(pieces: list[tuple[str, int]]) -> TokenStream:
     media = []
     for kind, count in pieces:
         if kind == "m":
-            media.append(PlacedMedium(Image("a.png"), len(ids), (1, 2, 2 * count), (28, 28 * count), 2, 14))
+            media.append(
+                PlacedMedium(Image("a.png"), len(ids), (1, 2, 2 * count), (28, 28 * count), 784, 2, 14)
+            )
             ids += [START, *[PAD] * count, END]
             targets += [False] * (count + 2)
         else:
@@ -130,6 +132,7 @@ def group(*media):
     [
         group(Image("a.png", png(0, 448, 448))),
         group(Image("a.png", png(0, 60, 1600))),
+        group(Image("a.png", png(0, 40, 7500))),  # thin: few pixels, many tokens
         group(Image("a.png", png(0, 30, 30), min_pixels=200_000)),  # enlarged
         group(Image("a.png", png(0, 448, 448)), Image("b.png", png(1, 200, 300))),
         group(

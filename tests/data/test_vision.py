@@ -176,19 +176,29 @@ def test_the_pixels_of_a_long_video_are_capped_together(tiny_processor):
     st.integers(2, 700),
     st.integers(2, 700),
     st.sampled_from([None, 2_000, 100_000]),
-    st.integers(784, 300_000),
+    st.integers(784, 200_704),
 )
 @example(10, 700, None, 1000)
 @example(28, 28, 100_000, 784 * 40)
-def test_no_image_takes_more_tokens_under_a_limit_than_foretold(
+@example(1_434, 23, 2_000, 37_721)  # takes more tokens under the lower limit
+def test_the_tokens_that_an_image_takes_under_a_lower_limit_are_foretold(
     tiny_processor, height, width, own_min, limit
 ):
     if max(height, width) > 200 * min(height, width):
         return
     file = blank(height, width)
     before = place(tiny_processor, Image(data=file, min_pixels=own_min))
-    after = place(tiny_processor, Image(data=file, min_pixels=own_min, max_pixels=min(limit, 200_704)))
-    assert after.tokens <= before.tokens_at(min(limit, 200_704)) <= before.tokens
+    after = place(tiny_processor, Image(data=file, min_pixels=own_min, max_pixels=limit))
+    assert before.tokens_at(limit) == after.tokens
+
+
+@pytest.mark.parametrize("limit", [784, 5_000, 9_000, 20_000, 60_000])
+@pytest.mark.parametrize("low", [784, 50_000])
+def test_the_tokens_that_a_video_takes_under_a_lower_limit_are_foretold(tiny_processor, low, limit):
+    file = clip_bytes(0, 16, 8, 336, 224)
+    before = place(tiny_processor, Video(data=file, min_pixels=low))
+    after = place(tiny_processor, Video(data=file, min_pixels=low, max_pixels=limit))
+    assert before.tokens_at(limit) == after.tokens
 
 
 def test_another_documents_pixels_are_brought_to_the_same_grid(tiny_processor):
