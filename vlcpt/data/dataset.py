@@ -41,6 +41,7 @@ class CPTDataset(Dataset[list[Sample]]):
         replay_share: 0 ≤ share < 1.
         untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
+        num_proc: Processes that read the rows; 0: this one alone. Nothing depends on it.
         track: What shows the progress of planning.
 
     Raises:
@@ -75,6 +76,7 @@ class CPTDataset(Dataset[list[Sample]]):
         fps: float | None = None,
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
+        num_proc: int = 0,
         track: Track = untracked,
     ) -> None:
         if not 0 <= replay_share < 1:
@@ -103,6 +105,7 @@ class CPTDataset(Dataset[list[Sample]]):
             on_overlong=on_overlong,
             on_bad_data=on_bad_data,
             max_bad_fraction=max_bad_fraction,
+            num_proc=num_proc,
             track=track,
         )
         self.ledger = plan.ledger
@@ -110,18 +113,8 @@ class CPTDataset(Dataset[list[Sample]]):
         self.packing = packing
         self._pixels_of: PixelsOf = "document"
         # Flat arrays, which workers share with the parent instead of copying them.
-        self._samples = np.array(
-            [
-                (one.source, one.row, part.start, part.stop, part.repeated, part.targets)
-                for one, repeats in zip(plan.documents, plan.repeats.tolist(), strict=True)
-                for _ in range(repeats)
-                for part in one.parts
-            ],
-            dtype=np.int64,
-        )
-        drawn = [one for one, repeats in zip(plan.documents, plan.repeats, strict=True) if repeats]
-        self._with_images = np.array([(one.source, one.row) for one in drawn if one.images], dtype=np.int64)
-        self._with_videos = np.array([(one.source, one.row) for one in drawn if one.videos], dtype=np.int64)
+        self._samples = plan.samples()
+        self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
         # A shuffle first, so that equal lengths fall together at random and not by file order.
         order = np.random.default_rng(seed).permutation(len(self._samples))
         lengths = self._samples[order, 3] - self._samples[order, 2]
