@@ -17,8 +17,7 @@ def stream() -> TokenStream:
     labels = np.full(14, -100)
     labels[[5, 6, 7, 8, 11]] = 7
     medium = PlacedMedium(Image("a.png"), 1, (1, 2, 4), (28, 56), 784, 2, 14)
-    special = np.array([1, 4, 13])
-    return TokenStream(np.arange(14), labels, (labels > 0) * 1.0, (medium,), special, 1, 0)
+    return TokenStream(np.arange(14), labels, (labels > 0) * 1.0, (medium,), 1, 0)
 
 
 def test_the_tokens_of_a_document_are_counted_by_what_becomes_of_them():

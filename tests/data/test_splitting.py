@@ -33,8 +33,7 @@ def stream_of(pieces: list[tuple[str, int]]) -> TokenStream:
             targets += [kind == "t"] * count
     labels = np.where(targets, ids, -100)
     labels[0] = -100
-    special = np.array([n for n, token in enumerate(ids) if token in (START, END)], dtype=np.int64)
-    return TokenStream(np.array(ids), labels, (labels >= 0) * 1.0, tuple(media), special, 0, 0)
+    return TokenStream(np.array(ids), labels, (labels >= 0) * 1.0, tuple(media), 0, 0)
 
 
 pieces = st.lists(st.tuples(st.sampled_from("ccttm"), st.integers(1, 9)), min_size=1, max_size=14).map(

@@ -32,7 +32,6 @@ class TokenStream:
         labels: int64 (T,): the id of a target, -100 elsewhere; ``labels[0]`` is -100.
         loss_weights: float32 (T,): 0 where there is no target.
         media: Each medium with its place, in order.
-        special: Vision start and end tokens, and end-of-text where it is no target.
         without_context: Targets lost because nothing precedes them: 0 or 1.
         cut_edges: Span edges that cut a token.
     """
@@ -41,7 +40,6 @@ class TokenStream:
     labels: np.ndarray
     loss_weights: np.ndarray
     media: tuple[PlacedMedium, ...]
-    special: np.ndarray
     without_context: int
     cut_edges: int
 
@@ -128,7 +126,6 @@ class DocumentEncoder:
         ids: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
-        special: list[int] = []
         length, cut_edges = 0, 0
         last_text: Text | None = None
         for is_text, segments in groupby(document.segments, key=lambda segment: isinstance(segment, Text)):
@@ -145,14 +142,11 @@ class DocumentEncoder:
                 placed = self.vision.place(medium, length, document)
                 pads = np.full(placed.tokens + 2, self._pads[type(medium)], dtype=np.int64)
                 pads[0], pads[-1] = self._start, self._end
-                special += [length, length + len(pads) - 1]
                 ids.append(pads)
                 weights.append(np.zeros(len(pads)))
                 media.append(placed)
                 length += len(pads)
         eos_weight = self._eos_weight(last_text)
-        if eos_weight == 0:
-            special.append(length)
         input_ids = np.append(np.concatenate(ids) if ids else np.zeros(0, np.int64), self._eos)
         exact = np.append(np.concatenate(weights), eos_weight) if weights else np.array([eos_weight])
         # A weight too small for float32 stays above 0: its token is still a target.
@@ -165,7 +159,6 @@ class DocumentEncoder:
             labels=np.where(loss_weights > 0, input_ids, IGNORE_INDEX),
             loss_weights=loss_weights,
             media=tuple(media),
-            special=np.array(special, dtype=np.int64),
             without_context=without_context,
             cut_edges=cut_edges,
         )

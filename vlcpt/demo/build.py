@@ -60,7 +60,9 @@ class Sample:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000, help="Steps of the base's training; 0 leaves it random.")
+    parser.add_argument(
+        "--steps", type=int, default=3000, help="Steps of the base's training; 0 leaves it random."
+    )
     parser.add_argument("--output_dir", type=Path, default=HERE, help="Where base/ and data/ are written.")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -83,7 +85,8 @@ def write_documents(folder: Path) -> None:
             for kind, files in (("images", sheet.images), ("videos", sheet.videos)):
                 if files:
                     row[kind] = [
-                        _write_media(folder / kind / f"{name}_{number:03d}_{n}", data) for n, data in enumerate(files)
+                        _write_media(folder / kind / f"{name}_{number:03d}_{n}", data)
+                        for n, data in enumerate(files)
                     ]
             rows.append(json.dumps(row, ensure_ascii=False))
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -128,7 +131,9 @@ def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGener
 def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, steps: int) -> None:
     """Train all weights on packs of fresh documents; prints the loss and the time."""
     packs = pack_samples(base_samples(processor))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 1), pct_start=0.05)
     model.train()
     began, losses = time.monotonic(), []
@@ -141,7 +146,10 @@ def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLP
         schedule.step()
         losses.append(loss.item())
         if step % 100 == 0:
-            print(f"step {step}  loss {np.mean(losses[-100:]):.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step}  loss {np.mean(losses[-100:]):.3f}  {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     model.eval()
 
 
@@ -172,7 +180,10 @@ def encode_sheet(sheet: Sheet, processor: Qwen2_5_VLProcessor) -> Sample:
         elif piece in (*cells, "<end>"):
             encoding = tokenizer(run, return_offsets_mapping=True)
             input_ids += encoding["input_ids"]
-            targets += [any(trained[i] for i in range(*span) if not run[i].isspace()) for span in encoding["offset_mapping"]]
+            targets += [
+                any(trained[i] for i in range(*span) if not run[i].isspace())
+                for span in encoding["offset_mapping"]
+            ]
             run, trained = "", []
             if piece != "<end>":
                 pad = ids("<|image_pad|>" if piece == "<image>" else "<|video_pad|>")
@@ -197,7 +208,10 @@ def pack_samples(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
 
 
 def pack_loss(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pack: list[Sample], smoothing: float = 0.0
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    pack: list[Sample],
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """The loss of each target of a pack whose documents do not see each other, shape (targets,)."""
     input_ids = torch.tensor([[number for sample in pack for number in sample.input_ids]])  # (1, T)
@@ -209,7 +223,11 @@ def pack_loss(
         media |= dict(processor.video_processor(videos, return_tensors="pt"))
     kinds = (input_ids == model.config.image_token_id) + 2 * (input_ids == model.config.video_token_id)
     rope, _ = model.model.get_rope_index(
-        input_ids, kinds.int(), media.get("image_grid_thw"), media.get("video_grid_thw"), torch.ones(len(videos))
+        input_ids,
+        kinds.int(),
+        media.get("image_grid_thw"),
+        media.get("video_grid_thw"),
+        torch.ones(len(videos)),
     )  # (3, 1, T)
     # Documents may start anywhere: rotary positions are relative. The text row restarts, which
     # transformers reads as a document's edge, and only without an attention mask.
@@ -224,10 +242,14 @@ def pack_loss(
         **media,
     )
     logits = output.logits.view(-1, output.logits.shape[-1])  # (targets, vocabulary)
-    return functional.cross_entropy(logits, input_ids[0, targets], reduction="none", label_smoothing=smoothing)
+    return functional.cross_entropy(
+        logits, input_ids[0, targets], reduction="none", label_smoothing=smoothing
+    )
 
 
-def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path) -> None:
+def save_base(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path
+) -> None:
     """Write the model and its processor; weights as bfloat16, to be read as float32 (half the file)."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -236,7 +258,9 @@ def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLPr
     file = folder / "model.safetensors"
     from safetensors.torch import load_file
 
-    save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: value.bfloat16() for name, value in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
 
 
 def _tokenizer_texts() -> Iterator[str]:

@@ -144,7 +144,10 @@ def _scans(split: Split) -> list[tuple[int, Image.Image]]:
     order = Random("scans").sample(range(len(digits.target)), len(digits.target))
     chosen = order[:HELD_OUT_SCANS] if split == "held_out" else order[HELD_OUT_SCANS:]
     return [
-        (int(digits.target[n]), Image.fromarray(np.pad(np.uint8(255 - digits.images[n] * 255 / 16), 1, constant_values=255)))
+        (
+            int(digits.target[n]),
+            Image.fromarray(np.pad(np.uint8(255 - digits.images[n] * 255 / 16), 1, constant_values=255)),
+        )
         for n in sorted(chosen)
     ]
 
@@ -158,7 +161,9 @@ def _draw_digit(split: Split, random: Random) -> tuple[int, np.ndarray]:
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
     # Maps a pixel of the picture to a point of the scan, whose middle is (5, 5).
     matrix = (cos, sin, 5 - cos * x - sin * y, -sin, cos, 5 + sin * x - cos * y)
-    picture = scan.transform((CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=255)
+    picture = scan.transform(
+        (CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=255
+    )
     return digit, np.asarray(picture) // 17 * 17
 
 
