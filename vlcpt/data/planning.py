@@ -171,7 +171,8 @@ def _scan(
     return joined(scans)
 
 
-def _unchanged(scan: Scan) -> Scan:
+def _unchanged(scan: T) -> T:
+    """In place of the default, which would make tensors of the arrays."""
     return scan
 
 
