@@ -27,9 +27,22 @@ DATA = [
     "readers",
     "readers.fields",
     "readers.rows",
+    "readers.compressed",
+    "readers.tables",
+    "readers.tars",
+    "readers.storage",
     "readers.segments",
     "readers.text",
     "readers.vlcpt",
+    "readers.markers",
+    "readers.urls",
+    "readers.turns",
+    "readers.sharegpt",
+    "readers.messages",
+    "readers.caption",
+    "readers.obelics",
+    "readers.mmc4",
+    "readers.schemas",
     "readers.files",
     "tokens",
     "positions",
@@ -50,7 +63,8 @@ ALLOWED = {
     "vlcpt.model": ("vlcpt.model",),
     "vlcpt.training": ("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config"),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
-    "vlcpt.config": ("vlcpt.config", "vlcpt.deepspeed_configs"),
+    # Formats and names of sources are checked before data is read.
+    "vlcpt.config": ("vlcpt.config", "vlcpt.deepspeed_configs", "vlcpt.data.readers"),
 }
 # Heavy or foreign packages that a part must do without.
 FORBIDDEN = {

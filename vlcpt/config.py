@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from vlcpt import config_checks
+from vlcpt.data.readers.storage import default_name
 
 Tower = Literal["vision", "merger", "language"]
 
@@ -112,12 +113,14 @@ class SourceConfig:
     )
     targets: str | None = field(
         default=None,
-        metadata={"help": "What trains, where spans are not marked. Default: as the format says."},
+        metadata={
+            "help": "What trains of formats without spans, such as assistant, last or all. Default: theirs."
+        },
     )
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", Path(self.path).stem)
+            object.__setattr__(self, "name", default_name(self.path))
         config_checks.check_source(self)
 
 
