@@ -40,7 +40,7 @@ def test_a_row_without_images_is_text():
         ({"text_list": None}, "text_list: expected a list of sentences, found none."),
         ({"text_list": ["a", 5, "b"]}, "text_list[1]: expected a string, found int."),
         ({"image_info": ["a"]}, "image_info[0]: expected an image in {}, found str."),
-        ({"image_info": [image(3)]}, "image_info[0].matched_text_index: expected the number of a sentence, 0 to"),
+        ({"image_info": [image(3)]}, "image_info[0].matched_text_index: expected the number of a"),
         ({"image_info": [image(3)]}, "0 to 2; found 3."),
         ({"image_info": [image(None)]}, "found None."),
         ({"image_info": [image(-1)]}, "found -1."),
