@@ -128,7 +128,7 @@ def within(part):
 def test_the_package_was_found():
     assert len(MODULES) > 30
     assert "torch" in imports_of("vlcpt.training.loss")
-    assert "vlcpt.data.readers.text" in imports_of("vlcpt.data.readers.files")
+    assert "vlcpt.data.readers.text" in imports_of("vlcpt.data.readers.schemas")
 
 
 @pytest.mark.parametrize("part", ALLOWED)

@@ -34,7 +34,7 @@ def test_a_caption_is_trained_after_its_media(row, segments):
     ("row", "message"),
     [
         ({"image": "a.png"}, "caption: the field is missing. Fields found: 'image'."),
-        ({"image": "a.png", "caption": None}, "caption: expected a string, found null."),
+        ({"image": "a.png", "caption": None}, "caption: expected a string, found NoneType."),
         (
             {"image": None, "caption": "a"},
             "image: expected an image or a video. Fields found: 'image', 'caption'",

@@ -123,7 +123,7 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
 @pytest.mark.parametrize(
     ("message", "told"),
     [
-        ({"role": "user"}, "messages[0].content: expected a string or a list of parts, found null."),
+        ({"role": "user"}, "messages[0].content: expected a string or a list of parts, found NoneType."),
         ({"role": "user", "content": 5}, "found int."),
         ({"role": "narrator", "content": "a"}, "messages[0].role: expected one of assistant, gpt, "),
         ({"role": "user", "content": ["a", 5]}, "messages[0].content[1]: expected a part in {}, found int."),
@@ -131,7 +131,10 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
             {"role": "user", "content": [{"type": "audio"}]},
             "content[0].type: expected one of text, image, image_url, video, video_url; found 'audio'.",
         ),
-        ({"role": "user", "content": [{"type": "text"}]}, "content[0].text: expected a string, found null."),
+        (
+            {"role": "user", "content": [{"type": "text"}]},
+            "content[0].text: expected a string, found NoneType.",
+        ),
         (
             {"role": "user", "content": [{"type": "image_url"}]},
             "expected a reference under 'image_url', found",

@@ -153,7 +153,7 @@ HUMAN = {"from": "human", "value": "a"}
         ),
         ({"conversations": [{"value": "a"}]}, "found no 'from' among 'value'."),
         ({"conversations": [{"from": "bot", "value": "a"}]}, "found 'bot'."),
-        ({"conversations": [{"from": "gpt"}]}, "conversations[0].value: expected a string, found null."),
+        ({"conversations": [{"from": "gpt"}]}, "conversations[0].value: expected a string, found NoneType."),
         ({"conversations": [{"from": "gpt", "value": ["a"]}]}, "value: expected a string, found list."),
         ({"conversations": [HUMAN], "images": [7]}, "images[0]: a media reference must be a path"),
         ({"conversations": [HUMAN], "images": 7}, "images: expected a list of media references, found int."),

@@ -20,7 +20,7 @@ def text_field(row: Row, name: str) -> str:
     value = required_field(row, name)
     if not isinstance(value, str):
         raise DocumentError(
-            f"expected a string, found {kind_of(value)}. Put the document's text there.",
+            f"expected a string, found {type(value).__name__}. Put the document's text there.",
             kind="row",
             field=name,
         )
@@ -55,9 +55,9 @@ def list_field(row: Row, name: str, of: str = "media references") -> Sequence[ob
         return []
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
         raise DocumentError(
-            f"expected a list of {of}, found {kind_of(value)}. Put the reference in square brackets."
+            f"expected a list of {of}, found {type(value).__name__}. Put the reference in square brackets."
             if of == "media references"
-            else f"expected a list of {of}, found {kind_of(value)}.",
+            else f"expected a list of {of}, found {type(value).__name__}.",
             kind="row",
             field=name,
         )
@@ -102,13 +102,3 @@ def field_names(row: Row) -> str:
     """
     names = ", ".join(map(repr, list(row)[:20]))
     return names + (", …" if len(row) > 20 else "") if row else "none"
-
-
-def kind_of(value: object) -> str:
-    """What messages call a value's type.
-
-    Example:
-        >>> kind_of(None), kind_of([])
-        ('null', 'list')
-    """
-    return "null" if value is None else type(value).__name__

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError, Image, Video
-from vlcpt.data.readers.fields import Row, kind_of, required_list
+from vlcpt.data.readers.fields import Row, required_list
 from vlcpt.data.readers.markers import Piece, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
@@ -70,7 +70,7 @@ def _content(content: object, place: str) -> list[Piece]:
         return split_markers(content)
     if isinstance(content, Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
         raise DocumentError(
-            f"expected a string or a list of parts, found {kind_of(content)}.", kind="row", field=place
+            f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
         )
     pieces: list[Piece] = []
     for number, part in enumerate(content):
@@ -84,13 +84,13 @@ def _part(part: object, place: str) -> Piece:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise DocumentError(f"expected a part in {{}}, found {kind_of(part)}.", kind="row", field=place)
+        raise DocumentError(f"expected a part in {{}}, found {type(part).__name__}.", kind="row", field=place)
     kind = part.get("type")
     if kind == "text":
         text = part.get("text")
         if not isinstance(text, str):
             raise DocumentError(
-                f"expected a string, found {kind_of(text)}.", kind="row", field=f"{place}.text"
+                f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.text"
             )
         return text
     if not isinstance(kind, str) or kind not in _MEDIA_KEYS:

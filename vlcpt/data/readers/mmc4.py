@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text
-from vlcpt.data.readers.fields import Row, kind_of, list_field, required_list
+from vlcpt.data.readers.fields import Row, list_field, required_list
 from vlcpt.data.readers.urls import LocalFiles
 
 
@@ -27,7 +27,7 @@ def read_row(row: Row) -> Document:
         place = f"image_info[{number}]"
         if not isinstance(entry, Mapping):
             raise DocumentError(
-                f"expected an image in {{}}, found {kind_of(entry)}.", kind="row", field=place
+                f"expected an image in {{}}, found {type(entry).__name__}.", kind="row", field=place
             )
         index = entry.get("matched_text_index")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sentences):
@@ -42,7 +42,9 @@ def read_row(row: Row) -> Document:
     for number, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise DocumentError(
-                f"expected a string, found {kind_of(sentence)}.", kind="row", field=f"text_list[{number}]"
+                f"expected a string, found {type(sentence).__name__}.",
+                kind="row",
+                field=f"text_list[{number}]",
             )
         joint = " " if sentence and number + 1 < len(sentences) else ""
         segments += [*before.get(number, ()), Text(sentence + joint, trainable=True)]

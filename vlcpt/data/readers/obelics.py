@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text
-from vlcpt.data.readers.fields import Row, kind_of, list_field, required_list
+from vlcpt.data.readers.fields import Row, list_field, required_list
 from vlcpt.data.readers.urls import LocalFiles
 
 _PARAGRAPH = "\n\n"  # as OBELICS writes it inside a text
@@ -45,7 +45,9 @@ def read_row(row: Row) -> Document:
             segments.append(files.image(image, name, f"images[{number}]"))
         elif not isinstance(text, str):
             raise DocumentError(
-                f"expected a string or null, found {kind_of(text)}.", kind="row", field=f"texts[{number}]"
+                f"expected a string or null, found {type(text).__name__}.",
+                kind="row",
+                field=f"texts[{number}]",
             )
         else:
             follows_text = segments and not isinstance(segments[-1], Image)

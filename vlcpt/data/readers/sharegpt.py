@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError
-from vlcpt.data.readers.fields import Row, kind_of, required_list
+from vlcpt.data.readers.fields import Row, required_list
 from vlcpt.data.readers.markers import Piece, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
@@ -40,7 +40,7 @@ def read_row(row: Row, *, targets: Targets = "assistant") -> Document:
         text = entry.get(text_key)
         if not isinstance(text, str):
             raise DocumentError(
-                f"expected a string, found {kind_of(text)}.", kind="row", field=f"{place}.{text_key}"
+                f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.{text_key}"
             )
         turns.append(Turn(place, role, (), turn_weight(entry, place)))
         pieces.append(split_markers(text))

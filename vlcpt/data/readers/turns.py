@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlcpt.data.documents import Document, DocumentError, Medium, Segment, Text
-from vlcpt.data.readers.fields import field_names, kind_of
+from vlcpt.data.readers.fields import field_names
 
 Targets = Literal["assistant", "last", "all"]
 TARGETS = ("assistant", "last", "all")
@@ -79,7 +79,7 @@ def turn_entry(entry: object, place: str) -> Mapping[str, object]:
     """
     if isinstance(entry, Mapping):
         return entry
-    raise DocumentError(f"expected a turn in {{}}, found {kind_of(entry)}.", kind="row", field=place)
+    raise DocumentError(f"expected a turn in {{}}, found {type(entry).__name__}.", kind="row", field=place)
 
 
 def turn_role(entry: Mapping[str, object], key: str, place: str) -> str:
@@ -141,5 +141,5 @@ def system_turn(row: Mapping[str, object]) -> list[Turn]:
     if system is None or system == "":
         return []
     if not isinstance(system, str):
-        raise DocumentError(f"expected a string, found {kind_of(system)}.", kind="row", field="system")
+        raise DocumentError(f"expected a string, found {type(system).__name__}.", kind="row", field="system")
     return [Turn("system", "system", (system,))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from vlcpt.data.documents import DocumentError, Image
-from vlcpt.data.readers.fields import kind_of
 from vlcpt.data.references import image_from
 
 
@@ -33,7 +32,9 @@ class LocalFiles:
         try:
             if name is not None:
                 if not isinstance(name, str):
-                    raise DocumentError(f"expected a file's name, found {kind_of(name)}.", kind="reference")
+                    raise DocumentError(
+                        f"expected a file's name, found {type(name).__name__}.", kind="reference"
+                    )
                 return image_from(name)
             if not isinstance(reference, str) or not reference.lower().startswith(("http://", "https://")):
                 return image_from(reference)
