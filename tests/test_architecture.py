@@ -19,6 +19,7 @@ MODULES = {
 
 # Inside data, a module imports only from those above it.
 DATA = [
+    "turn_edges",
     "documents",
     "references",
     "markup",

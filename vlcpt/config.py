@@ -106,16 +106,17 @@ class SourceConfig:
         default=None, metadata={"help": "Folder that media must lie in. Default: the data file's."}
     )
     name: str = field(
-        default="", metadata={"help": "Its name in ledger and results. Default: the file's stem."}
+        default="", metadata={"help": "Its name in ledger and results. Default: the last part of path."}
     )
     share: float | None = field(
         default=None, metadata={"help": "Its part of all targets, up to 1; of train_data, all or none."}
     )
     targets: str | None = field(
         default=None,
-        metadata={
-            "help": "What trains of formats without spans, such as assistant, last or all. Default: theirs."
-        },
+        metadata={"help": "What trains of formats without spans: assistant, last, all. Default: theirs."},
+    )
+    chat_template: bool = field(
+        default=False, metadata={"help": "Keep the model's turn markers, of replayed chats for example."}
     )
 
     def __post_init__(self) -> None:

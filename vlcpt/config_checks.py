@@ -114,7 +114,7 @@ def _check_no_lora(model: "ModelConfig") -> None:
 
 def check_source(source: "SourceConfig") -> None:
     """Raise ValueError for a source without path or name, or with an unknown option or impossible share."""
-    check_format(source.format, source.targets)
+    check_format(source.format, source.targets, source.chat_template)
     if not source.path:
         raise ValueError("path is empty. Give a file, a folder, or a data set's name on the Hub.")
     if not source.name:

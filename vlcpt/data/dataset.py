@@ -216,7 +216,7 @@ def _open(sources: Sources, untagged: Untagged, memory_name: str = "rows") -> li
     return [open_source(sources, untagged=untagged, name=memory_name)]
 
 
-_SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targets"}
+_SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targets", "chat_template"}
 
 
 def _is_source(one: object) -> bool:

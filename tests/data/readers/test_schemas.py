@@ -7,6 +7,7 @@ import pytest
 from vlcpt import Document, DocumentError, Text
 from vlcpt.data.readers.rows import MemoryRows
 from vlcpt.data.readers.schemas import FORMATS, SCHEMAS, check_format, detect_format, schema_reader
+from vlcpt.data.turn_edges import TurnEdge
 
 TURNS = [{"from": "human", "value": "a"}]
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -108,6 +109,14 @@ def test_every_choice_of_targets_reads_a_row(format):
     row = ROWS["vlcpt" if format == "text" else format][0]
     for targets in (None, *SCHEMAS[format].targets):
         assert isinstance(schema_reader(format, targets=targets)(row), Document)
+
+
+def test_a_chat_template_is_for_formats_with_turns():
+    with pytest.raises(
+        ValueError, match=r"does not apply to format caption, only to sharegpt, messages\. Remove"
+    ):
+        check_format("caption", chat_template=True)
+    assert schema_reader("sharegpt", chat_template=True)(ROWS["sharegpt"][0]).segments[0] == TurnEdge("start")
 
 
 def test_untagged_reaches_the_one_format_that_has_it():

@@ -61,6 +61,7 @@ def open_source(
     name: str | None = None,
     share: float | None = None,
     targets: str | None = None,
+    chat_template: bool = False,
     untagged: Untagged = "train",
 ) -> DocumentSource:
     """Open a data file, a folder, a data set on the Hub, or rows in memory.
@@ -75,6 +76,7 @@ def open_source(
         name: Its name in the ledger. Default: the file's, without suffix.
         share: The part of all targets asked for.
         targets: What trains, where the format leaves a choice: see ``docs/data.md``.
+        chat_template: Whether turns keep the model's markers; formats of conversations alone.
         untagged: What becomes of text without any tag; format ``vlcpt`` alone.
 
     Raises:
@@ -87,7 +89,7 @@ def open_source(
     """
     name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
     try:
-        check_format(format, targets)
+        check_format(format, targets, chat_template)
         rows: Rows
         if isinstance(path, str | Path):
             rows, own_root = open_rows(path, split=split, as_text=format == "text")
@@ -100,7 +102,7 @@ def open_source(
         if not len(rows):
             raise DocumentError("there is no row in it.", kind="source", field=str(path)[:200])
         format = detect_format(rows, name) if format == "auto" else format
-        read = schema_reader(format, untagged=untagged, targets=targets)
+        read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
     except DocumentError:
         raise
     except ValueError as error:

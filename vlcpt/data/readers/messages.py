@@ -31,7 +31,7 @@ _SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
 _UNREAD = ("tool_calls", "function_call", "reasoning_content")
 
 
-def read_row(row: Row, *, targets: Targets = "assistant") -> Document:
+def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of all turns.
 
     In a content that is a string, ``<image>`` and ``<video>`` are markers of the row's files. In one
@@ -62,7 +62,7 @@ def read_row(row: Row, *, targets: Targets = "assistant") -> Document:
         pieces.append(_content(entry.get("content"), f"{place}.content"))
     placed = place_media(pieces, row, "messages")
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
-    return document_of_turns([*system_turn(row), *filled], targets)
+    return document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
 
 
 def _content(content: object, place: str) -> list[Piece]:

@@ -29,22 +29,28 @@ class Schema:
         fields: What it reads of a row, besides ``id``; the first ones tell the format.
         targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
         sample: What messages show of a row.
+        chat: Whether it has turns, and so ``chat_template``.
     """
 
     read: Callable[..., Document]
     fields: tuple[str, ...]
     targets: tuple[str, ...]
     sample: str
+    chat: bool = False
 
 
 SCHEMAS: dict[str, Schema] = {
     "vlcpt": Schema(vlcpt.read_row, ("text", "images", "videos"), (), "text with markup"),
     "segments": Schema(segments.read_row, ("segments",), (), "segments"),
     "sharegpt": Schema(
-        sharegpt.read_row, ("conversations", *_CONVERSATION), turns.TARGETS, "conversations of from and value"
+        sharegpt.read_row,
+        ("conversations", *_CONVERSATION),
+        turns.TARGETS,
+        "conversations of from and value",
+        True,
     ),
     "messages": Schema(
-        messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content"
+        messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content", True
     ),
     "caption": Schema(
         caption.read_row,
@@ -60,12 +66,16 @@ FORMATS = ("auto", *SCHEMAS)
 
 
 def schema_reader(
-    format: str, *, untagged: Untagged = "train", targets: str | None = None
+    format: str,
+    *,
+    untagged: Untagged = "train",
+    targets: str | None = None,
+    chat_template: bool = False,
 ) -> Callable[..., Document]:
     """What makes a row of this format a Document, with its options.
 
     Raises:
-        ValueError: If the format is unknown, or has no such ``targets``.
+        ValueError: If the format is unknown, or has no such option.
 
     Example:
         >>> schema_reader("sharegpt", targets="none")
@@ -73,18 +83,17 @@ def schema_reader(
         ...
         ValueError: targets 'none' is unknown. Format sharegpt has: assistant, last, all.
     """
-    check_format(format, targets)
+    check_format(format, targets, chat_template)
     schema = SCHEMAS[format]
     if format == "vlcpt":
         return partial(schema.read, untagged=untagged)
-    # Where there is one choice only, the reader has no parameter for it.
-    return (
-        partial(schema.read, targets=targets or schema.targets[0]) if len(schema.targets) > 1 else schema.read
-    )
+    if not schema.chat:  # there is no choice
+        return schema.read
+    return partial(schema.read, targets=targets or schema.targets[0], chat_template=chat_template)
 
 
-def check_format(format: str, targets: str | None = None) -> None:
-    """Raise ValueError for a format that is unknown, or that has no such ``targets``.
+def check_format(format: str, targets: str | None = None, chat_template: bool = False) -> None:
+    """Raise ValueError for a format that is unknown, or that has no such option.
 
     Example:
         >>> check_format("mesages")
@@ -94,6 +103,9 @@ def check_format(format: str, targets: str | None = None) -> None:
     """  # noqa: E501
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}.")
+    if chat_template and format != "auto" and not SCHEMAS[format].chat:
+        having = ", ".join(name for name, schema in SCHEMAS.items() if schema.chat)
+        raise ValueError(f"chat_template does not apply to format {format}, only to {having}. Remove it.")
     if targets is None:
         return
     known = SCHEMAS[format].targets if format != "auto" else turns.TARGETS

@@ -18,7 +18,7 @@ from vlcpt.data.readers.turns import (
 )
 
 
-def read_row(row: Row, *, targets: Targets = "assistant") -> Document:
+def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of all turns. ``<image>`` and ``<video>`` are markers; all else is plain text.
 
     Where no turn has a marker, all files go before the first turn that is not the system's.
@@ -47,4 +47,4 @@ def read_row(row: Row, *, targets: Targets = "assistant") -> Document:
     asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
     placed = place_media(pieces, row, "conversations", missing_first=asks[0] if asks else 0)
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
-    return document_of_turns([*system_turn(row), *filled], targets)
+    return document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)

@@ -1,4 +1,4 @@
-"""Turns of a conversation become one document: all of them, in order, without a chat template."""
+"""Turns of a conversation become one document: all of them, in order, as plain text or as a chat."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from vlcpt.data.documents import Document, DocumentError, Medium, Segment, Text
 from vlcpt.data.readers.fields import field_names
+from vlcpt.data.turn_edges import TurnEdge
 
 Targets = Literal["assistant", "last", "all"]
 TARGETS = ("assistant", "last", "all")
@@ -17,6 +18,14 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "function_call", "tool_call"), True),
     **dict.fromkeys(("system", "developer", "user", "human"), False),
     **dict.fromkeys(("observation", "tool", "tool_response", "function"), False),
+}
+
+
+# What the model's chat template calls a role. Of tools it writes more than the turn says.
+_IN_CHAT = {
+    **dict.fromkeys(("assistant", "gpt"), "assistant"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 
 
@@ -37,13 +46,17 @@ class Turn:
     weight: float | None = None
 
 
-def document_of_turns(turns: Sequence[Turn], targets: Targets = "assistant") -> Document:
+def document_of_turns(
+    turns: Sequence[Turn], targets: Targets = "assistant", *, chat_template: bool = False
+) -> Document:
     """One document of all turns, joined by newlines that belong to the turn before.
 
     Args:
         turns: In order; an empty one adds nothing, and is counted if it would have been trained.
         targets: ``assistant``: what the model says; ``last``: only its last turn; ``all``: every turn's
             text. A turn that has a weight of its own follows that.
+        chat_template: Whether each turn keeps the model's markers instead: context, but for the one that
+            ends a trained turn.
 
     Example:
         >>> turns = [Turn("messages[0]", "user", ("Why?",)), Turn("messages[1]", "assistant", ("So.",))]
@@ -58,16 +71,29 @@ def document_of_turns(turns: Sequence[Turn], targets: Targets = "assistant") -> 
     for number, turn in enumerate(turns):
         weight = turn.weight if turn.weight is not None else float(number in chosen)
         empty_spans += weight > 0 and not turn.pieces
-        joint = ("\n",) if turn.pieces and number != filled[-1] else ()
-        for piece in (*turn.pieces, *joint):
-            if not isinstance(piece, str):
-                segments.append(piece)
-                continue
-            try:
-                segments.append(Text(piece, weight > 0, weight or 1.0))
-            except DocumentError as error:
-                raise error.at(None, turn.place) from None
+        if not turn.pieces:
+            continue
+        joint = () if chat_template or number == filled[-1] else ("\n",)
+        try:
+            said = [
+                Text(piece, weight > 0, weight or 1.0) if isinstance(piece, str) else piece
+                for piece in (*turn.pieces, *joint)
+            ]
+        except DocumentError as error:
+            raise error.at(None, turn.place) from None
+        segments += _in_chat(turn, said, weight) if chat_template else said
     return Document(tuple(segments), empty_spans=empty_spans)
+
+
+def _in_chat(turn: Turn, said: Sequence[Segment], weight: float) -> list[Segment]:
+    if turn.role not in _IN_CHAT:
+        raise DocumentError(
+            f"chat_template has no form for the role {turn.role!r}. Roles: {', '.join(_IN_CHAT)}.",
+            kind="row",
+            field=turn.place,
+        )
+    end = TurnEdge("end", weight > 0, weight or 1.0)
+    return [TurnEdge("start"), Text(_IN_CHAT[turn.role] + "\n"), *said, end, Text("\n")]
 
 
 def turn_entry(entry: object, place: str) -> Mapping[str, object]:
