@@ -13,7 +13,12 @@ TURNS = [{"from": "human", "value": "a"}]
 MESSAGES = [{"role": "user", "content": "a"}]
 # One row of each, as Arrow gives it where other rows have more.
 ROWS = {
-    "vlcpt": [{"text": "a"}, {"text": "a", "images": ["a"], "image": None}, {"text": "a", "messages": None}],
+    "vlcpt": [
+        {"text": "a"},
+        {"text": "a", "images": ["a"], "image": None},
+        {"text": "a", "images": ["a"], "image": "thumbnail"},
+        {"text": "a", "messages": None},
+    ],
     "segments": [{"segments": []}],
     "sharegpt": [{"conversations": TURNS, "image": "a.png"}, {"conversations": TURNS, "images": ["a.png"]}],
     "messages": [{"messages": MESSAGES}, {"messages": MESSAGES, "images": ["a.png"], "text": None}],

@@ -187,11 +187,11 @@ def _fitting(row: Row) -> list[str]:
     ]
     if {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
-    medium = bool({"image", "video"} & given)
-    media = medium or bool({"images", "videos"} & given)
-    if "caption" in given and media:
+    alone = bool({"image", "video"} & given)
+    listed = bool(row.get("images") or row.get("videos"))
+    if "caption" in given and (alone or listed):
         found.append("caption")
-    elif "text" in given and medium and not found:
+    elif "text" in given and alone and not listed and not found:
         marked = isinstance(row["text"], str) and "<trainable_text" in row["text"]
         found += ["vlcpt", "caption"] if marked else ["caption"]
     elif "text" in given:
