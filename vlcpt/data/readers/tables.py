@@ -149,7 +149,19 @@ def is_saved(path: Path) -> bool:
 
 
 def saved_rows(path: Path, split: str | None) -> MemoryRows:
-    """The rows of a folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
+    """The rows of a folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
+
+    Raises:
+        DocumentError: If it cannot be read, or ``split`` is none of its splits, or it has none.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datasets import Dataset
+        >>> with TemporaryDirectory() as folder:
+        ...     Dataset.from_list([{"text": "a"}]).save_to_disk(folder)
+        ...     saved_rows(Path(folder), split=None).row(0)
+        {'text': 'a'}
+    """
     import datasets
 
     try:
@@ -171,7 +183,15 @@ def saved_rows(path: Path, split: str | None) -> MemoryRows:
 
 
 def loaded_rows(path: str, split: str) -> MemoryRows:
-    """The rows of a split as ``datasets.load_dataset`` finds it: by a name on the Hub, or in a folder."""
+    """The rows of a split as ``datasets.load_dataset`` finds it: by a name on the Hub, or in a folder.
+
+    Raises:
+        DocumentError: If it cannot be loaded; one message, also where the Hub cannot be reached.
+
+    Example:
+        >>> len(loaded_rows("org/name", "train"))  # doctest: +SKIP
+        23
+    """
     import datasets
 
     try:
