@@ -170,7 +170,7 @@ def test_two_sources_of_one_name_are_refused(tiny_processor, tmp_path):
 def test_a_key_that_a_file_cannot_have_is_refused(tiny_processor, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a b"}\n')
-    with pytest.raises(DocumentError, match="'split' does not apply to this kind of file"):
+    with pytest.raises(DocumentError, match="split 'train' does not apply to a file"):
         CPTDataset({"path": path, "split": "train"}, tiny_processor, max_length=16)
 
 

@@ -209,17 +209,23 @@ def _open(sources: Sources, untagged: Untagged, memory_name: str = "rows") -> li
     return [open_source(sources, untagged=untagged, name=memory_name)]
 
 
+_SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targets", "chat_template"}
+
+
 def _is_source(one: object) -> bool:
-    return isinstance(one, Mapping) and "path" in one and "text" not in one and "segments" not in one
+    """Whether this says where rows are, and is no row itself."""
+    return isinstance(one, Mapping) and "path" in one and one.keys() <= _SOURCE_KEYS
 
 
 def _open_mapping(entry: Mapping[str, object], untagged: Untagged) -> DocumentSource:
-    path = entry["path"]
-    if entry.get("split") or entry.get("targets"):
-        key = "split" if entry.get("split") else "targets"
-        raise DocumentError(f"{key!r} does not apply to this kind of file.", kind="source", field=str(path))
-    values = {key: value for key, value in entry.items() if key not in ("path", "split", "targets")}
-    return open_source(path, untagged=untagged, **values)  # type: ignore[arg-type]
+    if not _is_source(entry):
+        raise DocumentError(
+            f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
+            f"found {', '.join(map(repr, entry)) or 'nothing'}.",
+            kind="source",
+        )
+    values = {key: value for key, value in entry.items() if key != "path"}
+    return open_source(entry["path"], untagged=untagged, **values)  # type: ignore[arg-type]
 
 
 def _distinct(sources: list[DocumentSource]) -> list[DocumentSource]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
@@ -12,15 +11,17 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, Image, Medium, Segment, Text, Video
+from vlcpt.data.documents import Document, Image, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
 from vlcpt.data.tokens import RunTokenizer
+from vlcpt.data.turn_edges import TurnEdge
 from vlcpt.data.vision import PlacedMedium, VisionEncoder
 
 IGNORE_INDEX = -100
 TrainEos = Literal["auto", "always", "never"]
-_CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>")
+_CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
+                   "<|im_start|>", "<|im_end|>")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +113,11 @@ class DocumentEncoder:
             limits=limits or MediaLimits(),
         )
         # By name, never `eos_token`: instruct tokenizers set that to <|im_end|>.
-        self._start, self._end, self._eos, image, video = (
+        self._start, self._end, self._eos, image, video, turn_start, turn_end = (
             _token_id(processor, token) for token in _CONTROL_TOKENS
         )
         self._pads = {Image: image, Video: video}
+        self._turn_ids = {"start": turn_start, "end": turn_end}
 
     def tokens(self, document: Document) -> TokenStream:
         """The document's tokens and targets; of its media, only headers are read.
@@ -138,14 +140,19 @@ class DocumentEncoder:
                 weights.append(run.weights)
                 length += len(run.ids)
                 continue
-            for medium in _media(segments):
-                placed = self.vision.place(medium, length, document)
-                pads = np.full(placed.tokens + 2, self._pads[type(medium)], dtype=np.int64)
-                pads[0], pads[-1] = self._start, self._end
-                ids.append(pads)
-                weights.append(np.zeros(len(pads)))
-                media.append(placed)
-                length += len(pads)
+            for other in segments:
+                if isinstance(other, TurnEdge):
+                    ids.append(np.array([self._turn_ids[other.kind]], dtype=np.int64))
+                    weights.append(np.array([other.weight if other.trainable else 0.0]))
+                    length += 1
+                elif isinstance(other, Image | Video):
+                    placed = self.vision.place(other, length, document)
+                    pads = np.full(placed.tokens + 2, self._pads[type(other)], dtype=np.int64)
+                    pads[0], pads[-1] = self._start, self._end
+                    ids.append(pads)
+                    weights.append(np.zeros(len(pads)))
+                    media.append(placed)
+                    length += len(pads)
         eos_weight = self._eos_weight(last_text)
         input_ids = np.append(np.concatenate(ids) if ids else np.zeros(0, np.int64), self._eos)
         exact = np.append(np.concatenate(weights), eos_weight) if weights else np.array([eos_weight])
@@ -273,10 +280,6 @@ def encode_document(
 _encoders: weakref.WeakKeyDictionary[ProcessorMixin, tuple[tuple[object, ...], DocumentEncoder]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def _media(segments: Iterator[Segment]) -> Iterator[Medium]:
-    return (segment for segment in segments if not isinstance(segment, Text))
 
 
 def _token_id(processor: ProcessorMixin, token: str) -> int:

@@ -3,13 +3,15 @@
 import pytest
 
 from vlcpt import Text
+from vlcpt.data.readers.schemas import schema_reader
 from vlcpt.data.readers.text import read_row
 
 
 @pytest.mark.parametrize("untagged", ["train", "mask", "error"])
 def test_the_whole_text_is_trained_and_no_tag_is_one(untagged):
     literal = "<image></trainable_text>\\<video>\n"
-    assert read_row({"text": literal}, untagged=untagged).segments == (Text(literal, trainable=True),)
+    read = schema_reader("text", untagged=untagged)
+    assert read({"text": literal}).segments == (Text(literal, trainable=True),)
 
 
 def test_an_empty_file_is_an_empty_document():
