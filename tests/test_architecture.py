@@ -53,6 +53,7 @@ DATA = [
     "packing",
     "mixing",
     "ledger",
+    "scanning",
     "planning",
     "dataset",
     "collator",
