@@ -216,9 +216,13 @@ def _encode_clip(frames: list[np.ndarray]) -> bytes:
     """Frames as an MP4 of two frames a second, the rate at which Qwen2.5-VL looks at video."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=2, options={"crf": "20", "threads": "1"})
+        # A fixed quantiser: x264's rate control differs in the last bit from one process to the next.
+        stream = container.add_stream("libx264", rate=2, options={"qp": "20", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = 2 * CELL, 2 * CELL, "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+            # Video's luma runs from 16 to 235.
+            luma = np.round(16 + frame * (219 / 255)).astype(np.uint8)
+            planes = np.concatenate([luma, np.full((CELL, 2 * CELL), 128, dtype=np.uint8)])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
     return file.getvalue()
