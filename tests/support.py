@@ -56,12 +56,14 @@ def row(text: str, *, images: Sequence[bytes] = (), videos: Sequence[bytes] = ()
     return {"text": text} | {key: [{"bytes": one} for one in found] for key, found in files.items() if found}
 
 
-# 15, 1, 40 and 7 targets, end-of-text among those of the first and third. Media before, inside and after spans.
+# 15, 1, 40 and 7 targets, end-of-text among those of the first and third. Media before, inside and after
+# spans.
 FOUR = [
     row(f"a <image> b<trainable_text>{digits(14, 1)}</trainable_text>", images=[png(1)]),
-    row(f"one <trainable_text weight=\"0.3\">{digits(1, 2)}</trainable_text> two"),
+    row(f'one <trainable_text weight="0.3">{digits(1, 2)}</trainable_text> two'),
     row(
-        f"<video>x<trainable_text weight=\"2.5\">{digits(29, 3)}<image>{digits(10, 4)}</trainable_text> <image>",
+        f'<video>x<trainable_text weight="2.5">{digits(29, 3)}<image>{digits(10, 4)}</trainable_text> '
+        "<image>",
         images=[png(2, 84, 56), png(3)],
         videos=[avi(1)],
     ),
@@ -75,7 +77,7 @@ TEN = [
     row(f"three <trainable_text>{digits(20, 7)}</trainable_text>"),
     row(f"<image><image>z<trainable_text>{digits(5, 8)}</trainable_text>", images=[png(4), png(5, 56, 84)]),
     row(f"four <trainable_text>{digits(3, 9)}</trainable_text>, <image>", images=[png(6)]),
-    row(f"five <trainable_text weight=\"4\">{digits(24, 10)}</trainable_text>"),
+    row(f'five <trainable_text weight="4">{digits(24, 10)}</trainable_text>'),
     row(f"<image>six <trainable_text>{digits(16, 11)}</trainable_text>", images=[png(7)]),
 ]
 

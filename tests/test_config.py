@@ -280,6 +280,19 @@ def test_a_source_may_be_a_path_a_mapping_or_a_list_of_both(load):
         ("eval_data:\n- [a.jsonl]", "run.yaml:6: eval_data[0]: expected a path, or a mapping"),
         ("eval_data: ['']", "run.yaml:5: eval_data[0]: path is empty"),
         (
+            "eval_data: {path: a, format: alpaca}",
+            "run.yaml:5: eval_data[0]: unknown format 'alpaca'. Known: auto",
+        ),
+        (
+            "eval_data: {path: a, format: messages, targets: user}",
+            "run.yaml:5: eval_data[0]: targets 'user' is unknown. Format messages has: assistant, last, all.",
+        ),
+        ("eval_data: {path: a, targets: all, format: vlcpt}", "targets 'all' does not apply to format vlcpt"),
+        (
+            "eval_data: {path: a, chat_template: true, format: text}",
+            "chat_template does not apply to format text",
+        ),
+        (
             "eval_data: [{path: a.jsonl, share: 0.5}]",
             "run.yaml:5: eval_data has a source with a share, which",
         ),
@@ -291,6 +304,19 @@ def test_a_source_may_be_a_path_a_mapping_or_a_list_of_both(load):
 )
 def test_a_wrong_source_is_named_with_its_line(load, lines, told):
     assert told in message(load, lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("org/docs-v1.5", "docs-v1.5"),
+        ("a/train.jsonl.gz", "train"),
+        ("shards/0001.tar", "0001"),
+        ("pages", "pages"),
+    ],
+)
+def test_a_source_is_called_by_the_last_part_of_its_path(path, name):
+    assert SourceConfig(path).name == name
 
 
 def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from vlcpt import config_checks
+from vlcpt.data.readers.storage import default_name
 
 Tower = Literal["vision", "merger", "language"]
 
@@ -105,19 +106,22 @@ class SourceConfig:
         default=None, metadata={"help": "Folder that media must lie in. Default: the data file's."}
     )
     name: str = field(
-        default="", metadata={"help": "Its name in ledger and results. Default: the file's stem."}
+        default="", metadata={"help": "Its name in ledger and results. Default: the last part of path."}
     )
     share: float | None = field(
         default=None, metadata={"help": "Its part of all targets, up to 1; of train_data, all or none."}
     )
     targets: str | None = field(
         default=None,
-        metadata={"help": "What trains, where spans are not marked. Default: as the format says."},
+        metadata={"help": "What trains of formats without spans: assistant, last, all. Default: theirs."},
+    )
+    chat_template: bool = field(
+        default=False, metadata={"help": "Keep the model's turn markers, of replayed chats for example."}
     )
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", Path(self.path).stem)
+            object.__setattr__(self, "name", default_name(self.path))
         config_checks.check_source(self)
 
 
@@ -183,7 +187,7 @@ class DataConfig:
         default="error", metadata={"help": "An unreadable document: stop, or skip, count and name it."}
     )
     max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "With skip, stop when more documents are bad; 1: never."}
+        default=0.01, metadata={"help": "With skip, stop when more documents are bad, from 0 to 1."}
     )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Enlarge smaller images and frames. Default: the processor's."}

@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from vlcpt.data.readers.schemas import check_format
+
 if TYPE_CHECKING:
     from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
 
@@ -111,7 +113,8 @@ def _check_no_lora(model: "ModelConfig") -> None:
 
 
 def check_source(source: "SourceConfig") -> None:
-    """Raise ValueError for a source without a path or name, or with an impossible share."""
+    """Raise ValueError for a source without path or name, or with an unknown option or impossible share."""
+    check_format(source.format, source.targets, source.chat_template)
     if not source.path:
         raise ValueError("path is empty. Give a file, a folder, or a data set's name on the Hub.")
     if not source.name:

@@ -78,7 +78,9 @@ def _build() -> Tokenizer:
         return "".join(letters[byte] for byte in token)
 
     merges = [
-        tuple(map(written, _last_two(token, ranks))) for token in sorted(ranks, key=ranks.get) if len(token) > 1
+        tuple(map(written, _last_two(token, ranks)))
+        for token in sorted(ranks, key=ranks.get)
+        if len(token) > 1
     ]
     assert (len(ranks), len(merges)) == (151_643, 151_387)
     tokenizer = Tokenizer(models.BPE({written(token): rank for token, rank in ranks.items()}, merges))

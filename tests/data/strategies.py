@@ -4,14 +4,21 @@ from hypothesis import strategies as st
 
 from vlcpt import Document, Image, Text, Video
 
-CONTROL = ["<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<tool_call>", "<|fim_prefix|>"]
+CONTROL = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|image_pad|>",
+    "<tool_call>",
+    "<|fim_prefix|>",
+]
 PIECES = [
-    *("<trainable_text>", "</trainable_text>", '<trainable_text weight="0.5">', "<trainable_text", "trainable_text>"),
+    *("<trainable_text>", "</trainable_text>", '<trainable_text weight="0.5">', "<trainable_text", "text>"),
     *("<image>", "<video>", "<IMG1>", "<VID12>", "<IMG0", "<", ">", "\\", "\\\\", "/"),
     *CONTROL,
     *("<|", "|>", "image_pad", "tool_call", "<tool", "_call>", "fim_prefix"),
     *("<p class='a'>", "</p>", "&lt;", "if x:\n    y = 1\n", "\t", "\r\n", "{}", "$x^2$", "'s", "it's"),
-    *(" ", "  ", "\n", "\n\n", "\u3000", "\u00a0", "\u200b", "a", "B", " word", "Word", "12", "3.5", "½", "Ⅷ"),
+    *(" ", "  ", "\n", "\n\n", "\u3000", "\u00a0", "\u200b", "a", " word", "Word", "12", "3.5", "½", "Ⅷ"),
     *("e", "\u0301", "\u0323", "é", "ạ", "\u0958", "\u1100", "\u1161", "\u11a8", "각", "\u09c7", "\u09be"),
     *("中文", "。", "，", "の", "ไทย", "हिन्दी", "עברית", "😀", "🧑‍🔬", "👍🏽", "🇩🇪", "\ufe0f", "\U00020000"),
 ]  # fmt: skip

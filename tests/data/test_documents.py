@@ -53,7 +53,9 @@ def test_a_place_is_filled_in_only_where_none_is_known():
 
 @pytest.mark.parametrize("weight", [0, -1.0, 100.5, float("nan"), float("inf")])
 def test_a_weight_out_of_range_is_refused(weight):
-    with pytest.raises(DocumentError, match=r"the weight \S+ is out of range\. Use a number above 0, up to 100"):
+    with pytest.raises(
+        DocumentError, match=r"the weight \S+ is out of range\. Use a number above 0, up to 100"
+    ):
         Text("a", trainable=True, weight=weight)
 
 

@@ -55,7 +55,10 @@ def test_a_video_has_its_own_sampling():
         ({"path": "a", "data": b""}, "has no key 'data'."),
         ({"path": 7}, "'path' of a media reference must be str; found int."),
         ({"bytes": "x"}, "'bytes' of a media reference must be bytes; found str."),
-        ({"path": "a", "max_pixels": 0}, "'max_pixels' of a media reference must be a number above 0; found 0."),
+        (
+            {"path": "a", "max_pixels": 0},
+            "'max_pixels' of a media reference must be a number above 0; found 0.",
+        ),
         ({"path": "a", "max_pixels": 1.5}, "found 1.5."),
         ({"path": "a", "max_pixels": "784"}, "found '784'."),
         ({"path": "a", "max_pixels": True}, "found True."),

@@ -4,6 +4,7 @@ import json
 import random
 import time
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -139,14 +140,17 @@ def test_an_edge_between_characters_that_would_compose_cuts_them(tokenizer, mark
     texts_of_run = parts(marked)
     found = run(tokenizer).tokenize(texts_of_run)
     assert tokenizer.decode(found.ids[found.weights > 0]) == trained
-    assert found.cut_edges >= (unicodedata.normalize("NFC", "".join(t.text for t in texts_of_run)) != "".join(
-        unicodedata.normalize("NFC", t.text) for t in texts_of_run
-    ))
+    assert found.cut_edges >= (
+        unicodedata.normalize("NFC", "".join(t.text for t in texts_of_run))
+        != "".join(unicodedata.normalize("NFC", t.text) for t in texts_of_run)
+    )
 
 
 def test_a_character_composed_over_two_spans_takes_the_weight_of_the_first(tokenizer):
     found = run(tokenizer).tokenize(parts("x[e]{\u0301 y}"))
-    weights = dict(zip(map(tokenizer.decode, found.ids[:, None].tolist()), found.weights.tolist(), strict=True))
+    weights = dict(
+        zip(map(tokenizer.decode, found.ids[:, None].tolist()), found.weights.tolist(), strict=True)
+    )
     assert tokenizer.decode(found.ids) == "xé y"
     assert weights[" y"] == 2.0 if " y" in weights else weights["y"] == 2.0
     assert found.weights.tolist()[1] == 1.0
@@ -168,7 +172,9 @@ def test_no_control_token_comes_from_text(tokenizer):
 
 
 @settings(shared, max_examples=150)
-@given(st.lists(st.sampled_from([*CONTROL, "<|", "|>", "image_pad", "<tool_call", ">", "<", "a"]), max_size=8))
+@given(
+    st.lists(st.sampled_from([*CONTROL, "<|", "|>", "image_pad", "<tool_call", ">", "<", "a"]), max_size=8)
+)
 def test_no_control_token_comes_from_fragments_put_together(tiny_processor, pieces):
     text = "".join(pieces) or "a"
     controls = set(tiny_processor.tokenizer.get_added_vocab().values())
@@ -269,7 +275,7 @@ def test_many_edges_in_words_and_white_space_equal_the_plain_reading(tiny_runs, 
     alike(
         tiny_runs,
         naive,
-        [Text(text[a:b], n % 2 == 0) for n, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))],
+        [Text(text[a:b], n % 2 == 0) for n, (a, b) in enumerate(pairwise(bounds))],
     )
 
 
@@ -277,12 +283,28 @@ def test_many_edges_in_words_and_white_space_equal_the_plain_reading(tiny_runs, 
 def test_tokenising_only_around_a_cut_equals_tokenising_everything_again(real_tokenizer, seed):
     """Long texts of words, code, Chinese and digits, where a cut may change tokens on both sides."""
     rng = random.Random(seed)
-    words = [" the", " capital", "Paris", "'s", "it's", "12", " 3", ".", ",\n", "\n\n", "   ", "中国", "人民。", "()", "x"]
+    words = [
+        " the",
+        " capital",
+        "Paris",
+        "'s",
+        "it's",
+        "12",
+        " 3",
+        ".",
+        ",\n",
+        "\n\n",
+        "   ",
+        "中国",
+        "人民。",
+        "()",
+        "x",
+    ]
     words += [piece for piece in PIECES if not any(map(unicodedata.combining, piece))]
     text = unicodedata.normalize("NFC", "".join(rng.choices(words, k=300)))
     edges = sorted(rng.sample(range(1, len(text)), 60))
     bounds = [0, *edges, len(text)]
-    texts_of_run = [Text(text[a:b], n % 2 == 0) for n, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))]
+    texts_of_run = [Text(text[a:b], n % 2 == 0) for n, (a, b) in enumerate(pairwise(bounds))]
     if not hasattr(real_tokenizer, "vlcpt_naive"):
         real_tokenizer.vlcpt_naive = Naive(real_tokenizer)
 
@@ -294,11 +316,15 @@ def test_tokenising_only_around_a_cut_equals_tokenising_everything_again(real_to
 def test_two_thousand_cuts_in_200_kilobytes_take_seconds(tiny_runs, language):
     """Tokenising the rest again after each cut took minutes."""
     rng = random.Random(0)
-    letters = {"english": "abcdefgh  \n,.", "chinese": "的一是在不了有和人这中大为上个国我，。", "hexadecimal": "0123456789abcdef"}
+    letters = {
+        "english": "abcdefgh  \n,.",
+        "chinese": "的一是在不了有和人这中大为上个国我，。",
+        "hexadecimal": "0123456789abcdef",
+    }
     text = "".join(rng.choices(letters[language], k=200_000 if language != "chinese" else 67_000))
     edges = sorted(rng.sample(range(1, len(text)), 4_000))
     bounds = [0, *edges, len(text)]
-    texts_of_run = [Text(text[a:b], n % 2 == 1) for n, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))]
+    texts_of_run = [Text(text[a:b], n % 2 == 1) for n, (a, b) in enumerate(pairwise(bounds))]
 
     before = time.process_time()
     found = tiny_runs.tokenize(texts_of_run)

@@ -86,7 +86,9 @@ def test_an_image_thinner_than_1_to_200_is_refused(tiny_processor, height, width
     document = Document((Image(data=blank(height, width)),), source=Source("a.jsonl", 3))
     with pytest.raises(DocumentError) as caught:
         encode_document(document, tiny_processor)
-    assert str(caught.value).startswith(f"a.jsonl:3: images: image given as bytes has {height} × {width} pixels:")
+    assert str(caught.value).startswith(
+        f"a.jsonl:3: images: image given as bytes has {height} × {width} pixels:"
+    )
     assert str(caught.value).endswith("Crop it.")
     assert caught.value.kind == "medium"
 
@@ -154,34 +156,45 @@ def test_a_videos_interval_is_two_positions_a_second(tiny_processor):
     assert place(tiny_processor, Video(data=clip_bytes(0, 16, 8), fps=4.0)).interval == 1.0
 
 
-def test_the_pixels_of_a_long_video_are_capped_together(tiny_processor):
+@pytest.mark.parametrize("budget", [100, 300, 450, 500, 540, 560, 700, 900, 2_000])
+def test_the_pixels_of_a_long_video_are_capped_together(tiny_processor, monkeypatch, budget):
     """Each frame may have 200,704 pixels, all of them together 90% of what 128,000 tokens show."""
-    processor = tiny_processor.video_processor
-    limit = processor.max_video_tokens
-    video = Video(data=clip_bytes(0, 64, 8, 448, 448))
-    try:
-        processor.max_video_tokens = 500
-        placed = place(tiny_processor, video)
-        sample = encode_document(Document((video,)), tiny_processor)
-    finally:
-        processor.max_video_tokens = limit
-    assert placed.tokens <= 450 < place(tiny_processor, video).tokens
-    assert sample.video_grid_thw.tolist() == [list(placed.grid_thw)]
+    full = place(tiny_processor, Video(data=clip_bytes(0, 64, 8, 448, 448))).tokens
+    monkeypatch.setattr(tiny_processor.video_processor, "max_video_tokens", budget)
+    video, _, wanted = sampled(tiny_processor, 64, 8, 448, 448, {})
+    placed = place(tiny_processor, video)
+    assert list(placed.grid_thw) == wanted["video_grid_thw"][0].tolist()
+    assert placed.tokens <= 0.9 * budget < full
 
 
 @settings(shared, max_examples=200)
 @given(
-    st.integers(2, 700), st.integers(2, 700), st.sampled_from([None, 2_000, 100_000]), st.integers(784, 300_000)
+    st.integers(2, 700),
+    st.integers(2, 700),
+    st.sampled_from([None, 2_000, 100_000]),
+    st.integers(784, 200_704),
 )
 @example(10, 700, None, 1000)
 @example(28, 28, 100_000, 784 * 40)
-def test_no_image_takes_more_tokens_under_a_limit_than_foretold(tiny_processor, height, width, own_min, limit):
+@example(1_434, 23, 2_000, 37_721)  # takes more tokens under the lower limit
+def test_the_tokens_that_an_image_takes_under_a_lower_limit_are_foretold(
+    tiny_processor, height, width, own_min, limit
+):
     if max(height, width) > 200 * min(height, width):
         return
     file = blank(height, width)
     before = place(tiny_processor, Image(data=file, min_pixels=own_min))
-    after = place(tiny_processor, Image(data=file, min_pixels=own_min, max_pixels=min(limit, 200_704)))
-    assert after.tokens <= before.tokens_at(min(limit, 200_704)) <= before.tokens
+    after = place(tiny_processor, Image(data=file, min_pixels=own_min, max_pixels=limit))
+    assert before.tokens_at(limit) == after.tokens
+
+
+@pytest.mark.parametrize("low", [784, 50_000])
+def test_the_tokens_that_a_video_takes_under_a_lower_limit_are_foretold(tiny_processor, low):
+    file = clip_bytes(0, 16, 8, 336, 224)
+    before = place(tiny_processor, Video(data=file, min_pixels=low))
+    for limit in range(784, 70_000, 784):
+        after = place(tiny_processor, Video(data=file, min_pixels=low, max_pixels=limit))
+        assert before.tokens_at(limit) == after.tokens
 
 
 def test_another_documents_pixels_are_brought_to_the_same_grid(tiny_processor):
@@ -207,7 +220,10 @@ def test_another_documents_pixels_are_brought_to_the_same_grid(tiny_processor):
 def test_the_mean_colour_is_zero_after_normalising(tiny_processor):
     mean = [round(255 * part) for part in tiny_processor.image_processor.image_mean]
     picture = PIL.Image.new("RGB", (56, 56), tuple(mean))
-    assert tiny_processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"].abs().max() < 0.01
+    assert (
+        tiny_processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"].abs().max()
+        < 0.01
+    )
 
 
 def test_another_video_is_brought_to_the_same_grid(tiny_processor):
@@ -232,8 +248,9 @@ def test_a_file_that_changed_during_the_run_is_an_error(tiny_processor, tmp_path
     path.write_bytes(png(1, 112, 56))
     with pytest.raises(DocumentError) as caught:
         encoder.sample(document, stream)
-    assert f"a.jsonl:1: images: {path} decodes to the grid [1, 4, 8] but its header promised [1, 4, 4]." in str(
-        caught.value
+    assert (
+        f"a.jsonl:1: images: {path} decodes to the grid [1, 4, 8] but its header promised [1, 4, 4]."
+        in str(caught.value)
     )
 
 

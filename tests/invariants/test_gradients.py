@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+
 from tests.support import (
-    TEN,
     FOUR,
     FOUR_TARGETS,
+    TEN,
     Gradients,
     encode_rows,
     largest_deviation,
@@ -13,7 +14,6 @@ from tests.support import (
     run_alone,
     weighted_mean,
 )
-
 from vlcpt import CPTDataset, ModelConfig, load_model
 
 EVERYTHING = {"tuning": "full", "train_merger": True, "train_vision": True}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from tests.support import FOUR, TEN, digits, encode_rows, make_trainer, png, row
 
+from tests.support import FOUR, TEN, digits, encode_rows, make_trainer, png, row
 from vlcpt import CPTDataset
 
 ROWS = [
@@ -74,7 +74,9 @@ def test_each_kind_of_token_is_counted_as_it_stands_in_the_documents(tiny_proces
     whole = encode_rows(FOUR, tiny_processor)
     tokens = CPTDataset(FOUR, tiny_processor, max_length=128).ledger.as_json()["total"]["tokens"]
     special = torch.tensor(
-        tiny_processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|endoftext|>"])
+        tiny_processor.tokenizer.convert_tokens_to_ids(
+            ["<|vision_start|>", "<|vision_end|>", "<|endoftext|>"]
+        )
     )
     pads = torch.tensor([tiny_processor.image_token_id, tiny_processor.video_token_id])
     counted = dict.fromkeys(("read", "targets", "context", "media", "special", "trimmed"), 0)
@@ -107,9 +109,7 @@ def test_replay_that_is_not_drawn_is_told_apart(tiny_processor):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_epoch_trains_the_targets_that_the_ledger_promised(
-    tiny_model, tiny_processor, tmp_path, workers
-):
+def test_one_epoch_trains_the_targets_that_the_ledger_promised(tiny_model, tiny_processor, tmp_path, workers):
     dataset = make(tiny_processor)
     dataset.ledger.write(tmp_path)
     promised = json.loads((tmp_path / "ledger.json").read_text())["total"]["tokens"]["targets"]

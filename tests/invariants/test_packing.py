@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
 
+from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
 
 

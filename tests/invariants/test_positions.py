@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.support import TEN, avi, digits, encode_rows, own_positions, png, row
 
+from tests.support import TEN, avi, digits, encode_rows, own_positions, png, row
 from vlcpt import CPTDataCollator, CPTDataset, Video, encode_document, parse_markup
 
 
@@ -31,7 +31,12 @@ def test_positions_in_a_batch_are_those_of_each_document(tiny_model, tiny_proces
 
 
 # frames and rate of the file, frames to take a second; 2 frames make a time step
-CLIPS = {"a second apart": (16, 8, 2.0), "uneven": (25, 10, 1.7), "slow": (40, 4, 0.4), "dense": (12, 12, 12.0)}
+CLIPS = {
+    "a second apart": (16, 8, 2.0),
+    "uneven": (25, 10, 1.7),
+    "slow": (40, 4, 0.4),
+    "dense": (12, 12, 12.0),
+}
 
 
 @pytest.mark.parametrize("clip", CLIPS)
@@ -51,7 +56,8 @@ def test_positions_of_a_video_follow_its_time(tiny_model, tiny_processor, clip):
 
 
 def test_positions_of_a_later_part_start_at_0(tiny_model, tiny_processor):
-    text = f"a <image><trainable_text>{digits(30)}</trainable_text><image><trainable_text>{digits(9)}</trainable_text>"
+    spans = [f"<trainable_text>{digits(count)}</trainable_text>" for count in (30, 9)]
+    text = f"a <image>{spans[0]}<image>{spans[1]}"
     rows = [row(text, images=[png(1), png(2, 84, 56)])]
     dataset = CPTDataset(rows, tiny_processor, max_length=24, packing=False)
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from tests.support import TEN, make_trainer
 from transformers import TrainerCallback, set_seed
 
+from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
 
 # 5 packs, 2 to a step, so the third step of each of the two epochs has one alone.

@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 import torch
+
 from tests.support import encode_rows, png, row
-
 from vlcpt import CPTDataset
-
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,14 @@ import unicodedata
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support import TEN, png, row
 
+from tests.support import TEN, png, row
 from vlcpt import CPTDataCollator, CPTDataset, Document, Image, Text, encode_document
 
-PIECES = ["a", " ", "\n", "Word", "e", "\u0301", "中文", "。", "🧑‍🔬", "12", "<b>", "</b>", "\\", "<image>", "\t",
-          "<trainable_text>", "<|image_pad|>", "<|endoftext|>", "<tool_call>", "if x:\n    y", "'s", "한글", "\u3000"]  # fmt: skip
+WORDS = ["a", "Word", "'s", "e", "\u0301", "中文", "。", "🧑‍🔬", "한글", "12", "if x:\n    y", "\\"]
+SPACES = [" ", "\n", "\t", "\u3000"]
+TAGS = ["<b>", "</b>", "<image>", "<trainable_text>", "<|image_pad|>", "<|endoftext|>", "<tool_call>"]
+PIECES = [*WORDS, *SPACES, *TAGS]
 texts = st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), min_size=1, max_size=6).map("".join)
 segments = st.lists(
     st.builds(Text, texts, st.booleans(), st.sampled_from([0.5, 1.0])) | st.just(Image(data=png(1))),

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.support import FOUR, TEN, avi, digits, encode_rows, make_trainer, png, row, run_alone
 from transformers import EvalPrediction
 
+from tests.support import FOUR, TEN, avi, digits, encode_rows, make_trainer, png, row, run_alone
 from vlcpt import CPTDataset, ModelConfig, load_model
-from vlcpt.training.evaluation import Progress, evaluate_sets, perplexity, score, trainer_metrics
+from vlcpt.training.evaluation import evaluate_sets, perplexity, score, trainer_metrics
 
 
 def mean_nll(model, samples):
@@ -186,21 +186,20 @@ def test_bits_per_byte_are_of_the_text_without_end_of_text(model, tiny_processor
     assert result["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-6)
 
 
-def test_progress_is_told_of_every_target_of_every_measurement(model, tiny_processor):
-    class Told(Progress):
-        def __init__(self):
-            self.targets = 0
+def test_each_measurement_is_tracked_under_the_name_of_its_set(model, tiny_processor):
+    seen = []
 
-        def advance(self, set_name, targets):
-            assert set_name == "seen"
-            self.targets += targets
+    def track(batches, description):
+        seen.append([description, 0])
+        for batch in batches:
+            seen[-1][1] += 1
+            yield batch
 
-    told = Told()
-    dataset = CPTDataset(SEEN, tiny_processor, max_length=64)
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=20)
+    evaluate_sets(model, {"seen": dataset}, tiny_processor, track=track)
 
-    evaluate_sets(model, {"seen": dataset}, tiny_processor, progress=told)
-
-    assert told.targets == 3 * dataset.ledger.total.tokens["targets"]  # right, shuffled, blank
+    assert len(seen) == 3  # right, shuffled and blank images
+    assert all("seen" in description and batches == len(dataset) > 1 for description, batches in seen)
 
 
 def test_metrics_add_up_rows_and_do_not_average_them():

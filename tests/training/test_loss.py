@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.support import FOUR, encode_rows, run_alone
 from torch import nn
 
+from tests.support import FOUR, encode_rows, run_alone
 from vlcpt import CPTDataCollator
 from vlcpt.training.loss import target_losses, total_weight
 

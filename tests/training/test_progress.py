@@ -3,13 +3,14 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from tests.support import FOUR, FOUR_TARGETS, make_trainer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from tests.support import FOUR, FOUR_TARGETS, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.training.progress import RunProgress
 
@@ -60,8 +61,6 @@ def test_a_line_says_loss_speed_fill_and_learning_rate(arguments):
 
 
 def progress_folder(arguments):
-    from pathlib import Path
-
     return Path(arguments.output_dir)
 
 
@@ -77,6 +76,20 @@ def test_an_evaluation_is_one_line_with_each_sets_loss(arguments):
     assert read_log(progress_folder(arguments)) == [
         {"step": 7, "eval_new_loss": 1.25, "eval_new_perplexity": 3.49}
     ]
+
+
+def test_the_time_of_an_evaluation_does_not_slow_the_steps(arguments, monkeypatch):
+    now = iter([100.0, 100.0, 164.0, 164.0])  # made, begun, logged after 64 s
+    monkeypatch.setattr("vlcpt.training.progress.time.monotonic", lambda: next(now))
+    progress, _ = make_progress()
+    state = TrainerState(global_step=1, max_steps=10, is_world_process_zero=True)
+    progress.on_train_begin(arguments, state, TrainerControl())
+    progress.count([{"labels": LABELS}])
+
+    progress.on_log(arguments, state, TrainerControl(), logs={"eval_new_loss": 1.0, "eval_new_runtime": 60.0})
+    progress.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})
+
+    assert read_log(progress_folder(arguments))[1]["targets_per_second"] == 0.8  # 3 targets in 4 s
 
 
 def test_trainers_closing_summary_is_neither_shown_nor_logged(arguments):

@@ -79,10 +79,11 @@ class DecodingEncoder(CheckingEncoder):
 class CheckedDataset(CPTDataset):
     """A data set for ``vlcpt check``: planned as for training, with each medium's container walked."""
 
-    _encoder_class = CheckingEncoder
+    _encoder_class: type[CheckingEncoder] = CheckingEncoder
+    _max_bad_in_a_row = None
 
 
-class DecodedDataset(CPTDataset):
+class DecodedDataset(CheckedDataset):
     """A data set for ``vlcpt check --decode``: every medium is decoded once."""
 
     _encoder_class = DecodingEncoder

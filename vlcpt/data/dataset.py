@@ -15,7 +15,7 @@ from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
-from vlcpt.data.planning import OnBadData, Track, make_plan, untracked
+from vlcpt.data.planning import MAX_BAD_IN_A_ROW, OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.files import DocumentSource, open_source
 from vlcpt.data.splitting import OnOverlong
 
@@ -41,6 +41,7 @@ class CPTDataset(Dataset[list[Sample]]):
         replay_share: 0 ≤ share < 1.
         untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
+        num_proc: Processes that read the rows; 0: this one alone. Nothing depends on it.
         track: What shows the progress of planning.
 
     Raises:
@@ -55,7 +56,9 @@ class CPTDataset(Dataset[list[Sample]]):
         (1, 3)
     """
 
+    # What ``vlcpt check`` reads otherwise, see vlcpt/data/checking.py.
     _encoder_class = DocumentEncoder
+    _max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class CPTDataset(Dataset[list[Sample]]):
         fps: float | None = None,
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
+        num_proc: int = 0,
         track: Track = untracked,
     ) -> None:
         if not 0 <= replay_share < 1:
@@ -84,7 +88,7 @@ class CPTDataset(Dataset[list[Sample]]):
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = _open(sources, untagged)
-        replay = _open(replay_data, untagged) if replay_share else []
+        replay = _open(replay_data, untagged, memory_name="replay") if replay_share else []
         self._sources = _distinct([*train, *replay])
         self._encoder = self._encoder_class(
             processor,
@@ -105,6 +109,8 @@ class CPTDataset(Dataset[list[Sample]]):
             on_overlong=on_overlong,
             on_bad_data=on_bad_data,
             max_bad_fraction=max_bad_fraction,
+            max_bad_in_a_row=self._max_bad_in_a_row,
+            num_proc=num_proc,
             track=track,
         )
         self.ledger = plan.ledger
@@ -112,18 +118,8 @@ class CPTDataset(Dataset[list[Sample]]):
         self.packing = packing
         self._pixels_of: PixelsOf = "document"
         # Flat arrays, which workers share with the parent instead of copying them.
-        self._samples = np.array(
-            [
-                (one.source, one.row, part.start, part.stop, part.repeated, part.targets, part.media)
-                for one, repeats in zip(plan.documents, plan.repeats.tolist(), strict=True)
-                for _ in range(repeats)
-                for part in one.parts
-            ],
-            dtype=np.int64,
-        )
-        drawn = [one for one, repeats in zip(plan.documents, plan.repeats, strict=True) if repeats]
-        self._with_images = np.array([(one.source, one.row) for one in drawn if one.images], dtype=np.int64)
-        self._with_videos = np.array([(one.source, one.row) for one in drawn if one.videos], dtype=np.int64)
+        self._samples = plan.samples()
+        self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
         # A shuffle first, so that equal lengths fall together at random and not by file order.
         order = np.random.default_rng(seed).permutation(len(self._samples))
         lengths = self._samples[order, 3] - self._samples[order, 2]
@@ -220,8 +216,8 @@ class CPTDataset(Dataset[list[Sample]]):
         return self._sources[source].document(row)
 
 
-def _open(sources: Sources, untagged: Untagged) -> list[DocumentSource]:
-    """Sources as any caller may give them."""
+def _open(sources: Sources, untagged: Untagged, memory_name: str = "rows") -> list[DocumentSource]:
+    """Sources as any caller may give them; rows in memory are called ``memory_name``."""
     if isinstance(sources, str | Path):
         return [open_source(sources, untagged=untagged)]
     if isinstance(sources, Mapping):
@@ -234,20 +230,26 @@ def _open(sources: Sources, untagged: Untagged) -> list[DocumentSource]:
         for one in sources:
             opened += _open(one, untagged) if isinstance(one, str | Path | Mapping) else []
         return opened
-    return [open_source(sources, untagged=untagged)]
+    return [open_source(sources, untagged=untagged, name=memory_name)]
+
+
+_SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targets", "chat_template"}
 
 
 def _is_source(one: object) -> bool:
-    return isinstance(one, Mapping) and "path" in one and "text" not in one and "segments" not in one
+    """Whether this says where rows are, and is no row itself."""
+    return isinstance(one, Mapping) and "path" in one and one.keys() <= _SOURCE_KEYS
 
 
 def _open_mapping(entry: Mapping[str, object], untagged: Untagged) -> DocumentSource:
-    path = entry["path"]
-    if entry.get("split") or entry.get("targets"):
-        key = "split" if entry.get("split") else "targets"
-        raise DocumentError(f"{key!r} does not apply to this kind of file.", kind="source", field=str(path))
-    values = {key: value for key, value in entry.items() if key not in ("path", "split", "targets")}
-    return open_source(path, untagged=untagged, **values)  # type: ignore[arg-type]
+    if not _is_source(entry):
+        raise DocumentError(
+            f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
+            f"found {', '.join(map(repr, entry)) or 'nothing'}.",
+            kind="source",
+        )
+    values = {key: value for key, value in entry.items() if key != "path"}
+    return open_source(entry["path"], untagged=untagged, **values)  # type: ignore[arg-type]
 
 
 def _distinct(sources: list[DocumentSource]) -> list[DocumentSource]:

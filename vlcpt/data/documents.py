@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from vlcpt.data.turn_edges import TurnEdge
+
 # Where a tag or a media marker may begin. A bare `<trainable_text` counts: whatever begins like
 # the tag has to be one, or be escaped. [0-9], not \d, which also takes other scripts' digits.
 TAG_START = re.compile(r"</?trainable_text|<image>|<video>|<(?:IMG|VID)[0-9]{1,9}>")
@@ -174,7 +176,7 @@ class Video:
 
 
 Medium = Image | Video
-Segment = Text | Image | Video
+Segment = Text | Image | Video | TurnEdge
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,8 @@ class Document:
                 parts.append("<image>")
             elif isinstance(segment, Video):
                 parts.append("<video>")
+            elif isinstance(segment, TurnEdge):
+                raise DocumentError("a chat turn's edges have no markup. Read it without chat_template.")
             else:
                 before_tag = segment.trainable or number + 1 < len(self.segments)
                 text = _escape(segment.text, before_tag=before_tag)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
@@ -12,14 +11,17 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, Video
+from vlcpt.data.documents import Document, Image, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
 from vlcpt.data.tokens import RunTokenizer
+from vlcpt.data.turn_edges import TurnEdge
 from vlcpt.data.vision import PlacedMedium, VisionEncoder
 
 IGNORE_INDEX = -100
 TrainEos = Literal["auto", "always", "never"]
+_CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
+                   "<|im_start|>", "<|im_end|>")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,6 @@ class TokenStream:
         labels: int64 (T,): the id of a target, -100 elsewhere; ``labels[0]`` is -100.
         loss_weights: float32 (T,): 0 where there is no target.
         media: Each medium with its place, in order.
-        special: Vision start and end tokens, and end-of-text where it is no target.
         without_context: Targets lost because nothing precedes them: 0 or 1.
         cut_edges: Span edges that cut a token.
     """
@@ -40,7 +41,6 @@ class TokenStream:
     labels: np.ndarray
     loss_weights: np.ndarray
     media: tuple[PlacedMedium, ...]
-    special: np.ndarray
     without_context: int
     cut_edges: int
 
@@ -113,17 +113,11 @@ class DocumentEncoder:
             limits=limits or MediaLimits(),
         )
         # By name, never `eos_token`: instruct tokenizers set that to <|im_end|>.
-        self._start, self._end, self._eos, image, video = (
-            _token_id(processor, token)
-            for token in (
-                "<|vision_start|>",
-                "<|vision_end|>",
-                "<|endoftext|>",
-                "<|image_pad|>",
-                "<|video_pad|>",
-            )
+        self._start, self._end, self._eos, image, video, turn_start, turn_end = (
+            _token_id(processor, token) for token in _CONTROL_TOKENS
         )
         self._pads = {Image: image, Video: video}
+        self._turn_ids = {"start": turn_start, "end": turn_end}
 
     def tokens(self, document: Document) -> TokenStream:
         """The document's tokens and targets; of its media, only headers are read.
@@ -134,7 +128,6 @@ class DocumentEncoder:
         ids: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
-        special: list[int] = []
         length, cut_edges = 0, 0
         last_text: Text | None = None
         for is_text, segments in groupby(document.segments, key=lambda segment: isinstance(segment, Text)):
@@ -147,18 +140,20 @@ class DocumentEncoder:
                 weights.append(run.weights)
                 length += len(run.ids)
                 continue
-            for medium in _media(segments):
-                placed = self.vision.place(medium, length, document)
-                pads = np.full(placed.tokens + 2, self._pads[type(medium)], dtype=np.int64)
-                pads[0], pads[-1] = self._start, self._end
-                special += [length, length + len(pads) - 1]
-                ids.append(pads)
-                weights.append(np.zeros(len(pads)))
-                media.append(placed)
-                length += len(pads)
+            for other in segments:
+                if isinstance(other, TurnEdge):
+                    ids.append(np.array([self._turn_ids[other.kind]], dtype=np.int64))
+                    weights.append(np.array([other.weight if other.trainable else 0.0]))
+                    length += 1
+                elif isinstance(other, Image | Video):
+                    placed = self.vision.place(other, length, document)
+                    pads = np.full(placed.tokens + 2, self._pads[type(other)], dtype=np.int64)
+                    pads[0], pads[-1] = self._start, self._end
+                    ids.append(pads)
+                    weights.append(np.zeros(len(pads)))
+                    media.append(placed)
+                    length += len(pads)
         eos_weight = self._eos_weight(last_text)
-        if eos_weight == 0:
-            special.append(length)
         input_ids = np.append(np.concatenate(ids) if ids else np.zeros(0, np.int64), self._eos)
         exact = np.append(np.concatenate(weights), eos_weight) if weights else np.array([eos_weight])
         # A weight too small for float32 stays above 0: its token is still a target.
@@ -171,7 +166,6 @@ class DocumentEncoder:
             labels=np.where(loss_weights > 0, input_ids, IGNORE_INDEX),
             loss_weights=loss_weights,
             media=tuple(media),
-            special=np.array(special, dtype=np.int64),
             without_context=without_context,
             cut_edges=cut_edges,
         )
@@ -288,10 +282,6 @@ _encoders: weakref.WeakKeyDictionary[ProcessorMixin, tuple[tuple[object, ...], D
 )
 
 
-def _media(segments: Iterator[Segment]) -> Iterator[Medium]:
-    return (segment for segment in segments if not isinstance(segment, Text))
-
-
 def _token_id(processor: ProcessorMixin, token: str) -> int:
     found = processor.tokenizer.convert_tokens_to_ids(token)
     if not isinstance(found, int) or processor.tokenizer.convert_ids_to_tokens(found) != token:
@@ -300,6 +290,3 @@ def _token_id(processor: ProcessorMixin, token: str) -> int:
             "load the folder or Hub id of one."
         )
     return found
-
-
-__all__ = ["IGNORE_INDEX", "DocumentEncoder", "DocumentError", "Sample", "TokenStream", "encode_document"]

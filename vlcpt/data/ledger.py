@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from vlcpt.data.encoding import TokenStream
 from vlcpt.data.splitting import Part
 
@@ -65,29 +63,31 @@ def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:
     """Count a document's tokens.
 
     Example:
+        >>> import numpy as np
         >>> labels = np.array([-100, 7, -100])
-        >>> stream = TokenStream(np.arange(3), labels, (labels > 0) * 1.0, (), np.array([2]), 0, 0)
+        >>> stream = TokenStream(np.arange(3), labels, (labels > 0) * 1.0, (), 0, 0)
         >>> counts = count_tokens(stream, [Part(0, 2, False, 1)])
         >>> counts.targets, counts.context, counts.trimmed
         (1, 1, 1)
     """
-    kept = np.zeros(len(stream), dtype=bool)
-    for part in parts:
-        kept[part.start + part.repeated : part.stop] = True
-    is_special = np.zeros(len(stream), dtype=bool)
-    is_special[stream.special] = True
-    is_media = np.zeros(len(stream), dtype=bool)
-    for placed in stream.media:
-        is_media[placed.start + 1 : placed.stop - 1] = True
-    is_target = stream.labels >= 0
+    spans = [(part.start + part.repeated, part.stop) for part in parts]
+    kept = sum(stop - start for start, stop in spans)
+    targets = sum(part.targets for part in parts)
+    # A part never cuts a medium. Its start and end are the only special tokens that can be kept:
+    # end-of-text that is no target comes after the last one.
+    media = [
+        placed.tokens
+        for placed in stream.media
+        if any(start <= placed.start and placed.stop <= stop for start, stop in spans)
+    ]
     return TokenCounts(
         read=len(stream),
-        targets=int((kept & is_target).sum()),
-        context=int((kept & ~is_target & ~is_media & ~is_special).sum()),
-        media=int((kept & is_media).sum()),
-        special=int((kept & is_special).sum()),
-        trimmed=int((~kept).sum()),
-        targets_without_context=stream.without_context,
+        targets=targets,
+        context=kept - targets - sum(media) - 2 * len(media),
+        media=sum(media),
+        special=2 * len(media),
+        trimmed=len(stream) - kept,
+        targets_without_context=stream.without_context if spans and spans[0][0] == 0 else 0,
         repeated=sum(part.repeated for part in parts),
     )
 
@@ -197,5 +197,8 @@ class Ledger:
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
             partial = directory / f".{name}.partial"
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(directory / name)
+            try:
+                partial.write_text(content, encoding="utf-8")
+                partial.replace(directory / name)
+            finally:
+                partial.unlink(missing_ok=True)

@@ -1,24 +1,37 @@
-"""One pass over every document: its parts, its tokens in the ledger, and how often it is read."""
+"""One pass over every document: what is read how often, and the ledger of it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
+from torch.utils.data import DataLoader
 
-from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encoding import DocumentEncoder
-from vlcpt.data.ledger import Dropped, Ledger, SourceLedger, TokenCounts, count_tokens
+from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.splitting import OnOverlong, Part, split_stream
+from vlcpt.data.scanning import COUNTS, Scan, SourceScanner, joined
+from vlcpt.data.splitting import OnOverlong
 
 OnBadData = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100
-
 T = TypeVar("T")
+
+
+class BadDataError(ValueError):
+    """More unusable rows than ``max_bad_fraction`` allows, or no usable one.
+
+    Args:
+        ledger: The account of all rows, where all were read.
+    """
+
+    def __init__(self, message: str, ledger: Ledger | None = None) -> None:
+        super().__init__(message)
+        self.ledger = ledger
 
 
 class Track(Protocol):
@@ -37,51 +50,53 @@ def untracked(sequence: Iterable[T], description: str) -> Iterable[T]:
     return sequence
 
 
-class BadDataError(ValueError):
-    """More unusable rows than ``max_bad_fraction`` allows.
-
-    Args:
-        ledger: The account so far, where all rows were read.
-    """
-
-    def __init__(self, message: str, ledger: Ledger | None = None) -> None:
-        super().__init__(message)
-        self.ledger = ledger
-
-
-@dataclass(frozen=True)
-class PlannedDocument:
-    """A document that can be trained on, and where its row is.
-
-    Args:
-        source: Number of the source.
-        row: Number of the row in it.
-        parts: Its samples.
-        counts: Its tokens, for the ledger.
-        images, videos: How many it has.
-    """
-
-    source: int
-    row: int
-    parts: tuple[Part, ...]
-    counts: TokenCounts
-    images: int
-    videos: int
-
-
 @dataclass
 class Plan:
     """What is read in one pass.
 
     Args:
-        documents: Those that can be trained on, in order of source and row.
-        repeats: int64, how often each of them is read; 0 where replay did not draw it.
+        scans: Of each source, those documents that can be trained on.
+        repeats: Of each source, int64, how often each of them is read; 0 where replay did not draw it.
         ledger: The account of all.
     """
 
-    documents: list[PlannedDocument] = field(default_factory=list)
-    repeats: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    ledger: Ledger = field(default_factory=lambda: Ledger([]))
+    scans: list[Scan]
+    repeats: list[np.ndarray]
+    ledger: Ledger
+
+    def samples(self) -> np.ndarray:
+        """Every sample of the pass: int64 (N, 7), source, row, start, stop, repeated, targets, media."""
+        found = []
+        for source, (scan, repeats) in enumerate(zip(self.scans, self.repeats, strict=True)):
+            parts = scan.column("parts")
+            document = np.repeat(np.arange(len(parts)), parts)  # of each part
+            of_part = np.column_stack(
+                [np.full(len(document), source), scan.column("row")[document], scan.parts]
+            ).astype(np.int64)
+            found.append(_repeat_documents_parts(of_part, parts, repeats))
+        return np.concatenate(found)
+
+    def rows_with(self, column: str) -> np.ndarray:
+        """Documents that are read and have any of ``images`` or ``videos``: int64 (N, 2), source and row."""
+        found = []
+        for source, (scan, repeats) in enumerate(zip(self.scans, self.repeats, strict=True)):
+            rows = scan.column("row")[(scan.column(column) > 0) & (repeats > 0)]
+            found.append(np.column_stack([np.full(len(rows), source), rows]))
+        return np.concatenate(found)
+
+
+def _repeat_documents_parts(of_part: np.ndarray, parts: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    """Each document's parts together, as often as the document is read."""
+    if (repeats <= 1).all():
+        return of_part[np.repeat(repeats > 0, parts)]
+    starts = np.cumsum(parts) - parts
+    order = [
+        start + place
+        for start, count, times in zip(starts.tolist(), parts.tolist(), repeats.tolist(), strict=True)
+        for _ in range(times)
+        for place in range(count)
+    ]
+    return of_part[order]
 
 
 def make_plan(
@@ -95,6 +110,8 @@ def make_plan(
     on_overlong: OnOverlong,
     on_bad_data: OnBadData,
     max_bad_fraction: float,
+    max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW,
+    num_proc: int = 0,
     track: Track = untracked,
 ) -> Plan:
     """Read every document once and decide what one pass trains on.
@@ -107,6 +124,8 @@ def make_plan(
         replay_share: Part of all targets that replay makes up; 0 ≤ share < 1.
         seed: Decides what replay draws and what is repeated.
         on_overlong, on_bad_data, max_bad_fraction: See the configuration.
+        max_bad_in_a_row: With ``skip``, how many unusable rows on end stop the run; None: no number does.
+        num_proc: Processes that read; 0: this one alone. The plan is the same.
         track: What shows the progress.
 
     Raises:
@@ -114,175 +133,137 @@ def make_plan(
         BadDataError: If too many are.
     """
     sources = [*train, *replay]
-    plan = Plan(ledger=Ledger([source.name for source in sources]))
-    for number, source in enumerate(sources):
-        plan.documents += _scan(
-            number,
+    ledger = Ledger([source.name for source in sources])
+    scans: list[Scan] = []
+    for source in sources:
+        scanner = SourceScanner(
             source,
             encoder,
-            plan.ledger,
-            max_length,
-            on_overlong,
-            on_bad_data,
-            max_bad_fraction,
-            track,
+            max_length=max_length,
+            on_overlong=on_overlong,
+            stops=on_bad_data == "error",
         )
-    if not any(document.source < len(train) for document in plan.documents):
-        raise BadDataError(
-            f"none of {plan.ledger.total.documents['read']} documents can be trained on. Reasons: "
-            f"{dict(plan.ledger.total.dropped_documents)}. Mark targets with <trainable_text>.",
-            plan.ledger,
-        )
-    targets = np.array([document.counts.targets for document in plan.documents], dtype=np.int64)
-    of_source = np.array([document.source for document in plan.documents])
-    plan.repeats = _repeats(targets, of_source, sources, len(train), replay_share, seed)
-    _account(plan, targets, of_source, sources, len(train), replay_share)
-    plan.ledger.check()
+        scan = _scan(scanner, source, num_proc, max_bad_in_a_row, track)
+        _enter_unused(ledger, ledger.sources[source.name], scan)
+        _check_bad(source, scan, max_bad_fraction)
+        scans.append(scan)
+    _check_any(ledger, scans, train)
+    repeats = _repeats(scans, train, replay_share, seed)
+    plan = Plan(scans, repeats, ledger)
+    for source, scan, times in zip(sources, scans, repeats, strict=True):
+        _enter_used(ledger.sources[source.name], scan, times)
+    _enter_shares(plan, sources, len(train), replay_share)
+    ledger.check()
     return plan
 
 
 def _scan(
-    number: int,
-    source: DocumentSource,
-    encoder: DocumentEncoder,
-    ledger: Ledger,
-    max_length: int,
-    on_overlong: OnOverlong,
-    on_bad_data: OnBadData,
-    max_bad_fraction: float,
-    track: Track,
-) -> list[PlannedDocument]:
-    """Read one source; what cannot be used goes to the ledger."""
-    account = ledger.sources[source.name]
-    found: list[PlannedDocument] = []
-    bad, bad_in_a_row = 0, 0
-    for row in track(range(len(source)), f"reading {source.name}"):
-        account.documents["read"] += 1
-        document: Document | None = None
-        try:
-            document = source.document(row)
-            planned = _plan_document(document, number, row, encoder, account, max_length, on_overlong)
-        except DocumentError as error:
-            if error.kind != "overlong" or on_overlong != "drop":
-                if on_bad_data == "error" or error.kind == "overlong":
-                    raise
-                bad, bad_in_a_row = bad + 1, bad_in_a_row + 1
-                # A fraction of 1 asks for every bad row: no row is one too many.
-                if bad_in_a_row >= MAX_BAD_IN_A_ROW and max_bad_fraction < 1:
-                    raise BadDataError(f"{bad_in_a_row} unusable rows in a row, the last: {error}") from None
-            else:
-                bad_in_a_row = 0
-            _drop(ledger, account, source, row, document, error.kind, error.reason)
-            continue
-        bad_in_a_row = 0
-        if planned is None:
-            _drop(ledger, account, source, row, document, "without_targets", "no token of it is a target")
-        else:
-            found.append(planned)
-    if bad > max_bad_fraction * len(source):
+    scanner: SourceScanner, source: DocumentSource, num_proc: int, max_bad_in_a_row: int | None, track: Track
+) -> Scan:
+    """Read a source, in order whatever the number of processes."""
+    workers = num_proc if len(scanner) > 1 else 0
+    chunks = DataLoader(scanner, batch_size=None, collate_fn=_unchanged, num_workers=workers)
+    scans: list[Scan] = []
+    last, length = -1, 0  # the last unusable row, and how many stand on end there
+    for scan in track(chunks, f"reading {source.name}"):
+        if scan.error is not None:
+            raise scan.error
+        scans.append(scan)
+        for unused in scan.unused:
+            if not unused.is_bad:
+                continue
+            length = length + 1 if unused.row == last + 1 else 1
+            last = unused.row
+            if max_bad_in_a_row is not None and length >= max_bad_in_a_row:
+                raise BadDataError(f"{length} unusable rows in a row, the last: {unused.message}")
+    return joined(scans)
+
+
+def _unchanged(scan: T) -> T:
+    """In place of the default, which would make tensors of the arrays."""
+    return scan
+
+
+def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> None:
+    bad = [unused for unused in scan.unused if unused.is_bad]
+    if len(bad) > max_bad_fraction * scan.rows:
         raise BadDataError(
-            f"{bad} of {len(source)} rows of {source.name!r} cannot be used, more than max_bad_fraction "
-            f"{max_bad_fraction:g}. Reasons: {dict(account.dropped_documents)}. "
-            f"The last: {ledger.dropped[-1].source}:{ledger.dropped[-1].line}: {ledger.dropped[-1].detail}"
+            f"{len(bad)} of {scan.rows} rows of {source.name!r} cannot be used, more than "
+            f"max_bad_fraction {max_bad_fraction:g}. "
+            f"Reasons: {dict(Counter(unused.dropped.reason for unused in bad))}. The last: {bad[-1].message}"
         )
-    return found
 
 
-def _plan_document(
-    document: Document,
-    source: int,
-    row: int,
-    encoder: DocumentEncoder,
-    account: SourceLedger,
-    max_length: int,
-    on_overlong: OnOverlong,
-) -> PlannedDocument | None:
-    """The document's parts, None without targets; its marks are counted on the way."""
-    stream = encoder.tokens(document)
-    account.documents["untagged"] += not document.tagged
-    account.documents["empty_spans"] += document.empty_spans
-    account.documents["cut_edges"] += stream.cut_edges
-    try:
-        parts = split_stream(stream, max_length, on_overlong=on_overlong, source=document.source)
-    except DocumentError as error:
-        account.tokens["read"] += len(stream)
-        account.dropped_tokens[error.kind] += len(stream)
-        raise
-    if not parts:
-        account.tokens["read"] += len(stream)
-        account.documents["without_targets"] += 1
-        account.dropped_tokens["without_targets"] += len(stream)
-        return None
-    counts = count_tokens(stream, parts)
-    return PlannedDocument(source, row, tuple(parts), counts, len(document.images), len(document.videos))
-
-
-def _drop(
-    ledger: Ledger,
-    account: SourceLedger,
-    source: DocumentSource,
-    row: int,
-    document: Document | None,
-    reason: str,
-    detail: str,
-) -> None:
-    account.dropped_documents[reason] += 1
-    place = (document.source if document else None) or source.rows.source(row)
-    ledger.dropped.append(Dropped(place.path, place.line, document.id if document else None, reason, detail))
+def _check_any(ledger: Ledger, scans: list[Scan], train: Sequence[DocumentSource]) -> None:
+    if any(len(scan.documents) for scan in scans[: len(train)]):
+        return
+    accounts = [ledger.sources[source.name] for source in train]
+    reasons = sum((account.dropped_documents for account in accounts), Counter())
+    raise BadDataError(
+        f"none of {sum(account.documents['read'] for account in accounts)} documents can be trained on. "
+        f"Reasons: {dict(reasons)}. Mark targets with <trainable_text>.",
+        ledger,
+    )
 
 
 def _repeats(
-    targets: np.ndarray,
-    of_source: np.ndarray,
-    sources: Sequence[DocumentSource],
-    train: int,
-    replay_share: float,
-    seed: int,
-) -> np.ndarray:
-    """How often each document is read."""
+    scans: list[Scan], train: Sequence[DocumentSource], replay_share: float, seed: int
+) -> list[np.ndarray]:
+    """How often each document of each source is read."""
     rng = np.random.default_rng(seed)
-    repeats = np.zeros(len(targets), dtype=np.int64)
-    totals = [int(targets[of_source == number].sum()) for number in range(train)]
-    passes = passes_for_shares(totals, [source.share for source in sources[:train]])
-    for number in range(train):
-        mine = of_source == number
-        repeats[mine] = repeat_documents(targets[mine], passes[number], rng)
-    wanted = replay_share / (1 - replay_share) * int((targets * repeats).sum())
-    replayed = of_source >= train
-    if replay_share and not targets[replayed].sum():
+    targets = [scan.column("targets") for scan in scans]
+    passes = passes_for_shares(
+        [int(count.sum()) for count in targets[: len(train)]], [source.share for source in train]
+    )
+    repeats = [repeat_documents(count, times, rng) for count, times in zip(targets, passes, strict=False)]
+    if len(scans) == len(train):
+        return repeats
+    trained = sum(int((count * times).sum()) for count, times in zip(targets, repeats, strict=False))
+    replayed = np.concatenate(targets[len(train) :])
+    if not replayed.sum():
         raise BadDataError("replay_data has no document that can be trained on, but replay_share is set.")
-    repeats[replayed] = draw_documents(targets[replayed], wanted, rng)
-    return repeats
+    drawn = draw_documents(replayed, replay_share / (1 - replay_share) * trained, rng)
+    ends = np.cumsum([len(count) for count in targets[len(train) :]])
+    return repeats + np.split(drawn, ends[:-1])
 
 
-def _account(
-    plan: Plan,
-    targets: np.ndarray,
-    of_source: np.ndarray,
-    sources: Sequence[DocumentSource],
-    train: int,
-    replay_share: float,
-) -> None:
-    """Enter the documents that were read and not dropped."""
-    for document, repeats in zip(plan.documents, plan.repeats.tolist(), strict=True):
-        account = plan.ledger.sources[sources[document.source].name]
-        counts = document.counts
-        account.tokens["read"] += counts.read
-        if not repeats:
-            account.documents["not_drawn"] += 1
-            account.tokens["not_drawn"] += counts.read
-            continue
-        account.documents["used"] += 1
-        account.documents["split"] += len(document.parts) > 1
-        account.documents["repeats"] += repeats - 1
-        account.samples += repeats * len(document.parts)
-        for key in ("targets", "context", "media", "special", "trimmed", "targets_without_context"):
-            account.tokens[key] += getattr(counts, key)
-        account.tokens["repeated"] += counts.repeated
-    read = targets * plan.repeats
+def _enter_unused(ledger: Ledger, account: SourceLedger, scan: Scan) -> None:
+    """Enter what was read and is not used."""
+    account.documents["read"] += scan.rows
+    account.documents += scan.marks
+    account.dropped_tokens += scan.dropped_tokens
+    account.tokens["read"] += scan.dropped_tokens.total()
+    for unused in scan.unused:
+        account.dropped_documents[unused.dropped.reason] += 1
+        account.documents["without_targets"] += unused.dropped.reason == "without_targets"
+        ledger.dropped.append(unused.dropped)
+
+
+def _enter_used(account: SourceLedger, scan: Scan, repeats: np.ndarray) -> None:
+    """Enter what is used, and what replay did not draw."""
+    drawn = repeats > 0
+    read, parts = scan.column("read"), scan.column("parts")
+    account.tokens["read"] += int(read.sum())
+    account.documents["not_drawn"] += int((~drawn).sum())
+    account.tokens["not_drawn"] += int(read[~drawn].sum())
+    account.documents["used"] += int(drawn.sum())
+    account.documents["split"] += int((drawn & (parts > 1)).sum())
+    account.documents["repeats"] += int((repeats[drawn] - 1).sum())
+    account.samples += int((repeats * parts).sum())
+    for name in COUNTS:
+        if name != "read":
+            account.tokens[name] += int(scan.column(name)[drawn].sum())
+
+
+def _enter_shares(plan: Plan, sources: Sequence[DocumentSource], train: int, replay_share: float) -> None:
+    """Enter the part of all targets that each source was asked for, and has."""
+    targets = [
+        int((scan.column("targets") * times).sum())
+        for scan, times in zip(plan.scans, plan.repeats, strict=True)
+    ]
     for number, source in enumerate(sources):
         account = plan.ledger.sources[source.name]
         account.share_asked = source.share if number < train else None
-        account.share_realised = round(float(read[of_source == number].sum() / max(read.sum(), 1)), 6)
+        account.share_realised = round(targets[number] / max(sum(targets), 1), 6)
     if len(sources) == train + 1:
         plan.ledger.sources[sources[train].name].share_asked = replay_share

@@ -64,7 +64,7 @@ def split_stream(
     Example:
         >>> import numpy as np
         >>> labels = np.array([-100, 1, 2, 3, 4, -100])
-        >>> stream = TokenStream(np.arange(6), labels, (labels > 0) * 1.0, (), np.array([5]), 0, 0)
+        >>> stream = TokenStream(np.arange(6), labels, (labels > 0) * 1.0, (), 0, 0)
         >>> [(part.start, part.stop) for part in split_stream(stream, 3)]
         [(0, 3), (2, 5)]
     """

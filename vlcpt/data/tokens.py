@@ -64,6 +64,10 @@ class RunTokenizer:
         # the accent of "e" + U+0301 would belong to no token.
         self._normalizer = tokenizer.backend_tokenizer.normalizer
         state["normalizer"] = None
+        ascii_text = "".join(map(chr, range(128)))
+        self._keeps_ascii = (
+            self._normalizer is None or self._normalizer.normalize_str(ascii_text) == ascii_text
+        )
         self._plain = Tokenizer.from_str(json.dumps(state))
 
     def tokenize(self, texts: Sequence[Text]) -> Run:
@@ -105,7 +109,9 @@ class RunTokenizer:
         return Run(ids, _token_weights(text, weights, first, last), cut_edges)
 
     def _normalized(self, text: str) -> str:
-        return text if self._normalizer is None else self._normalizer.normalize_str(text)
+        if self._normalizer is None or (self._keeps_ascii and text.isascii()):
+            return text
+        return str(self._normalizer.normalize_str(text))
 
     def _encode(self, text: str, start: int, stop: int) -> _Tokens:
         encoding = self._plain.encode(text[start:stop])

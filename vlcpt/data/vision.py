@@ -28,6 +28,7 @@ class PlacedMedium:
         start: Index of its vision start token.
         grid_thw: Patches in time, height and width, before merging, as ``image_grid_thw`` has them.
         size: Height and width in pixels as shown, before resizing.
+        min_pixels: The lower limit that applied.
         merge: Patches merged along each side.
         patch: Pixels of a patch along each side.
         interval: Position steps between two temporal grids.
@@ -38,6 +39,7 @@ class PlacedMedium:
     start: int
     grid_thw: tuple[int, int, int]
     size: tuple[int, int]
+    min_pixels: int
     merge: int
     patch: int
     interval: float = 1.0
@@ -61,12 +63,16 @@ class PlacedMedium:
         return time * height * width
 
     def tokens_at(self, max_pixels: int) -> int:
-        """The most pad tokens it takes with this ``max_pixels``, whatever its ``min_pixels`` are."""
+        """The pad tokens it takes with this ``max_pixels``.
+
+        A lower limit can give a thin image more of them: ``smart_resize`` counts its true area there,
+        and not that of the whole tokens that it fills.
+        """
         factor = self.patch * self.merge
-        # A min_pixels above it counts as equal to it; the cap of videos lets a twentieth more pass.
-        high = max_pixels if self.clip is None else int(max_pixels * 1.05)
-        height, width = smart_resize(*self.size, factor, min_pixels=max_pixels, max_pixels=high)
-        return min(self.tokens, self.grid_thw[0] * (height // factor) * (width // factor))
+        low = min(self.min_pixels, max_pixels)
+        high = max_pixels if self.clip is None else max(max_pixels, int(low * 1.05))
+        height, width = smart_resize(*self.size, factor, min_pixels=low, max_pixels=high)
+        return self.grid_thw[0] * (height // factor) * (width // factor)
 
     @property
     def stop(self) -> int:
@@ -106,8 +112,9 @@ class VisionEncoder:
     def _place_image(self, image: Image, start: int, root: Path | None) -> PlacedMedium:
         height, width = image_size(image, media_root=root, limits=self._limits)
         patch, merge = self._images.patch_size, self._images.merge_size
-        grid = (1, *self._grid(image, height, width, patch, merge, self._size(image)))
-        return PlacedMedium(image, start, grid, (height, width), merge, patch)
+        size = self._size(image)
+        grid = (1, *self._grid(image, height, width, patch, merge, size))
+        return PlacedMedium(image, start, grid, (height, width), size["shortest_edge"], merge, patch)
 
     def _place_video(self, video: Video, start: int, root: Path | None) -> PlacedMedium:
         clip = self._clip(video, root)
@@ -122,7 +129,8 @@ class VisionEncoder:
         time = -(-len(clip.indices) // processor.temporal_patch_size)
         grid = (time, *self._grid(video, clip.height, clip.width, patch, merge, size))
         interval = processor.temporal_patch_size / clip.sample_fps * self.tokens_per_second
-        return PlacedMedium(video, start, grid, (clip.height, clip.width), merge, patch, interval, clip)
+        shown, low = (clip.height, clip.width), size["shortest_edge"]
+        return PlacedMedium(video, start, grid, shown, low, merge, patch, interval, clip)
 
     def _clip(self, video: Video, root: Path | None) -> Clip:
         return clip_of(

@@ -26,11 +26,11 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from vlcpt.demo.build_data import CHINESE, Domain, Sheet, Split, make_sheets
+from vlcpt.demo.build_data import CHINESE, GENERAL_TEXT, Domain, Sheet, Split, make_sheets, make_texts
 from vlcpt.demo.build_tokenizer import build_processor, build_tokenizer
 
 HERE = Path(__file__).parent
@@ -38,12 +38,14 @@ MARKUP = re.compile(r"(</?trainable_text>|<image>|<video>)")
 SHIPPED: dict[str, tuple[Domain, Split, int]] = {
     "new_train": ("new", "train", 256),
     "new_eval": ("new", "held_out", 48),
-    "old_replay": ("old", "train", 160),
+    "old_replay": ("old", "train", 190),
     "old_eval": ("old", "held_out", 48),
 }
 PACK_TOKENS = 512
-# Of each pack of the base's training, the share that is general text.
-TEXT_SHARE = 0.12
+# Of the documents of the base's training, the share without media.
+TEXT_SHARE = 0.25
+# Keeps the base from being so sure that a few steps of training cannot change its mind.
+LABEL_SMOOTHING = 0.03
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Sample:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000, help="Steps of the base's training; 0 leaves it random.")
+    parser.add_argument(
+        "--steps", type=int, default=3000, help="Steps of the base's training; 0 leaves it random."
+    )
     parser.add_argument("--output_dir", type=Path, default=HERE, help="Where base/ and data/ are written.")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -81,7 +85,8 @@ def write_documents(folder: Path) -> None:
             for kind, files in (("images", sheet.images), ("videos", sheet.videos)):
                 if files:
                     row[kind] = [
-                        _write_media(folder / kind / f"{name}_{number:03d}_{n}", data) for n, data in enumerate(files)
+                        _write_media(folder / kind / f"{name}_{number:03d}_{n}", data)
+                        for n, data in enumerate(files)
                     ]
             rows.append(json.dumps(row, ensure_ascii=False))
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -92,28 +97,28 @@ def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGener
     ids = processor.tokenizer.convert_tokens_to_ids
     hidden = 128
     config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(processor.tokenizer),
-            hidden_size=hidden,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-            bos_token_id=ids("<|endoftext|>"),
-            eos_token_id=ids("<|im_end|>"),
-            pad_token_id=ids("<|endoftext|>"),
-        ),
-        vision_config=dict(
-            depth=3,
-            hidden_size=96,
-            intermediate_size=256,
-            num_heads=4,
-            out_hidden_size=hidden,
-            fullatt_block_indexes=[2],
-            tokens_per_second=2,
-        ),
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": ids("<|endoftext|>"),
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": [2],
+            "tokens_per_second": 2,
+        },
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"),
@@ -126,12 +131,14 @@ def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGener
 def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, steps: int) -> None:
     """Train all weights on packs of fresh documents; prints the loss and the time."""
     packs = pack_samples(base_samples(processor))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 1), pct_start=0.05)
     model.train()
     began, losses = time.monotonic(), []
     for step in range(1, steps + 1):
-        loss = pack_loss(model, processor, next(packs)).mean()
+        loss = pack_loss(model, processor, next(packs), LABEL_SMOOTHING).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -139,18 +146,19 @@ def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLP
         schedule.step()
         losses.append(loss.item())
         if step % 100 == 0:
-            print(f"step {step}  loss {np.mean(losses[-100:]):.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step}  loss {np.mean(losses[-100:]):.3f}  {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     model.eval()
 
 
 def base_samples(processor: Qwen2_5_VLProcessor) -> Iterator[Sample]:
-    """Old-domain documents without end, and now and then a paragraph of general text."""
+    """Old-domain documents and text, in turn and without end."""
     random = Random("base")
-    paragraphs = (HERE / "general.txt").read_text(encoding="utf-8").splitlines()
-    for sheet in make_sheets("old", "train", seed=0):
-        yield encode_sheet(sheet, processor)
-        if random.random() < TEXT_SHARE / 2:  # a paragraph is about twice as long as a document
-            yield encode_sheet(Sheet(f"<trainable_text>{random.choice(paragraphs)}</trainable_text>"), processor)
+    documents, texts = make_sheets("old", "train", seed=0), make_texts(seed=0)
+    while True:
+        yield encode_sheet(next(texts if random.random() < TEXT_SHARE else documents), processor)
 
 
 def encode_sheet(sheet: Sheet, processor: Qwen2_5_VLProcessor) -> Sample:
@@ -165,14 +173,18 @@ def encode_sheet(sheet: Sheet, processor: Qwen2_5_VLProcessor) -> Sample:
     }
     input_ids: list[int] = []
     targets: list[bool] = []
-    run, trained, inside = "", [], False
+    run, inside = "", False
+    trained: list[bool] = []
     for piece in (*MARKUP.split(sheet.text), "<end>"):
         if piece in ("<trainable_text>", "</trainable_text>"):
             inside = piece == "<trainable_text>"
         elif piece in (*cells, "<end>"):
             encoding = tokenizer(run, return_offsets_mapping=True)
             input_ids += encoding["input_ids"]
-            targets += [any(trained[i] for i in range(*span) if not run[i].isspace()) for span in encoding["offset_mapping"]]
+            targets += [
+                any(trained[i] for i in range(*span) if not run[i].isspace())
+                for span in encoding["offset_mapping"]
+            ]
             run, trained = "", []
             if piece != "<end>":
                 pad = ids("<|image_pad|>" if piece == "<image>" else "<|video_pad|>")
@@ -197,7 +209,10 @@ def pack_samples(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
 
 
 def pack_loss(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, pack: list[Sample]
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    pack: list[Sample],
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """The loss of each target of a pack whose documents do not see each other, shape (targets,)."""
     input_ids = torch.tensor([[number for sample in pack for number in sample.input_ids]])  # (1, T)
@@ -209,7 +224,11 @@ def pack_loss(
         media |= dict(processor.video_processor(videos, return_tensors="pt"))
     kinds = (input_ids == model.config.image_token_id) + 2 * (input_ids == model.config.video_token_id)
     rope, _ = model.model.get_rope_index(
-        input_ids, kinds.int(), media.get("image_grid_thw"), media.get("video_grid_thw"), torch.ones(len(videos))
+        input_ids,
+        kinds.int(),
+        media.get("image_grid_thw"),
+        media.get("video_grid_thw"),
+        torch.ones(len(videos)),
     )  # (3, 1, T)
     # Documents may start anywhere: rotary positions are relative. The text row restarts, which
     # transformers reads as a document's edge, and only without an attention mask.
@@ -223,23 +242,27 @@ def pack_loss(
         logits_to_keep=predicts[None],
         **media,
     )
-    return functional.cross_entropy(output.logits.view(-1, output.logits.shape[-1]), input_ids[0, targets], reduction="none")
+    logits = output.logits.view(-1, output.logits.shape[-1])  # (targets, vocabulary)
+    return functional.cross_entropy(
+        logits, input_ids[0, targets], reduction="none", label_smoothing=smoothing
+    )
 
 
-def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path) -> None:
+def save_base(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, folder: Path
+) -> None:
     """Write the model and its processor; weights as bfloat16, to be read as float32 (half the file)."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    weights = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)  # checks that it can be read
-    del weights
     file = folder / "model.safetensors"
-    from safetensors.torch import load_file
-
-    save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: value.bfloat16() for name, value in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
+    file.chmod(0o644)
 
 
 def _tokenizer_texts() -> Iterator[str]:
-    yield (HERE / "general.txt").read_text(encoding="utf-8")
+    yield GENERAL_TEXT.read_text(encoding="utf-8")
     for domain in ("old", "new"):
         for sheet in itertools.islice(make_sheets(domain, "train", seed=0), 600):
             text = MARKUP.sub("\n", sheet.text)
@@ -257,7 +280,7 @@ def _write_media(stem: Path, data: bytes) -> str:
 
 def _decode_clip(data: bytes) -> np.ndarray:
     """The frames of an MP4, shape (frames, 3, height, width)."""
-    with av.open(BytesIO(data)) as container:
+    with av.open(BytesIO(data), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1  # threads cost more than 8 frames
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames).transpose(0, 3, 1, 2)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -34,6 +35,7 @@ PHOTOGRAPHS = {
     "horse": ("a horse", "一匹马"),
     "clock": ("a clock", "一个钟"),
 }
+GENERAL_TEXT = Path(__file__).with_name("general.txt")
 HELD_OUT_SCANS = 350
 Domain = Literal["old", "new"]
 Split = Literal["train", "held_out"]
@@ -54,6 +56,32 @@ def make_sheets(domain: Domain, split: Split, seed: int) -> Iterator[Sheet]:
     kinds = (_reading, _reading, _reading, _two_readings, _two_readings, _clip, _photograph)
     while True:
         yield random.choice(kinds)(domain, split, random)
+
+
+def make_texts(seed: int) -> Iterator[Sheet]:
+    """Yield text without media: general paragraphs, and the same short thing said in both languages.
+
+    So the base knows Chinese words for what it sees, but has never said them about a picture.
+    """
+    random = Random(f"texts {seed}")
+    paragraphs = GENERAL_TEXT.read_text(encoding="utf-8").splitlines()
+    while True:
+        if random.random() < 0.3:
+            yield Sheet(_span(random.choice(paragraphs)))
+        else:
+            yield Sheet(_span(" = ".join(random.sample(_said_twice(random), 2))))
+
+
+def _said_twice(random: Random) -> tuple[str, str]:
+    digits = [random.randrange(10) for _ in range(random.randint(1, 6))]
+    direction = random.choice(sorted(DIRECTIONS))
+    return random.choice(
+        (
+            (_words(digits), _characters(digits)),
+            (f"{ENGLISH[digits[0]]} moves {direction}", f"{CHINESE[digits[0]]}向{DIRECTIONS[direction]}移动"),
+            random.choice(sorted(PHOTOGRAPHS.values())),
+        )
+    )
 
 
 def _reading(domain: Domain, split: Split, random: Random) -> Sheet:
@@ -116,7 +144,10 @@ def _scans(split: Split) -> list[tuple[int, Image.Image]]:
     order = Random("scans").sample(range(len(digits.target)), len(digits.target))
     chosen = order[:HELD_OUT_SCANS] if split == "held_out" else order[HELD_OUT_SCANS:]
     return [
-        (int(digits.target[n]), Image.fromarray(np.pad(np.uint8(255 - digits.images[n] * 255 / 16), 1, constant_values=255)))
+        (
+            int(digits.target[n]),
+            Image.fromarray(np.pad(np.uint8(255 - digits.images[n] * 255 / 16), 1, constant_values=255)),
+        )
         for n in sorted(chosen)
     ]
 
@@ -130,7 +161,9 @@ def _draw_digit(split: Split, random: Random) -> tuple[int, np.ndarray]:
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
     # Maps a pixel of the picture to a point of the scan, whose middle is (5, 5).
     matrix = (cos, sin, 5 - cos * x - sin * y, -sin, cos, 5 + sin * x - cos * y)
-    picture = scan.transform((CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=255)
+    picture = scan.transform(
+        (CELL, CELL), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=255
+    )
     return digit, np.asarray(picture) // 17 * 17
 
 
@@ -183,9 +216,13 @@ def _encode_clip(frames: list[np.ndarray]) -> bytes:
     """Frames as an MP4 of two frames a second, the rate at which Qwen2.5-VL looks at video."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=2, options={"crf": "20", "threads": "1"})
+        # A fixed quantiser: x264's rate control differs in the last bit from one process to the next.
+        stream = container.add_stream("libx264", rate=2, options={"qp": "20", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = 2 * CELL, 2 * CELL, "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+            # Video's luma runs from 16 to 235.
+            luma = np.round(16 + frame * (219 / 255)).astype(np.uint8)
+            planes = np.concatenate([luma, np.full((CELL, 2 * CELL), 128, dtype=np.uint8)])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
     return file.getvalue()

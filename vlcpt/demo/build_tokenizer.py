@@ -6,9 +6,11 @@ anew; the pre-tokenizer, the normaliser and the order of the control tokens are 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
-from tokenizers import AddedToken, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
@@ -59,20 +61,14 @@ def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     )
 
 
-def _with_control_tokens(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
+def _with_control_tokens(vocabulary: dict[str, int], merges: list[Any]) -> Qwen2Tokenizer:
     """A tokenizer whose control tokens follow the vocabulary in the model's order."""
-    # The constructor would add its own special tokens first, so they must already be known.
     control = {
         token: len(vocabulary) + number for number, token in enumerate((*SPECIAL_TOKENS, *ADDED_TOKENS))
     }
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        unk_token=None,
-        eos_token=None,
-        pad_token=None,
-        model_max_length=131072,
-    )
+    # Given to the constructor, the special tokens would be added first, in another order.
+    settings: dict[str, Any] = {"unk_token": None, "eos_token": None, "pad_token": None}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=131072, **settings)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED_TOKENS])
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
@@ -82,8 +78,6 @@ def _with_control_tokens(vocabulary: dict[str, int], merges: list[tuple[str, str
     return tokenizer
 
 
-def _merges_of(pipeline: object) -> list[tuple[str, str]]:
+def _merges_of(pipeline: Tokenizer) -> list[tuple[str, str]]:
     """The merges of a trained tokenizer, which its Python object shows only through its JSON."""
-    import json
-
     return [tuple(pair) for pair in json.loads(pipeline.to_str())["model"]["merges"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -15,7 +16,9 @@ from vlcpt.data.documents import Image
 from vlcpt.data.encoding import TokenStream
 from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.splitting import Part
-from vlcpt.training.evaluation import SetResult
+
+if TYPE_CHECKING:
+    from vlcpt.training.evaluation import SetResult
 
 # Two shades, so that neighbouring tokens can be told apart.
 _TARGET = ("black on green3", "black on dark_sea_green2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,10 +120,27 @@ def cache_in_saved_config(config: PreTrainedConfig) -> Iterator[None]:
         False
     """
     both = (config, config.get_text_config())
+    before = [one.use_cache for one in both]
     for one in both:
         one.use_cache = True
     try:
         yield
     finally:
-        for one in both:
-            one.use_cache = False
+        for one, value in zip(both, before, strict=True):
+            one.use_cache = value
+
+
+def declare_float32(directory: Path) -> None:
+    """Let a saved ``config.json`` say float32 where trained weights are: a plain load then keeps them.
+
+    ``save_pretrained`` of transformers 5.23 writes the type of the first parameter, which may be a
+    frozen one in bfloat16, and ``from_pretrained`` would round the trained ones to it.
+    """
+    path = directory / "config.json"
+    if not path.is_file():  # an adapter
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -61,7 +61,7 @@ class RunProgress(TrainerCallback):
         self._reset()
         if not state.is_world_process_zero:
             return
-        _keep_steps(Path(args.output_dir) / LOG_NAME, state.global_step)
+        _keep_steps(Path(str(args.output_dir)) / LOG_NAME, state.global_step)
         if self.console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(
                 TextColumn("training"),
@@ -115,9 +115,13 @@ class RunProgress(TrainerCallback):
                 logs["fill"] = round(self.tokens / (self.rows * self._max_length), 4)
             logs |= {f"learning_rate/{name}": rate for name, rate in self._learning_rates.items()}
             self._reset()
+        # What was spent on an evaluation is no time of the steps around it.
+        self._since += sum(
+            value for key, value in logs.items() if key.startswith("eval") and key.endswith("_runtime")
+        )
         if not state.is_world_process_zero:
             return
-        path = Path(args.output_dir) / LOG_NAME
+        path = Path(str(args.output_dir)) / LOG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
+from transformers.training_args import OptimizerNames
 
 from vlcpt.config import CPTConfig
 from vlcpt.data.collator import CPTDataCollator
@@ -21,6 +23,7 @@ from vlcpt.model.tuning import limit_checkpointing, parameter_groups
 from vlcpt.training.checkpoints import (
     StepSeeds,
     cache_in_saved_config,
+    declare_float32,
     find_checkpoint,
     quiet_partial_load,
     restore_weights,
@@ -54,10 +57,11 @@ class CPTTrainer(Trainer):
     """
 
     args: CPTConfig
+    model: PreTrainedModel | PeftModel
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         args: CPTConfig,
         train_dataset: Dataset[object] | None = None,
         eval_dataset: Dataset[object] | Mapping[str, Dataset[object]] | None = None,
@@ -80,7 +84,7 @@ class CPTTrainer(Trainer):
             args=args,
             data_collator=data_collator,  # type: ignore[arg-type]
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=trainer_metrics,
             callbacks=[*(callbacks or []), self.progress, StepSeeds(), _LimitCheckpointing()],
@@ -91,16 +95,19 @@ class CPTTrainer(Trainer):
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
-        trial: None = None,
+        trial: object = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train, from the start or from a checkpoint with every tensor restored."""
+        """Train, from the start or a checkpoint; that, and the best one at the end, load every tensor."""
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        if checkpoint is None:
-            return super().train(None, trial, ignore_keys_for_eval)
-        restore_weights(self.model, checkpoint)
+        if checkpoint is not None:
+            restore_weights(self.model, checkpoint)
         with quiet_partial_load():
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best and not self.is_deepspeed_enabled:
+            restore_weights(self.model, best)
+        return output
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[BatchTensors], num_batches: int, device: torch.device
@@ -122,7 +129,7 @@ class CPTTrainer(Trainer):
         model: nn.Module,
         inputs: BatchTensors,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Σ weight · nll of a batch over Σ weight of the step, as DDP's mean over ranks needs it."""
         losses = target_losses(model, inputs)
@@ -133,7 +140,8 @@ class CPTTrainer(Trainer):
         """The configured optimizer over one group a tower, each with its learning rate."""
         if self.optimizer is None:
             tuned = self.model if model is None else model
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, tuned)
+            # Typed for a PreTrainedModel; Trainer itself hands it whatever is trained.
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, tuned)  # type: ignore[arg-type]
             groups = parameter_groups(
                 tuned,
                 learning_rate=self.args.learning_rate,
@@ -143,24 +151,32 @@ class CPTTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 decay_names=self.get_decay_parameter_names(tuned),
             )
-            if not isinstance(optimizer_class, type) or {"params", "model", "optimizer_dict"} & set(kwargs):
+            # Some are no classes of optimizers but factories, and some bring their own groups.
+            is_plain = isinstance(optimizer_class, type) and issubclass(
+                optimizer_class, torch.optim.Optimizer
+            )
+            if not is_plain or {"params", "model", "optimizer_dict"} & set(kwargs):
                 raise ValueError(
-                    f"optim {self.args.optim} makes its own parameter groups, so towers cannot have learning "
-                    "rates of their own. Use adamw_torch, adamw_torch_fused, adamw_bnb_8bit or another "
-                    "optimizer that takes groups."
+                    f"optim {OptimizerNames(self.args.optim).value} makes its own parameter groups, so "
+                    "towers cannot have learning rates of their own. Use adamw_torch, adamw_torch_fused, "
+                    "adamw_bnb_8bit or another optimizer that takes groups."
                 )
-            self.optimizer = optimizer_class(groups, **kwargs)
+            # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
+            self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
         return super().create_optimizer(model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as others should find it.
 
-        Generation wants the cache that training must not use, and Trainer's pickle of all arguments
-        holds tokens in clear.
+        Generation wants the cache that training must not use, a plain load must not round what was
+        trained, and Trainer's pickle of all arguments holds tokens in clear.
         """
         with cache_in_saved_config(base_model(self.model).config):
             super().save_model(output_dir, _internal_call)
-        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        directory = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            declare_float32(directory)
+            (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(
         self,
@@ -171,7 +187,7 @@ class CPTTrainer(Trainer):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(model, self._prepare_inputs(inputs))
+            sums = row_sums(model, self._prepare_inputs(dict(inputs)))
         return None, sums, sums[:, 1:]
 
 
@@ -190,7 +206,7 @@ def _remove_upstream_progress(trainer: Trainer) -> None:
             trainer.remove_callback(callback)
 
 
-def _refuse(model: PreTrainedModel, args: CPTConfig) -> None:
+def _refuse(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
     """Ways of running that would give wrong results, or none."""
     if args.fsdp:
         raise ValueError("FSDP is not supported. Use DeepSpeed: --deepspeed zero2 or zero3.")
@@ -199,11 +215,9 @@ def _refuse(model: PreTrainedModel, args: CPTConfig) -> None:
             f"{args.n_gpu} GPUs in one process would use nn.DataParallel, which is not supported. "
             f"Launch with torchrun --nproc_per_node {args.n_gpu}, or set CUDA_VISIBLE_DEVICES=0."
         )
-    if args.label_smoothing_factor or args.use_liger_kernel or args.neftune_noise_alpha:
-        raise ValueError(
-            "label_smoothing_factor, use_liger_kernel and neftune_noise_alpha do not work with the "
-            "loss at the targets. Leave them out."
-        )
+    for name in ("label_smoothing_factor", "use_liger_kernel", "neftune_noise_alpha", "batch_eval_metrics"):
+        if getattr(args, name):
+            raise ValueError(f"{name} does not work with the loss at the targets. Leave it out.")
     found = base_model(model).config.vision_config.tokens_per_second
     if found != VisionEncoder.tokens_per_second:
         raise ValueError(

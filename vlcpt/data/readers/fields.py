@@ -17,12 +17,7 @@ def text_field(row: Row, name: str) -> str:
         >>> text_field({"text": "a"}, "text")
         'a'
     """
-    if name not in row:
-        near = difflib.get_close_matches(name, row, n=1)
-        hint = f"; did you mean {name!r} by {near[0]!r}?" if near else ""
-        found = ", ".join(map(repr, row)) or "none"
-        raise DocumentError(f"the field is missing{hint}. Fields found: {found}.", kind="row", field=name)
-    value = row[name]
+    value = required_field(row, name)
     if not isinstance(value, str):
         raise DocumentError(
             f"expected a string, found {type(value).__name__}. Put the document's text there.",
@@ -32,7 +27,23 @@ def text_field(row: Row, name: str) -> str:
     return value
 
 
-def list_field(row: Row, name: str) -> Sequence[object]:
+def required_field(row: Row, name: str) -> object:
+    """The value of a field that has to be there.
+
+    Example:
+        >>> required_field({"text": 1}, "text")
+        1
+    """
+    if name not in row:
+        near = difflib.get_close_matches(name, row, n=1)
+        hint = f"; did you mean {name!r} by {near[0]!r}?" if near else "."
+        raise DocumentError(
+            f"the field is missing{hint} Fields found: {field_names(row)}.", kind="row", field=name
+        )
+    return row[name]
+
+
+def list_field(row: Row, name: str, of: str = "media references") -> Sequence[object]:
     """An optional list; absent or null is an empty one.
 
     Example:
@@ -44,12 +55,27 @@ def list_field(row: Row, name: str) -> Sequence[object]:
         return []
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
         raise DocumentError(
-            f"expected a list of media references, found {type(value).__name__}. "
-            "Put the reference in square brackets.",
+            f"expected a list of {of}, found {type(value).__name__}. Put the reference in square brackets."
+            if of == "media references"
+            else f"expected a list of {of}, found {type(value).__name__}.",
             kind="row",
             field=name,
         )
     return value
+
+
+def required_list(row: Row, name: str, of: str) -> Sequence[object]:
+    """A list that has to be there and to hold something.
+
+    Example:
+        >>> required_list({"texts": ["a"]}, "texts", "texts")
+        ['a']
+    """
+    required_field(row, name)
+    values = list_field(row, name, of)
+    if not values:
+        raise DocumentError(f"expected a list of {of}, found none. Remove the row.", kind="row", field=name)
+    return values
 
 
 def id_field(row: Row) -> str | None:
@@ -65,3 +91,14 @@ def id_field(row: Row) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise DocumentError(f"expected a string, found {type(value).__name__}.", kind="row", field="id")
+
+
+def field_names(row: Row) -> str:
+    """The names of a row's fields, for messages.
+
+    Example:
+        >>> field_names({"a": 1, "b": 2})
+        "'a', 'b'"
+    """
+    names = ", ".join(map(repr, list(row)[:20]))
+    return names + (", …" if len(row) > 20 else "") if row else "none"

@@ -1,29 +1,17 @@
-"""A data file and its schema become documents by number."""
+"""Stored rows and their schema become documents by number."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-
-import orjson
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers import segments, text, vlcpt
 from vlcpt.data.readers.fields import id_field
-from vlcpt.data.readers.rows import TEXT_SUFFIXES, JsonlRows, MemoryRows, Rows, TextRows
-
-logger = logging.getLogger(__name__)
-
-SCHEMAS: dict[str, Callable[..., Document]] = {
-    "vlcpt": vlcpt.read_row,
-    "segments": segments.read_row,
-    "text": text.read_row,
-}
-FORMATS = ("auto", *SCHEMAS)
+from vlcpt.data.readers.rows import MemoryRows, Rows
+from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
+from vlcpt.data.readers.storage import default_name, open_rows
 
 
 @dataclass(frozen=True)
@@ -67,60 +55,80 @@ class DocumentSource:
 def open_source(
     path: str | Path | Sequence[object],
     *,
+    split: str | None = None,
     format: str = "auto",
     media_root: str | Path | None = None,
     name: str | None = None,
     share: float | None = None,
+    targets: str | None = None,
+    chat_template: bool = False,
     untagged: Untagged = "train",
 ) -> DocumentSource:
-    """Open a data file, a folder of text files, or rows in memory.
+    """Open a data file, a folder, a data set on the Hub, or rows in memory.
 
     Args:
-        path: ``.jsonl``, ``.json``, ``.txt``, ``.md``, a folder of text files; or a sequence of rows
-            or Documents, such as a ``datasets.Dataset``.
+        path: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow``, ``.tar``, ``.txt``, ``.md``, the first ones
+            also with ``.gz`` or ``.zst``; a folder of such files, or one that ``save_to_disk`` wrote; a
+            name on the Hub; or a sequence of rows or Documents, such as a ``datasets.Dataset``.
+        split: Of a saved data set or one on the Hub; files have none.
         format: The rows' schema; ``auto`` looks at the fields of the first rows.
         media_root: Folder that media paths start from and may not leave. Default: the data file's.
         name: Its name in the ledger. Default: the file's, without suffix.
         share: The part of all targets asked for.
-        untagged: What becomes of text without any tag.
+        targets: What trains, where the format leaves a choice: see ``docs/data.md``.
+        chat_template: Whether turns keep the model's markers; formats of conversations alone.
+        untagged: What becomes of text without any tag; format ``vlcpt`` alone.
 
     Raises:
-        DocumentError: If the file cannot be opened or its schema is not known.
+        DocumentError: If the data cannot be opened, its schema is not known, or has no such option.
 
     Example:
         >>> source = open_source([{"text": "a"}, {"text": "b"}])
         >>> len(source), source.document(1).name
         (2, 'rows:2')
     """
-    rows: Rows
-    if isinstance(path, str | Path):
-        file = Path(path)
-        rows = _open_rows(file, format)
-        root: str | None = str(media_root or (file if file.is_dir() else file.parent))
-        name = name or file.stem
-    else:
-        name = name or "rows"
-        rows = MemoryRows(path, name)
-        root = None if media_root is None else str(media_root)
-    if not len(rows):
-        raise DocumentError("there is no row in it.", kind="source", field=str(path)[:200])
-    schema = _detect(rows, name) if format == "auto" else format
-    if schema not in SCHEMAS:
-        raise DocumentError(
-            f"unknown format {schema!r}. Known: {', '.join(FORMATS)}.", kind="source", field=name
-        )
-    return DocumentSource(name, rows, partial(SCHEMAS[schema], untagged=untagged), root, share)
+    name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
+    try:
+        check_format(format, targets, chat_template)
+        rows: Rows
+        if isinstance(path, str | Path):
+            rows, own_root = open_rows(path, split=split, as_text=format == "text")
+            root: str | None = str(media_root or own_root)
+        else:
+            if split:
+                raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
+            rows = MemoryRows(path, name)
+            root = None if media_root is None else str(media_root)
+        if not len(rows):
+            raise DocumentError("there is no row in it.", kind="source", field=str(path)[:200])
+        format = detect_format(rows, name) if format == "auto" else format
+        read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
+    except DocumentError:
+        raise
+    except ValueError as error:
+        raise DocumentError(str(error), kind="source", field=name) from None
+    only = getattr(rows, "only", None)
+    if only is not None:  # tables: columns that the schema does not read are never touched
+        rows = only(("id", *SCHEMAS[format].fields))
+    return DocumentSource(name, rows, read, root, share)
 
 
 def read_documents(
-    path: str | Path, *, format: str = "auto", media_root: str | Path | None = None
+    path: str | Path,
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    media_root: str | Path | None = None,
+    targets: str | None = None,
 ) -> Iterator[Document]:
     """Every document of a file, each with its source.
 
     Args:
         path: The data file, see :func:`open_source`.
+        split: Of a saved data set or one on the Hub.
         format: The rows' schema.
         media_root: Folder of its media; default: the data file's.
+        targets: What trains, where the format leaves a choice.
 
     Raises:
         DocumentError: At the first row that cannot be read.
@@ -130,63 +138,6 @@ def read_documents(
         >>> next(read_documents(data_path("old_eval.jsonl"))).source.line
         1
     """
-    source = open_source(path, format=format, media_root=media_root)
+    source = open_source(path, split=split, format=format, media_root=media_root, targets=targets)
     for number in range(len(source)):
         yield source.document(number)
-
-
-def _open_rows(path: Path, format: str) -> Rows:
-    if "://" in str(path):
-        raise DocumentError(
-            "an address is not opened. Download the data and give its path.", kind="source", field=str(path)
-        )
-    if not path.exists():
-        raise DocumentError(
-            "no such file or folder. Give the path of a .jsonl, .json, .txt or .md file.",
-            kind="source",
-            field=str(path),
-        )
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix in TEXT_SUFFIXES:
-        return TextRows(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return JsonlRows(path)
-    if suffix == ".json":
-        try:
-            rows = orjson.loads(path.read_bytes())
-        except orjson.JSONDecodeError as error:
-            raise DocumentError(f"not JSON: {error}.", kind="json", field=str(path)) from None
-        if not isinstance(rows, list):
-            raise DocumentError(
-                f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=str(path)
-            )
-        return MemoryRows(rows, str(path))
-    raise DocumentError(
-        f"cannot read files ending in {suffix or 'nothing'!r}. Known: .jsonl, .json, .txt, .md.",
-        kind="source",
-        field=str(path),
-    )
-
-
-def _detect(rows: Rows, name: str) -> str:
-    """The schema that the first readable row's fields show."""
-    if isinstance(rows, TextRows):
-        return "text"
-    for number in range(min(len(rows), 100)):
-        try:
-            row = rows.row(number)
-        except DocumentError:
-            continue  # told, or counted, when its turn comes
-        if isinstance(row, Document):
-            return "vlcpt"
-        for schema, field in (("vlcpt", "text"), ("segments", "segments")):
-            if field in row:
-                logger.info("%s: format %s, because row %d has %r", name, schema, number + 1, field)
-                return schema
-        raise DocumentError(
-            f"no format fits the fields {', '.join(map(repr, row)) or '(none)'}. "
-            "Rows need 'text' (format vlcpt) or 'segments' (format segments).",
-            kind="source",
-            source=rows.source(number),
-        )
-    return "vlcpt"  # its reader names what is wrong with each row

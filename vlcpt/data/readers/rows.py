@@ -1,8 +1,8 @@
-"""How rows are stored, and reading any one of them: JSONL by byte offsets, text files, memory."""
+"""How rows are stored, and reading any one of them: JSON by byte offsets, text files, memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,11 +38,13 @@ class JsonlRows:
     """A JSONL file through an index of its lines: random access, memory for one line.
 
     Args:
-        path: The file.
+        path: The file, without compression.
+        name: What messages call it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
+        self._name = name or str(path)
         starts = [np.zeros(1, dtype=np.int64)]
         with path.open("rb") as file:
             done = 0
@@ -64,13 +66,47 @@ class JsonlRows:
         return len(self._lines)
 
     def source(self, number: int) -> Source:
-        return Source(str(self._path), int(self._lines[number]) + 1)
+        return Source(self._name, int(self._lines[number]) + 1)
 
     def row(self, number: int) -> Row:
         with self._path.open("rb") as file:
             file.seek(int(self._starts[number]))
             line = file.read(int(self._sizes[number]))
-        return _json_object(line.removeprefix(_BOM) if number == 0 else line)
+        return json_object(line.removeprefix(_BOM) if number == 0 else line)
+
+
+class JsonRows:
+    """The rows of a JSON file that holds a list, as compact bytes: read whole once, then by number.
+
+    Args:
+        path: The file, without compression.
+        name: What messages call it.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self._name = name or str(path)
+        try:
+            rows = orjson.loads(path.read_bytes().removeprefix(_BOM))
+        except orjson.JSONDecodeError as error:
+            raise DocumentError(f"not JSON: {error}.", kind="json", field=self._name) from None
+        if not isinstance(rows, list):
+            raise DocumentError(
+                f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
+            )
+        # Bytes, not objects: a fraction of the memory, and workers share it with the parent.
+        lines = [orjson.dumps(row) for row in rows]
+        self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
+        self._lines = b"".join(lines)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def source(self, number: int) -> Source:
+        return Source(self._name, number + 1)
+
+    def row(self, number: int) -> Row:
+        start = int(self._ends[number - 1]) if number else 0
+        return json_object(self._lines[start : int(self._ends[number])])
 
 
 class TextRows:
@@ -118,6 +154,12 @@ class MemoryRows:
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
 
+    def only(self, columns: Iterable[str]) -> MemoryRows:
+        """The same rows; of a ``datasets.Dataset``, these columns alone."""
+        if isinstance(self._rows, _ArrowRows):
+            self._rows = self._rows.only(columns)
+        return self
+
     def row(self, number: int) -> Row | Document:
         row = self._rows[number]
         if isinstance(row, Mapping | Document):
@@ -125,7 +167,13 @@ class MemoryRows:
         raise DocumentError(f"expected a dict or a Document, found {type(row).__name__}.", kind="row")
 
 
-def _json_object(line: bytes) -> Row:
+def json_object(line: bytes) -> dict[str, object]:
+    """A row from its JSON.
+
+    Example:
+        >>> json_object(b'{"text": "a"}')
+        {'text': 'a'}
+    """
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -157,6 +205,10 @@ class _ArrowRows(Sequence[object]):
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    def only(self, columns: Iterable[str]) -> _ArrowRows:
+        names = set(columns)
+        return _ArrowRows(self._tables.select_columns([n for n in self._tables.column_names if n in names]))
 
     def __getitem__(self, number: int) -> object:  # type: ignore[override]
         return self._tables[number].to_pylist()[0]

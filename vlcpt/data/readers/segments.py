@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vlcpt.data.documents import Document, DocumentError, Segment, Text
-from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.fields import Row, list_field
 from vlcpt.data.references import image_from, video_from
 
@@ -16,10 +15,10 @@ _KEYS = {
 }
 
 
-def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
+def read_row(row: Row) -> Document:
     """A document from a row of segments. Tags inside a text segment are plain characters.
 
-    A row always says itself what it trains, so ``untagged`` does not apply.
+    A row always says itself what it trains.
 
     Example:
         >>> read_row({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
@@ -33,7 +32,7 @@ def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
         )
     segments: list[Segment] = []
     empty_spans = 0
-    for number, entry in enumerate(list_field(row, "segments")):
+    for number, entry in enumerate(list_field(row, "segments", "segments")):
         place = f"segments[{number}]"
         try:
             segment = _segment(entry)

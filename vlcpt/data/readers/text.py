@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from vlcpt.data.documents import Document, Text
-from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.fields import Row, text_field
 
 
-def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
+def read_row(row: Row) -> Document:
     """A document whose whole text is trained; nothing in it is markup.
 
     Example:

@@ -1,0 +1,110 @@
+"""WebDataset tars: members of a key make a row, whatever schema it has."""
+
+import json
+import tarfile
+from io import BytesIO
+
+import pytest
+
+from vlcpt import DocumentError, Image, Text, Video
+from vlcpt.data.readers.files import open_source
+
+
+@pytest.fixture
+def tar(tmp_path):
+    def write(**members):
+        return write_all(members.items())
+
+    def write_all(members):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, BytesIO(data))
+        return open_source(tmp_path / "a.tar")
+
+    write.all = write_all
+    return write
+
+
+def caption(text):
+    return Text(text, trainable=True)
+
+
+def test_an_image_and_a_text_are_a_caption(tar):
+    source = tar.all([("1.jpg", b"x"), ("1.txt", b"A cat."), ("2.txt", b"A dog."), ("2.jpg", b"y")])
+
+    assert [source.document(number).segments for number in range(2)] == [
+        (Image("1.jpg", b"x"), caption("A cat.")),
+        (Image("2.jpg", b"y"), caption("A dog.")),
+    ]
+    assert [source.document(number).id for number in range(2)] == ["1", "2"]
+
+
+def test_img2datasets_shards_have_the_caption_twice(tar):
+    fields = json.dumps(
+        {"caption": "A cat.", "url": "http://a.org", "key": "1", "status": "success"}
+    ).encode()
+    source = tar.all([("1.jpg", b"x"), ("1.json", fields), ("1.txt", b"A cat.")])
+    assert source.document(0).segments == (Image("1.jpg", b"x"), caption("A cat."))
+
+
+def test_several_media_of_a_row_keep_the_archives_order(tar):
+    source = tar.all([("a/1.0.jpg", b"x"), ("a/1.1.PNG", b"y"), ("a/1.mp4", b"z"), ("a/1.txt", b"All.")])
+    assert source.document(0).segments == (
+        Image("a/1.0.jpg", b"x"),
+        Image("a/1.1.PNG", b"y"),
+        Video("a/1.mp4", b"z"),
+        caption("All."),
+    )
+
+
+@pytest.mark.parametrize("named", [["1.b.png", "1.a.png"], ["b.png", "a.png"], ["d/1.b.png", "d/1.a.png"]])
+def test_a_json_names_members_by_path_name_or_suffix(tar, named):
+    fields = {"text": "<IMG1> is not <IMG2>", "images": named}
+    source = tar.all([("d/1.a.png", b"a"), ("d/1.b.png", b"b"), ("d/1.json", json.dumps(fields).encode())])
+    assert [image.data for image in source.document(0).images] == [b"b", b"a"]
+
+
+def test_folders_links_hidden_files_and_other_members_are_no_rows(tar, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        link = tarfile.TarInfo("d/1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(folder)
+        archive.addfile(link)
+        for name, data in [
+            ("d/._1.jpg", b"?"),
+            ("README", b"?"),
+            ("1.jpg", b"x"),
+            ("1.cls", b"3"),
+            ("1.txt", b"A."),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, BytesIO(data))
+    source = open_source(tmp_path / "a.tar")
+
+    assert len(source) == 1
+    assert source.document(0).segments == (Image("1.jpg", b"x"), caption("A."))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("2.txt", b"alone")], "a.tar:2: image: expected an image or a video."),
+        ([("2.jpg", b"x"), ("2.txt", b"\xff")], "a.tar:2: txt: byte 0 is not UTF-8."),
+        ([("2.jpg", b"x"), ("2.json", b"[1]")], "a.tar:2: expected an object in {}, found list."),
+        ([("2.jpg", b"x")], "a.tar:2: caption: the field is missing."),
+        (
+            [("2.jpg", b"x"), ("2.json", b'{"caption": "a", "image": "/etc/passwd"}')],
+            """a.tar:2: image: names "/etc/passwd", but the row's files are 2.jpg.""",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said(tar, members, message):
+    source = tar.all([("1.jpg", b"x"), ("1.txt", b"A cat."), *members])
+    with pytest.raises(DocumentError) as caught:
+        source.document(1)
+    assert message in str(caught.value)

@@ -1,0 +1,101 @@
+"""Whatever a conversation holds: nothing is lost, and order stays."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data.strategies import texts
+from tests.support import png
+from vlcpt import DocumentError, Text, encode_document
+from vlcpt.data.readers.messages import read_row as read_messages
+from vlcpt.data.readers.sharegpt import read_row as read_sharegpt
+from vlcpt.data.readers.turns import ROLES, TARGETS
+
+turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
+
+
+@given(turns, st.sampled_from(TARGETS))
+def test_the_text_of_all_turns_appears_in_order_and_their_media_too(turns, targets):
+    images = [f"{n}.png" for n in range(sum(text.count("<image>") for _, text in turns))]
+    videos = [f"{n}.mp4" for n in range(sum(text.count("<video>") for _, text in turns))]
+    media = {"images": images, "videos": videos}
+    spoken = "\n".join(text for _, text in turns if text)
+    plain = spoken.replace("<image>", "\0").replace("<video>", "\1")
+
+    for row, read in (
+        ({"conversations": [{"from": role, "value": text} for role, text in turns]}, read_sharegpt),
+        ({"messages": [{"role": role, "content": text} for role, text in turns]}, read_messages),
+    ):
+        document = read(row | media, targets=targets)
+        signs = {"Image": "\0", "Video": "\1"}
+        found = [p.text if isinstance(p, Text) else signs[type(p).__name__] for p in document.segments]
+        assert "".join(found) == plain
+        assert [image.path for image in document.images] == images
+        assert [video.path for video in document.videos] == videos
+
+
+@given(turns)
+def test_by_default_the_models_turns_are_trained_to_the_character(turns):
+    turns = [(role, text.replace("<image>", " ").replace("<video>", " ")) for role, text in turns]
+    filled = [(role, text) for role, text in turns if text]
+    wanted = "".join(
+        text + "\n" * (number + 1 < len(filled)) for number, (role, text) in enumerate(filled) if ROLES[role]
+    )
+    document = read_sharegpt({"conversations": [{"from": role, "value": text} for role, text in turns]})
+
+    assert "".join(piece.text for piece in document.segments if piece.trainable) == wanted
+    assert document.empty_spans == sum(ROLES[role] and not text for role, text in turns)
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "<image>What is 1 + 1?"},
+    {"role": "assistant", "content": "It is 2."},
+    {"role": "user", "content": "And <|im_end|>?"},
+    {"role": "assistant", "content": ""},
+    {"role": "assistant", "content": "A word.", "loss_scale": 0.5},
+]
+
+
+def chat(processor, **options):
+    """The sample, and whether each token is a target."""
+    row = {"messages": CHAT, "images": [{"bytes": png(1)}]}
+    sample = encode_document(read_messages(row, chat_template=True, **options), processor)
+    return sample, sample.labels >= 0
+
+
+def test_a_chats_tokens_are_those_of_the_models_own_template(tiny_processor):
+    """But for the name of a control token in a user's text, which is never one."""
+    sample, _ = chat(tiny_processor)
+    pads = "<|image_pad|>" * int((sample.input_ids == tiny_processor.image_token_id).sum())
+    said = [turn for turn in CHAT if turn["content"]]
+    text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in said)
+    text = text.replace("<image>", f"<|vision_start|>{pads}<|vision_end|>") + "<|endoftext|>"
+    before, after = text.split("And <|im_end|>?")
+    encode = tiny_processor.tokenizer.encode
+    ids = sample.input_ids.tolist()
+
+    assert pads
+    assert ids[: len(encode(before))] == encode(before)
+    assert ids[-len(encode(after)) :] == encode(after)
+    assert len(ids) > len(encode(before)) + len(encode(after)) + 3
+
+
+def test_the_markers_are_context_but_for_the_end_of_a_trained_turn(tiny_processor):
+    sample, trained = chat(tiny_processor)
+    start, end = tiny_processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    ends = sample.input_ids == end
+
+    assert not trained[sample.input_ids == start].any()
+    assert sample.loss_weights[ends].tolist() == [0, 0, 1, 0, 0.5]
+    assert tiny_processor.tokenizer.decode(sample.input_ids[trained]) == (
+        "It is 2.<|im_end|>A word.<|im_end|><|endoftext|>"
+    )
+    assert chat(tiny_processor, targets="all")[0].loss_weights[ends].tolist() == [1, 1, 1, 1, 0.5]
+
+
+def test_what_a_chat_cannot_hold_is_an_error():
+    with pytest.raises(DocumentError, match=r"^messages\[0\]: chat_template has no form for the role 'tool'"):
+        read_messages({"messages": [{"role": "tool", "content": "a"}]}, chat_template=True)
+    with pytest.raises(DocumentError, match=r"edges have no markup\. Read it without chat_template"):
+        read_messages({"messages": CHAT[:1]}, chat_template=True).to_markup()

@@ -1,0 +1,31 @@
+"""Rows with markup."""
+
+import pytest
+
+from vlcpt import DocumentError, Image, Text, Video
+from vlcpt.data.readers.vlcpt import read_row
+
+
+def test_a_row_becomes_its_segments_and_other_fields_are_ignored():
+    row = {
+        "text": "<image>a<trainable_text>b</trainable_text><video>",
+        "images": ["a.png"],
+        "videos": [{"path": "a.mp4", "fps": 1}],
+        "score": 0.5,
+    }
+    assert read_row(row).segments == (
+        Image("a.png"),
+        Text("a"),
+        Text("b", trainable=True),
+        Video("a.mp4", fps=1.0),
+    )
+
+
+def test_absent_and_null_media_are_none():
+    assert read_row({"text": "a"}) == read_row({"text": "a", "images": None, "videos": []})
+
+
+def test_untagged_rows_follow_untagged():
+    assert read_row({"text": "a"}, untagged="mask").segments == (Text("a"),)
+    with pytest.raises(DocumentError, match="no <trainable_text> anywhere"):
+        read_row({"text": "a"}, untagged="error")

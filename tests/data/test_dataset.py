@@ -1,0 +1,235 @@
+"""The data set: the same items in any order and process, each sample once, from any kind of source."""
+
+import json
+import pickle
+import random
+
+import datasets
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.support import TEN, digits, png, row
+from vlcpt import CPTDataset, Document, DocumentError, Image, Text
+from vlcpt.data.encoding import Sample
+
+
+def equal(one: Sample, two: Sample) -> bool:
+    """Whether every tensor of two samples is."""
+    for name, value in vars(one).items():
+        other = getattr(two, name)
+        same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+        if not same:
+            return False
+    return vars(one).keys() == vars(two).keys()
+
+
+def equal_items(one: list[Sample], two: list[Sample]) -> bool:
+    return len(one) == len(two) and all(map(equal, one, two))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Ten documents with media and forty of text, one of them in parts."""
+    text = [row(f"{n} <trainable_text>{digits(5 + n, n)}</trainable_text>") for n in range(40)]
+    return [*TEN, *text, row(f"long <trainable_text>{digits(200)}</trainable_text>")]
+
+
+@pytest.fixture(scope="module")
+def dataset(rows, tiny_processor):
+    return CPTDataset(rows, tiny_processor, max_length=72)
+
+
+def test_items_are_the_same_in_any_order_of_access(dataset, rows, tiny_processor):
+    forwards = [dataset[number] for number in range(len(dataset))]
+    other = CPTDataset(rows, tiny_processor, max_length=72)
+    order = list(range(len(other)))
+    random.Random(1).shuffle(order)
+    assert len(forwards) > 10
+    assert all(equal_items(other[number], forwards[number]) for number in order)
+
+
+def test_a_pickled_copy_has_the_same_items(dataset):
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert len(copy) == len(dataset)
+    assert all(equal_items(copy[number], dataset[number]) for number in range(len(dataset)))
+    assert copy.ledger.as_json() == dataset.ledger.as_json()
+
+
+def test_two_loader_workers_give_the_same_items(dataset):
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=list)
+    found = [item for batch in loader for item in batch]
+    assert len(found) == len(dataset)
+    assert all(equal_items(item, dataset[number]) for number, item in enumerate(found))
+
+
+def test_packs_hold_each_sample_once_and_fit(dataset, rows):
+    names = [name for number in range(len(dataset)) for name in dataset.names(number)]
+    long = f"rows:{len(rows)}"
+    assert sorted(name for name in names if name != long) == sorted(f"rows:{n}" for n in range(1, len(rows)))
+    assert names.count(long) == 3
+    for number in range(len(dataset)):
+        item = dataset[number]
+        assert [sample.name for sample in item] == dataset.names(number)
+        assert sum(map(len, item)) <= 72
+        assert dataset.targets(number) == sum(int((sample.labels != -100).sum()) for sample in item)
+    assert dataset.ledger.fill > 0.8
+
+
+def test_without_packing_an_item_is_one_sample(rows, tiny_processor, dataset):
+    unpacked = CPTDataset(rows, tiny_processor, max_length=72, packing=False)
+    assert len(unpacked) == dataset.ledger.samples == unpacked.ledger.samples
+    assert {len(unpacked[number]) for number in range(len(unpacked))} == {1}
+    assert unpacked.ledger.fill is None
+
+
+def test_the_seed_decides_what_is_packed_together(rows, tiny_processor, dataset):
+    def plan(seed):
+        one = CPTDataset(rows, tiny_processor, max_length=72, seed=seed)
+        return [one.names(number) for number in range(len(one))]
+
+    assert plan(0) == [dataset.names(number) for number in range(len(dataset))]
+    assert plan(0) != plan(1)
+
+
+def test_an_index_outside_is_an_index_error(dataset):
+    assert equal_items(dataset[-1], dataset[len(dataset) - 1])
+    for index in (len(dataset), -len(dataset) - 1):
+        with pytest.raises(IndexError, match=f"item {index} of {len(dataset)}"):
+            dataset[index]
+    assert len(list(dataset)) == len(dataset)  # iteration ends
+
+
+# ---- other pixels
+
+
+def test_pixels_can_be_those_of_the_next_document_or_none(tiny_processor):
+    rows = [row(f"<image>{n}<trainable_text>{n}</trainable_text>", images=[png(n)]) for n in range(3)]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64, packing=False)
+    order = [int(dataset.names(number)[0].split(":")[1]) - 1 for number in range(3)]
+    own = {document: dataset[number][0] for number, document in enumerate(order)}
+    swapped = {document: dataset.with_pixels_of("next_document")[n][0] for n, document in enumerate(order)}
+    blank = {document: dataset.with_pixels_of("blank")[n][0] for n, document in enumerate(order)}
+    for document in range(3):
+        assert torch.equal(swapped[document].pixel_values, own[(document + 1) % 3].pixel_values)
+        assert not blank[document].pixel_values.any()
+        for other in (swapped[document], blank[document]):
+            assert torch.equal(other.input_ids, own[document].input_ids)
+            assert torch.equal(other.labels, own[document].labels)
+    assert torch.equal(dataset[0][0].pixel_values, own[order[0]].pixel_values)  # it is not changed itself
+
+
+@pytest.mark.parametrize(
+    ("rows", "has_media", "can_shuffle"),
+    [
+        ([row("a b")], False, False),
+        ([row("a <image>b", images=[png(1)])], True, False),
+        ([row("a <image>b", images=[png(n)]) for n in range(2)], True, True),
+    ],
+)
+def test_whether_there_is_another_image_to_swap_with(tiny_processor, rows, has_media, can_shuffle):
+    dataset = CPTDataset(rows, tiny_processor, max_length=64)
+    assert (dataset.has_media, dataset.can_shuffle) == (has_media, can_shuffle)
+
+
+# ---- sources
+
+
+def names_of(dataset):
+    return sorted(name for number in range(len(dataset)) for name in dataset.names(number))
+
+
+def test_sources_may_be_a_path_a_mapping_a_list_of_these_rows_or_documents(tiny_processor, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a b", "id": "' + name + '"}\n')
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+
+    def names(sources):
+        return names_of(CPTDataset(sources, tiny_processor, max_length=16))
+
+    assert names(str(one)) == names(one) == names({"path": one}) == names([one]) == ["one"]
+    assert names([str(one), {"path": str(two)}]) == ["one", "two"]
+    assert names([{"text": "a b", "id": "x"}]) == ["x"]
+    assert names([Document((Text("a b", True),), id="y")]) == ["y"]
+    assert names([{"text": "a b", "path": "ignored", "id": "z"}]) == ["z"]
+    assert names({"path": [{"text": "a b"}], "name": "mine"}) == ["mine:1"]
+    assert names(datasets.Dataset.from_dict({"text": ["a b", "c d"]})) == ["rows:1", "rows:2"]
+
+
+def test_two_sources_of_one_name_are_refused(tiny_processor, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text('{"text": "a b"}\n')
+    paths = [tmp_path / "a" / "train.jsonl", tmp_path / "b" / "train.jsonl"]
+    with pytest.raises(DocumentError, match=r"two sources are called 'train'\. Give each its own 'name'\."):
+        CPTDataset(paths, tiny_processor, max_length=16)
+    named = [{"path": path, "name": path.parent.name} for path in paths]
+    assert list(CPTDataset(named, tiny_processor, max_length=16).ledger.sources) == ["a", "b"]
+
+
+def test_a_key_that_a_file_cannot_have_is_refused(tiny_processor, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a b"}\n')
+    with pytest.raises(DocumentError, match="split 'train' does not apply to a file"):
+        CPTDataset({"path": path, "split": "train"}, tiny_processor, max_length=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replay_share": 1.0}, "replay_share must be at least 0 and below 1; found 1.0"),
+        ({"replay_share": -0.1}, "replay_share must be at least 0"),
+        ({"max_length": 1}, "max_length must be at least 2, a target and its context; found 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(tiny_processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        CPTDataset([row("a b")], tiny_processor, **({"max_length": 16} | options))
+
+
+def test_the_shortest_max_length_trains_every_target(tiny_processor):
+    dataset = CPTDataset([row(digits(9))], tiny_processor, max_length=2)
+    trained = [int(sample.labels[1]) for number in range(len(dataset)) for sample in dataset[number]]
+    assert len(trained) == 9  # 9 digits without the first, and end-of-text
+    assert all(len(item) == 1 and len(item[0]) == 2 for item in dataset)
+
+
+# ---- where media lie
+
+
+def test_media_must_lie_in_the_folder_of_the_data_file(tiny_processor, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "in.png").write_bytes(png(0))
+    (tmp_path / "out.png").write_bytes(png(1))
+    path = tmp_path / "data" / "train.jsonl"
+
+    path.write_text(json.dumps({"text": "a <image>b", "images": ["in.png"]}))
+    assert CPTDataset(path, tiny_processor, max_length=32)[0][0].image_grid_thw.tolist() == [[1, 4, 4]]
+
+    path.write_text("\n" + json.dumps({"text": "a <image>b", "images": ["../out.png"]}))
+    with pytest.raises(DocumentError) as caught:
+        CPTDataset(path, tiny_processor, max_length=32)
+    assert str(caught.value).startswith(f"{path}:2: images: '../out.png' lies outside the media_root")
+    wider = {"path": path, "media_root": tmp_path / "data" / ".."}
+    with pytest.raises(DocumentError, match="lies outside"):  # paths are relative to the media_root
+        CPTDataset(wider, tiny_processor, max_length=32)
+    path.write_text(json.dumps({"text": "a <image>b", "images": ["out.png"]}))
+    assert len(CPTDataset(wider, tiny_processor, max_length=32)) == 1
+
+
+def test_documents_in_memory_keep_to_the_media_root_of_their_source(tiny_processor, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(0))
+    (tmp_path / "out.png").write_bytes(png(1))
+    inside = Document((Image("a.png"), Text("a b", True)))
+    outside = Document((Image(str(tmp_path / "out.png")), Text("a b", True)))
+
+    def make(document):
+        return CPTDataset(
+            {"path": [document], "media_root": tmp_path / "in", "name": "mine"}, tiny_processor, max_length=32
+        )
+
+    assert len(make(inside)) == 1
+    with pytest.raises(DocumentError, match=r"mine:1: images: .* lies outside the media_root"):
+        make(outside)
+    assert len(CPTDataset([outside], tiny_processor, max_length=32)) == 1  # without one, as trusted

@@ -1,0 +1,49 @@
+"""Packs: every sample once, none too long, little room left."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlcpt.data.packing import plan_packs
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=80), st.integers(60, 100))
+def test_every_sample_is_in_one_pack_and_no_pack_is_too_long(lengths, max_length):
+    packs = plan_packs(lengths, max_length)
+    assert sorted(number for pack in packs for number in pack) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[number] for number in pack) <= max_length for pack in packs)
+    # Any two packs together are too long for one.
+    totals = sorted(sum(lengths[number] for number in pack) for pack in packs)
+    assert len(totals) < 2 or totals[0] + totals[1] > max_length
+
+
+def test_the_fullest_pack_that_has_room_is_taken():
+    # 6 and 5 open a pack each; 3 goes to the 6, which it fills, and 4 to the 5.
+    assert plan_packs([3, 6, 4, 5], max_length=9) == [[1, 0], [3, 2]]
+
+
+def test_packs_of_many_random_lengths_are_99_percent_full():
+    rng = random.Random(0)
+    lengths = [rng.randint(50, 4000) for _ in range(20_000)]
+    before = time.process_time()
+    packs = plan_packs(lengths, 8192)
+    assert time.process_time() - before < 3
+    assert sum(lengths) / (len(packs) * 8192) >= 0.99
+
+
+def test_a_sample_longer_than_a_pack_is_refused():
+    with pytest.raises(ValueError, match="sample 1 has 8 tokens, more than max_length 7"):
+        plan_packs([7, 8], 7)
+
+
+def test_no_samples_make_no_packs():
+    assert plan_packs([], 10) == []
+
+
+def test_a_plan_depends_on_the_lengths_alone():
+    lengths = [random.Random(1).randint(1, 50) for _ in range(500)]
+    assert plan_packs(lengths, 64) == plan_packs(list(lengths), 64)

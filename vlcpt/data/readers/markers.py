@@ -1,0 +1,123 @@
+"""``<image>`` and ``<video>`` in the text of rows that users already have, and the files they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from vlcpt.data.documents import DocumentError, Image, Medium, Video
+from vlcpt.data.readers.fields import Row, list_field
+from vlcpt.data.references import image_from, video_from
+
+Marker = type[Image] | type[Video]
+"""The class stands for "the next file of this kind"."""
+
+Piece = str | Medium | Marker
+"""A part of a turn: text without markers, a medium, or a marker that still needs its file."""
+
+MEDIA_FIELDS = ("images", "image", "videos", "video")
+
+M = TypeVar("M", Image, Video)
+
+_MARKERS: dict[str, Marker] = {"<image>": Image, "<video>": Video}
+
+
+def split_markers(text: str) -> list[Piece]:
+    """Text cut at its markers.
+
+    Example:
+        >>> split_markers("a<image>b")
+        ['a', <class 'vlcpt.data.documents.Image'>, 'b']
+    """
+    return [_MARKERS.get(piece, piece) for piece in re.split("(<image>|<video>)", text) if piece]
+
+
+def media_files(row: Row) -> tuple[list[Image], list[Video]]:
+    """The images and videos that a row lists, under the plural or the singular name, as list or alone.
+
+    Example:
+        >>> media_files({"image": "a.png"})[0]
+        [Image(path='a.png', min_pixels=None, max_pixels=None)]
+    """
+    images = [_read(image_from, *named) for named in _references(row, "images", "image")]
+    videos = [_read(video_from, *named) for named in _references(row, "videos", "video")]
+    return images, videos
+
+
+def place_media(
+    turns: Sequence[Sequence[Piece]], row: Row, field: str, *, missing_first: int | None = None
+) -> list[list[str | Medium]]:
+    """Every marker replaced by its file, in reading order.
+
+    Args:
+        turns: The pieces of each turn.
+        row: Lists the files.
+        field: Where the turns stand, for messages.
+        missing_first: The turn that all files are put before, images first, where no turn has a marker;
+            None: such a row is an error.
+
+    Raises:
+        DocumentError: If markers and files do not agree in number.
+
+    Example:
+        >>> place_media([["a"], ["b"]], {"image": "x.png"}, "conversations", missing_first=0)[0]
+        [Image(path='x.png', min_pixels=None, max_pixels=None), 'a']
+    """
+    images, videos = media_files(row)
+    pieces = [piece for turn in turns for piece in turn]
+    turns = [list(turn) for turn in turns]
+    if missing_first is not None and not any(isinstance(piece, type) for piece in pieces):
+        turns[missing_first] = [*images, *videos, *turns[missing_first]]
+        return turns  # type: ignore[return-value]
+    for marker, kind, files in (("<image>", Image, images), ("<video>", Video, videos)):
+        markers = pieces.count(kind)
+        if markers != len(files):
+            raise DocumentError(
+                f"there are {markers} {marker} marker{'s' * (markers != 1)} but the row lists {len(files)} "
+                f"{kind.__name__.lower()}{'s' * (len(files) != 1)}. Give each marker one file, in order.",
+                kind="markers",
+                field=field,
+            )
+    of_kind = {Image: iter(images), Video: iter(videos)}
+    return [[next(of_kind[piece]) if isinstance(piece, type) else piece for piece in turn] for turn in turns]  # type: ignore[misc]
+
+
+def refuse_unread(row: Row) -> None:
+    """An error where a row has something that would be lost without a word.
+
+    Example:
+        >>> refuse_unread({"audios": []})
+    """
+    for name, reason in (
+        ("audios", "audio is not read. Remove the row, or the field and its <audio> markers."),
+        ("audio", "audio is not read. Remove the row, or the field and its <audio> markers."),
+        ("objects", "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."),
+    ):
+        value = row.get(name)
+        # Arrow fills the keys that other rows have with nulls and empty lists.
+        if any(value.values()) if isinstance(value, Mapping) else value:
+            raise DocumentError(reason, kind="row", field=name)
+
+
+def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]]:
+    """Each reference with its place in the row."""
+    given = [name for name in (plural, singular) if row.get(name) is not None]
+    if not given:
+        return []
+    if len(given) == 2 and row[plural] and row[singular]:
+        raise DocumentError(
+            f"{plural!r} and {singular!r} are both given. Keep one.", kind="row", field=singular
+        )
+    name = given[0] if row[given[0]] else given[-1]
+    value = row[name]
+    if isinstance(value, str | Mapping | Image | Video):
+        return [(value, name)] if value else []
+    return [(one, f"{name}[{number}]") for number, one in enumerate(list_field(row, name))]
+
+
+def _read(read: Callable[[object], M], reference: object, place: str) -> M:
+    try:
+        return read(reference)
+    except DocumentError as error:
+        raise error.at(None, place) from None

@@ -1,0 +1,132 @@
+"""Rows of ``{"messages": [{"role", "content"}], "images"}``: OpenAI, ms-swift, LLaMA-Factory, TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vlcpt.data.documents import Document, DocumentError, Image, Video
+from vlcpt.data.readers.fields import Row, required_list
+from vlcpt.data.readers.markers import Piece, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.turns import (
+    Targets,
+    Turn,
+    document_of_turns,
+    system_turn,
+    turn_entry,
+    turn_role,
+    turn_weight,
+)
+from vlcpt.data.references import image_from, video_from
+
+# Where a part of each type holds what it is about: the first key that is set.
+_MEDIA_KEYS = {
+    "image": ("image", "path", "url", "bytes"),
+    "image_url": ("image_url",),
+    "video": ("video", "path", "url", "bytes"),
+    "video_url": ("video_url",),
+}
+_SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
+# Words of a turn that are not in its content: without them something of the turn would be lost.
+_UNREAD = ("tool_calls", "function_call", "reasoning_content")
+
+
+def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
+    """A document of all turns.
+
+    In a content that is a string, ``<image>`` and ``<video>`` are markers of the row's files. In one
+    that is a list of parts, media have parts of their own and text is plain; a part
+    ``{"type": "image"}`` without a reference takes the row's next file.
+
+    Example:
+        >>> part = {"type": "image_url", "image_url": {"url": "cat.png"}}
+        >>> row = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]}
+        >>> read_row(row, targets="all").to_markup()
+        '<image><trainable_text>What?</trainable_text>'
+    """
+    refuse_unread(row)
+    turns: list[Turn] = []
+    pieces: list[list[Piece]] = []
+    for number, one in enumerate(required_list(row, "messages", "turns")):
+        place = f"messages[{number}]"
+        entry = turn_entry(one, place)
+        role = turn_role(entry, "role", place)
+        for key in _UNREAD:
+            if entry.get(key):
+                raise DocumentError(
+                    "this part of a turn is not read. Write it into 'content' as the model should see it.",
+                    kind="row",
+                    field=f"{place}.{key}",
+                )
+        turns.append(Turn(place, role, (), turn_weight(entry, place)))
+        pieces.append(_content(entry.get("content"), f"{place}.content"))
+    placed = place_media(pieces, row, "messages")
+    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
+    return document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+
+
+def _content(content: object, place: str) -> list[Piece]:
+    if isinstance(content, str):
+        return split_markers(content)
+    if isinstance(content, Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise DocumentError(
+            f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
+        )
+    pieces: list[Piece] = []
+    for number, part in enumerate(content):
+        piece = _part(part, f"{place}[{number}]")
+        if piece != "":
+            pieces.append(piece)
+    return pieces
+
+
+def _part(part: object, place: str) -> Piece:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise DocumentError(f"expected a part in {{}}, found {type(part).__name__}.", kind="row", field=place)
+    kind = part.get("type")
+    if kind == "text":
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise DocumentError(
+                f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.text"
+            )
+        return text
+    if not isinstance(kind, str) or kind not in _MEDIA_KEYS:
+        raise DocumentError(
+            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {kind!r}.",
+            kind="row",
+            field=f"{place}.type",
+        )
+    known = {"type", "text", *_MEDIA_KEYS[kind], *_SIZES}
+    # Null is how Arrow fills the keys that other parts of a row have.
+    unknown = [key for key, value in part.items() if key not in known and value is not None]
+    if unknown:
+        raise DocumentError(
+            f"a part of type {kind!r} has no such key. Known: {', '.join(sorted(known))}.",
+            kind="row",
+            field=f"{place}.{unknown[0]}",
+        )
+    is_image = kind.startswith("image")
+    key = next((key for key in _MEDIA_KEYS[kind] if part.get(key) is not None), None)
+    sizes = {name: part[name] for name in _SIZES if part.get(name) is not None}
+    if key is None:
+        if kind.endswith("_url") or sizes:
+            raise DocumentError(
+                f"expected a reference under {_MEDIA_KEYS[kind][0]!r}, found none.", kind="row", field=place
+            )
+        return Image if is_image else Video
+    reference = part[key]
+    if kind.endswith("_url") and isinstance(reference, Mapping):
+        reference = reference.get("url")  # beside it OpenAI has 'detail'
+    if key == "bytes":
+        reference = {"bytes": reference}
+    if sizes and isinstance(reference, str):
+        reference = {"path": reference, **sizes}
+    elif sizes and isinstance(reference, Mapping):
+        reference = {**reference, **sizes}
+    try:
+        return image_from(reference) if is_image else video_from(reference)
+    except DocumentError as error:
+        raise error.at(None, f"{place}.{key}") from None

@@ -1,0 +1,205 @@
+"""The formats by name: which fields each reads, what ``targets`` may be, and how a row is recognised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.markup import Untagged
+from vlcpt.data.readers import caption, messages, mmc4, obelics, segments, sharegpt, text, turns, vlcpt
+from vlcpt.data.readers.fields import Row, field_names
+from vlcpt.data.readers.rows import Rows, TextRows
+
+logger = logging.getLogger(__name__)
+
+_CONVERSATION = ("images", "image", "videos", "video", "system", "audios", "audio", "objects")
+_LOOKED_AT = 20  # readable rows, of the first 100
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One format.
+
+    Args:
+        read: Makes a row a Document.
+        fields: What it reads of a row, besides ``id``; the first ones tell the format.
+        targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
+        sample: What messages show of a row.
+        chat: Whether it has turns, and so ``chat_template``.
+    """
+
+    read: Callable[..., Document]
+    fields: tuple[str, ...]
+    targets: tuple[str, ...]
+    sample: str
+    chat: bool = False
+
+
+SCHEMAS: dict[str, Schema] = {
+    "vlcpt": Schema(vlcpt.read_row, ("text", "images", "videos"), (), "text with markup"),
+    "segments": Schema(segments.read_row, ("segments",), (), "segments"),
+    "sharegpt": Schema(
+        sharegpt.read_row,
+        ("conversations", *_CONVERSATION),
+        turns.TARGETS,
+        "conversations of from and value",
+        True,
+    ),
+    "messages": Schema(
+        messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content", True
+    ),
+    "caption": Schema(
+        caption.read_row,
+        ("caption", "text", "image", "images", "video", "videos", "audio", "audios", "objects"),
+        ("all",),
+        "image and caption, or image and text",
+    ),
+    "obelics": Schema(obelics.read_row, ("texts", "images", "image_files"), ("all",), "images and texts"),
+    "mmc4": Schema(mmc4.read_row, ("text_list", "image_info"), ("all",), "text_list and image_info"),
+    "text": Schema(text.read_row, ("text",), ("all",), "files of plain text"),
+}
+FORMATS = ("auto", *SCHEMAS)
+
+
+def schema_reader(
+    format: str,
+    *,
+    untagged: Untagged = "train",
+    targets: str | None = None,
+    chat_template: bool = False,
+) -> Callable[..., Document]:
+    """What makes a row of this format a Document, with its options.
+
+    Raises:
+        ValueError: If the format is unknown, or has no such option.
+
+    Example:
+        >>> schema_reader("sharegpt", targets="none")
+        Traceback (most recent call last):
+        ...
+        ValueError: targets 'none' is unknown. Format sharegpt has: assistant, last, all.
+    """
+    check_format(format, targets, chat_template)
+    schema = SCHEMAS[format]
+    if format == "vlcpt":
+        return partial(schema.read, untagged=untagged)
+    if not schema.chat:  # there is no choice
+        return schema.read
+    return partial(schema.read, targets=targets or schema.targets[0], chat_template=chat_template)
+
+
+def check_format(format: str, targets: str | None = None, chat_template: bool = False) -> None:
+    """Raise ValueError for a format that is unknown, or that has no such option.
+
+    Example:
+        >>> check_format("mesages")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, caption, obelics, mmc4, text.
+    """  # noqa: E501
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}.")
+    if chat_template and format != "auto" and not SCHEMAS[format].chat:
+        having = ", ".join(name for name, schema in SCHEMAS.items() if schema.chat)
+        raise ValueError(f"chat_template does not apply to format {format}, only to {having}. Remove it.")
+    if targets is None:
+        return
+    known = SCHEMAS[format].targets if format != "auto" else turns.TARGETS
+    if not known:
+        raise ValueError(
+            f"targets {targets!r} does not apply to format {format}: its rows mark what trains. Remove it."
+        )
+    if targets not in known:
+        raise ValueError(f"targets {targets!r} is unknown. Format {format} has: {', '.join(known)}.")
+
+
+def detect_format(rows: Rows, name: str) -> str:
+    """The format that the fields of the first rows show; what was chosen, and why, is logged.
+
+    Raises:
+        DocumentError: If no format fits, or more than one.
+
+    Example:
+        >>> from vlcpt.data.readers.rows import MemoryRows
+        >>> detect_format(MemoryRows([{"image": "a.png", "caption": "A cat."}], "rows"), "rows")
+        'caption'
+    """
+    if isinstance(rows, TextRows):
+        return "text"
+    first_of: dict[str, int] = {}  # the first row that each format fits
+    unknown: tuple[int, Row] | None = None
+    for number, row in islice(_readable(rows), _LOOKED_AT):
+        found = ["vlcpt"] if isinstance(row, Document) else _fitting(row)
+        for format in found:
+            first_of.setdefault(format, number)
+        if not found and unknown is None and not isinstance(row, Document):
+            unknown = (number, row)
+    if len(first_of) == 1:
+        (format,) = first_of
+        logger.info(
+            "%s: format %s, because row %d has %s. Set format to read it otherwise.",
+            *(name, format, first_of[format] + 1, SCHEMAS[format].sample),
+        )
+        return format
+    if first_of:
+        found_in = ", ".join(
+            f"{format} (row {row + 1}: {SCHEMAS[format].sample})" for format, row in first_of.items()
+        )
+        raise DocumentError(
+            f"the first rows fit more than one format: {found_in}. Set format to the one that is meant.",
+            kind="source",
+            field=name,
+        )
+    if unknown is not None:
+        known = "; ".join(f"{format}: {schema.sample}" for format, schema in SCHEMAS.items())
+        raise DocumentError(
+            f"no format fits the fields {field_names(unknown[1])}. Known formats: {known}.",
+            kind="source",
+            source=rows.source(unknown[0]),
+        )
+    return "vlcpt"  # no row could be read: its reader names what is wrong with each
+
+
+def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:
+    for number in range(min(len(rows), 100)):
+        try:
+            yield number, rows.row(number)
+        except DocumentError:
+            continue  # told, or counted, when its turn comes
+
+
+def _fitting(row: Row) -> list[str]:
+    """The formats whose fields a row has; a null is no field, for Arrow fills rows with them."""
+    given = {name for name, value in row.items() if value is not None}
+    found = [
+        format
+        for format, needed in (
+            ("segments", {"segments"}),
+            ("sharegpt", {"conversations"}),
+            ("messages", {"messages"}),
+            ("mmc4", {"text_list", "image_info"}),
+        )
+        if needed <= given
+    ]
+    if {"texts", "images"} <= given and _are_texts(row["texts"]):
+        found.append("obelics")
+    alone = bool({"image", "video"} & given)
+    listed = bool(row.get("images") or row.get("videos"))
+    if "caption" in given and (alone or listed):
+        found.append("caption")
+    elif "text" in given and alone and not listed and not found:
+        marked = isinstance(row["text"], str) and "<trainable_text" in row["text"]
+        found += ["vlcpt", "caption"] if marked else ["caption"]
+    elif "text" in given:
+        found.append("vlcpt")
+    return found
+
+
+def _are_texts(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return False
+    return all(one is None or isinstance(one, str) for one in value)

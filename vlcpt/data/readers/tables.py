@@ -1,0 +1,216 @@
+"""Rows of Parquet and Arrow files, of saved ``datasets`` and of data sets on the Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlcpt.data.documents import DocumentError, Source
+from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.rows import MemoryRows
+
+# Row groups are kept while they fit here, at least one: memory stays flat, and reading on is fast.
+_KEPT_BYTES = 128 << 20
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class ParquetRows:
+    """A Parquet file by row groups: a row costs reading its group, the last ones are kept.
+
+    Args:
+        path: The file.
+        columns: The columns to read; None: all.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str] | None = None) -> None:
+        self._path = path
+        try:
+            with pq.ParquetFile(path) as file:
+                groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+                names = file.schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, "Parquet", error) from None
+        wanted = None if columns is None else set(columns)
+        self._columns = [name for name in names if wanted is None or name in wanted]
+        self._ends = np.cumsum(groups, dtype=np.int64)
+        self._file: tuple[int, pq.ParquetFile] | None = None
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_file": None, "_groups": OrderedDict()}
+
+    def source(self, number: int) -> Source:
+        return Source(str(self._path), number + 1)
+
+    def row(self, number: int) -> Row:
+        group = int(np.searchsorted(self._ends, number, side="right"))
+        start = int(self._ends[group - 1]) if group else 0
+        try:
+            return _row(self._group(group), number - start)
+        except (pa.ArrowException, OSError) as error:
+            raise DocumentError(
+                f"row group {group} cannot be read: {error}. Write the file again.", kind="row"
+            ) from None
+
+    def only(self, columns: Iterable[str]) -> ParquetRows:
+        """The same rows with these columns alone, so that nothing else is read."""
+        return ParquetRows(self._path, columns)
+
+    def _group(self, group: int) -> pa.Table:
+        if group in self._groups:
+            self._groups.move_to_end(group)
+            return self._groups[group]
+        # A forked worker opens the file itself: the parent's place in it is shared.
+        if self._file is None or self._file[0] != os.getpid():
+            self._file = (os.getpid(), pq.ParquetFile(self._path))
+        table = self._file[1].read_row_group(group, columns=self._columns, use_threads=False)
+        while (
+            self._groups and table.nbytes + sum(kept.nbytes for kept in self._groups.values()) > _KEPT_BYTES
+        ):
+            self._groups.popitem(last=False)
+        self._groups[group] = table
+        return table
+
+
+class ArrowRows:
+    """An Arrow file, or a stream as ``datasets`` caches it, mapped into memory.
+
+    Args:
+        path: The file.
+        columns: The columns to read; None: all.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str] | None = None) -> None:
+        self._path = path
+        self._wanted = None if columns is None else tuple(columns)
+        try:
+            mapped = pa.memory_map(str(path))
+            try:
+                reader = pa.ipc.open_file(mapped)
+                batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            except pa.ArrowInvalid:
+                mapped.seek(0)
+                batches = list(pa.ipc.open_stream(mapped))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, "Arrow", error) from None
+        if columns is not None and batches:
+            names = [name for name in batches[0].schema.names if name in set(columns)]
+            batches = [batch.select(names) for batch in batches]
+        self._batches = batches
+        self._ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __reduce__(self) -> tuple[object, ...]:  # a worker maps the file itself instead of copying it
+        return (ArrowRows, (self._path, self._wanted))
+
+    def source(self, number: int) -> Source:
+        return Source(str(self._path), number + 1)
+
+    def row(self, number: int) -> Row:
+        batch = int(np.searchsorted(self._ends, number, side="right"))
+        return _row(self._batches[batch], number - (int(self._ends[batch - 1]) if batch else 0))
+
+    def only(self, columns: Iterable[str]) -> ArrowRows:
+        """The same rows with these columns alone."""
+        return ArrowRows(self._path, columns)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path may be a data set's name on the Hub.
+
+    Example:
+        >>> is_hub_id("org/name"), is_hub_id("data/train.jsonl/x"), is_hub_id("train")
+        (True, False, False)
+    """
+    return _HUB_ID.fullmatch(path) is not None
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``.
+
+    Example:
+        >>> is_saved(Path("."))
+        False
+    """
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def saved_rows(path: Path, split: str | None) -> MemoryRows:
+    """The rows of a folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
+
+    Raises:
+        DocumentError: If it cannot be read, or ``split`` is none of its splits, or it has none.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datasets import Dataset
+        >>> with TemporaryDirectory() as folder:
+        ...     Dataset.from_list([{"text": "a"}]).save_to_disk(folder)
+        ...     saved_rows(Path(folder), split=None).row(0)
+        {'text': 'a'}
+    """
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "a saved data set", error) from None
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            given = f"it has no split {split!r}" if split else "it has splits"
+            raise DocumentError(
+                f"{given}; set split to one of {', '.join(found)}.", kind="source", field=str(path)
+            )
+        found = found[split]
+    elif split:
+        raise DocumentError(
+            f"it is one data set without splits; remove split: {split}.", kind="source", field=str(path)
+        )
+    return MemoryRows(found, str(path))
+
+
+def loaded_rows(path: str, split: str) -> MemoryRows:
+    """The rows of a split as ``datasets.load_dataset`` finds it: by a name on the Hub, or in a folder.
+
+    Raises:
+        DocumentError: If it cannot be loaded; one message, also where the Hub cannot be reached.
+
+    Example:
+        >>> len(loaded_rows("org/name", "train"))  # doctest: +SKIP
+        23
+    """
+    import datasets
+
+    try:
+        found = datasets.load_dataset(path, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise DocumentError(
+            f"split {split!r} cannot be loaded ({type(error).__name__}: {reason}). Check name and split, and "
+            "that the Hub can be reached or the data set is in the cache of Hugging Face.",
+            kind="source",
+            field=path,
+        ) from None
+    return MemoryRows(found, path)
+
+
+def _row(table: pa.Table | pa.RecordBatch, number: int) -> Row:
+    return table.slice(number, 1).to_pylist()[0]
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> DocumentError:
+    reason = " ".join(str(error).split())[:300]
+    return DocumentError(f"cannot be read as {kind}: {reason}", kind="source", field=str(path))

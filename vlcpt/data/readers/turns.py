@@ -1,0 +1,171 @@
+"""Turns of a conversation become one document: all of them, in order, as plain text or as a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlcpt.data.documents import Document, DocumentError, Medium, Segment, Text
+from vlcpt.data.readers.fields import field_names
+from vlcpt.data.turn_edges import TurnEdge
+
+Targets = Literal["assistant", "last", "all"]
+TARGETS = ("assistant", "last", "all")
+
+# Each role by the names that data sets give it, and whether the model is the one who speaks.
+ROLES = {
+    **dict.fromkeys(("assistant", "gpt", "function_call", "tool_call"), True),
+    **dict.fromkeys(("system", "developer", "user", "human"), False),
+    **dict.fromkeys(("observation", "tool", "tool_response", "function"), False),
+}
+
+
+# What the model's chat template calls a role. Of tools it writes more than the turn says.
+_IN_CHAT = {
+    **dict.fromkeys(("assistant", "gpt"), "assistant"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn, its media in place.
+
+    Args:
+        place: Where it stands in the row, e.g. ``"messages[2]"``.
+        role: One of :data:`ROLES`.
+        pieces: Text and media in reading order.
+        weight: What the turn itself says: the weight of its loss, 0 for context; None: nothing.
+    """
+
+    place: str
+    role: str
+    pieces: tuple[str | Medium, ...]
+    weight: float | None = None
+
+
+def document_of_turns(
+    turns: Sequence[Turn], targets: Targets = "assistant", *, chat_template: bool = False
+) -> Document:
+    """One document of all turns, joined by newlines that belong to the turn before.
+
+    Args:
+        turns: In order; an empty one adds nothing, and is counted if it would have been trained.
+        targets: ``assistant``: what the model says; ``last``: only its last turn; ``all``: every turn's
+            text. A turn that has a weight of its own follows that.
+        chat_template: Whether each turn keeps the model's markers instead: context, but for the one that
+            ends a trained turn.
+
+    Example:
+        >>> turns = [Turn("messages[0]", "user", ("Why?",)), Turn("messages[1]", "assistant", ("So.",))]
+        >>> document_of_turns(turns).to_markup()
+        'Why?\\n<trainable_text>So.</trainable_text>'
+    """
+    spoken = [number for number, turn in enumerate(turns) if ROLES[turn.role]]
+    chosen = {"assistant": spoken, "last": spoken[-1:], "all": range(len(turns))}[targets]
+    filled = [number for number, turn in enumerate(turns) if turn.pieces]
+    segments: list[Segment] = []
+    empty_spans = 0
+    for number, turn in enumerate(turns):
+        weight = turn.weight if turn.weight is not None else float(number in chosen)
+        empty_spans += weight > 0 and not turn.pieces
+        if not turn.pieces:
+            continue
+        joint = () if chat_template or number == filled[-1] else ("\n",)
+        try:
+            said = [
+                Text(piece, weight > 0, weight or 1.0) if isinstance(piece, str) else piece
+                for piece in (*turn.pieces, *joint)
+            ]
+        except DocumentError as error:
+            raise error.at(None, turn.place) from None
+        segments += _in_chat(turn, said, weight) if chat_template else said
+    return Document(tuple(segments), empty_spans=empty_spans)
+
+
+def _in_chat(turn: Turn, said: Sequence[Segment], weight: float) -> list[Segment]:
+    if turn.role not in _IN_CHAT:
+        raise DocumentError(
+            f"chat_template has no form for the role {turn.role!r}. Roles: {', '.join(_IN_CHAT)}.",
+            kind="row",
+            field=turn.place,
+        )
+    end = TurnEdge("end", weight > 0, weight or 1.0)
+    return [TurnEdge("start"), Text(_IN_CHAT[turn.role] + "\n"), *said, end, Text("\n")]
+
+
+def turn_entry(entry: object, place: str) -> Mapping[str, object]:
+    """A turn as the row has it, or an error that says what stands there instead.
+
+    Example:
+        >>> turn_entry({"role": "user"}, "messages[0]")
+        {'role': 'user'}
+    """
+    if isinstance(entry, Mapping):
+        return entry
+    raise DocumentError(f"expected a turn in {{}}, found {type(entry).__name__}.", kind="row", field=place)
+
+
+def turn_role(entry: Mapping[str, object], key: str, place: str) -> str:
+    """The role of a turn, by any name that data sets give it.
+
+    Example:
+        >>> turn_role({"from": "gpt"}, "from", "conversations[1]")
+        'gpt'
+    """
+    role = entry.get(key)
+    if isinstance(role, str) and role in ROLES:
+        return role
+    found = repr(role)[:60] if key in entry else f"no {key!r} among {field_names(entry)}"
+    raise DocumentError(
+        f"expected one of {', '.join(ROLES)}; found {found}.", kind="row", field=f"{place}.{key}"
+    )
+
+
+def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
+    """What a turn says about its loss: ``loss``, ``loss_scale`` (ms-swift) or ``weight`` (OpenAI).
+
+    Returns:
+        The weight, 0 for context, None where it says nothing.
+
+    Example:
+        >>> turn_weight({"loss": False}, "messages[0]"), turn_weight({"loss_scale": 0.5}, "messages[0]")
+        (0.0, 0.5)
+    """
+    weights = {}
+    for key in ("loss", "loss_scale", "weight"):
+        value = entry.get(key)
+        if value is None:
+            continue
+        # JSON has booleans, tables often 0 and 1.
+        if not isinstance(value, bool | int | float) or (key == "loss" and value not in (0, 1)):
+            wanted = "true or false" if key == "loss" else "a number from 0 to 100"
+            raise DocumentError(f"expected {wanted}, found {value!r}.", kind="row", field=f"{place}.{key}")
+        if not 0 <= value <= 100:
+            raise DocumentError(
+                f"expected a number from 0 to 100, found {value!r}.", kind="row", field=f"{place}.{key}"
+            )
+        weights[key] = float(value)
+    if len({bool(weight) for weight in weights.values()}) > 1:
+        found = " and ".join(f"{key} {entry[key]}" for key in weights)
+        raise DocumentError(f"{found} contradict each other. Keep one.", kind="row", field=place)
+    # `loss: true` beside a scale only says that there is one.
+    scales = [weight for key, weight in weights.items() if key != "loss"]
+    return next(iter(scales or weights.values()), None)
+
+
+def system_turn(row: Mapping[str, object]) -> list[Turn]:
+    """The row's own ``system`` text as a turn before all others, where it has one.
+
+    Example:
+        >>> system_turn({"system": "Be brief."})[0].pieces
+        ('Be brief.',)
+    """
+    system = row.get("system")
+    if system is None or system == "":
+        return []
+    if not isinstance(system, str):
+        raise DocumentError(f"expected a string, found {type(system).__name__}.", kind="row", field="system")
+    return [Turn("system", "system", (system,))]

@@ -1,0 +1,169 @@
+"""Rows are read once, in chunks that workers can share: what each document costs, and what is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.ledger import Dropped, count_tokens
+from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.splitting import OnOverlong, split_stream
+
+CHUNK_ROWS = 512
+# One row a document that can be trained on. Its tokens follow the ledger's names.
+COUNTS = ("read", "targets", "context", "media", "special", "trimmed", "targets_without_context", "repeated")
+COLUMNS = ("row", "parts", "images", "videos", *COUNTS)
+PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
+
+
+class BadRow(NamedTuple):
+    """A document that is not used.
+
+    Args:
+        row: Its number in the source.
+        dropped: Its line of ``dropped.jsonl``.
+        message: The error whole.
+        is_bad: Whether it counts against ``max_bad_fraction``: not if only its targets are missing, or
+            if it is too long and such documents are to be dropped.
+    """
+
+    row: int
+    dropped: Dropped
+    message: str
+    is_bad: bool
+
+
+@dataclass
+class Scan:
+    """What reading some rows of one source gave.
+
+    Args:
+        documents: int32 (N, len(COLUMNS)), those that can be trained on, in order.
+        parts: int32 (P, len(PART_COLUMNS)), theirs, in order.
+        rows: How many rows were read.
+        marks: ``untagged``, ``empty_spans``, ``cut_edges`` of all documents that could be encoded.
+        dropped_tokens: Tokens of documents that could be encoded and are not used, by reason.
+        unused: The documents that are not used, in order.
+        error: What stops the run, if anything; nothing after it was read.
+    """
+
+    documents: np.ndarray
+    parts: np.ndarray
+    rows: int
+    marks: Counter[str] = field(default_factory=Counter)
+    dropped_tokens: Counter[str] = field(default_factory=Counter)
+    unused: list[BadRow] = field(default_factory=list)
+    error: DocumentError | None = None
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the documents, int64."""
+        return self.documents[:, COLUMNS.index(name)].astype(np.int64)
+
+
+def joined(scans: list[Scan]) -> Scan:
+    """One scan from those of neighbouring chunks.
+
+    Example:
+        >>> empty = Scan(np.zeros((0, len(COLUMNS))), np.zeros((0, len(PART_COLUMNS))), rows=3)
+        >>> joined([empty, empty]).rows
+        6
+    """
+    return Scan(
+        documents=np.concatenate([scan.documents for scan in scans]),
+        parts=np.concatenate([scan.parts for scan in scans]),
+        rows=sum(scan.rows for scan in scans),
+        marks=sum((scan.marks for scan in scans), Counter()),
+        dropped_tokens=sum((scan.dropped_tokens for scan in scans), Counter()),
+        unused=[row for scan in scans for row in scan.unused],
+    )
+
+
+class SourceScanner(Dataset[Scan]):
+    """The rows of one source in chunks: item k reads chunk k. Chunks can be read in any process.
+
+    Args:
+        source: Where the rows are.
+        encoder: Encodes documents; only headers of media are read.
+        max_length: Tokens of a sample.
+        on_overlong: What becomes of longer documents.
+        stops: Whether the first unusable row stops the run.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        encoder: DocumentEncoder,
+        *,
+        max_length: int,
+        on_overlong: OnOverlong,
+        stops: bool,
+    ) -> None:
+        self._source = source
+        self._encoder = encoder
+        self._max_length = max_length
+        self._on_overlong = on_overlong
+        self._stops = stops
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // CHUNK_ROWS)
+
+    def __getitem__(self, chunk: int) -> Scan:
+        rows = range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, len(self._source)))
+        documents: list[tuple[int, ...]] = []
+        parts: list[tuple[int, ...]] = []
+        scan = Scan(np.zeros(0), np.zeros(0), len(rows))
+        for row in rows:
+            document: Document | None = None
+            try:
+                document = self._source.document(row)
+                columns = self._document(document, row, parts, scan)
+            except DocumentError as error:
+                is_bad = error.kind != "overlong" or self._on_overlong != "drop"
+                if is_bad and (self._stops or error.kind == "overlong"):
+                    scan.error = error
+                    break
+                dropped = self._dropped(row, document, error.kind, error.reason)
+                scan.unused.append(BadRow(row, dropped, str(error), is_bad))
+                continue
+            if columns is None:
+                reason, detail = "without_targets", "no token of it is a target"
+                scan.unused.append(BadRow(row, self._dropped(row, document, reason, detail), detail, False))
+            else:
+                documents.append(columns)
+        scan.documents = np.array(documents, dtype=np.int32).reshape(-1, len(COLUMNS))
+        scan.parts = np.array(parts, dtype=np.int32).reshape(-1, len(PART_COLUMNS))
+        return scan
+
+    def _document(
+        self, document: Document, row: int, parts: list[tuple[int, ...]], scan: Scan
+    ) -> tuple[int, ...] | None:
+        """The document's columns, None without targets; its parts and marks are entered on the way."""
+        stream = self._encoder.tokens(document)
+        try:
+            found = split_stream(
+                stream, self._max_length, on_overlong=self._on_overlong, source=document.source
+            )
+        except DocumentError as error:
+            scan.dropped_tokens[error.kind] += len(stream)
+            raise
+        finally:
+            scan.marks["untagged"] += not document.tagged
+            scan.marks["empty_spans"] += document.empty_spans
+            scan.marks["cut_edges"] += stream.cut_edges
+        if not found:
+            scan.dropped_tokens["without_targets"] += len(stream)
+            return None
+        counts = count_tokens(stream, found)
+        parts += [(part.start, part.stop, part.repeated, part.targets, part.media) for part in found]
+        images, videos = len(document.images), len(document.videos)
+        return (row, len(found), images, videos, *(getattr(counts, name) for name in COUNTS))
+
+    def _dropped(self, row: int, document: Document | None, reason: str, detail: str) -> Dropped:
+        place = (document.source if document else None) or self._source.rows.source(row)
+        return Dropped(place.path, place.line, document.id if document else None, reason, detail)
