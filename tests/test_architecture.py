@@ -24,6 +24,10 @@ DATA = [
     "references",
     "markup",
     "media",
+    "file_parts",
+    "image_containers",
+    "video_containers",
+    "containers",
     "video",
     "readers",
     "readers.fields",
@@ -56,6 +60,7 @@ DATA = [
     "scanning",
     "planning",
     "dataset",
+    "checking",
     "collator",
 ]
 

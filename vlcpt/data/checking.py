@@ -38,7 +38,8 @@ class CheckingEncoder(DocumentEncoder):
         """As in training; each medium's container is walked, and decoded where that is asked for."""
         root = None if document.media_root is None else Path(document.media_root)
         # First: that a file is cut says more than what its header then lacks.
-        for medium in (*document.images, *document.videos):
+        media: tuple[Medium, ...] = (*document.images, *document.videos)
+        for medium in media:
             with _told(medium, document):
                 check_container(medium, media_root=root, limits=self._limits)
         stream = super().tokens(document)
