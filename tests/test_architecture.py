@@ -55,6 +55,7 @@ DATA = [
     "ledger",
     "scanning",
     "planning",
+    "watch",
     "dataset",
     "collator",
 ]
