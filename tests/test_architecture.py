@@ -59,6 +59,7 @@ DATA = [
     "ledger",
     "scanning",
     "planning",
+    "watch",
     "dataset",
     "checking",
     "collator",

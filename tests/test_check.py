@@ -221,10 +221,10 @@ def test_shares_are_shown_as_asked_and_as_realised(folder: Path) -> None:
     extra = "replay_data: [{path: general.jsonl, name: general}]\nreplay_share: 0.5"
     rows = [{"text": f"{n} <trainable_text>one two three</trainable_text>"} for n in range(20)]
     _, text = check(write(folder, rows, extra))
-    (line,) = [line for line in text.splitlines() if line.strip().startswith("general") and "%" in line]
+    (line,) = [line for line in text.splitlines() if "share of targets" in line]
 
-    assert line.split()[2] == "50.0%"
-    assert abs(float(line.split()[3].rstrip("%")) - 50) < 5
+    assert "(asked 50%)" in line
+    assert abs(float(re.search(r"(\d+)% \(asked", line)[1]) - 50) < 5
 
 
 def test_the_longest_documents_are_named(folder: Path) -> None:

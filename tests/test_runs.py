@@ -5,13 +5,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import Configs, load_config
 from vlcpt.demo import base_path
-from vlcpt.runs import eval_run, load_trained, prepare_output, train_run, write_json
+from vlcpt.outputs import prepare_output, write_json
+from vlcpt.runs import eval_run, train_run
 
 QUIET = Console(file=StringIO(), width=100)
 
@@ -35,16 +35,6 @@ def test_a_trained_model_is_measured_beside_its_base(tmp_path: Path, tuning: str
 
     assert untrained["base_loss"] is not None
     assert untrained["loss"] < untrained["base_loss"]
-
-
-def test_a_checkpoint_of_a_full_run_loads_with_what_was_trained(tmp_path: Path) -> None:
-    trainer = train_run(configs(tmp_path, "--tuning", "full"), QUIET)
-    trained, base = load_trained(configs(tmp_path, "--tuning", "full").model, tmp_path / "out")
-
-    assert base is not None and trainer.model is not None
-    weight = "model.language_model.layers.0.mlp.up_proj.weight"
-    assert torch.equal(trained.state_dict()[weight], trainer.model.state_dict()[weight])
-    assert not torch.equal(trained.state_dict()[weight], base.state_dict()[weight])
 
 
 def test_evaluation_during_training_measures_each_set_by_name(tmp_path: Path) -> None:
@@ -75,3 +65,51 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
 
     assert json.loads((tmp_path / "new/a.json").read_text("utf-8")) == {"value": "阀"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+def test_overwriting_takes_away_an_older_adapter(tmp_path: Path) -> None:
+    train_run(configs(tmp_path), QUIET)
+    train_run(configs(tmp_path, "--tuning", "full", "--overwrite"), QUIET)
+
+    assert (tmp_path / "out/model.safetensors").is_file()
+    assert not (tmp_path / "out/adapter_config.json").exists()
+
+
+def test_overwriting_keeps_what_a_person_put_there(tmp_path: Path) -> None:
+    run = configs(tmp_path, "--overwrite")
+    (tmp_path / "out/checkpoint-mine").mkdir(parents=True)
+    (tmp_path / "out/checkpoint-7").mkdir()
+    prepare_output(run)
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-mine"]
+
+
+def test_a_run_does_not_write_over_the_config_that_it_is_read_from(tmp_path: Path) -> None:
+    configs(tmp_path)
+    mine = tmp_path / "config.yaml"
+    mine.write_text((tmp_path / "my.yaml").read_text().replace("output_dir: out", "output_dir: ."))
+    with pytest.raises(ConfigError, match="over"):
+        prepare_output(load_config(mine, ["--overwrite"]), mine)
+
+    assert mine.read_text().startswith("model_name_or_path")
+
+
+def test_documents_that_an_evaluation_leaves_out_are_named(tmp_path: Path) -> None:
+    train_run(configs(tmp_path), QUIET)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": "</trainable_text>"}\n')
+    screen = Console(file=StringIO(), width=200)
+    run = load_config(
+        tmp_path / "my.yaml", ["--on_bad_data", "skip", "--max_bad_fraction", "1", "--overwrite"]
+    )
+    eval_run(run, tmp_path / "out", console=screen)
+
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "same: 1 of 5 documents are not measured (1 markup)" in text
+    assert "train.jsonl:5" in text
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"sets": {"new": {"perplexity": float("inf")}}})
+
+    assert json.loads((tmp_path / "a.json").read_text()) == {"sets": {"new": {"perplexity": None}}}

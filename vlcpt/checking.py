@@ -22,7 +22,7 @@ from vlcpt.data.ledger import Ledger
 from vlcpt.data.planning import BadDataError
 from vlcpt.model.counting import empty_model
 from vlcpt.model.loading import load_processor
-from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines, share_table
+from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines
 from vlcpt.report.hints import hints
 from vlcpt.report.terminal import ledger_table
 from vlcpt.run_memory import foresee
@@ -106,7 +106,7 @@ def _show_plan(
     devices: int,
     console: Console,
 ) -> None:
-    """Packs and steps, shares, memory, and what to change."""
+    """Packs and steps, memory, and what to change."""
     training, data, ledger = configs.training, configs.data, dataset.ledger
     course = Course(
         items=len(dataset),
@@ -118,8 +118,6 @@ def _show_plan(
     )
     longest, packs = dataset.longest(LONGEST), dataset.pack_sizes()
     console.print(course_table(course, ledger, longest, training.max_length))
-    if len(ledger.sources) > 1:
-        console.print(share_table(ledger))
     memory = foresee(configs, model, packs, devices=devices, merge=processor.image_processor.merge_size**2)
     console.print(memory_table(memory))
     advice = hints(

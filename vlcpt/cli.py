@@ -58,7 +58,7 @@ def train(context: typer.Context, config: Config) -> None:
         from vlcpt.config_reading import load_config
         from vlcpt.runs import train_run
 
-        train_run(load_config(config, context.args))
+        train_run(load_config(config, context.args), config_path=config)
 
 
 @app.command(context_settings=_OVERRIDES)

@@ -3,17 +3,15 @@
 Importing this module imports transformers (five seconds), so ``vlcpt`` and its command line load it late.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
 
-from vlcpt import config_checks
-from vlcpt.data.readers.storage import default_name
+from vlcpt import config_checks, config_trainer
+from vlcpt.config_sources import SourceConfig, as_sources
 
 Tower = Literal["vision", "merger", "language"]
 
@@ -89,66 +87,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """One entry of ``train_data`` and its like.
-
-    Example:
-        >>> SourceConfig("books/train.jsonl").name
-        'train'
-    """
-
-    path: str = field(metadata={"help": "A file, a folder, or a data set's name on the Hub."})
-    split: str | None = field(default=None, metadata={"help": "Split of a data set; files have none."})
-    format: str = field(
-        default="auto", metadata={"help": "The schema of the rows. auto: told from the first rows."}
-    )
-    media_root: str | None = field(
-        default=None, metadata={"help": "Folder that media must lie in. Default: the data file's."}
-    )
-    name: str = field(
-        default="", metadata={"help": "Its name in ledger and results. Default: the last part of path."}
-    )
-    share: float | None = field(
-        default=None, metadata={"help": "Its part of all targets, up to 1; of train_data, all or none."}
-    )
-    targets: str | None = field(
-        default=None,
-        metadata={"help": "What trains of formats without spans: assistant, last, all. Default: theirs."},
-    )
-    chat_template: bool = field(
-        default=False, metadata={"help": "Keep the model's turn markers, of replayed chats for example."}
-    )
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", default_name(self.path))
-        config_checks.check_source(self)
-
-
-SourceLike = str | PathLike[str] | Mapping[str, object] | SourceConfig
-"""What a Python caller may write for a source: a path, its fields as a mapping, or the thing itself."""
-
-
-def as_sources(value: SourceLike | Sequence[SourceLike]) -> tuple[SourceConfig, ...]:
-    """Turn what a caller may write for a list of sources into that list.
-
-    Raises:
-        ValueError: For a mapping with an unknown field, with the nearest known one.
-
-    Example:
-        >>> [source.name for source in as_sources(["a.jsonl", {"path": "b.jsonl", "name": "books"}])]
-        ['a', 'books']
-    """
-    sources = []
-    for item in [value] if isinstance(value, str | PathLike | Mapping | SourceConfig) else value:
-        if isinstance(item, Mapping):
-            sources.append(config_checks.build(SourceConfig, item))
-        else:
-            sources.append(item if isinstance(item, SourceConfig) else SourceConfig(fspath(item)))
-    return tuple(sources)
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """Which documents are read, and what is made of them.
 
@@ -187,7 +125,11 @@ class DataConfig:
         default="error", metadata={"help": "An unreadable document: stop, or skip, count and name it."}
     )
     max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "With skip, stop when more documents are bad, from 0 to 1."}
+        default=0.01,
+        metadata={
+            "help": "With skip, stop when more documents are bad, from 0 to 1. "
+            "100 unusable rows on end stop the run as well."
+        },
     )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Enlarge smaller images and frames. Default: the processor's."}
@@ -272,27 +214,34 @@ class CPTConfig(TrainingArguments):
     dataloader_persistent_workers: bool = field(
         default=True, metadata={"help": "Keep them from epoch to epoch."}
     )
+    dataloader_timeout: int = field(
+        default=1800,
+        metadata={
+            "help": "Seconds to wait for a worker's next batch; then the run stops and names the documents. "
+            "0: for ever."
+        },
+    )
     deepspeed: dict[str, object] | str | None = field(
         default=None, metadata={"help": "A DeepSpeed config: path, or name of a shipped one (zero2, zero3)."}
     )
 
     def __post_init__(self) -> None:
-        config_checks.check_training(self)
+        if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
+            self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
+        config_trainer.check_training(self)
+        checkpointing = config_trainer.checkpointing_kwargs(self)
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
         if self.activation_checkpointing or self.gradient_checkpointing:
-            given = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs or {}
-            if not isinstance(given, str):
-                # Reentrant checkpoints need inputs with gradients, which frozen embeddings do not give.
-                self.activation_checkpointing_kwargs = {"use_reentrant": False, **given}
-        if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
-            self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
+            self.activation_checkpointing_kwargs = checkpointing
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
+            self.greater_is_better = False  # Trainer knows it of a loss only
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # torch refuses it without workers
         written = self.deepspeed
         if not isinstance(written, str) or written.startswith("{"):
             super().__post_init__()
         else:
-            self.deepspeed = config_checks.resolve_deepspeed(written, Path())
+            self.deepspeed = config_trainer.resolve_deepspeed(written, Path())
             super().__post_init__()
             self.deepspeed = written  # so that no path of this installation gets into a saved configuration

@@ -1,35 +1,22 @@
 """What cannot work together in a configuration, said before data or weights are read.
 
-The functions are called by the dataclasses in ``config.py`` when these are built, in Python as from YAML.
+The functions are called by the dataclasses in ``config.py`` when these are built, in Python as from YAML;
+:func:`check_together` only where a whole configuration is loaded.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from vlcpt.config_trainer import check_evaluation, check_optimizer
 from vlcpt.data.readers.schemas import check_format
 
 if TYPE_CHECKING:
     from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
 
 T = TypeVar("T")
-
-# Settings of TrainingArguments that a run would ignore, or that would spoil it: what to do instead.
-_REFUSED: Mapping[str, str] = {
-    "fsdp": "FSDP is refused: use deepspeed: zero2 or deepspeed: zero3.",
-    "fsdp_config": "FSDP is refused: use deepspeed: zero2 or deepspeed: zero3.",
-    "parallelism_config": "Only data parallelism is supported: use deepspeed: zero3.",
-    "remove_unused_columns": "It would drop loss_weights and positions from the data. Remove the key.",
-    "label_smoothing_factor": "The loss is over marked targets, without smoothing. Remove the key.",
-    "use_liger_kernel": "It replaces the loss that vlcpt computes. Remove the key.",
-}
-_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-_LEARNING_RATES = ("learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -89,6 +76,11 @@ def check_model(model: "ModelConfig") -> None:
             f"tuning: {model.tuning} has no tower to put adapters on (trained towers: {trained}). "
             "Train a tower and leave it in lora_towers, or use tuning: full."
         )
+    if model.tuning == "qlora" and model.train_language and "language" not in model.adapter_towers:
+        raise ValueError(
+            "tuning: qlora holds the language tower in 4 bits, which cannot train in full. Put language into "
+            "lora_towers, set train_language: false, or use tuning: lora."
+        )
     if model.lora_target_modules == ():
         raise ValueError(
             "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
@@ -105,11 +97,16 @@ def _check_no_lora(model: "ModelConfig") -> None:
             "adapter_name_or_path needs tuning: lora or qlora. To train all weights from there, merge the "
             "adapter first (vlcpt merge) and give the result as model_name_or_path."
         )
-    lora = [field for field in fields(model) if field.name.startswith(("lora_", "use_"))]
-    if changed := [field.name for field in lora if getattr(model, field.name) != field.default]:
+    if changed := _changed_lora(model):
         raise ValueError(
             f"{', '.join(changed)} would not be used by tuning: full. Remove, or set tuning: lora."
         )
+
+
+def _changed_lora(model: "ModelConfig") -> list[str]:
+    """Fields that shape a new adapter and are not at their defaults."""
+    lora = [field for field in fields(model) if field.name.startswith(("lora_", "use_"))]
+    return [field.name for field in lora if getattr(model, field.name) != field.default]
 
 
 def check_source(source: "SourceConfig") -> None:
@@ -135,6 +132,8 @@ def check_data(data: "DataConfig") -> None:
         value = getattr(data, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} {value} must be above 0.")
+    if data.max_frames is not None and data.max_frames < 2:
+        raise ValueError(f"max_frames {data.max_frames} must be 2 or more: the model sees frames in pairs.")
     if data.min_pixels is not None and data.max_pixels is not None and data.min_pixels > data.max_pixels:
         raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}. Lower it.")
     if not 0 <= data.max_bad_fraction <= 1:
@@ -169,26 +168,6 @@ def _check_shares(data: "DataConfig") -> None:
         )
 
 
-def check_training(training: "CPTConfig") -> None:
-    """Raise ValueError for settings of the Trainer that cannot work here, or mean nothing."""
-    for name, instead in _REFUSED.items():
-        if getattr(training, name):
-            raise ValueError(f"{name}: {instead}")
-    if training.max_length < 2:
-        raise ValueError(f"max_length {training.max_length} must be 2 or more: a first token has no context.")
-    for name in _AT_LEAST_ONE:
-        if getattr(training, name) < 1:
-            raise ValueError(f"{name} {getattr(training, name)} must be 1 or more.")
-    for name in _LEARNING_RATES:
-        rate = getattr(training, name)
-        if rate is not None and rate < 0:
-            raise ValueError(f"{name} {rate} must not be below 0.")
-    if training.num_train_epochs <= 0 and training.max_steps <= 0:
-        raise ValueError(f"num_train_epochs {training.num_train_epochs} must be above 0, or max_steps.")
-    if training.dataloader_num_workers < 0:
-        raise ValueError(f"dataloader_num_workers {training.dataloader_num_workers} must be 0 or more.")
-
-
 def check_together(model: "ModelConfig", data: "DataConfig", training: "CPTConfig") -> None:
     """Raise ValueError where one part of a configuration asks for what another does not give."""
     for part in ("vision", "merger", "embedding"):
@@ -200,39 +179,10 @@ def check_together(model: "ModelConfig", data: "DataConfig", training: "CPTConfi
         if getattr(training, f"{part}_learning_rate") is not None and not trained[part]:
             switch = "train_embeddings" if part == "embedding" else f"train_{part}"
             raise ValueError(f"{part}_learning_rate would not be used. Set {switch}: true, or remove it.")
-    if (training.eval_strategy != "no" or training.eval_on_start) and not (
-        data.eval_data or data.retention_data
-    ):
-        raise ValueError("eval_strategy and eval_on_start need documents: give eval_data, or remove them.")
-
-
-def shipped_deepspeed() -> dict[str, str]:
-    """Map the name of each DeepSpeed config that comes with vlcpt to its file."""
-    folder = files("vlcpt.deepspeed_configs")
-    return {Path(entry.name).stem: str(entry) for entry in folder.iterdir() if entry.name.endswith(".json")}
-
-
-def resolve_deepspeed(name: str, base: Path) -> str:
-    """Find a DeepSpeed config: the name of a shipped one, or a path, from ``base`` if it is relative.
-
-    Raises:
-        ValueError: If there is neither, with the names of those shipped.
-
-    Example:
-        >>> resolve_deepspeed("zero9", Path())  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: deepspeed 'zero9' is no file and no shipped config. Shipped: ...
-    """
-    shipped = shipped_deepspeed()
-    if name in shipped:
-        return shipped[name]
-    path = base / Path(name).expanduser()
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"deepspeed {name} is not JSON: {error}. Correct the file.") from error
-    except OSError as error:
+    check_evaluation(data, training)
+    check_optimizer(training)
+    if model.adapter_name_or_path is not None and (changed := _changed_lora(model)):
         raise ValueError(
-            f"deepspeed {name!r} is no file and no shipped config. Shipped: {', '.join(sorted(shipped))}."
-        ) from error
-    return str(path)
+            f"{', '.join(changed)} would not be used with adapter_name_or_path: the adapter brings its own. "
+            "Remove what you set, or start a new adapter."
+        )

@@ -3,7 +3,6 @@
 Everything here happens before data or weights are read, so that a mistake is told at once.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,15 +16,18 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from vlcpt.config import ConfigError, CPTConfig, DataConfig, ModelConfig, SourceConfig
-from vlcpt.config_checks import build, check_together, did_you_mean, shipped_deepspeed
-from vlcpt.config_values import Dumper, Given, compose, convert, is_nothing
+from vlcpt.config_checks import build, check_together, did_you_mean
+from vlcpt.config_paths import HUB_NAME, check_paths, moved, moved_source
+from vlcpt.config_trainer import name_best_metric
+from vlcpt.config_values import NULL, Dumper, Given, compose, convert, is_nothing
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
 _REQUIRED = ("model_name_or_path", "train_data", "output_dir")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_HEADER = "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
+RESOLVED_HEADER = (
+    "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
+)
 
 # How a run was started is not what it does: with these, repeating it would erase or continue the first one.
 _STARTING = ("overwrite", "resume_from_checkpoint", "local_rank")
@@ -74,6 +76,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "run.yaml")
+        ...     Path(folder, "a.jsonl").touch()
         ...     _ = path.write_text("{model_name_or_path: org/model, train_data: a.jsonl, output_dir: out}")
         ...     load_config(path, ["--learning-rate", "1e-5", "--use_cpu"]).training.learning_rate
         1e-05
@@ -93,7 +96,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
         model = build(ModelConfig, values[ModelConfig])
         data = build(DataConfig, values[DataConfig])
         training = build(CPTConfig, values[CPTConfig])
+        if values[CPTConfig].get("metric_for_best_model") is None:
+            name_best_metric(data, training)
         check_together(model, data, training)
+        check_paths(data, training)
     return Configs(model, data, training)
 
 
@@ -142,16 +148,18 @@ def _read_value(given: Given, hint: "TypeForm[object]", item: "Field[object]") -
     if item.name in _REQUIRED and is_nothing(given.node):
         raise given.error("expected a value, found nothing. Give one.")
     if hint == tuple[SourceConfig, ...]:
+        if given.node.tag == NULL:
+            return ()
         nodes = given.node.value if isinstance(given.node, yaml.SequenceNode) else [given.node]
         return [_read_source(given.inside(f"[{number}]", node)) for number, node in enumerate(nodes)]
     value = convert(given, hint, item.metadata.get("choices", ()))
-    if item.name.endswith("name_or_path") and isinstance(value, str) and not _HUB_NAME.fullmatch(value):
+    if item.name.endswith("name_or_path") and isinstance(value, str) and not HUB_NAME.fullmatch(value):
         folder = given.base / Path(value).expanduser()
         if not folder.is_dir():
             raise given.error(
                 f"there is no folder {folder}, and the Hub has no such names. Correct the path."
             )
-    return _moved(item.name, value, given.base, Path())
+    return moved(item.name, value, given.base, Path())
 
 
 def _read_source(given: Given) -> SourceConfig:
@@ -170,7 +178,7 @@ def _read_source(given: Given) -> SourceConfig:
     if "path" not in values:
         raise given.error("path is missing. Add path: …")
     try:
-        return _moved_source(build(SourceConfig, values), given.base, Path())
+        return moved_source(build(SourceConfig, values), given.base, Path())
     except ValueError as error:
         raise given.error(str(error)) from error
 
@@ -209,8 +217,8 @@ def dump_config(configs: Configs, directory: Path) -> str:
         for item in fields(config):
             value = getattr(config, item.name)
             if _is_written(item, value):
-                values[item.name] = _plain(_moved(item.name, value, Path(), directory))
-    return _HEADER + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+                values[item.name] = _plain(moved(item.name, value, Path(), directory))
+    return RESOLVED_HEADER + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 _TRAINER_FIELDS = {item.name: item for item in fields(TrainingArguments)}
@@ -219,12 +227,11 @@ _TRAINER_FIELDS = {item.name: item for item in fields(TrainingArguments)}
 def _is_written(item: "Field[object]", value: object) -> bool:
     if item.name in _STARTING or item.name in _ALIASES or item.name.endswith("_token"):
         return False
-    if item.name not in _TRAINER_FIELDS:
+    if _TRAINER_FIELDS.get(item.name) is not item:  # a field that Trainer lacks, or one with another default
         return value is not None and value != ()
     if item.name in _ALWAYS:
         return True
-    trainer = _TRAINER_FIELDS[item.name]
-    default = trainer.default if trainer.default_factory is MISSING else trainer.default_factory()
+    default = item.default if item.default_factory is MISSING else item.default_factory()
     return value not in (default, _RESOLVED_DEFAULTS.get(item.name, default))
 
 
@@ -241,50 +248,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _moved(key: str, value: object, base: Path, start: Path) -> object:
-    """Make a relative path from ``base`` one from ``start``; leave all other values as they are."""
-    if isinstance(value, tuple):
-        return tuple(
-            _moved_source(item, base, start) if isinstance(item, SourceConfig) else item for item in value
-        )
-    return _moved_path(value, base, start) if isinstance(value, str) and _is_path(key, value, base) else value
-
-
-def _is_path(key: str, value: str, base: Path) -> bool:
-    match key:
-        case "output_dir":
-            return True
-        case "model_name_or_path" | "adapter_name_or_path":
-            return (base / Path(value).expanduser()).is_dir()
-        case "resume_from_checkpoint":
-            return value != "auto"
-        case "deepspeed":
-            return not value.startswith("{") and value not in shipped_deepspeed()
-        case "accelerator_config":
-            return not value.startswith("{")
-    return False
-
-
-def _moved_source(source: SourceConfig, base: Path, start: Path) -> SourceConfig:
-    on_hub = (
-        source.split is not None and _HUB_NAME.fullmatch(source.path) and not (base / source.path).exists()
-    )
-    values = {item.name: getattr(source, item.name) for item in fields(source)}
-    if not on_hub:
-        values["path"] = _moved_path(source.path, base, start)
-    if source.media_root is not None:
-        values["media_root"] = _moved_path(source.media_root, base, start)
-    return build(SourceConfig, values)
-
-
-def _moved_path(path: str, base: Path, start: Path) -> str:
-    """Follow links on the way, so that ``..`` means what it means to the system; keep the last part."""
-    path = os.path.expanduser(path)
-    if os.path.isabs(path) or "://" in path:
-        return path
-    folder, name = os.path.split(os.path.join(base, path))
-    if name in ("", ".", ".."):
-        folder, name = os.path.join(folder, name), ""
-    return os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(start))

@@ -17,7 +17,11 @@ from vlcpt.config import ConfigError
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
+NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_DEEPEST = 50  # levels of lists and mappings; Python can follow a few hundred
+_TOO_DEEP = f"lists or mappings stand more than {_DEEPEST} deep inside each other. Write them flat."
 _FLOAT = (
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -36,7 +40,11 @@ _WORDS: Mapping[object, str] = {
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-5`` is a number, as in YAML 1.2."""
+    """Safe YAML in which ``1e-5`` is a number and ``10:30`` is none, as in YAML 1.2."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        return _TEXT if tag in _NUMBERS and ":" in value else tag
 
 
 class Dumper(yaml.SafeDumper):
@@ -82,7 +90,7 @@ def compose(text: str, origin: str) -> yaml.Node | None:
     """Parse YAML into nodes, which know their lines; None for nothing but comments.
 
     Raises:
-        ConfigError: For broken YAML and for a key that is repeated at any depth.
+        ConfigError: For broken or very deep YAML, and for a key that is repeated at any depth.
 
     Example:
         >>> compose("seed: 1\\nseed: 2", "run.yaml")
@@ -91,6 +99,8 @@ def compose(text: str, origin: str) -> yaml.Node | None:
     """
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
+        if node is not None:
+            _check_nodes(node, origin, {})
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
@@ -101,23 +111,22 @@ def compose(text: str, origin: str) -> yaml.Node | None:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{origin}: not YAML: {problem}. Save it as plain UTF-8 text.") from error
     except RecursionError as error:
-        raise ConfigError(
-            f"{origin}: lists or mappings inside each other without end. Write them flat."
-        ) from error
-    _check_repeats(node, origin, set())
+        raise ConfigError(f"{origin}: {_TOO_DEEP}") from error
     return node
 
 
-def _check_repeats(node: yaml.Node | None, origin: str, seen: set[int]) -> None:
-    if id(node) in seen:  # an alias may point back to what it stands in
-        return
-    seen.add(id(node))
+def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int]) -> int:
+    """Give how deep lists and mappings stand inside each other; raise for too deep and for repeated keys."""
+    if id(node) in depths:  # an alias, which may point back to what it stands in
+        return depths[id(node)]
+    depths[id(node)] = 0
+    inside: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_repeats(item, origin, seen)
+        inside = node.value
     if isinstance(node, yaml.MappingNode):
+        inside = [value for _, value in node.value]
         lines: dict[str, int] = {}
-        for key, value in node.value:
+        for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(
@@ -129,7 +138,13 @@ def _check_repeats(node: yaml.Node | None, origin: str, seen: set[int]) -> None:
                     f"{origin}:{line}: {name} is repeated, first on line {lines[name]}. Keep one of them."
                 )
             lines[name] = line
-            _check_repeats(value, origin, seen)
+    depth = isinstance(node, yaml.CollectionNode) + max(
+        (_check_nodes(item, origin, depths) for item in inside), default=0
+    )
+    if depth > _DEEPEST:
+        raise ConfigError(f"{origin}:{node.start_mark.line + 1}: {_TOO_DEEP}")
+    depths[id(node)] = depth
+    return depth
 
 
 def is_nothing(node: yaml.Node) -> bool:

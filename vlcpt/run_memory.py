@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from vlcpt.config import CPTConfig
-from vlcpt.config_checks import resolve_deepspeed
 from vlcpt.config_reading import Configs
+from vlcpt.config_trainer import resolve_deepspeed
 from vlcpt.model.adapters import base_model
 from vlcpt.model.counting import adapter_of, count_towers
 from vlcpt.report.activations import Attention

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import rich.progress
 import torch
-from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel, ProcessorMixin, set_seed
+from transformers import ProcessorMixin, set_seed
 
-from vlcpt.config import ConfigError, DataConfig, ModelConfig, SourceConfig
+from vlcpt.config import ConfigError, DataConfig, SourceConfig
 from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.planning import Track, untracked
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.splitting import split_stream
+from vlcpt.model.early_checks import check_model
+from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.model.tuning import tower_table
+from vlcpt.outputs import prepare_output, write_json
 from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
 from vlcpt.training.checkpoints import find_checkpoint
 from vlcpt.training.evaluation import SetResult, evaluate_sets
 from vlcpt.training.trainer import CPTTrainer
 
-# What a run writes beside the model's own files, and --overwrite takes away first.
-RUN_FILES = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
-CHECK_FILES = ("ledger.json", "dropped.jsonl")  # what a check leaves, where no run has been
 
-
-def train_run(configs: Configs, console: Console | None = None) -> CPTTrainer:
+def train_run(
+    configs: Configs, console: Console | None = None, *, config_path: Path | None = None
+) -> CPTTrainer:
     """Train, from reading the data to saving the model.
 
     Raises:
@@ -48,11 +47,13 @@ def train_run(configs: Configs, console: Console | None = None) -> CPTTrainer:
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
     if is_main:
-        prepare_output(configs)
+        prepare_output(configs, config_path)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, str(output))
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    dataset = train_dataset(configs, processor, shown(console))
+    check_model(configs.model)
+    track = shown(console) if is_main else untracked
+    dataset = train_dataset(configs, processor, track)
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
@@ -62,16 +63,21 @@ def train_run(configs: Configs, console: Console | None = None) -> CPTTrainer:
     model = load_model(configs.model)
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
-    evaluates = str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
+    evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
+    sets = evaluation_sets(configs, processor, track) if evaluates else None
+    if is_main and sets:
+        tell_unmeasured(sets, console)
     trainer = CPTTrainer(
         model=model,
         args=training,
         train_dataset=dataset,
-        eval_dataset=evaluation_sets(configs, processor) if evaluates else None,
+        eval_dataset=sets,
         processing_class=processor,
         console=console,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    if is_main:
+        dataset.ledger.write(output)  # again: documents may have failed while they were read
     trainer.save_model()
     if is_main:
         console.print(f"saved in {output}")
@@ -87,10 +93,18 @@ def eval_run(
         raise ConfigError("eval_data and retention_data are missing: there is nothing to measure. Add one.")
     if not checkpoint.is_dir():
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
+    if output and (output.is_dir() or (output.parent.exists() and not output.parent.is_dir())):
+        raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     sets = evaluation_sets(configs, processor, shown(console))
-    model, base = load_trained(configs.model, checkpoint)
+    tell_unmeasured(sets, console)
+    device = configs.training.device
+    model, base = load_for_evaluation(configs.model, str(checkpoint), on_gpu=device.type == "cuda")
+    for one in (model, base):
+        # 4-bit weights are put on their device while they load.
+        if one is not None and not getattr(one, "is_quantized", False):
+            torch.nn.Module.to(one, device)  # transformers hides the type of its own
     results = evaluate_sets(
         model,
         sets,
@@ -115,38 +129,27 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     encoder = DocumentEncoder(processor, **_encoding(configs.data))  # type: ignore[arg-type]
     for entry in (*configs.data.train_data, *configs.data.replay_data):
         source = open_source(untagged=configs.data.untagged, **_source(entry))  # type: ignore[arg-type]
-        for number in range(*rows.indices(len(source))):
-            document = source.document(number)
-            stream = encoder.tokens(document)
-            parts = split_stream(
-                stream,
-                configs.training.max_length,
-                on_overlong=configs.data.on_overlong,
-                source=document.source,
-            )
+        numbers = range(*rows.indices(len(source)))
+        if not numbers:
+            console.print(f"{entry.name} has {len(source):,} documents, none of them in --rows.")
+        for number in numbers:
+            try:
+                document = source.document(number)
+                stream = encoder.tokens(document)
+                parts = split_stream(
+                    stream,
+                    configs.training.max_length,
+                    on_overlong=configs.data.on_overlong,
+                    source=document.source,
+                )
+            except DocumentError as error:
+                is_dropped = error.kind == "overlong" and configs.data.on_overlong == "drop"
+                if not is_dropped and (configs.data.on_bad_data == "error" or error.kind == "overlong"):
+                    raise
+                console.print(f"not used: {error}\n", style="red", markup=False, highlight=False)
+                continue
             for line in document_lines(document.name, stream, parts, processor.tokenizer, console):
                 console.print(line)
-
-
-def prepare_output(configs: Configs) -> None:
-    """Refuse an output folder that holds another run's work, or empty it if that is asked for."""
-    training = configs.training
-    output = Path(str(training.output_dir))
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise ConfigError(f"output_dir {output} is a file. Give a folder.")
-    if training.overwrite:
-        for path in [*output.glob("checkpoint-*"), *(output / name for name in RUN_FILES)]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    elif not training.resume_from_checkpoint and any(p.name not in CHECK_FILES for p in output.iterdir()):
-        raise ConfigError(
-            f"output_dir {output} is not empty. Give another folder, go on from its checkpoint with "
-            "--resume_from_checkpoint true, or start afresh in it with --overwrite."
-        )
 
 
 def train_dataset(
@@ -187,17 +190,6 @@ def evaluation_set(
     return dataset([_source(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
 
 
-def load_trained(
-    config: ModelConfig, checkpoint: Path
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
-    """A trained model, and its base where that is not inside it with the adapter switched off."""
-    if (checkpoint / "adapter_config.json").is_file():
-        return load_model(replace(config, adapter_name_or_path=str(checkpoint))), None
-    whole = replace(config, tuning="full", adapter_name_or_path=None, lora_towers=None)
-    trained = load_model(replace(whole, model_name_or_path=str(checkpoint)))
-    return trained, load_model(whole)  # type: ignore[return-value]
-
-
 def shown(console: Console) -> Track:
     """A bar with the time left, gone when done; nothing where there is no terminal."""
     if not console.is_terminal:
@@ -205,12 +197,20 @@ def shown(console: Console) -> Track:
     return partial(rich.progress.track, console=console, transient=True)
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+def tell_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
+    """Say which documents of an evaluation set are not measured, and why."""
+    for name, dataset in sets.items():
+        total = dataset.ledger.total
+        if not total.dropped_documents:
+            continue
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped_documents.items()))
+        console.print(
+            f"{name}: {total.dropped_documents.total()} of {total.documents['read']} documents are not "
+            f"measured ({reasons}):",
+            highlight=False,
+        )
+        for one in dataset.ledger.dropped[:5]:
+            console.print(f"  {one.source}:{one.line}: {one.detail}", markup=False, highlight=False)
 
 
 def quiet_libraries() -> None:

@@ -9,23 +9,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BertConfig, BertTokenizer
 
 from vlcpt.config import ModelConfig
-from vlcpt.model.loading import load_adapter, load_base, load_model, load_processor
-from vlcpt.model.tuning import apply_tuning, tower_table
+from vlcpt.model import loading
+from vlcpt.model.loading import load_base, load_model, load_processor
+from vlcpt.model.tuning import tower_table
 
 
 @pytest.fixture
 def model_copy(tiny_model_dir, tmp_path):
     """A folder with the tiny model that a test may break."""
     return shutil.copytree(tiny_model_dir, tmp_path / "model")
-
-
-@pytest.fixture
-def adapter_dir(tiny_model_dir, tiny_inputs, tmp_path):
-    """An adapter on language tower and merger that has been trained for a step."""
-    model = load_model(ModelConfig(str(tiny_model_dir), train_merger=True, lora_r=4))
-    one_step(model, tiny_inputs)
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
 
 
 def one_step(model, inputs, lr=0.05):
@@ -112,6 +104,32 @@ def test_attention_is_sdpa_on_a_cpu_unless_another_is_asked_for(tiny_model_dir, 
     assert model.config.vision_config._attn_implementation == used
 
 
+@pytest.mark.parametrize(
+    ("on_gpu", "cuda", "dtype", "kernel"),
+    [
+        (True, True, torch.bfloat16, "flash_attention_2"),
+        (False, True, torch.bfloat16, "sdpa"),  # evaluated or merged on the CPU of a machine with a GPU
+        (True, False, torch.bfloat16, "sdpa"),
+        (True, True, torch.float32, "sdpa"),
+    ],
+)
+def test_attention_auto_is_flash_attention_only_where_the_model_will_run_on_a_gpu(
+    monkeypatch, on_gpu, cuda, dtype, kernel
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
+
+    assert loading.resolve_attention("auto", dtype, on_gpu=on_gpu) == kernel
+
+
+def test_a_base_by_itself_never_takes_flash_attention_unasked(make_tiny_model, monkeypatch, tmp_path):
+    make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
+
+    assert load_base(str(tmp_path)).config._attn_implementation == "sdpa"
+
+
 def test_a_checkpoint_without_one_of_its_tensors_is_refused(model_copy):
     name = "model.layers.1.mlp.up_proj.weight"
     rewrite(model_copy / "model.safetensors", lambda found: {k: v for k, v in found.items() if k != name})
@@ -159,79 +177,6 @@ def test_another_family_is_refused_before_its_weights_are_read(tmp_path):
 def test_a_model_that_is_not_there_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"nowhere/at-all: no such folder, and no model of this id"):
         load_model(ModelConfig("nowhere/at-all"))
-
-
-def test_an_adapter_is_gone_on_with_where_it_stood(tiny_model_dir, adapter_dir, tiny_inputs):
-    base = AutoModelForImageTextToText.from_pretrained(tiny_model_dir)
-    expected = logits(PeftModel.from_pretrained(base, adapter_dir), tiny_inputs)
-
-    model = load_model(
-        ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir), train_merger=True)
-    )
-
-    assert torch.equal(logits(model, tiny_inputs), expected)
-    assert [row.how for row in tower_table(model)] == ["frozen", "LoRA r=4", "LoRA r=4"]
-    one_step(model, tiny_inputs)
-    assert not torch.equal(logits(model, tiny_inputs), expected)
-
-
-def test_a_full_copy_in_an_adapter_is_gone_on_with_in_float32_on_a_bfloat16_base(
-    make_tiny_model, tiny_inputs, tmp_path
-):
-    make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
-    way = {"train_merger": True, "train_embeddings": True, "lora_towers": ("language",)}
-    model = load_model(ModelConfig(str(tmp_path / "base"), **way))
-    one_step(model, tiny_inputs)
-    model.save_pretrained(tmp_path / "adapter")
-
-    again = load_model(
-        ModelConfig(str(tmp_path / "base"), adapter_name_or_path=str(tmp_path / "adapter"), **way)
-    )
-
-    before = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    after = {name: p for name, p in again.named_parameters() if p.requires_grad}
-    assert before.keys() == after.keys()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-
-
-def test_an_adapter_with_other_towers_than_the_configuration_is_refused(tiny_model_dir, adapter_dir):
-    with pytest.raises(ValueError, match=r"the adapter trains the merger tower.*Set train_merger: true"):
-        load_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir)))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda found: dict(list(found.items())[1:]), r"1 missing \("),
-        (lambda found: found | {"base_model.model.extra.lora_A.weight": torch.ones(1)}, r"1 unexpected \("),
-        # What peft itself loads as nothing, with a warning.
-        (lambda found: {k.replace("language_model.", ""): v for k, v in found.items()}, r"28 missing.*28 un"),
-        (lambda found: {k: v[..., :1].clone() for k, v in found.items()}, r"of another shape"),
-    ],
-    ids=["missing", "unexpected", "old prefix", "shape"],
-)  # fmt: skip
-def test_an_adapter_whose_tensors_do_not_fit_is_refused(tiny_model_dir, adapter_dir, change, message):
-    rewrite(adapter_dir / "adapter_model.safetensors", change)
-
-    with pytest.raises(ValueError, match=message):
-        load_adapter(load_base(str(tiny_model_dir)), str(adapter_dir), is_trainable=True)
-
-
-def test_an_adapter_with_a_full_module_missing_is_refused(tiny_model_dir, tmp_path):
-    model = apply_tuning(load_base(str(tiny_model_dir)), train_merger=True, lora_towers=["language"])
-    model.save_pretrained(tmp_path)
-    rewrite(
-        tmp_path / "adapter_model.safetensors",
-        lambda found: {k: v for k, v in found.items() if "merger.mlp.2.bias" not in k},
-    )
-
-    with pytest.raises(ValueError, match=r"1 missing \(.*merger.mlp.2.bias\)"):
-        load_adapter(load_base(str(tiny_model_dir)), str(tmp_path), is_trainable=True)
-
-
-def test_a_folder_without_an_adapter_is_an_error(tiny_model_dir):
-    with pytest.raises(ValueError, match="no adapter could be loaded from this folder"):
-        load_adapter(load_base(str(tiny_model_dir)), str(tiny_model_dir), is_trainable=True)
 
 
 def four_bit(model):

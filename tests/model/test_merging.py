@@ -1,6 +1,7 @@
 """Tests of vlcpt/model/merging.py."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -128,3 +129,50 @@ def test_a_base_that_has_moved_is_an_error_that_says_what_to_correct(
 
     with pytest.raises(ValueError, match=r"adapter_config\.json.*correct base_model_name_or_path.*/gone"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+
+def rename_base(adapter, name):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
+
+
+def test_a_base_named_relative_to_where_it_was_trained_is_found_from_elsewhere(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
+):
+    """As a run leaves it: the adapter's name starts at the directory of training, config.yaml's at itself."""
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    shutil.copytree(tmp_path / "adapter", checkpoint)
+    rename_base(checkpoint, "base")
+    (tmp_path / "out" / "config.yaml").write_text("model_name_or_path: ../base\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    merge_adapter(checkpoint, "merged")
+
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "elsewhere" / "merged")
+
+
+def test_a_merge_does_not_take_flash_attention(
+    make_tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
+):
+    """It runs on the CPU, also on a machine with a GPU."""
+    trained_adapter(make_tiny_model(dtype=torch.bfloat16), tiny_processor, tiny_inputs, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("vlcpt.model.loading.is_flash_attn_2_available", lambda: True)
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_a_base_name_that_may_mean_two_folders_is_an_error_naming_both(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
+):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    rename_base(tmp_path / "adapter", "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "elsewhere" / "base")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    with pytest.raises(ValueError, match=r"'base' may be .*elsewhere/base or .*/base.*absolute"):
+        merge_adapter(tmp_path / "adapter", "merged")

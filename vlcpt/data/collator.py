@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers import ProcessorMixin
 
+from vlcpt.data.dataset import FailedSample
 from vlcpt.data.encoding import IGNORE_INDEX, Sample
+
+Batch = dict[str, torch.Tensor | bool | list[FailedSample]]
 
 
 class CPTDataCollator:
@@ -32,7 +35,7 @@ class CPTDataCollator:
     def __init__(self, processor: ProcessorMixin) -> None:
         self._pad = int(processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
 
-    def __call__(self, items: Sequence[Sequence[Sample] | Sample]) -> dict[str, torch.Tensor | bool]:
+    def __call__(self, items: Sequence[Sequence[Sample | FailedSample] | Sample]) -> Batch:
         """One batch.
 
         Args:
@@ -41,13 +44,17 @@ class CPTDataCollator:
         Returns:
             ``input_ids``, ``labels``, ``loss_weights`` (B, T), ``position_ids`` (4, B, T), and where
             there are media ``pixel_values`` (ΣP, D), ``image_grid_thw`` (ΣI, 3) and the same for
-            videos; ``use_cache`` is False.
+            videos; ``use_cache`` is False. Samples that could not be read are left out of their packs
+            and listed in ``failed``, for the trainer.
         """
-        packs = [[item] if isinstance(item, Sample) else list(item) for item in items]
-        longest = max(sum(len(sample) for sample in pack) for pack in packs)
+        given = [[item] if isinstance(item, Sample) else list(item) for item in items]
+        packs = [[sample for sample in pack if isinstance(sample, Sample)] for pack in given]
+        failed = [sample for pack in given for sample in pack if isinstance(sample, FailedSample)]
+        # A pack of which nothing is left is a row of padding, and has room for the shift of the labels.
+        longest = max(2, max(sum(len(sample) for sample in pack) for pack in packs))
         rows = [self._row(pack, longest) for pack in packs]
         # The first tensor of the batch tells Trainer its size.
-        batch: dict[str, torch.Tensor | bool] = {
+        batch: Batch = {
             "input_ids": torch.stack([row[0] for row in rows]),
             "labels": torch.stack([row[1] for row in rows]),
             "loss_weights": torch.stack([row[2] for row in rows]),
@@ -59,6 +66,8 @@ class CPTDataCollator:
             found = [tensor for sample in samples if (tensor := getattr(sample, name)) is not None]
             if found:
                 batch[name] = torch.cat(found)
+        if failed:
+            batch["failed"] = failed
         return batch
 
     def _row(self, pack: Sequence[Sample], length: int) -> tuple[torch.Tensor, ...]:

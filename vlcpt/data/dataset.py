@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,18 +11,37 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
+from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, OnBadData, Track, make_plan, untracked
-from vlcpt.data.readers.files import DocumentSource, open_source
+from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
+from vlcpt.data.watch import WorkerWatch
 
 PixelsOf = Literal["document", "next_document", "blank"]
-Sources = str | Path | Mapping[str, object] | Sequence[object]
 
 
-class CPTDataset(Dataset[list[Sample]]):
+@dataclass(frozen=True)
+class FailedSample:
+    """A sample that could be planned, but not read: a medium that does not decode, or a changed file.
+
+    Args:
+        source, row: Numbers of its source and its row.
+        dropped: Its line of ``dropped.jsonl``.
+        message: The error whole.
+        stops: Whether the run stops here, as ``on_bad_data`` says.
+    """
+
+    source: int
+    row: int
+    dropped: Dropped
+    message: str
+    stops: bool
+
+
+class CPTDataset(Dataset[list[Sample | FailedSample]]):
     """Packs of samples, planned once: every document at least once a pass.
 
     Making it reads every row and every medium's header, and fills :attr:`ledger`; pixels are
@@ -87,9 +105,9 @@ class CPTDataset(Dataset[list[Sample]]):
             raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
-        train = _open(sources, untagged)
-        replay = _open(replay_data, untagged, memory_name="replay") if replay_share else []
-        self._sources = _distinct([*train, *replay])
+        train = open_sources(sources, untagged)
+        replay = open_sources(replay_data, untagged, memory_name="replay") if replay_share else []
+        self._sources = distinct([*train, *replay])
         self._encoder = self._encoder_class(
             processor,
             train_eos=train_eos,
@@ -117,6 +135,10 @@ class CPTDataset(Dataset[list[Sample]]):
         self.max_length = max_length
         self.packing = packing
         self._pixels_of: PixelsOf = "document"
+        self._stops = on_bad_data == "error"
+        self._plan = plan
+        self._failed: set[tuple[int, int]] = set()
+        self.watch = WorkerWatch()
         # Flat arrays, which workers share with the parent instead of copying them.
         self._samples = plan.samples()
         self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
@@ -133,8 +155,11 @@ class CPTDataset(Dataset[list[Sample]]):
     def __len__(self) -> int:
         return len(self._pack_ends)
 
-    def __getitem__(self, index: int) -> list[Sample]:
-        return [self._sample(number) for number in self._numbers(index)]
+    def __getitem__(self, index: int) -> list[Sample | FailedSample]:
+        """The samples of a pack. One that cannot be read after all comes as a :class:`FailedSample`."""
+        numbers = self._numbers(index)
+        with self.watch.working_on(index % len(self)):
+            return [self._sample_or_failure(number) for number in numbers]
 
     @property
     def has_media(self) -> bool:
@@ -193,15 +218,45 @@ class CPTDataset(Dataset[list[Sample]]):
         first = self._pack_ends[index - 1] if index else 0
         return self._pack_of[first : self._pack_ends[index]]
 
+    def note_failure(self, failed: FailedSample) -> bool:
+        """Enter in the ledger a document that failed when it was read again; False if it is there already.
+
+        It moves from used to dropped whole, also where other parts of it have been trained.
+        """
+        if (failed.source, failed.row) in self._failed:
+            return False
+        self._failed.add((failed.source, failed.row))
+        account = self.ledger.sources[self._sources[failed.source].name]
+        self._plan.enter_failure(account, failed.source, failed.row, failed.dropped.reason)
+        self.ledger.dropped.append(failed.dropped)
+        return True
+
+    def _sample_or_failure(self, number: int) -> Sample | FailedSample:
+        source, row = self._samples[number, :2].tolist()
+        try:
+            return self._sample(number)
+        except DocumentError as error:
+            place = error.source or self._sources[source].rows.source(row)
+            dropped = Dropped(place.path, place.line, None, error.kind, error.reason)
+            return FailedSample(source, row, dropped, str(error), self._stops)
+
     def _sample(self, number: int) -> Sample:
-        source, row, start, stop, repeated = self._samples[number, :5].tolist()
+        source, row, start, stop, repeated, targets = self._samples[number, :6].tolist()
         document = self._sources[source].document(row)
         stream = self._encoder.tokens(document)
+        found = int((stream.labels[start + repeated : stop] >= 0).sum())
+        if len(stream) < stop or found != targets:
+            raise DocumentError(
+                f"it was planned with {targets} targets up to token {stop}, but now has {found} and "
+                f"{len(stream)} tokens: the row or a medium was changed during the run. Start the run again.",
+                kind="changed",
+                source=document.source,
+            )
         pixels = None
         if self._pixels_of != "document":
             pixels = tuple(
-                self._next(found, source, row) if self._pixels_of == "next_document" else None
-                for found in (self._with_images, self._with_videos)
+                self._next(others, source, row) if self._pixels_of == "next_document" else None
+                for others in (self._with_images, self._with_videos)
             )
         return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
 
@@ -214,49 +269,3 @@ class CPTDataset(Dataset[list[Sample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
-
-
-def _open(sources: Sources, untagged: Untagged, memory_name: str = "rows") -> list[DocumentSource]:
-    """Sources as any caller may give them; rows in memory are called ``memory_name``."""
-    if isinstance(sources, str | Path):
-        return [open_source(sources, untagged=untagged)]
-    if isinstance(sources, Mapping):
-        return [_open_mapping(sources, untagged)]
-    if not len(sources):
-        return []
-    is_list = isinstance(sources, list | tuple)
-    if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
-        opened: list[DocumentSource] = []
-        for one in sources:
-            opened += _open(one, untagged) if isinstance(one, str | Path | Mapping) else []
-        return opened
-    return [open_source(sources, untagged=untagged, name=memory_name)]
-
-
-_SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targets", "chat_template"}
-
-
-def _is_source(one: object) -> bool:
-    """Whether this says where rows are, and is no row itself."""
-    return isinstance(one, Mapping) and "path" in one and one.keys() <= _SOURCE_KEYS
-
-
-def _open_mapping(entry: Mapping[str, object], untagged: Untagged) -> DocumentSource:
-    if not _is_source(entry):
-        raise DocumentError(
-            f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
-            f"found {', '.join(map(repr, entry)) or 'nothing'}.",
-            kind="source",
-        )
-    values = {key: value for key, value in entry.items() if key != "path"}
-    return open_source(entry["path"], untagged=untagged, **values)  # type: ignore[arg-type]
-
-
-def _distinct(sources: list[DocumentSource]) -> list[DocumentSource]:
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise DocumentError(
-                f"two sources are called {name!r}. Give each its own 'name'.", kind="source", field="name"
-            )
-    return sources

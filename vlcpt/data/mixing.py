@@ -75,7 +75,9 @@ def repeat_documents(targets: np.ndarray, passes: float, rng: np.random.Generato
     return whole + draw_documents(targets, rest, rng)
 
 
-def draw_documents(targets: np.ndarray, wanted: float, rng: np.random.Generator) -> np.ndarray:
+def draw_documents(
+    targets: np.ndarray, wanted: float, rng: np.random.Generator, *, at_least_one: bool = False
+) -> np.ndarray:
     """How often each document is drawn so that their targets come closest to ``wanted``.
 
     A document is drawn again only when all have been drawn.
@@ -84,6 +86,7 @@ def draw_documents(targets: np.ndarray, wanted: float, rng: np.random.Generator)
         targets: Targets of each document.
         wanted: Targets to draw.
         rng: Decides the order.
+        at_least_one: Draw a document even where none would come closer.
 
     Returns:
         int64, one count a document.
@@ -103,5 +106,7 @@ def draw_documents(targets: np.ndarray, wanted: float, rng: np.random.Generator)
     # The document that crosses the line is taken if that lands nearer.
     if take < len(order) and abs(reached[take] - rest) < abs((reached[take - 1] if take else 0) - rest):
         take += 1
+    if at_least_one and not counts.any():
+        take = max(take, 1)
     counts[order[:take]] += 1
     return counts

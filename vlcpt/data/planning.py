@@ -84,6 +84,21 @@ class Plan:
             found.append(np.column_stack([np.full(len(rows), source), rows]))
         return np.concatenate(found)
 
+    def enter_failure(self, account: SourceLedger, source: int, row: int, reason: str) -> None:
+        """Move a document from used to dropped, whole."""
+        scan, repeats = self.scans[source], self.repeats[source]
+        place = int(np.searchsorted(scan.column("row"), row))
+        times, parts = int(repeats[place]), int(scan.column("parts")[place])
+        account.documents["used"] -= 1
+        account.documents["split"] -= parts > 1
+        account.documents["repeats"] -= times - 1
+        account.samples -= times * parts
+        account.dropped_documents[reason] += 1
+        account.dropped_tokens[reason] += int(scan.column("read")[place])
+        for name in COUNTS:
+            if name != "read":
+                account.tokens[name] -= int(scan.column(name)[place])
+
 
 def _repeat_documents_parts(of_part: np.ndarray, parts: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     """Each document's parts together, as often as the document is read."""
@@ -190,7 +205,8 @@ def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> N
         raise BadDataError(
             f"{len(bad)} of {scan.rows} rows of {source.name!r} cannot be used, more than "
             f"max_bad_fraction {max_bad_fraction:g}. "
-            f"Reasons: {dict(Counter(unused.dropped.reason for unused in bad))}. The last: {bad[-1].message}"
+            f"Reasons: {dict(Counter(unused.dropped.reason for unused in bad))}. "
+            f"The first: {' | '.join(unused.message for unused in bad[:3])} | The last: {bad[-1].message}"
         )
 
 
@@ -222,7 +238,8 @@ def _repeats(
     replayed = np.concatenate(targets[len(train) :])
     if not replayed.sum():
         raise BadDataError("replay_data has no document that can be trained on, but replay_share is set.")
-    drawn = draw_documents(replayed, replay_share / (1 - replay_share) * trained, rng)
+    wanted = replay_share / (1 - replay_share) * trained
+    drawn = draw_documents(replayed, wanted, rng, at_least_one=True)
     ends = np.cumsum([len(count) for count in targets[len(train) :]])
     return repeats + np.split(drawn, ends[:-1])
 

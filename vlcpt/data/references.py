@@ -52,6 +52,12 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             raise DocumentError(f"a media reference has no key {key!r}.{hint}", kind="reference")
         if value is not None:
             values[key] = _checked(key, value)
+    low, high = values.get("min_pixels"), values.get("max_pixels")
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        raise DocumentError(
+            f"'min_pixels' {low} of a media reference is above its 'max_pixels' {high}. Swap or remove one.",
+            kind="reference",
+        )
     data, path = values.pop("bytes", None), values.pop("path", None)
     if data is None and path is None:
         raise DocumentError("a media reference needs 'path' or 'bytes'; both are missing.", kind="reference")

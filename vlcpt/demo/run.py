@@ -14,8 +14,9 @@ from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.model.loading import load_model, load_processor
+from vlcpt.outputs import write_json
 from vlcpt.report.terminal import number
-from vlcpt.runs import evaluation_sets, quiet_libraries, shown, train_run, write_json
+from vlcpt.runs import evaluation_sets, quiet_libraries, shown, train_run
 from vlcpt.training.evaluation import SetResult, evaluate_sets, perplexity
 
 Results = dict[str, SetResult]
@@ -84,6 +85,8 @@ def copy_inputs(output_dir: Path, *, overwrite: bool) -> Path:
             "or replace what is there with --overwrite."
         )
     inputs = output_dir / "inputs"
+    if inputs.exists() and not (inputs / "demo.yaml").is_file():
+        raise ConfigError(f"{inputs} is no earlier demo's. Give another folder with --output_dir.")
     shutil.rmtree(inputs, ignore_errors=True)
     shutil.copytree(base_path(), inputs / "base")
     shutil.copytree(data_path(), inputs / "data")

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
+from vlcpt.model.adapter_loading import new_adapter, read_adapter_config
 from vlcpt.model.adapters import base_model
+from vlcpt.model.early_checks import bare_model
 from vlcpt.model.families import TOWERS, Tower, is_embedding, tower_of
 from vlcpt.model.loading import read_config, resolve_attention, resolve_dtype, tune
-from vlcpt.model.tuning import finish_tuning
 
 if TYPE_CHECKING:
     from vlcpt.config import ModelConfig
@@ -56,21 +57,15 @@ def empty_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """
     found = read_config(config.model_name_or_path)
     dtype = resolve_dtype(config.dtype, found)
-    attention = resolve_attention(config.attn_implementation, dtype)
+    attention = resolve_attention(config.attn_implementation, dtype, on_gpu=torch.cuda.is_available())
     if attention.startswith("flash"):
         attention = "sdpa"  # refused where its package is not installed; the weights are the same
     with torch.device("meta"):
-        model: object = AutoModelForImageTextToText.from_config(
-            found, dtype=dtype, attn_implementation=attention
-        )
-        assert isinstance(model, PreTrainedModel)
+        model = bare_model(found, attention)
+        nn.Module.to(model, dtype)  # transformers hides the type of its own
         if config.adapter_name_or_path is None:
             return tune(model, config)
-        adapter = PeftConfig.from_pretrained(config.adapter_name_or_path)
-        adapter.inference_mode = False
-        tuned = get_peft_model(model.requires_grad_(False), adapter)
-        assert isinstance(tuned, PeftModel)
-        return finish_tuning(tuned)
+        return new_adapter(model, read_adapter_config(config.adapter_name_or_path), is_trainable=True)
 
 
 def count_towers(model: nn.Module, *, in_4_bits: bool = False) -> list[TowerCount]:

@@ -9,7 +9,9 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from vlcpt.model.loading import load_adapter, load_base, load_processor
+from vlcpt.model.adapter_loading import load_adapter
+from vlcpt.model.bases import find_base
+from vlcpt.model.loading import load_base, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 def merge_adapter(checkpoint: str | Path, output: str | Path) -> None:
     """Write base and adapter as one model that loads without peft, if its logits are the same.
 
-    The base is the one that ``adapter_config.json`` names, in its own precision, not in 4 bits. The check
+    The base is the one that ``adapter_config.json`` names, in its own precision, not in 4 bits; a relative
+    path may start at the current directory, the checkpoint or its parent, or be that of ``config.yaml``
+    there. All runs on the CPU, with PyTorch's own attention. The check
     runs a fixed batch of random tokens and a random image through base and adapter, and through what was
     read back from the merged files. The processor is copied from the checkpoint, else from the base.
 
@@ -32,7 +36,7 @@ def merge_adapter(checkpoint: str | Path, output: str | Path) -> None:
 
     Raises:
         ValueError: If ``checkpoint`` is no adapter, the base is not to be had, the adapter's tensors
-            do not fit it, ``output`` is taken, or the logits differ.
+            do not fit it, ``output`` is taken, or the logits differ; if the base may be one of two folders.
 
     Example:
         >>> from importlib.resources import files
@@ -55,8 +59,9 @@ def merge_adapter(checkpoint: str | Path, output: str | Path) -> None:
             f"{checkpoint}/adapter_config.json names no base model. Write its folder or Hub id "
             "into base_model_name_or_path."
         )
+    base_name = find_base(base_name, checkpoint)
     try:
-        base = load_base(base_name, revision=config.revision)
+        base = load_base(base_name, revision=config.revision, attn_implementation="sdpa")
     except ValueError as error:
         raise ValueError(
             f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
@@ -90,7 +95,7 @@ def _merge_into(tuned: PeftModel, folder: Path) -> None:
     merged = tuned.merge_and_unload(safe_merge=True)
     assert isinstance(merged, PreTrainedModel)
     merged.save_pretrained(folder)
-    after = check_logits(load_base(str(folder)))
+    after = check_logits(load_base(str(folder), attn_implementation="sdpa"))
     difference = float((after - before).norm() / before.norm())
     tolerance = TOLERANCES[dtype]
     logger.info("Merged logits differ by %.1e of their norm (%s, at most %.0e)", difference, dtype, tolerance)

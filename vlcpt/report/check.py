@@ -153,28 +153,6 @@ def course_table(
     return table
 
 
-def share_table(ledger: Ledger) -> Table:
-    """Targets of each source, and its share of all as asked and as it turns out.
-
-    Example:
-        >>> share_table(Ledger(["a", "b"])).row_count
-        2
-    """
-    table = _table("targets by source")
-    for name in ("source", "targets", "asked", "share", "repeats"):
-        table.add_column(name, justify="left" if name == "source" else "right", overflow="fold")
-    for name, account in ledger.sources.items():
-        table.add_row(
-            name,
-            f"{account.tokens['targets']:,}",
-            "–" if account.share_asked is None else f"{account.share_asked:.1%}",
-            "–" if account.share_realised is None else f"{account.share_realised:.1%}",
-            f"{account.documents['repeats']:,}",
-        )
-    table.caption = "targets: each document once; share: as often as it is read"
-    return table
-
-
 def memory_table(estimates: Mapping[str, MemoryEstimate]) -> Table:
     """Memory of one device, a column for each way to train.
 

@@ -42,10 +42,17 @@ def ledger_table(ledger: Ledger) -> Table:
     table.add_section()
     for label, count in _ledger_rows(list(columns.values())):
         table.add_row(label, *(f"{number:,}" for number in count))
+    if len(ledger.sources) > 1:
+        table.add_row("share of targets", *map(_share, ledger.sources.values()), "")
     if ledger.fill is not None:
         table.caption = f"{ledger.packs:,} packs, {ledger.fill:.1%} full"
         table.caption_justify = "left"
     return table
+
+
+def _share(account: SourceLedger) -> str:
+    realised = "–" if account.share_realised is None else f"{account.share_realised:.0%}"
+    return realised if account.share_asked is None else f"{realised} (asked {account.share_asked:.0%})"
 
 
 def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[int]]]:
@@ -107,7 +114,9 @@ def results_table(results: Mapping[str, SetResult]) -> Table:
             "–" if one["bits_per_byte"] is None else f"{one['bits_per_byte']:.3f}",
             *("–" if loss is None else f"{loss:.4f}" for loss in losses),
         )
-    table.caption = "loss in nats per target; base: before training; shuffled: the next document's images"
+    table.caption = (
+        "loss in nats per target; base: without this training; shuffled: the next document's images"
+    )
     table.caption_justify = "left"
     return table
 

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from vlcpt.data.encoding import IGNORE_INDEX
 
-BatchTensors = Mapping[str, torch.Tensor | bool]
+# What a collator made: tensors, and perhaps a flag or two.
+BatchTensors = Mapping[str, object]
 
 
 class TargetLosses(NamedTuple):
@@ -77,6 +78,6 @@ def total_weight(inputs: BatchTensors) -> torch.Tensor:
     return _tensor(inputs["loss_weights"])[:, 1:][is_target].sum()
 
 
-def _tensor(value: torch.Tensor | bool) -> torch.Tensor:
+def _tensor(value: object) -> torch.Tensor:
     assert isinstance(value, torch.Tensor)
     return value

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -89,9 +90,11 @@ class RunProgress(TrainerCallback):
         if self._bar:
             self._bar.update(self._task, completed=state.global_step)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away, also when a run is interrupted: it hides the cursor."""
         if self._bar:
             self._bar.stop()
             self._bar = None

@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.training_args import OptimizerNames
 
 from vlcpt.config import CPTConfig
-from vlcpt.data.collator import CPTDataCollator
+from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.vision import VisionEncoder
 from vlcpt.model.adapters import base_model
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
@@ -29,7 +29,8 @@ from vlcpt.training.checkpoints import (
     restore_weights,
 )
 from vlcpt.training.evaluation import row_sums, trainer_metrics
-from vlcpt.training.loss import BatchTensors, target_losses, total_weight
+from vlcpt.training.failures import named_workers, note_failed, take_failed
+from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
 
 
@@ -87,7 +88,7 @@ class CPTTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=trainer_metrics,
-            callbacks=[*(callbacks or []), self.progress, StepSeeds(), _LimitCheckpointing()],
+            callbacks=[*(callbacks or []), self.progress, StepSeeds(), *_TRAINER_CALLBACKS],
         )
         _remove_upstream_progress(self)
         self.loss_is_scaled_for_ga = True
@@ -102,7 +103,7 @@ class CPTTrainer(Trainer):
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
             restore_weights(self.model, checkpoint)
-        with quiet_partial_load():
+        with quiet_partial_load(), self.progress:
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best and not self.is_deepspeed_enabled:
@@ -110,24 +111,31 @@ class CPTTrainer(Trainer):
         return output
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[BatchTensors], num_batches: int, device: torch.device
-    ) -> tuple[list[BatchTensors], torch.Tensor]:
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one step, and Σ weight of its targets on all ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.progress.count(batches)
-        weight = torch.stack([total_weight(batch) for batch in batches] or [torch.zeros(())]).sum().to(device)
-        weight = self.accelerator.reduce(weight, "sum")
-        if weight <= 0:
-            raise ValueError(
-                f"step {self.state.global_step + 1} has no target in any batch, so it has no loss. "
-                "CPTDataset leaves such documents out; let your own data set do the same."
-            )
-        return batches, weight
+        while True:
+            with named_workers(self.train_dataset):
+                batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            failed = any("failed" in batch for batch in batches)
+            note_failed(batches, self.train_dataset, Path(str(self.args.output_dir)))
+            weight = sum((total_weight(batch) for batch in batches), torch.zeros(())).to(device)
+            counts = torch.stack([weight, weight.new_tensor(failed), weight.new_tensor(len(batches))])
+            weight, failed_anywhere, any_batch = self.accelerator.reduce(counts, "sum")
+            if weight > 0 or not any_batch:
+                self.progress.count(batches)
+                return batches, weight
+            # Documents that failed just now may have been all of a step: then the next batches are taken.
+            if not failed_anywhere:
+                raise ValueError(
+                    f"step {self.state.global_step + 1} has no target in any batch, so it has no loss. "
+                    "CPTDataset leaves such documents out; let your own data set do the same."
+                )
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: BatchTensors,
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
@@ -181,11 +189,12 @@ class CPTTrainer(Trainer):
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: BatchTensors,
+        inputs: Batch,
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
+        take_failed(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = row_sums(model, self._prepare_inputs(dict(inputs)))
         return None, sums, sums[:, 1:]
@@ -197,6 +206,18 @@ class _LimitCheckpointing(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
         if args.activation_checkpointing:
             limit_checkpointing(model)
+
+
+class _LoadingTimeout(TrainerCallback):
+    """Bounds the wait for a worker; TrainingArguments has no field that reaches the loader."""
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)  # inside accelerate's
+        if loader.num_workers:
+            loader.timeout = args.dataloader_timeout
+
+
+_TRAINER_CALLBACKS = (_LimitCheckpointing(), _LoadingTimeout())
 
 
 def _remove_upstream_progress(trainer: Trainer) -> None:

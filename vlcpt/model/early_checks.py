@@ -1,0 +1,71 @@
+"""What would stop a model from being loaded and tuned, told before data or weights are read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from vlcpt.model.adapter_loading import check_trained_parts, new_adapter, read_adapter_config
+from vlcpt.model.loading import not_supported_here, read_config, tune
+from vlcpt.model.saved_files import check_files
+
+if TYPE_CHECKING:
+    from vlcpt.config import ModelConfig
+
+
+def check_model(config: "ModelConfig") -> None:
+    """Load and tune the model without its weights, to find what would fail after the data is read.
+
+    Layers are those of the model itself, without any numbers (on PyTorch's meta device): a second or two
+    also for the largest. Of folders it is checked that their files are there. From the Hub only
+    configurations are fetched.
+
+    Raises:
+        ValueError: If the model or the adapter is not there, or of another family; if towers, layer names
+            or attention are refused; if the adapter trains something else than ``config`` says. The
+            messages are those of :func:`vlcpt.model.loading.load_model`.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config import ModelConfig
+        >>> base = str(files("vlcpt") / "demo/base")
+        >>> check_model(ModelConfig(base, lora_target_modules=("q_porj",)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: lora_target_modules names 'q_porj', which matches no layer of language, ...
+    """
+    found = read_config(config.model_name_or_path)
+    if Path(config.model_name_or_path).is_dir():
+        check_files("model", config.model_name_or_path)
+    adapter = config.adapter_name_or_path
+    if adapter is not None and Path(adapter).is_dir():
+        check_files("adapter", adapter)
+    with torch.device("meta"):
+        try:
+            model = bare_model(found, config.attn_implementation)
+        except (ImportError, ValueError) as error:
+            asked = not_supported_here(config.model_name_or_path, config.attn_implementation, error)
+            raise ValueError(asked) from error
+        if adapter is None:
+            tune(model, config)
+        else:
+            check_trained_parts(new_adapter(model, read_adapter_config(adapter), is_trainable=True), config)
+
+
+def bare_model(found: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The model that a configuration describes, to be made inside ``torch.device("meta")``.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> with torch.device("meta"):
+        ...     bare_model(read_config(str(files("vlcpt") / "demo/base")), "auto").device.type
+        'meta'
+    """
+    if attn_implementation != "auto":
+        found._attn_implementation = attn_implementation
+    # Not from_config: under DeepSpeed stage 3 that would partition the model among the ranks.
+    model_class = AutoModelForImageTextToText._model_mapping[type(found)]
+    assert isinstance(model_class, type)
+    model = model_class(found)
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -1,0 +1,85 @@
+"""What is measured: a checkpoint of any kind, and its base."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
+from vlcpt.model.loading import load_base, turn_cache_off
+from vlcpt.model.saved_files import CONFIGS, WEIGHTS, check_files
+
+if TYPE_CHECKING:
+    from vlcpt.config import ModelConfig
+
+Model = TypeVar("Model", bound=PreTrainedModel | PeftModel)
+
+
+def load_for_evaluation(
+    config: "ModelConfig", checkpoint: str, *, on_gpu: bool = False
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
+    """A trained model as it was in training, and its base where that is not inside it.
+
+    Both are frozen and in evaluation mode. Of ``config`` only the base, ``dtype``, the attention and
+    whether ``tuning`` is ``qlora`` are used: an adapter is then measured on the 4-bit weights that it was
+    trained on. What was trained, and how, is the checkpoint's.
+
+    Args:
+        checkpoint: Folder of an adapter, or of a model trained in full or merged; the latter and its base
+            are never in 4 bits.
+        on_gpu: Whether the caller will run them on a GPU: only then is ``auto`` flash attention.
+
+    Returns:
+        The model; and None if it is an adapter, to be switched off for the base, or else the base.
+
+    Raises:
+        ValueError: If the folder is neither, or something in it or in the base cannot be loaded whole.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config import ModelConfig
+        >>> base = str(files("vlcpt") / "demo/base")
+        >>> trained, before = load_for_evaluation(ModelConfig(base), checkpoint=base)
+        >>> before.name_or_path == base
+        True
+    """
+    if not Path(checkpoint).is_dir():
+        raise ValueError(f"{checkpoint}: no such folder. Give a checkpoint or a saved model.")
+    if Path(checkpoint, CONFIGS["adapter"]).is_file():
+        check_files("adapter", checkpoint)
+        # Copies of modules trained in full are float32, which flash attention refuses.
+        copies = bool(getattr(read_adapter_config(checkpoint), "modules_to_save", None))
+        base = _base(config, on_gpu=on_gpu and not copies)
+        # Trainable, because only then are the copies float32, as they were in training.
+        return _frozen(load_adapter(base, checkpoint, is_trainable=True)), None
+    if not Path(checkpoint, CONFIGS["model"]).is_file():
+        raise ValueError(
+            f"{checkpoint} holds neither an adapter ({CONFIGS['adapter']} and {WEIGHTS['adapter'][0]}) nor "
+            f"a model ({CONFIGS['model']} and {WEIGHTS['model'][0]}). Give a checkpoint or a saved model."
+        )
+    check_files("model", checkpoint)
+    trained = load_base(
+        checkpoint, dtype=config.dtype, attn_implementation=config.attn_implementation, on_gpu=on_gpu
+    )
+    turn_cache_off(trained)
+    return _frozen(trained), _frozen(_base(config, on_gpu=on_gpu, whole=True))
+
+
+def _base(config: "ModelConfig", *, on_gpu: bool, whole: bool = False) -> PreTrainedModel:
+    """The model before training; ``whole``: not in 4 bits."""
+    base = load_base(
+        config.model_name_or_path,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        in_4_bits=config.tuning == "qlora" and not whole,
+        on_gpu=on_gpu,
+    )
+    turn_cache_off(base)
+    return base
+
+
+def _frozen(model: Model) -> Model:
+    model.requires_grad_(False)
+    model.eval()
+    return model

@@ -1,0 +1,82 @@
+"""What a folder must hold to be a model or an adapter, and what is said where something cannot be loaded."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+Saved = Literal["model", "processor", "adapter"]
+
+CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
+# One of them is needed, looked for in this order.
+WEIGHTS = {
+    "model": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
+    "adapter": ("adapter_model.safetensors", "adapter_model.bin"),
+}
+
+
+def check_files(what: Literal["model", "adapter"], folder: str) -> None:
+    """Look whether the files of a model or adapter are there, without reading weights.
+
+    Raises:
+        ValueError: If its configuration, its weights, or a shard that its index lists is missing.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> base = str(files("vlcpt") / "demo/base")
+        >>> check_files("model", base)
+        >>> check_files("adapter", base)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: ...no adapter could be loaded from this folder... It needs adapter_config.json and ...
+    """
+    path = Path(folder)
+    weights = next((name for name in WEIGHTS[what] if (path / name).is_file()), None)
+    config = path / CONFIGS[what]
+    if config.is_file() and what == "model" and '"transformers_weights"' in config.read_text("utf-8"):
+        return  # transformers then reads weights of the name that is written there
+    if weights is None or not config.is_file():
+        raise ValueError(
+            not_loaded(
+                what, folder, f"It needs {config.name} and {WEIGHTS[what][0]}, one of them is missing."
+            )
+        )
+    if weights.endswith(".index.json"):
+        shards = json.loads((path / weights).read_text("utf-8"))["weight_map"].values()
+        if missing := sorted({shard for shard in shards if not (path / shard).is_file()}):
+            raise ValueError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+
+
+def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
+    """The message for something that is not there, or not readable.
+
+    Example:
+        >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
+        no/where: no such folder, and no model of this id could be had from the Hub. ... Offline.
+    """
+    reason = str(error).strip().split("\n")[0]
+    if Path(name_or_path).is_dir():
+        held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
+        return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
+    return (
+        f"{name_or_path}: no such folder, and no {what} of this id could be had from the Hub. "
+        f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
+    )
+
+
+def first_few(wrong: Mapping[str, Sequence[str]]) -> str:
+    """The kinds of wrong keys with their number and three names of each.
+
+    Example:
+        >>> first_few({"missing_keys": ["a", "b", "c", "d"], "unexpected_keys": []})
+        '4 missing (a, b, c, …)'
+    """
+    return "; ".join(
+        f"{len(keys)} {kind.removesuffix('_keys')} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for kind, keys in wrong.items()
+        if keys
+    )

@@ -1,0 +1,78 @@
+"""The folder of a run: free before it starts, and files in it whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlcpt.config import ConfigError
+from vlcpt.config_reading import RESOLVED_HEADER, Configs
+
+# What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
+RUN_FILES = (
+    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl"),
+    *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "README.md"),
+)
+CHECK_FILES = ("ledger.json", "dropped.jsonl")  # what a check leaves, where no run has been
+
+
+def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
+    """Refuse an output folder that holds another run's work, or empty it if that is asked for.
+
+    Args:
+        config_path: The file that the configuration was read from, which the run must not replace.
+    """
+    training = configs.training
+    output = Path(str(training.output_dir))
+    if not output.exists():
+        return
+    written = output / "config.yaml"
+    if config_path and written.exists() and written.samefile(config_path) and not is_resolved(written):
+        raise ConfigError(
+            f"output_dir {output}: the run would write its own config.yaml over {config_path}. "
+            "Rename your file, or choose another output_dir."
+        )
+    if not output.is_dir():
+        raise ConfigError(f"output_dir {output} is a file. Give a folder.")
+    if training.overwrite:
+        for path in [
+            *output.glob("checkpoint-*"),
+            *(path for name in RUN_FILES for path in output.glob(name)),
+        ]:
+            if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name):
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
+    elif not training.resume_from_checkpoint and any(p.name not in CHECK_FILES for p in output.iterdir()):
+        raise ConfigError(
+            f"output_dir {output} is not empty. Give another folder, go on from its checkpoint with "
+            "--resume_from_checkpoint true, or start afresh in it with --overwrite."
+        )
+
+
+def is_resolved(path: Path) -> bool:
+    """Whether a configuration was written by a run."""
+    return path.read_text(encoding="utf-8").startswith(RESOLVED_HEADER.splitlines()[0])
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON file whole or not at all; a number that JSON does not have becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
