@@ -133,7 +133,7 @@ def test_a_missing_file_is_one_message(folder: Path) -> None:
     (folder / "train.jsonl").unlink()
     result = CliRunner().invoke(app, ["check", str(config)])
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no such file" in result.output and "Traceback" not in result.output
 
 
