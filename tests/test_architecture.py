@@ -45,6 +45,7 @@ DATA = [
     "readers.mmc4",
     "readers.schemas",
     "readers.files",
+    "readers.sources",
     "tokens",
     "positions",
     "vision",
