@@ -52,7 +52,7 @@ def load_for_evaluation(
         copies = bool(getattr(read_adapter_config(checkpoint), "modules_to_save", None))
         base = _base(config, on_gpu=on_gpu and not copies)
         # Trainable, because only then are the copies float32, as they were in training.
-        return _frozen(load_adapter(base, checkpoint, is_trainable=False)), None
+        return _frozen(load_adapter(base, checkpoint, is_trainable=True)), None
     if not Path(checkpoint, CONFIGS["model"]).is_file():
         raise ValueError(
             f"{checkpoint} holds neither an adapter ({CONFIGS['adapter']} and {WEIGHTS['adapter'][0]}) nor "
