@@ -49,6 +49,7 @@ DATA = [
     "readers.mmc4",
     "readers.schemas",
     "readers.files",
+    "readers.sources",
     "tokens",
     "positions",
     "vision",

@@ -144,9 +144,8 @@ def test_more_bad_rows_than_allowed_stop_with_their_reasons(tiny_processor):
     with pytest.raises(BadDataError) as caught:
         make(rows, tiny_processor, on_bad_data="skip", max_bad_fraction=0.19)
     assert "2 of 10 rows of 'rows' cannot be used, more than max_bad_fraction 0.19." in str(caught.value)
-    assert "Reasons: {'markup': 1, 'row': 1}. The last: rows:10: text: the field is missing" in str(
-        caught.value
-    )
+    assert "Reasons: {'markup': 1, 'row': 1}. The first: rows:" in str(caught.value)
+    assert "The last: rows:10: text: the field is missing" in str(caught.value)
 
 
 def test_a_document_without_targets_is_not_a_bad_one(tiny_processor):

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 from transformers import BertConfig, Qwen2_5_VLConfig
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from vlcpt.config import ModelConfig
 from vlcpt.model.early_checks import check_model
@@ -144,15 +145,23 @@ def test_seven_billion_parameters_are_checked_in_seconds(seven_b):
     assert time.monotonic() - before < 8
 
 
-def test_deepspeed_stage_3_does_not_partition_the_model_that_is_only_checked(seven_b, monkeypatch):
+@pytest.fixture
+def stage_3():
+    """As a configuration with deepspeed: zero3 leaves it; all of it is gone after the test."""
+    set_hf_deepspeed_config(
+        active := HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    )
+    yield active
+    unset_hf_deepspeed_config()
+
+
+def test_deepspeed_stage_3_does_not_partition_the_model_that_is_only_checked(seven_b, stage_3, monkeypatch):
     """It would hold weights, and wait for the other ranks."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("deepspeed.zero.Init was entered")
 
     monkeypatch.setattr("deepspeed.zero.Init", refuse)
-    active = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert is_deepspeed_zero3_enabled()
 
     check_model(ModelConfig(seven_b, use_dora=True, train_merger=True, lora_towers=("language",)))
-
-    assert active.is_zero3()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.model.adapter_loading import check_trained_parts, new_adapter, read_adapter_config
 from vlcpt.model.loading import not_supported_here, read_config, tune
@@ -63,9 +64,8 @@ def bare_model(found: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
     """
     if attn_implementation != "auto":
         found._attn_implementation = attn_implementation
-    # Not from_config: under DeepSpeed stage 3 that would partition the model among the ranks.
-    model_class = AutoModelForImageTextToText._model_mapping[type(found)]
-    assert isinstance(model_class, type)
-    model = model_class(found)
+    # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
+    with set_zero3_state():
+        model = AutoModelForImageTextToText.from_config(found)
     assert isinstance(model, PreTrainedModel)
     return model
