@@ -633,21 +633,21 @@ def test_a_shipped_deepspeed_config_keeps_its_name(load):
 def test_a_data_file_that_is_not_there_is_named(load, key):
     share = "replay_share: 0.1\n" if key == "replay_data" else ""
     told = message(load, f"{key}: [held.jsonl, no/where.jsonl]\n{share}")
-    assert told.startswith(
-        f"run.yaml:5: {key}[1]: there is no file or folder no/where.jsonl. Correct the path"
-    )
+    assert told.startswith(f"run.yaml:5: {key}[1]: no/where.jsonl: no such file or folder. Correct the path")
 
 
 def test_training_data_that_is_not_there_is_named_where_it_was_written(load):
     essential = ESSENTIAL.replace("data/train", "none")
-    assert "run.yaml:2: train_data[0]: there is no file" in message(load, essential=essential)
-    assert "command line: train_data[0]: there is" in message(load, "", "--train_data", "none.jsonl")
+    assert "run.yaml:2: train_data[0]: none.jsonl: no such" in message(load, essential=essential)
+    assert "command line: train_data[0]: none.jsonl: no such" in message(
+        load, "", "--train_data", "none.jsonl"
+    )
 
 
 def test_a_data_set_on_the_hub_needs_no_file_but_a_split(load):
     assert load("eval_data: {path: org/set, split: test}").data.eval_data[0].path == "org/set"
     assert "for a data set on the Hub add its split" in message(load, "eval_data: org/set")
-    assert "there is no file or folder" in message(load, "eval_data: {path: squad, split: test}")
+    assert "squad: no such file or folder" in message(load, "eval_data: {path: squad, split: test}")
 
 
 def test_an_address_is_no_path_of_data(load):

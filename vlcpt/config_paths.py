@@ -48,7 +48,7 @@ def check_paths(data: DataConfig, training: CPTConfig) -> None:
     Example:
         >>> check_paths(DataConfig("none.jsonl"), CPTConfig("out", use_cpu=True))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: train_data[0]: there is no file or folder none.jsonl. Correct the path, or for ...
+        ValueError: train_data[0]: none.jsonl: no such file or folder. Correct the path, or for ...
     """
     for key in ("train_data", "eval_data", "retention_data", "replay_data"):
         for number, source in enumerate(getattr(data, key)):
@@ -73,8 +73,8 @@ def _check_source(place: str, source: SourceConfig) -> None:
 
     if not (source.split and is_hub_id(source.path)):
         raise ValueError(
-            f"{place}: there is no file or folder {source.path}. Correct the path, or for a data set on the "
-            "Hub add its split: {path: org/name, split: train}."
+            f"{place}: {source.path}: no such file or folder. Correct the path, or for a data set on the Hub "
+            "add its split: {path: org/name, split: train}."
         )
 
 
