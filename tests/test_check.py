@@ -134,7 +134,7 @@ def test_a_missing_file_is_one_message(folder: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(config)])
 
     assert result.exit_code == 2
-    assert "there is no file" in result.output and "Traceback" not in result.output
+    assert "no such file" in result.output and "Traceback" not in result.output
 
 
 # Counts

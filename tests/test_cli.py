@@ -167,7 +167,7 @@ def test_a_missing_data_file_is_one_message(project: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(project / "my.yaml")])
 
     assert result.exit_code == 2
-    assert "there is no file or folder" in result.output
+    assert "no such file or folder" in result.output
 
 
 @pytest.mark.parametrize("rows", ["x", "5:2", "-1"])
