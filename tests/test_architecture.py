@@ -59,6 +59,7 @@ DATA = [
     "mixing",
     "ledger",
     "scanning",
+    "accounting",
     "planning",
     "watch",
     "dataset",

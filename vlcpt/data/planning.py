@@ -10,11 +10,12 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from torch.utils.data import DataLoader
 
+from vlcpt.data.accounting import enter_failure, enter_shares, enter_unused, enter_used
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.scanning import COUNTS, Scan, SourceScanner, joined
+from vlcpt.data.scanning import Scan, SourceScanner, joined
 from vlcpt.data.splitting import OnOverlong
 
 OnBadData = Literal["error", "skip"]
@@ -86,18 +87,7 @@ class Plan:
 
     def enter_failure(self, account: SourceLedger, source: int, row: int, reason: str) -> None:
         """Move a document from used to dropped, whole."""
-        scan, repeats = self.scans[source], self.repeats[source]
-        place = int(np.searchsorted(scan.column("row"), row))
-        times, parts = int(repeats[place]), int(scan.column("parts")[place])
-        account.documents["used"] -= 1
-        account.documents["split"] -= parts > 1
-        account.documents["repeats"] -= times - 1
-        account.samples -= times * parts
-        account.dropped_documents[reason] += 1
-        account.dropped_tokens[reason] += int(scan.column("read")[place])
-        for name in COUNTS:
-            if name != "read":
-                account.tokens[name] -= int(scan.column(name)[place])
+        enter_failure(account, self.scans[source], self.repeats[source], row, reason)
 
 
 def _repeat_documents_parts(of_part: np.ndarray, parts: np.ndarray, repeats: np.ndarray) -> np.ndarray:
@@ -152,28 +142,24 @@ def make_plan(
     scans: list[Scan] = []
     for source in sources:
         scanner = SourceScanner(
-            source,
-            encoder,
-            max_length=max_length,
-            on_overlong=on_overlong,
-            stops=on_bad_data == "error",
+            source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
         )
-        scan = _scan(scanner, source, num_proc, max_bad_in_a_row, track)
-        _enter_unused(ledger, ledger.sources[source.name], scan)
+        scan = _scan(source, scanner, num_proc, max_bad_in_a_row, track)
+        enter_unused(ledger, ledger.sources[source.name], scan)
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
     _check_any(ledger, scans, train)
     repeats = _repeats(scans, train, replay_share, seed)
     plan = Plan(scans, repeats, ledger)
     for source, scan, times in zip(sources, scans, repeats, strict=True):
-        _enter_used(ledger.sources[source.name], scan, times)
-    _enter_shares(plan, sources, len(train), replay_share)
+        enter_used(ledger.sources[source.name], scan, times)
+    enter_shares(ledger, sources, scans, repeats, train=len(train), replay_share=replay_share)
     ledger.check()
     return plan
 
 
 def _scan(
-    scanner: SourceScanner, source: DocumentSource, num_proc: int, max_bad_in_a_row: int | None, track: Track
+    source: DocumentSource, scanner: SourceScanner, num_proc: int, max_bad_in_a_row: int | None, track: Track
 ) -> Scan:
     """Read a source, in order whatever the number of processes."""
     workers = num_proc if len(scanner) > 1 else 0
@@ -242,45 +228,3 @@ def _repeats(
     drawn = draw_documents(replayed, wanted, rng, at_least_one=True)
     ends = np.cumsum([len(count) for count in targets[len(train) :]])
     return repeats + np.split(drawn, ends[:-1])
-
-
-def _enter_unused(ledger: Ledger, account: SourceLedger, scan: Scan) -> None:
-    """Enter what was read and is not used."""
-    account.documents["read"] += scan.rows
-    account.documents += scan.marks
-    account.dropped_tokens += scan.dropped_tokens
-    account.tokens["read"] += scan.dropped_tokens.total()
-    for unused in scan.unused:
-        account.dropped_documents[unused.dropped.reason] += 1
-        account.documents["without_targets"] += unused.dropped.reason == "without_targets"
-        ledger.dropped.append(unused.dropped)
-
-
-def _enter_used(account: SourceLedger, scan: Scan, repeats: np.ndarray) -> None:
-    """Enter what is used, and what replay did not draw."""
-    drawn = repeats > 0
-    read, parts = scan.column("read"), scan.column("parts")
-    account.tokens["read"] += int(read.sum())
-    account.documents["not_drawn"] += int((~drawn).sum())
-    account.tokens["not_drawn"] += int(read[~drawn].sum())
-    account.documents["used"] += int(drawn.sum())
-    account.documents["split"] += int((drawn & (parts > 1)).sum())
-    account.documents["repeats"] += int((repeats[drawn] - 1).sum())
-    account.samples += int((repeats * parts).sum())
-    for name in COUNTS:
-        if name != "read":
-            account.tokens[name] += int(scan.column(name)[drawn].sum())
-
-
-def _enter_shares(plan: Plan, sources: Sequence[DocumentSource], train: int, replay_share: float) -> None:
-    """Enter the part of all targets that each source was asked for, and has."""
-    targets = [
-        int((scan.column("targets") * times).sum())
-        for scan, times in zip(plan.scans, plan.repeats, strict=True)
-    ]
-    for number, source in enumerate(sources):
-        account = plan.ledger.sources[source.name]
-        account.share_asked = source.share if number < train else None
-        account.share_realised = round(targets[number] / max(sum(targets), 1), 6)
-    if len(sources) == train + 1:
-        plan.ledger.sources[sources[train].name].share_asked = replay_share
