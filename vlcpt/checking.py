@@ -25,8 +25,9 @@ from vlcpt.model.loading import load_processor
 from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines
 from vlcpt.report.hints import hints
 from vlcpt.report.terminal import ledger_table
+from vlcpt.run_data import evaluation_set, shown, train_dataset
 from vlcpt.run_memory import foresee
-from vlcpt.runs import evaluation_set, quiet_libraries, shown, train_dataset
+from vlcpt.runs import quiet_libraries
 
 LONGEST = 5
 

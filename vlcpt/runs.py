@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-import rich.progress
 import torch
 from rich.console import Console
-from transformers import ProcessorMixin, set_seed
+from transformers import set_seed
 
-from vlcpt.config import ConfigError, DataConfig, SourceConfig
+from vlcpt.config import ConfigError
 from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
-from vlcpt.data.media import MediaLimits
-from vlcpt.data.planning import Track, untracked
+from vlcpt.data.planning import untracked
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.splitting import split_stream
 from vlcpt.model.early_checks import check_model
@@ -28,6 +25,7 @@ from vlcpt.model.loading import load_model, load_processor
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import prepare_output, write_json
 from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
+from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.training.checkpoints import find_checkpoint
 from vlcpt.training.evaluation import SetResult, evaluate_sets
 from vlcpt.training.trainer import CPTTrainer
@@ -126,9 +124,9 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     console = console or Console()
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    encoder = DocumentEncoder(processor, **_encoding(configs.data))  # type: ignore[arg-type]
+    encoder = DocumentEncoder(processor, **encoding_options(configs.data))  # type: ignore[arg-type]
     for entry in (*configs.data.train_data, *configs.data.replay_data):
-        source = open_source(untagged=configs.data.untagged, **_source(entry))  # type: ignore[arg-type]
+        source = open_source(untagged=configs.data.untagged, **source_options(entry))  # type: ignore[arg-type]
         numbers = range(*rows.indices(len(source)))
         if not numbers:
             console.print(f"{entry.name} has {len(source):,} documents, none of them in --rows.")
@@ -150,51 +148,6 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
                 continue
             for line in document_lines(document.name, stream, parts, processor.tokenizer, console):
                 console.print(line)
-
-
-def train_dataset(
-    configs: Configs,
-    processor: ProcessorMixin,
-    track: Track = untracked,
-    dataset: type[CPTDataset] = CPTDataset,
-) -> CPTDataset:
-    """The training data, planned."""
-    data, training = configs.data, configs.training
-    return dataset(
-        [_source(entry) for entry in data.train_data],
-        processor,
-        replay_data=[_source(entry) for entry in data.replay_data],
-        replay_share=data.replay_share,
-        seed=training.data_seed if training.data_seed is not None else training.seed,
-        track=track,
-        **_planning(configs),  # type: ignore[arg-type]
-    )
-
-
-def evaluation_sets(
-    configs: Configs, processor: ProcessorMixin, track: Track = untracked
-) -> dict[str, CPTDataset]:
-    """Held-out and retention data, each source a set of its own."""
-    entries = (*configs.data.eval_data, *configs.data.retention_data)
-    return {entry.name: evaluation_set(configs, entry, processor, track) for entry in entries}
-
-
-def evaluation_set(
-    configs: Configs,
-    entry: SourceConfig,
-    processor: ProcessorMixin,
-    track: Track = untracked,
-    dataset: type[CPTDataset] = CPTDataset,
-) -> CPTDataset:
-    """One source of held-out or retention data."""
-    return dataset([_source(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
-
-
-def shown(console: Console) -> Track:
-    """A bar with the time left, gone when done; nothing where there is no terminal."""
-    if not console.is_terminal:
-        return untracked
-    return partial(rich.progress.track, console=console, transient=True)
 
 
 def tell_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
@@ -220,36 +173,3 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def _source(entry: SourceConfig) -> dict[str, object]:
-    return {key: value for key, value in asdict(entry).items() if value is not None}
-
-
-def _encoding(data: DataConfig) -> dict[str, object]:
-    return {
-        "train_eos": data.train_eos,
-        "min_pixels": data.min_pixels,
-        "max_pixels": data.max_pixels,
-        "fps": data.fps,
-        "max_frames": data.max_frames,
-        "limits": MediaLimits(
-            max_file_bytes=data.max_file_bytes,
-            max_image_pixels=data.max_image_pixels,
-            max_video_frames=data.max_video_frames,
-            max_video_pixels=data.max_video_pixels,
-        ),
-    }
-
-
-def _planning(configs: Configs) -> dict[str, object]:
-    data = configs.data
-    return {
-        **_encoding(data),
-        "max_length": configs.training.max_length,
-        "packing": configs.training.packing,
-        "untagged": data.untagged,
-        "on_overlong": data.on_overlong,
-        "on_bad_data": data.on_bad_data,
-        "max_bad_fraction": data.max_bad_fraction,
-    }

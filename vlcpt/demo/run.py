@@ -16,7 +16,8 @@ from vlcpt.demo import base_path, data_path
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.outputs import write_json
 from vlcpt.report.terminal import number
-from vlcpt.runs import evaluation_sets, quiet_libraries, shown, train_run
+from vlcpt.run_data import evaluation_sets, shown
+from vlcpt.runs import quiet_libraries, train_run
 from vlcpt.training.evaluation import SetResult, evaluate_sets, perplexity
 
 Results = dict[str, SetResult]

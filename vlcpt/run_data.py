@@ -1,0 +1,96 @@
+"""The data of a run from its configuration: what is read, with which options, and how that is shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+import rich.progress
+from rich.console import Console
+from transformers import ProcessorMixin
+
+from vlcpt.config import DataConfig, SourceConfig
+from vlcpt.config_reading import Configs
+from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.media import MediaLimits
+from vlcpt.data.planning import Track, untracked
+
+
+def train_dataset(
+    configs: Configs,
+    processor: ProcessorMixin,
+    track: Track = untracked,
+    dataset: type[CPTDataset] = CPTDataset,
+) -> CPTDataset:
+    """The training data, planned."""
+    data, training = configs.data, configs.training
+    return dataset(
+        [source_options(entry) for entry in data.train_data],
+        processor,
+        replay_data=[source_options(entry) for entry in data.replay_data],
+        replay_share=data.replay_share,
+        seed=training.data_seed if training.data_seed is not None else training.seed,
+        track=track,
+        **_planning(configs),  # type: ignore[arg-type]
+    )
+
+
+def evaluation_sets(
+    configs: Configs, processor: ProcessorMixin, track: Track = untracked
+) -> dict[str, CPTDataset]:
+    """Held-out and retention data, each source a set of its own."""
+    entries = (*configs.data.eval_data, *configs.data.retention_data)
+    return {entry.name: evaluation_set(configs, entry, processor, track) for entry in entries}
+
+
+def evaluation_set(
+    configs: Configs,
+    entry: SourceConfig,
+    processor: ProcessorMixin,
+    track: Track = untracked,
+    dataset: type[CPTDataset] = CPTDataset,
+) -> CPTDataset:
+    """One source of held-out or retention data."""
+    return dataset([source_options(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
+
+
+def shown(console: Console) -> Track:
+    """A bar with the time left, gone when done; nothing where there is no terminal."""
+    if not console.is_terminal:
+        return untracked
+    return partial(rich.progress.track, console=console, transient=True)
+
+
+def source_options(entry: SourceConfig) -> dict[str, object]:
+    """What the reader of a source takes, of its entry."""
+    return {key: value for key, value in asdict(entry).items() if value is not None}
+
+
+def encoding_options(data: DataConfig) -> dict[str, object]:
+    """What a :class:`DocumentEncoder` takes, of the configuration."""
+    return {
+        "train_eos": data.train_eos,
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "fps": data.fps,
+        "max_frames": data.max_frames,
+        "limits": MediaLimits(
+            max_file_bytes=data.max_file_bytes,
+            max_image_pixels=data.max_image_pixels,
+            max_video_frames=data.max_video_frames,
+            max_video_pixels=data.max_video_pixels,
+        ),
+    }
+
+
+def _planning(configs: Configs) -> dict[str, object]:
+    data = configs.data
+    return {
+        **encoding_options(data),
+        "max_length": configs.training.max_length,
+        "packing": configs.training.packing,
+        "untagged": data.untagged,
+        "on_overlong": data.on_overlong,
+        "on_bad_data": data.on_bad_data,
+        "max_bad_fraction": data.max_bad_fraction,
+    }
