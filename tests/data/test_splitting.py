@@ -1,6 +1,7 @@
 """Long documents: media whole, every target once, and advice that helps where a medium cannot fit."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -159,6 +160,23 @@ def test_the_max_pixels_that_an_error_names_really_fits(tiny_processor, document
     assert split_stream(smaller, max_length)
     if len(stream.media) == 1:  # and does not shrink a medium more than it must
         assert sum(placed.tokens for placed in smaller.media) > 0.4 * (max_length - 4)
+
+
+def test_advice_for_a_thousand_neighbouring_images_takes_no_time():
+    """It tried every limit on every image: ten seconds for one hostile row."""
+    images = [
+        PlacedMedium(Image("a.png"), 1 + 156 * number, (1, 22, 28), (308, 392), 784, 2, 14)
+        for number in range(1000)
+    ]
+    length = images[-1].stop + 1
+    labels = np.full(length, -100)
+    labels[-1] = 7
+    stream = TokenStream(np.zeros(length, np.int64), labels, (labels > 0) * 1.0, tuple(images), 0, 0)
+
+    before = time.process_time()
+    with pytest.raises(DocumentError, match=r"stands with 999 more media .* Set max_pixels to \d+ or less"):
+        split_stream(stream, 4096)
+    assert time.process_time() - before < 1
 
 
 def test_where_no_max_pixels_helps_the_error_names_a_max_length_that_does(tiny_processor):

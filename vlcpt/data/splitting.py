@@ -117,8 +117,7 @@ def _too_large(
     largest = max(group, key=lambda placed: placed.tokens)
     # A part must hold the text token before the media, all of them, and one text token after.
     room = max_length - 2 - 2 * len(group)
-    limits = range(max(room, 0) * largest.pixels_per_token, 0, -largest.pixels_per_token)
-    limit = next((one for one in limits if sum(placed.tokens_at(one) for placed in group) <= room), None)
+    limit = _limit_that_fits(group, room)
     what = f"{largest.medium} takes {largest.tokens} tokens"
     if len(group) > 1:
         what += f" and stands with {len(group) - 1} more media without text between"
@@ -130,3 +129,23 @@ def _too_large(
     return DocumentError(
         f"{what}, which does not fit max_length {max_length}. {todo}", kind="medium_too_large", source=source
     )
+
+
+def _limit_that_fits(group: list[PlacedMedium], room: int) -> int | None:
+    """The ``max_pixels``, to 1%, with which all media together take ``room`` tokens or fewer; None: no such.
+
+    Tried from above, for a lower limit can give a thin image more tokens. A row of a thousand images must
+    not take seconds: the largest come first, so that most tries end after a few of them.
+    """
+    largest_first = sorted(group, key=lambda placed: -placed.tokens)
+    tokens = room
+    while tokens > 0:
+        limit, left = tokens * largest_first[0].pixels_per_token, room
+        for placed in largest_first:
+            left -= placed.tokens_at(limit)
+            if left < 0:
+                break
+        else:
+            return limit
+        tokens = min(tokens - 1, tokens * 99 // 100)
+    return None
