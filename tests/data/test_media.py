@@ -415,6 +415,23 @@ def test_nothing_outside_the_media_root_is_reached(root: Path, path: str) -> Non
     assert str(caught.value).startswith(repr(path))
 
 
+def test_no_message_has_an_absolute_path_that_the_user_did_not_write(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages reach ``dropped.jsonl``, which may be shown to others."""
+    monkeypatch.chdir(root.parent)
+    (root / "link.png").symlink_to(root.parent / "secret.png")
+    found = []
+    for path in ("none.png", "../secret.png", "link.png", "images", "images/a b.png/c", "x" * 5000):
+        with pytest.raises(MediaError) as caught:
+            resolve(path, Path("data"))
+        found.append(str(caught.value))
+
+    assert "'none.png' does not exist in 'data'." in found[0]
+    assert "'link.png' lies outside the media_root 'data' (from there, '../secret.png')" in found[2]
+    assert not [message for message in found if str(root.parent) in message]
+
+
 def test_a_link_out_of_the_media_root_is_refused(root: Path) -> None:
     (root / "link.png").symlink_to(root.parent / "secret.png")
     (root / "up").symlink_to(root.parent)

@@ -286,6 +286,17 @@ def test_a_cut_mp4_is_an_error(tmp_path: Path, codec: str, missing: int) -> None
         read(data, clip(data))
 
 
+def test_a_broken_video_is_named_as_the_row_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg's own words have the absolute path, which would get into ``dropped.jsonl``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.avi").write_bytes(encoded(24, format="avi", codec="mjpeg")[:300])
+
+    with pytest.raises(MediaError, match=r"^a\.avi cannot be decoded \(Invalid data found") as caught:
+        clip_of(Video("a.avi"), fps=2.0, max_frames=768, media_root=Path())
+
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_an_avi_cut_between_two_frames_is_an_error() -> None:
     whole = encoded(100, format="avi", codec="mjpeg")
     data = whole[: whole.rindex(b"00dc", 0, whole.index(b"idx1"))]

@@ -103,23 +103,22 @@ def resolve(path: str, media_root: Path | None) -> Path:
             raise MediaError(f"{shown} names another machine. Write file:///folder/name, or a plain path.")
     elif _URL.match(path):
         raise MediaError(f"{shown} is a URL, and nothing is fetched. Download it and name the local file.")
+    folder = str(media_root or Path())  # as written: messages reach files, absolute paths are private
     try:
-        root = os.path.realpath(media_root or "")
+        root = os.path.realpath(folder)
         real = os.path.realpath(os.path.join(root, local))
         inside = media_root is None or os.path.commonpath([root, real]) == root
         mode = os.stat(real).st_mode if inside else 0
     except FileNotFoundError:
-        raise MediaError(
-            f"{shown} does not exist in {root!r}. Correct the path, or set media_root to the folder "
-            "that paths are relative to."
-        ) from None
+        todo = "Correct the path, or set media_root to the folder that paths are relative to."
+        raise MediaError(f"{shown} does not exist in {folder!r}. {todo}") from None
     except OSError as error:
         raise MediaError(f"{shown} cannot be opened: {error.strerror}. Correct the path.") from None
     except ValueError as error:  # a NUL, or half a surrogate pair
         raise MediaError(f"{shown} is not a path: {error}. Correct it.") from None
     if not inside:
         raise MediaError(
-            f"{shown} lies outside the media_root {root!r} (its real path is {real!r}). "
+            f"{shown} lies outside the media_root {folder!r} (from there, {os.path.relpath(real, root)!r}). "
             "Move the file there, or set media_root to a folder that holds it."
         )
     if not stat.S_ISREG(mode):

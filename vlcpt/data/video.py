@@ -223,9 +223,10 @@ def _opened(
         except MediaError:
             raise
         except AV_ERRORS as error:
+            reason = error.strerror if isinstance(error, av.FFmpegError) else error  # whole, it has the path
             raise MediaError(
-                f"{video} cannot be decoded ({error}). It is cut short, damaged or of an unusual kind: "
-                "encode it again as H.264 in MP4, or remove it from the row."
+                f"{video} cannot be decoded ({reason}). It is cut short, damaged or unusual: encode it again "
+                "as H.264 in MP4, or remove it from the row."
             ) from error
 
 
