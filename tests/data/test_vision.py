@@ -14,6 +14,7 @@ from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.media import MediaLimits
+from vlcpt.data.references import image_from, video_from
 from vlcpt.data.video import clip_of, read_video
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -264,6 +265,29 @@ def test_a_missing_or_broken_medium_names_document_and_file(tiny_processor, tmp_
         with pytest.raises(DocumentError) as caught:
             encode_document(Document((medium,), source=source), tiny_processor, media_root=str(tmp_path))
         assert str(caught.value).startswith(f"a.jsonl:4: {field}: {words}")
+
+
+@pytest.mark.parametrize("asked", [10**8 + 1, 10**12, 1e300, 10**400])
+@pytest.mark.parametrize("kind", [Image, Video])
+def test_a_row_cannot_enlarge_a_medium_beyond_the_limits(tiny_processor, kind, asked):
+    """It took all memory, or ended in an error of NumPy's."""
+    data = png(0) if kind is Image else avi(0)
+    read = image_from if kind is Image else video_from
+    document = Document((read({"bytes": data, "path": "a.x", "min_pixels": asked}),))
+    with pytest.raises(
+        DocumentError, match=r"a\.x: min_pixels asks for more than 100,000,000 pixels"
+    ) as caught:
+        DocumentEncoder(tiny_processor).tokens(document)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_row_cannot_enlarge_the_frames_of_a_video_beyond_the_limit_for_all(tiny_processor):
+    video = Video("a.avi", data=avi(0), min_pixels=1_000_000)
+    DocumentEncoder(tiny_processor, limits=MediaLimits(max_video_pixels=4_000_000)).tokens(Document((video,)))
+    with pytest.raises(DocumentError, match="in each of 4 frames, which max_video_pixels forbids"):
+        DocumentEncoder(tiny_processor, limits=MediaLimits(max_video_pixels=3_999_999)).tokens(
+            Document((video,))
+        )
 
 
 def test_limits_of_media_files_are_kept(tiny_processor):

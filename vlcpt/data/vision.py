@@ -113,6 +113,7 @@ class VisionEncoder:
         height, width = image_size(image, media_root=root, limits=self._limits)
         patch, merge = self._images.patch_size, self._images.merge_size
         size = self._size(image)
+        self._refuse_enlarging(image, size["shortest_edge"])
         grid = (1, *self._grid(image, height, width, patch, merge, size))
         return PlacedMedium(image, start, grid, (height, width), size["shortest_edge"], merge, patch)
 
@@ -120,6 +121,7 @@ class VisionEncoder:
         clip = self._clip(video, root)
         processor = self._videos
         size = self._size(video)
+        self._refuse_enlarging(video, size["shortest_edge"], len(clip.indices))
         patch, merge = processor.patch_size, processor.merge_size
         # The total budget of a video, shared by its frames: `cap_pixels_per_frame` of transformers 5.23.
         total = int(processor.max_video_tokens * (patch * merge) ** 2 * 0.9)
@@ -222,6 +224,19 @@ class VisionEncoder:
         if low > high:
             low, high = (low, low) if medium.max_pixels is None and self._max_pixels is None else (high, high)
         return {"shortest_edge": low, "longest_edge": high}
+
+    def _refuse_enlarging(self, medium: Medium, low: int, frames: int = 1) -> None:
+        """A row may ask for any ``min_pixels``; beyond the limits of files it takes all memory."""
+        for most, name in (
+            (self._limits.max_image_pixels, "max_image_pixels"),
+            (self._limits.max_video_pixels // frames, "max_video_pixels"),
+        ):
+            if low > most:
+                of = f" in each of {frames} frames" if frames > 1 else ""
+                raise MediaError(
+                    f"{medium}: min_pixels asks for more than {most:,} pixels{of}, which {name} forbids. "
+                    "Lower min_pixels, or raise the limit."
+                )
 
     @staticmethod
     def _grid(
