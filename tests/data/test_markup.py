@@ -205,6 +205,24 @@ def test_markers_and_files_that_differ_are_errors(markup, images, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("markup", "images", "offset"),
+    [
+        ("ab<image>c<image>d<image>", ["a"], 10),  # the first marker that has no file
+        ("<image>", [], 0),
+        ("ab<image>c", ["a", "b"], 10),  # a file without a marker: where it could stand
+        ("a<IMG2>bc", ["a", "b"], 9),
+        ("", ["a"], 0),
+    ],
+)
+def test_markers_and_files_that_differ_in_number_have_an_offset(markup, images, offset):
+    with pytest.raises(
+        DocumentError, match=rf"^text, character {offset}: the text has \d <image> marker"
+    ) as caught:
+        parse_markup(markup, images)
+    assert (caught.value.field, caught.value.offset, caught.value.kind) == ("text", offset, "markers")
+
+
 @settings(max_examples=500, deadline=None)
 @given(documents)
 def test_written_markup_parses_to_an_equal_document(document):
@@ -236,7 +254,7 @@ def test_damaged_markup_is_a_document_or_a_document_error_at_once(document, rng:
         assert parse_markup(found.to_markup(), found.images, found.videos) == found
     else:
         assert error.reason
-        assert error.offset is None or 0 <= error.offset < len(markup)
+        assert error.offset is None or 0 <= error.offset <= len(markup)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def parse_markup(
     add(text[done:])
     if span is not None:
         raise _error("<trainable_text> is not closed. Add </trainable_text>.", span[0])
-    media.finish()
+    media.finish(len(text))
     if not tagged:
         segments = _treat_untagged(segments, untagged)
     return Document(tuple(segments), tagged=tagged, empty_spans=empty_spans)
@@ -124,6 +124,7 @@ class _Media:
                 raise DocumentError(reason, kind="row", field=field)
         self.used: dict[str, set[int]] = {"images": set(), "videos": set()}
         self.first: tuple[str, int] | None = None  # the first marker: it decides the style
+        self.surplus: dict[str, int] = {}  # where the first marker without a file stands
 
     def take(self, marker: str, offset: int) -> Medium:
         """The file that ``marker`` stands for."""
@@ -148,14 +149,15 @@ class _Media:
                 offset,
             )
         if number > len(files):  # counted on, and told in `finish` with both numbers
+            self.surplus.setdefault(field, offset)
             return image_from("missing") if field == "images" else video_from("missing")
         try:
             return image_from(files[number - 1]) if field == "images" else video_from(files[number - 1])
         except DocumentError as error:
             raise error.at(None, f"{field}[{number - 1}]") from None
 
-    def finish(self) -> None:
-        """Check that every file has its marker."""
+    def finish(self, end: int) -> None:
+        """Check that every file has its marker; one that has none is missed at the ``end`` of the text."""
         for field, marker in (("images", "<image>"), ("videos", "<video>")):
             markers, files = len(self.used[field]), len(self.files[field])
             if markers != files:
@@ -165,6 +167,7 @@ class _Media:
                     rf"write \{marker} for the characters.",
                     kind="markers",
                     field="text",
+                    offset=self.surplus.get(field, end),
                 )
 
 
