@@ -118,6 +118,22 @@ def test_the_first_bad_row_stops_with_its_place(tiny_processor):
         make([trained("a b"), {"text": "a<trainable_text>b"}], tiny_processor)
 
 
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"text": "<trainable_text>b"}, {}),
+        ({"text": "a<image>"}, {}),
+        ({"text": "a<image>", "images": [{"bytes": b"x"}]}, {}),
+        ({"text": "a<image>b", "images": [{"bytes": png(0, 448, 448)}]}, {}),
+        (trained(digits(99)), {"on_overlong": "error"}),
+        ({"text": "a"}, {"untagged": "error"}),
+    ],
+)
+def test_every_message_about_a_document_names_its_id(tiny_processor, row, options):
+    with pytest.raises(DocumentError, match=r"^rows:2: id pump-1: "):
+        make([trained("a b"), {**row, "id": "pump-1"}], tiny_processor, **options)
+
+
 def test_skipped_rows_are_named_with_their_reason(tiny_processor):
     rows = [
         trained("a b"),

@@ -25,6 +25,7 @@ class Source:
     Args:
         path: The file, as the user wrote it.
         line: 1-based line, row or file number.
+        id: The row's own id, where it has one.
 
     Example:
         >>> str(Source("train.jsonl", 17))
@@ -33,6 +34,7 @@ class Source:
 
     path: str
     line: int
+    id: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
@@ -49,8 +51,8 @@ class DocumentError(ValueError):
         offset: 0-based character offset inside the field.
 
     Example:
-        >>> print(DocumentError("not closed", source=Source("a.jsonl", 3), field="text", offset=8))
-        a.jsonl:3: text, character 8: not closed
+        >>> print(DocumentError("not closed", source=Source("a.jsonl", 3, "pump"), field="text", offset=8))
+        a.jsonl:3: id pump: text, character 8: not closed
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class DocumentError(ValueError):
         place = self.field or ""
         if self.offset is not None:
             place += f", character {self.offset}"
-        return ": ".join(part for part in (str(self.source or ""), place, self.reason) if part)
+        called = self.source.id if self.source else None
+        name = f"id {' '.join(called.split())[:100]}" if called else ""
+        return ": ".join(part for part in (str(self.source or ""), name, place, self.reason) if part)
 
     def at(self, source: Source | None, field: str | None = None) -> DocumentError:
         """The same error with its place filled in where it was not known yet."""

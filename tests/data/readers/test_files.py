@@ -56,6 +56,21 @@ def test_an_error_names_file_line_and_field(tmp_path, line, message):
     assert str(caught.value).startswith(f"{path}:3: {message}")
 
 
+@pytest.mark.parametrize("row", ['{"id": 7, "text": 7}', '{"id": 7, "text": "<image>"}', '{"id": 7}'])
+def test_an_error_names_the_rows_id(tmp_path, row):
+    path = tmp_path / "train.jsonl"
+    path.write_text(row)
+    with pytest.raises(DocumentError) as caught:
+        next(read_documents(path, format="vlcpt"))
+    assert str(caught.value).startswith(f"{path}:1: id 7: text")
+    assert (caught.value.source, caught.value.source.id) == (Source(str(path), 1), "7")
+
+
+def test_an_id_of_many_lines_stays_on_one_in_a_message():
+    error = DocumentError("bad", source=Source("a.jsonl", 3, "one\ntwo " + "x" * 1000))
+    assert str(error) == f"a.jsonl:3: id one two {'x' * 92}: bad"
+
+
 def test_a_json_list_is_numbered_by_its_rows(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=2))
@@ -150,6 +165,7 @@ def test_documents_in_memory_keep_what_they_know_and_get_what_they_do_not():
     assert (source.document(0).source, source.document(0).media_root) == (Source("b.jsonl", 4), "/mine")
     assert (source.document(1).source, source.document(1).media_root) == (Source("list", 2), "/given")
     assert source.document(0).id == "x"
+    assert source.document(0).source.id == "x"
 
 
 def test_rows_in_memory_may_hold_bytes():

@@ -35,7 +35,7 @@ def required_field(row: Row, name: str) -> object:
         1
     """
     if name not in row:
-        near = difflib.get_close_matches(name, row, n=1)
+        near = difflib.get_close_matches(name, map(str, row), n=1)  # in memory, keys may be anything
         hint = f"; did you mean {name!r} by {near[0]!r}?" if near else "."
         raise DocumentError(
             f"the field is missing{hint} Fields found: {field_names(row)}.", kind="row", field=name

@@ -46,8 +46,9 @@ class DocumentSource:
             row = self.rows.row(number)
             if isinstance(row, Document):
                 root = self.media_root if row.media_root is None else row.media_root
-                return replace(row, source=row.source or source, media_root=root)
-            return replace(self.read(row), id=id_field(row), source=source, media_root=self.media_root)
+                return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
+            source = replace(source, id=id_field(row))  # all messages about the document name it
+            return replace(self.read(row), id=source.id, source=source, media_root=self.media_root)
         except DocumentError as error:
             raise error.at(source) from None
 
