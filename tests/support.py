@@ -4,7 +4,8 @@ Each document runs alone through the plain model, with the model's own positions
 packing, no collator, no Trainer, no ``logits_to_keep``.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -180,3 +181,11 @@ def largest_deviation(found: Mapping[str, torch.Tensor], expected: Mapping[str, 
         float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp_min(1e-12))
         for name in expected
     )
+
+
+def wait_for(happens: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something happens; fail if it does not."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -20,6 +20,7 @@ MODULES = {
 # Inside data, a module imports only from those above it.
 DATA = [
     "turn_edges",
+    "file_states",
     "documents",
     "references",
     "markup",
@@ -60,6 +61,11 @@ DATA = [
     "ledger",
     "scanning",
     "accounting",
+    "scan_files",
+    "shared_work",
+    "reading",
+    "plan_keys",
+    "plan_cache",
     "planning",
     "watch",
     "dataset",
@@ -69,7 +75,7 @@ DATA = [
 
 # What a part may import of vlcpt, by the beginnings of names; cli, runs and demo may import all.
 ALLOWED = {
-    "vlcpt.data": ("vlcpt.data",),
+    "vlcpt.data": ("vlcpt.data", "vlcpt.__version__"),
     "vlcpt.model": ("vlcpt.model",),
     "vlcpt.training": ("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config"),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import xxhash
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -15,6 +18,8 @@ from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
+from vlcpt.data.plan_cache import PlanCache
+from vlcpt.data.plan_keys import encoding_key
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
@@ -59,7 +64,11 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         replay_share: 0 ≤ share < 1.
         untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
-        num_proc: Processes that read the rows; 0: this one alone. Nothing depends on it.
+        num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
+            depends on it.
+        cache_dir: A folder for this data set alone, where processes that make it at the same time share the
+            reading, and a later start finds it. It can be deleted at any time; delete it after changing media
+            files, which are not looked at again.
         track: What shows the progress of planning.
 
     Raises:
@@ -99,6 +108,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
         num_proc: int = 0,
+        cache_dir: str | Path | None = None,
         track: Track = untracked,
     ) -> None:
         if not 0 <= replay_share < 1:
@@ -108,15 +118,20 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         train = open_sources(sources, untagged)
         replay = open_sources(replay_data, untagged, memory_name="replay") if replay_share else []
         self._sources = distinct([*train, *replay])
-        self._encoder = self._encoder_class(
+        encoder = partial(
+            self._encoder_class,
             processor,
             train_eos=train_eos,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
             fps=fps,
             max_frames=max_frames,
-            limits=limits,
+            limits=limits or MediaLimits(),
         )
+        self._encoder = encoder()
+        cache = None
+        if cache_dir is not None:
+            cache = PlanCache(Path(cache_dir), encoding_key(processor, encoder.func, encoder.keywords))
         plan = make_plan(
             self._sources[: len(train)],
             self._sources[len(train) :],
@@ -129,6 +144,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             max_bad_fraction=max_bad_fraction,
             max_bad_in_a_row=self._max_bad_in_a_row,
             num_proc=num_proc,
+            cache=cache,
             track=track,
         )
         self.ledger = plan.ledger
@@ -170,6 +186,14 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     def can_shuffle(self) -> bool:
         """Whether every document with an image, or with a video, has another one to swap with."""
         return self.has_media and 1 not in (len(self._with_images), len(self._with_videos))
+
+    @property
+    def digest(self) -> str:
+        """The same for the same items in the same order, on whatever machine."""
+        plan = xxhash.xxh3_128()
+        for part in (self._samples, self._pack_of, self._pack_ends):
+            plan.update(np.ascontiguousarray(part).data)
+        return plan.hexdigest()
 
     def names(self, index: int) -> list[str]:
         """The documents of an item, as messages call them."""

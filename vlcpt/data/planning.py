@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from vlcpt.data.accounting import enter_failure, enter_shares, enter_unused, enter_used
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
+from vlcpt.data.plan_cache import PlanCache
 from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.reading import OrderedScans
 from vlcpt.data.scanning import Scan, SourceScanner, joined
 from vlcpt.data.splitting import OnOverlong
 
@@ -117,6 +118,7 @@ def make_plan(
     max_bad_fraction: float,
     max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW,
     num_proc: int = 0,
+    cache: PlanCache | None = None,
     track: Track = untracked,
 ) -> Plan:
     """Read every document once and decide what one pass trains on.
@@ -130,7 +132,8 @@ def make_plan(
         seed: Decides what replay draws and what is repeated.
         on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         max_bad_in_a_row: With ``skip``, how many unusable rows on end stop the run; None: no number does.
-        num_proc: Processes that read; 0: this one alone. The plan is the same.
+        num_proc: Processes that read, where it is worth to start them; 0: this one alone.
+        cache: Where processes share the reading, and what was read stays. The plan is the same.
         track: What shows the progress.
 
     Raises:
@@ -144,10 +147,13 @@ def make_plan(
         scanner = SourceScanner(
             source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
         )
-        scan = _scan(source, scanner, num_proc, max_bad_in_a_row, track)
+        folder = None if cache is None else cache.folder(source, max_length, on_overlong, on_bad_data)
+        scan = _scan(source, OrderedScans(scanner, num_proc, folder), max_bad_in_a_row, track)
         enter_unused(ledger, ledger.sources[source.name], scan)
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
+    if cache is not None:
+        cache.remove_old()
     _check_any(ledger, scans, train)
     repeats = _repeats(scans, train, replay_share, seed)
     plan = Plan(scans, repeats, ledger)
@@ -158,31 +164,23 @@ def make_plan(
     return plan
 
 
-def _scan(
-    source: DocumentSource, scanner: SourceScanner, num_proc: int, max_bad_in_a_row: int | None, track: Track
-) -> Scan:
-    """Read a source, in order whatever the number of processes."""
-    workers = num_proc if len(scanner) > 1 else 0
-    chunks = DataLoader(scanner, batch_size=None, collate_fn=_unchanged, num_workers=workers)
-    scans: list[Scan] = []
+def _scan(source: DocumentSource, scans: OrderedScans, max_bad_in_a_row: int | None, track: Track) -> Scan:
+    """Read a source, in order whoever reads it."""
+    found: list[Scan] = []
     last, length = -1, 0  # the last unusable row, and how many stand on end there
-    for scan in track(chunks, f"reading {source.name}"):
-        if scan.error is not None:
-            raise scan.error
-        scans.append(scan)
-        for unused in scan.unused:
-            if not unused.is_bad:
-                continue
-            length = length + 1 if unused.row == last + 1 else 1
-            last = unused.row
-            if max_bad_in_a_row is not None and length >= max_bad_in_a_row:
-                raise BadDataError(f"{length} unusable rows in a row, the last: {unused.message}")
-    return joined(scans)
-
-
-def _unchanged(scan: T) -> T:
-    """In place of the default, which would make tensors of the arrays."""
-    return scan
+    with scans:
+        for scan in track(scans, f"reading {source.name}"):
+            if scan.error is not None:
+                raise scan.error
+            found.append(scan)
+            for unused in scan.unused:
+                if not unused.is_bad:
+                    continue
+                length = length + 1 if unused.row == last + 1 else 1
+                last = unused.row
+                if max_bad_in_a_row is not None and length >= max_bad_in_a_row:
+                    raise BadDataError(f"{length} unusable rows in a row, the last: {unused.message}")
+    return joined(found)
 
 
 def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> None:

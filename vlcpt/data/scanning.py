@@ -1,21 +1,27 @@
-"""Rows are read once, in chunks that workers can share: what each document costs, and what is wrong."""
+"""Rows are read once, in pieces that processes can share: what each document costs, and what is wrong."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import Document, DocumentError, Medium
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.ledger import Dropped, count_tokens
+from vlcpt.data.media import MediaError, resolve
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.splitting import OnOverlong, split_stream
 
-CHUNK_ROWS = 512
+# A piece is at least so many rows, and there are at most so many pieces: each becomes a file.
+PIECE_ROWS = 512
+MAX_PIECES = 512
 # One row a document that can be trained on. Its tokens follow the ledger's names.
 COUNTS = ("read", "targets", "context", "media", "special", "trimmed", "targets_without_context", "repeated")
 COLUMNS = ("row", "parts", "images", "videos", *COUNTS)
@@ -31,12 +37,14 @@ class BadRow(NamedTuple):
         message: The error whole.
         is_bad: Whether it counts against ``max_bad_fraction``: not if only its targets are missing, or
             if it is too long and such documents are to be dropped.
+        files: Its media as they were, where one of them is what is wrong.
     """
 
     row: int
     dropped: Dropped
     message: str
     is_bad: bool
+    files: tuple[FileState, ...] = ()
 
 
 @dataclass
@@ -67,7 +75,7 @@ class Scan:
 
 
 def joined(scans: list[Scan]) -> Scan:
-    """One scan from those of neighbouring chunks.
+    """One scan from those of neighbouring pieces.
 
     Example:
         >>> empty = Scan(np.zeros((0, len(COLUMNS))), np.zeros((0, len(PART_COLUMNS))), rows=3)
@@ -85,7 +93,7 @@ def joined(scans: list[Scan]) -> Scan:
 
 
 class SourceScanner(Dataset[Scan]):
-    """The rows of one source in chunks: item k reads chunk k. Chunks can be read in any process.
+    """The rows of one source in pieces: item k reads piece k. Pieces can be read in any process.
 
     Args:
         source: Where the rows are.
@@ -109,12 +117,13 @@ class SourceScanner(Dataset[Scan]):
         self._max_length = max_length
         self._on_overlong = on_overlong
         self._stops = stops
+        self._piece_rows = max(PIECE_ROWS, -(-len(source) // MAX_PIECES))
 
     def __len__(self) -> int:
-        return -(-len(self._source) // CHUNK_ROWS)
+        return -(-len(self._source) // self._piece_rows)
 
-    def __getitem__(self, chunk: int) -> Scan:
-        rows = range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, len(self._source)))
+    def __getitem__(self, piece: int) -> Scan:
+        rows = range(piece * self._piece_rows, min((piece + 1) * self._piece_rows, len(self._source)))
         documents: list[tuple[int, ...]] = []
         parts: list[tuple[int, ...]] = []
         scan = Scan(np.zeros(0), np.zeros(0), len(rows))
@@ -129,7 +138,8 @@ class SourceScanner(Dataset[Scan]):
                     scan.error = error
                     break
                 dropped = self._dropped(row, document, error.kind, error.reason)
-                scan.unused.append(BadRow(row, dropped, str(error), is_bad))
+                files = _media_files(document) if document else ()
+                scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
                 continue
             if columns is None:
                 reason, detail = "without_targets", "no token of it is a target"
@@ -167,3 +177,18 @@ class SourceScanner(Dataset[Scan]):
     def _dropped(self, row: int, document: Document | None, reason: str, detail: str) -> Dropped:
         place = (document.source if document else None) or self._source.rows.source(row)
         return Dropped(place.path, place.line, document.id if document else None, reason, detail)
+
+
+def _media_files(document: Document) -> tuple[FileState, ...]:
+    """The files of a document that a row may name, as they are now."""
+    root = None if document.media_root is None else Path(document.media_root)
+    media: tuple[Medium, ...] = (*document.images, *document.videos)
+    paths = [medium.path for medium in media if medium.path is not None and medium.data is None]
+    return tuple(file_state(_resolved(path, root)) for path in paths)
+
+
+def _resolved(path: str, root: Path | None) -> Path | str:
+    try:
+        return resolve(path, root)
+    except MediaError:
+        return os.path.join(root or "", path)

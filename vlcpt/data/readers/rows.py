@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class JsonlRows:
     def source(self, number: int) -> Source:
         return Source(self._name, int(self._lines[number]) + 1)
 
+    def state(self) -> FileState:
+        """What tells whether they changed."""
+        return file_state(self._name)
+
     def row(self, number: int) -> Row:
         with self._path.open("rb") as file:
             file.seek(int(self._starts[number]))
@@ -104,6 +109,10 @@ class JsonRows:
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
 
+    def state(self) -> FileState:
+        """What tells whether they changed."""
+        return file_state(self._name)
+
     def row(self, number: int) -> Row:
         start = int(self._ends[number - 1]) if number else 0
         return json_object(self._lines[start : int(self._ends[number])])
@@ -126,6 +135,10 @@ class TextRows:
 
     def source(self, number: int) -> Source:
         return Source(str(self._files[number]), 1)
+
+    def state(self) -> list[FileState]:
+        """What tells whether they changed."""
+        return [file_state(file) for file in self._files]
 
     def row(self, number: int) -> Row:
         try:
@@ -153,6 +166,10 @@ class MemoryRows:
 
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
+
+    def state(self) -> list[object] | None:
+        """What tells whether they changed; None for rows that are no ``datasets.Dataset``."""
+        return [self._name, *self._rows.state()] if isinstance(self._rows, _ArrowRows) else None
 
     def only(self, columns: Iterable[str]) -> MemoryRows:
         """The same rows; of a ``datasets.Dataset``, these columns alone."""
@@ -205,6 +222,11 @@ class _ArrowRows(Sequence[object]):
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    def state(self) -> list[object]:
+        """The fingerprint that it carries, and its files."""
+        files = [file_state(one["filename"]) for one in self._tables.cache_files]
+        return [self._tables._fingerprint, files]
 
     def only(self, columns: Iterable[str]) -> _ArrowRows:
         names = set(columns)

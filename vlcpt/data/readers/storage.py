@@ -42,6 +42,11 @@ class ChainRows:
         part, inside = self._place(number)
         return part.row(inside)
 
+    def state(self) -> list[object] | None:
+        """What tells whether they changed; None if nothing does for one of them."""
+        found = [part.state() if hasattr(part, "state") else None for part in self._parts]
+        return None if None in found else found
+
     def only(self, columns: Iterable[str]) -> ChainRows:
         """The same rows; of tables, these columns alone."""
         columns = tuple(columns)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlcpt.data.documents import DocumentError, Source
+from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.rows import MemoryRows
 
@@ -52,6 +53,10 @@ class ParquetRows:
 
     def source(self, number: int) -> Source:
         return Source(str(self._path), number + 1)
+
+    def state(self) -> FileState:
+        """What tells whether they changed."""
+        return file_state(self._path)
 
     def row(self, number: int) -> Row:
         group = int(np.searchsorted(self._ends, number, side="right"))
@@ -118,6 +123,10 @@ class ArrowRows:
 
     def source(self, number: int) -> Source:
         return Source(str(self._path), number + 1)
+
+    def state(self) -> FileState:
+        """What tells whether they changed."""
+        return file_state(self._path)
 
     def row(self, number: int) -> Row:
         batch = int(np.searchsorted(self._ends, number, side="right"))

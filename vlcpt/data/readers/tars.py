@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import DocumentError, Source
+from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.rows import json_object
 
@@ -76,6 +77,10 @@ class TarRows:
 
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
+
+    def state(self) -> FileState:
+        """What tells whether they changed."""
+        return file_state(self._name)
 
     def row(self, number: int) -> Row:
         members: dict[str, bytes] = {}
