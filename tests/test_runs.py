@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import Configs, load_config
+from vlcpt.data.scanning import SourceScanner
 from vlcpt.demo import base_path
 from vlcpt.outputs import prepare_output, write_json
 from vlcpt.runs import eval_run, train_run
@@ -58,6 +59,39 @@ def test_resuming_or_an_empty_folder_needs_no_overwrite(tmp_path: Path) -> None:
         prepare_output(run)
     prepare_output(configs(tmp_path, "--resume_from_checkpoint", "true"))
     assert (tmp_path / "out/checkpoint-1").is_dir()
+
+
+def test_a_run_that_was_stopped_while_it_planned_starts_again_without_overwrite(tmp_path: Path) -> None:
+    run = configs(tmp_path)
+    good = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text('{"text": "<trainable_text>"}\n' + good)
+    with pytest.raises(ValueError, match="is not closed"):
+        train_run(run, QUIET)
+    (tmp_path / "out/plan").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "train.jsonl").write_text(good)
+    train_run(run, QUIET)
+
+    assert list((tmp_path / "out/plan/train").iterdir())
+
+
+def test_a_resumed_run_plans_from_what_was_read(tmp_path: Path, monkeypatch) -> None:
+    train_run(configs(tmp_path, "--eval_strategy", "epoch", "--save_strategy", "epoch"), QUIET)
+    assert sorted(path.name for path in (tmp_path / "out/plan").iterdir()) == ["eval-same", "train"]
+    arguments = ["--resume_from_checkpoint", "true", "--max_steps", "3", "--eval_strategy", "epoch"]
+    again = load_config(tmp_path / "my.yaml", arguments)
+
+    def unread(scanner, piece):
+        raise AssertionError(f"piece {piece} was read again")
+
+    monkeypatch.setattr(SourceScanner, "__getitem__", unread)
+    assert train_run(again, QUIET).state.global_step == 3
+
+
+def test_overwriting_plans_anew(tmp_path: Path) -> None:
+    train_run(configs(tmp_path), QUIET)
+    prepare_output(configs(tmp_path, "--overwrite"))
+
+    assert not (tmp_path / "out/plan").exists()
 
 
 def test_json_is_written_whole(tmp_path: Path) -> None:

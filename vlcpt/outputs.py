@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import RESOLVED_HEADER, Configs
+from vlcpt.data.plan_cache import remove_plans
 
 # What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
 RUN_FILES = (
@@ -18,7 +19,9 @@ RUN_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "README.md"),
 )
-CHECK_FILES = ("ledger.json", "dropped.jsonl")  # what a check leaves, where no run has been
+PLANS = "plan"  # the folder in which planning is shared and kept; it can be deleted at any time
+# What a check leaves, and a run that was stopped before it trained.
+NO_RUN = ("ledger.json", "dropped.jsonl", PLANS)
 
 
 def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
@@ -48,7 +51,8 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
                 shutil.rmtree(path)
             elif path.is_file():
                 path.unlink()
-    elif not training.resume_from_checkpoint and any(p.name not in CHECK_FILES for p in output.iterdir()):
+        remove_plans(output / PLANS)
+    elif not training.resume_from_checkpoint and any(p.name not in NO_RUN for p in output.iterdir()):
         raise ConfigError(
             f"output_dir {output} is not empty. Give another folder, go on from its checkpoint with "
             "--resume_from_checkpoint true, or start afresh in it with --overwrite."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from urllib.parse import quote
 
 import rich.progress
 from rich.console import Console
@@ -21,8 +23,9 @@ def train_dataset(
     processor: ProcessorMixin,
     track: Track = untracked,
     dataset: type[CPTDataset] = CPTDataset,
+    plans: Path | None = None,
 ) -> CPTDataset:
-    """The training data, planned."""
+    """The training data, planned; ``plans`` is where that is shared and kept."""
     data, training = configs.data, configs.training
     return dataset(
         [source_options(entry) for entry in data.train_data],
@@ -30,17 +33,18 @@ def train_dataset(
         replay_data=[source_options(entry) for entry in data.replay_data],
         replay_share=data.replay_share,
         seed=training.data_seed if training.data_seed is not None else training.seed,
+        cache_dir=plans and plans / "train",
         track=track,
         **_planning(configs),  # type: ignore[arg-type]
     )
 
 
 def evaluation_sets(
-    configs: Configs, processor: ProcessorMixin, track: Track = untracked
+    configs: Configs, processor: ProcessorMixin, track: Track = untracked, plans: Path | None = None
 ) -> dict[str, CPTDataset]:
     """Held-out and retention data, each source a set of its own."""
     entries = (*configs.data.eval_data, *configs.data.retention_data)
-    return {entry.name: evaluation_set(configs, entry, processor, track) for entry in entries}
+    return {entry.name: evaluation_set(configs, entry, processor, track, plans=plans) for entry in entries}
 
 
 def evaluation_set(
@@ -49,9 +53,16 @@ def evaluation_set(
     processor: ProcessorMixin,
     track: Track = untracked,
     dataset: type[CPTDataset] = CPTDataset,
+    plans: Path | None = None,
 ) -> CPTDataset:
     """One source of held-out or retention data."""
-    return dataset([source_options(entry)], processor, track=track, **_planning(configs))  # type: ignore[arg-type]
+    return dataset(
+        [source_options(entry)],
+        processor,
+        cache_dir=plans and plans / f"eval-{quote(entry.name, safe='')}",
+        track=track,
+        **_planning(configs),  # type: ignore[arg-type]
+    )
 
 
 def shown(console: Console) -> Track:
@@ -93,4 +104,5 @@ def _planning(configs: Configs) -> dict[str, object]:
         "on_overlong": data.on_overlong,
         "on_bad_data": data.on_bad_data,
         "max_bad_fraction": data.max_bad_fraction,
+        "num_proc": configs.training.dataloader_num_workers,
     }

@@ -16,6 +16,7 @@ from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.splitting import split_stream
@@ -23,9 +24,10 @@ from vlcpt.model.early_checks import check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.model.tuning import tower_table
-from vlcpt.outputs import prepare_output, write_json
+from vlcpt.outputs import PLANS, prepare_output, write_json
 from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
+from vlcpt.run_ranks import first_rank_only, require_equal
 from vlcpt.training.checkpoints import find_checkpoint
 from vlcpt.training.evaluation import SetResult, evaluate_sets
 from vlcpt.training.trainer import CPTTrainer
@@ -44,14 +46,16 @@ def train_run(
     training = configs.training
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
-    if is_main:
-        prepare_output(configs, config_path)
+    if training.overwrite and training.local_process_index == 0:
+        remove_plans(output / PLANS)  # also where machines do not share the folder
+    first_rank_only(training, lambda: prepare_output(configs, config_path))
     checkpoint = find_checkpoint(training.resume_from_checkpoint, str(output))
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     check_model(configs.model)
     track = shown(console) if is_main else untracked
-    dataset = train_dataset(configs, processor, track)
+    dataset = train_dataset(configs, processor, track, plans=output / PLANS)
+    require_equal(training, dataset.digest, "the plan of train_data")
     if is_main:
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
@@ -62,14 +66,16 @@ def train_run(
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
     evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
-    sets = evaluation_sets(configs, processor, track) if evaluates else None
-    if is_main and sets:
+    sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
+    for name, one in sets.items():
+        require_equal(training, one.digest, f"the plan of {name}")
+    if is_main:
         tell_unmeasured(sets, console)
     trainer = CPTTrainer(
         model=model,
         args=training,
         train_dataset=dataset,
-        eval_dataset=sets,
+        eval_dataset=sets or None,
         processing_class=processor,
         console=console,
     )

@@ -85,7 +85,7 @@ def test_a_row_that_changes_during_the_run_is_told(tiny_model, tiny_processor, t
     run, _ = trainer(tmp_path, tiny_model, tiny_processor)
     Image.new("RGB", (560, 560)).save(tmp_path / "1.png")
 
-    with pytest.raises(DocumentError, match="changed during the run"):
+    with pytest.raises(DocumentError, match="a medium was changed since"):
         run.train()
 
 

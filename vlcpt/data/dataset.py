@@ -19,7 +19,6 @@ from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
 from vlcpt.data.plan_cache import PlanCache
-from vlcpt.data.plan_keys import encoding_key
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
@@ -129,9 +128,6 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             limits=limits or MediaLimits(),
         )
         self._encoder = encoder()
-        cache = None
-        if cache_dir is not None:
-            cache = PlanCache(Path(cache_dir), encoding_key(processor, encoder.func, encoder.keywords))
         plan = make_plan(
             self._sources[: len(train)],
             self._sources[len(train) :],
@@ -144,7 +140,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             max_bad_fraction=max_bad_fraction,
             max_bad_in_a_row=self._max_bad_in_a_row,
             num_proc=num_proc,
-            cache=cache,
+            cache=None if cache_dir is None else PlanCache.for_encoder(cache_dir, encoder),
             track=track,
         )
         self.ledger = plan.ledger
@@ -272,7 +268,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         if len(stream) < stop or found != targets:
             raise DocumentError(
                 f"it was planned with {targets} targets up to token {stop}, but now has {found} and "
-                f"{len(stream)} tokens: the row or a medium was changed during the run. Start the run again.",
+                f"{len(stream)} tokens: the row or a medium was changed since. Delete the run's folder "
+                "plan and start it again.",
                 kind="changed",
                 source=document.source,
             )

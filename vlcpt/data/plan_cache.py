@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
-from vlcpt.data.plan_keys import key_of, source_key
+from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.plan_keys import encoding_key, key_of, source_key
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.scanning import MAX_PIECES, PIECE_ROWS
 from vlcpt.data.shared_work import LONG_AGO, remove_work, unused_for
@@ -32,6 +34,11 @@ class PlanCache:
         self._path = path
         self._encoding = encoding
         self._used: set[str] = set()
+
+    @classmethod
+    def for_encoder(cls, path: str | Path, encoder: partial[DocumentEncoder]) -> PlanCache:
+        """The cache of documents as an encoder with these options encodes them."""
+        return cls(Path(path), encoding_key(encoder.args[0], encoder.func, encoder.keywords))
 
     def folder(self, source: DocumentSource, *options: object) -> Path | None:
         """Where a source's pieces are; None for one that nobody could know again.
