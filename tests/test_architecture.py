@@ -55,6 +55,7 @@ DATA = [
     "positions",
     "vision",
     "encoding",
+    "fillers",
     "splitting",
     "packing",
     "mixing",

@@ -9,6 +9,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.dataset import FailedSample
 from vlcpt.data.encoding import IGNORE_INDEX, Sample
+from vlcpt.data.fillers import Modality, make_fillers
 
 Batch = dict[str, torch.Tensor | bool | list[FailedSample]]
 
@@ -21,6 +22,9 @@ class CPTDataCollator:
 
     Args:
         processor: A ``Qwen2_5_VLProcessor``.
+        fill_modalities: ``image``, ``video`` or both: a batch without any gets a tiny one, as a document
+            of its own in its shortest row. Ranks that share a tower need equal calls of it, see
+            :func:`vlcpt.data.fillers.make_fillers`; :class:`vlcpt.CPTTrainer` sets this where they do.
 
     Example:
         >>> from vlcpt import encode_document, load_processor, parse_markup
@@ -32,8 +36,19 @@ class CPTDataCollator:
         torch.Size([4, 1])
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, fill_modalities: Sequence[Modality] = ()) -> None:
         self._pad = int(processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+        self._processor = processor
+        self.fill_modalities = fill_modalities
+
+    @property
+    def fill_modalities(self) -> tuple[Modality, ...]:
+        """The modalities that every batch has."""
+        return tuple(self._fillers)
+
+    @fill_modalities.setter
+    def fill_modalities(self, modalities: Sequence[Modality]) -> None:
+        self._fillers = make_fillers(self._processor, modalities)
 
     def __call__(self, items: Sequence[Sequence[Sample | FailedSample] | Sample]) -> Batch:
         """One batch.
@@ -50,6 +65,10 @@ class CPTDataCollator:
         given = [[item] if isinstance(item, Sample) else list(item) for item in items]
         packs = [[sample for sample in pack if isinstance(sample, Sample)] for pack in given]
         failed = [sample for pack in given for sample in pack if isinstance(sample, FailedSample)]
+        for modality, filler in self._fillers.items():
+            grids = "image_grid_thw" if modality == "image" else "video_grid_thw"
+            if all(getattr(sample, grids) is None for pack in packs for sample in pack):
+                min(packs, key=lambda pack: sum(len(sample) for sample in pack)).append(filler)
         # A pack of which nothing is left is a row of padding, and has room for the shift of the labels.
         longest = max(2, max(sum(len(sample) for sample in pack) for pack in packs))
         rows = [self._row(pack, longest) for pack in packs]

@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
+from vlcpt.data.fillers import Modality
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
@@ -176,7 +177,14 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     @property
     def has_media(self) -> bool:
         """Whether any document that is read has an image or a video."""
-        return len(self._with_images) + len(self._with_videos) > 0
+        return bool(self.modalities)
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Those of the documents that are read."""
+        found: tuple[tuple[Modality, np.ndarray], ...]
+        found = (("image", self._with_images), ("video", self._with_videos))
+        return tuple(modality for modality, documents in found if len(documents))
 
     @property
     def can_shuffle(self) -> bool:

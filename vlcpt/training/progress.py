@@ -53,7 +53,7 @@ class RunProgress(TrainerCallback):
             # A row ends with a target; what comes after its last one is padding.
             places = torch.arange(2, is_target.shape[1] + 2, device=labels.device)
             self.tokens += int((is_target * places).amax(dim=1).sum())
-            self.rows += len(labels)
+            self.rows += int(is_target.any(dim=1).sum())  # not those that only fill up an epoch
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

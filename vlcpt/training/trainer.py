@@ -28,6 +28,7 @@ from vlcpt.training.checkpoints import (
     quiet_partial_load,
     restore_weights,
 )
+from vlcpt.training.engine import EngineCheck, check_launch, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import named_workers, note_failed, take_failed
 from vlcpt.training.loss import target_losses, total_weight
@@ -71,6 +72,7 @@ class CPTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         console: Console | None = None,
     ) -> None:
+        check_launch(args)
         _refuse(model, args)
         if data_collator is None:
             if processing_class is None:
@@ -91,6 +93,11 @@ class CPTTrainer(Trainer):
             callbacks=[*(callbacks or []), self.progress, StepSeeds(), *_TRAINER_CALLBACKS],
         )
         _remove_upstream_progress(self)
+        self.add_callback(EngineCheck(self, self.progress.console))
+        if isinstance(self.data_collator, CPTDataCollator):
+            sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+            given = [one for one in (train_dataset, *sets) if one is not None]
+            self.data_collator.fill_modalities = modalities_to_fill(model, args, given)
         self.loss_is_scaled_for_ga = True
 
     def train(
@@ -117,6 +124,8 @@ class CPTTrainer(Trainer):
         while True:
             with named_workers(self.train_dataset):
                 batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
+                unrepeat(batches, self.train_dataset, self.args)
             failed = any("failed" in batch for batch in batches)
             note_failed(batches, self.train_dataset, Path(str(self.args.output_dir)))
             weight = sum((total_weight(batch) for batch in batches), torch.zeros(())).to(device)

@@ -1,0 +1,187 @@
+"""One run of training, the same on one process and on two: what is compared, and how it is told.
+
+``python -m torch.distributed.run --nproc_per_node 2 -m tests.training.layouts FOLDER NAME…`` runs it on two.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from tests.ranks import EngineGradients, allow_deepspeed, forget_deepspeed
+from tests.support import avi, digits, png, row
+from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
+from vlcpt.training.engine import engine_stage
+
+FULL = {"tuning": "full", "train_merger": True, "train_vision": True}
+ADAPTERS = {"lora_r": 4}
+ALL_ADAPTERS = {"lora_r": 4, "train_merger": True, "train_vision": True}
+
+
+def mixed_rows() -> list[dict[str, object]]:
+    """40 rows: two by two, every pair of text alone, image, video, and image with video; then four more.
+
+    Each is an item of its own, so that in two processes each step has one row here and one there.
+    """
+    kinds = ("text", "image", "video", "both")
+    pairs = [*product(kinds, kinds), *zip(kinds, kinds[1:] + kinds[:1], strict=True)]
+    rows = []
+    for number, kind in enumerate(kind for pair in pairs for kind in pair):
+        image, video = kind in ("image", "both"), kind in ("video", "both")
+        weight = f' weight="{1 + number % 3}"' if number % 4 == 0 else ""
+        rows.append(
+            row(
+                f"{'<image>' if image else ''}{'<video>' if video else ''}{digits(2, number)} "
+                f"<trainable_text{weight}>{digits(1 + number * 7 % 11, 100 + number)}</trainable_text>.",
+                images=[png(number, 56, 28 + 28 * (number % 2))] if image else [],
+                videos=[avi(number, frames=8, width=28, height=28)] if video else [],
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and how.
+
+    Args:
+        engine: A shipped DeepSpeed config, or ``ddp``. In one process: neither.
+        model: Fields of ``ModelConfig``.
+        rows: How many of :func:`mixed_rows`.
+        settings: Fields of ``CPTConfig``.
+    """
+
+    engine: str
+    model: dict[str, object] = field(default_factory=lambda: dict(ADAPTERS))
+    rows: int = 40
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+RUNS = {
+    **{f"{engine} full": Run(engine, FULL) for engine in ("ddp", "zero1", "zero2", "zero3")},
+    **{f"{engine} lora": Run(engine) for engine in ("ddp", "zero1", "zero2", "zero3")},
+    **{f"{engine} lora, all towers": Run(engine, ALL_ADAPTERS) for engine in ("ddp", "zero2", "zero3")},
+}
+
+
+class ByRow(CPTDataset):
+    """Items in the order of the rows, which a data set shuffles."""
+
+    def __getitem__(self, index: int) -> list[object]:
+        if index >= len(self):
+            raise IndexError(index)
+        if not hasattr(self, "_places"):
+            names = [self.names(number)[0] for number in range(len(self))]
+            self._places = sorted(range(len(self)), key=lambda place: int(names[place].rpartition(":")[2]))
+        return super().__getitem__(self._places[index])
+
+
+class InOrder(CPTTrainer):
+    """Takes the items as they stand, so that the pairs stay together."""
+
+    def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> None:
+        return None
+
+
+class Watch(TrainerCallback):
+    """Notes what a run did on this rank."""
+
+    def __init__(self) -> None:
+        self.engine = ""
+        self.stage: int | None = None
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.vision_calls: list[int] = []
+        self._calls = 0
+        self.trainer: CPTTrainer
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        wrapped = self.trainer.model_wrapped
+        self.engine, self.stage = type(wrapped).__name__, engine_stage(wrapped)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.model.visual.register_forward_hook(self._count)
+        if self.stage is not None:
+            watched = EngineGradients()
+            watched.watch(wrapped)
+            self.gradients = watched.steps
+
+    def _count(self, *ignored):
+        self._calls += 1
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.stage is None:
+            named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+            self.gradients.append(
+                {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in named}
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.vision_calls.append(self._calls)
+        self._calls = 0
+
+
+def train(run: Run, folder: Path, *, base: str, processes: int) -> dict[str, object]:
+    """Train and evaluate; what it did, on this rank."""
+    settings = {
+        "use_cpu": processes == 1 or run.engine == "ddp",
+        "deepspeed": None if processes == 1 or run.engine == "ddp" else run.engine,
+        "gradient_accumulation_steps": 2 // processes,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "max_length": 128,
+        "packing": False,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0,
+        "ddp_timeout": 60,
+    }
+    args = CPTConfig(output_dir=str(folder), **(settings | run.settings))
+    processor = load_processor(base)
+    torch.manual_seed(0)  # adapters are drawn
+    model = load_model(ModelConfig(base, **run.model))
+    rows = mixed_rows()
+    dataset = ByRow(rows[: run.rows], processor, max_length=128, packing=False)
+    # 5 rows: the ranks do not get equally many.
+    held_out = CPTDataset(rows[3:8], processor, max_length=128, packing=False)
+    watch = Watch()
+    trainer = InOrder(
+        model,
+        args,
+        train_dataset=dataset,
+        eval_dataset=held_out,
+        processing_class=processor,
+        callbacks=[watch],
+    )
+    watch.trainer = trainer
+    trainer.train()
+    evaluation = trainer.evaluate()
+    forget_deepspeed()
+    return {
+        "engine": watch.engine,
+        "stage": watch.stage,
+        "world": args.world_size,
+        "gradients": watch.gradients[:1],
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "vision_calls": watch.vision_calls,
+        "filled": trainer.data_collator.fill_modalities,
+        "evaluation": {name: evaluation[name] for name in ("eval_loss", "eval_targets")},
+    }
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Each run in turn, in the same two processes; what each did, in a file of each rank."""
+    allow_deepspeed()
+    rank = torch.distributed.get_rank()
+    for name in names:
+        found = train(RUNS[name], folder / name, base=str(folder / "base"), processes=2)
+        torch.save(found, folder / f"{name}.{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
