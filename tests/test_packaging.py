@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 CARRIED = (
     "vlcpt/py.typed",
     "vlcpt/deepspeed_configs/zero3.json",
+    "vlcpt/report/templates/card.md.jinja",
     "vlcpt/demo/demo.yaml",
     "vlcpt/demo/base/model.safetensors",
     "vlcpt/demo/base/tokenizer.json",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlcpt.data.encoding import encode_document
     from vlcpt.data.markup import parse_markup
     from vlcpt.data.readers.files import read_documents
+    from vlcpt.hub import push_adapter
     from vlcpt.model.loading import load_model, load_processor
     from vlcpt.model.merging import merge_adapter
     from vlcpt.training.trainer import CPTTrainer
@@ -36,6 +37,7 @@ _HOMES = {
     "load_processor": "vlcpt.model.loading",
     "merge_adapter": "vlcpt.model.merging",
     "parse_markup": "vlcpt.data.markup",
+    "push_adapter": "vlcpt.hub",
     "read_documents": "vlcpt.data.readers.files",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "load_processor",
     "merge_adapter",
     "parse_markup",
+    "push_adapter",
     "read_documents",
 ]
 

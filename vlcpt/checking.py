@@ -24,6 +24,7 @@ from vlcpt.model.counting import empty_model
 from vlcpt.model.loading import load_processor
 from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines
 from vlcpt.report.hints import hints
+from vlcpt.report.screen import Screen, visible
 from vlcpt.report.terminal import ledger_table
 from vlcpt.run_data import evaluation_set, shown, train_dataset
 from vlcpt.run_memory import foresee
@@ -55,7 +56,7 @@ def check_run(
         DocumentError: If a source cannot be opened at all.
         ValueError: If the model's configuration cannot be read, or the ledger does not balance.
     """
-    console = console or Console()
+    console = console or Screen()
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
@@ -141,7 +142,7 @@ def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
     problems = fold(ledger.dropped)
     if problems:
         lost = sum(one.count for one in problems)
-        console.print(Text(f"\nof {name}, {lost:,} would be lost", "bold"))
+        console.print(Text(visible(f"\nof {name}, {lost:,} would be lost"), "bold"))
     _list(console, problem_lines(problems))
 
 
@@ -163,10 +164,10 @@ def _list(console: Console, lines: list[str]) -> None:
     grid.add_column()
     grid.add_column(overflow="fold")
     for line in lines:
-        grid.add_row("→", Text(line))
+        grid.add_row("→", Text(visible(line)))
     console.print(grid)
 
 
 def _say(console: Console, line: str) -> None:
     """Text as it is: file names hold brackets, which rich would take for styles."""
-    console.print(Text(line), soft_wrap=not console.is_terminal)
+    console.print(Text(visible(line)), soft_wrap=not console.is_terminal)

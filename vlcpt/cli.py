@@ -125,6 +125,57 @@ def merge(
 
 
 @app.command()
+def push(
+    checkpoint: Annotated[Path, typer.Argument(help="Run's folder or checkpoint: an adapter or a model.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub: owner/name.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--dry_run", help="Print exactly what would go, and send nothing.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="For all to see. Default: private.")] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base_model", "--base-model", help="Hub id of the base, if it was a folder."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", help="Licence of what is pushed, e.g. apache-2.0.")
+    ] = None,
+    license_link: Annotated[
+        str | None,
+        typer.Option("--license_link", "--license-link", help="Its text, if the Hub does not know it."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="What `vlcpt eval --output` wrote, for the card.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.")] = None,
+) -> None:
+    """Send an adapter or a model to the Hub, with its card. Private by default; the token is that of
+    `hf auth login` or HF_TOKEN."""
+    with _told():
+        from vlcpt.hub import push_adapter
+        from vlcpt.report.card import Licence
+        from vlcpt.report.push_table import push_lines
+        from vlcpt.report.screen import Screen
+
+        done = push_adapter(
+            checkpoint,
+            repo_id,
+            private=not public,
+            dry_run=dry_run,
+            base_model=base_model,
+            licence=Licence(license, license_link),
+            evaluation=evaluation,
+            revision=revision,
+        )
+        if done.url:
+            typer.echo(f"pushed to {done.url} ({'private' if done.private else 'public'})")
+            return
+        screen = Screen()
+        files = [(file.name, file.size) for file in done.files]
+        for line in push_lines(done.repo_id, done.private, done.revision, files, done.card):
+            screen.print(line, highlight=False, crop=False)
+
+
+@app.command()
 def env() -> None:
     """Versions and devices, for a bug report."""
     from vlcpt.report.environment import describe
@@ -179,6 +230,9 @@ def _is_ours(error: BaseException) -> bool:
 def _quiet_libraries() -> None:
     """Keep what libraries print while loading out of a person's way, unless they asked for it."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from vlcpt.report.screen import show_warnings
+
+    show_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)  # upstream's own, about upstream's names
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -186,6 +240,8 @@ def _quiet_libraries() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    from vlcpt.report.screen import visible
+
     sys.stdout.flush()
-    typer.echo(f"vlcpt: {message}", err=True)
+    typer.echo(visible(f"vlcpt: {message}"), err=True)
     raise typer.Exit(code)

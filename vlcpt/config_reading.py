@@ -30,7 +30,10 @@ RESOLVED_HEADER = (
 )
 
 # How a run was started is not what it does: with these, repeating it would erase or continue the first one.
-_STARTING = ("overwrite", "resume_from_checkpoint", "local_rank")
+_STARTING = (
+    *("overwrite", "resume_from_checkpoint", "local_rank"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
+)
 _ALIASES = ("gradient_checkpointing", "gradient_checkpointing_kwargs")  # transformers mirrors the new names
 # Settings that decide what is learnt: written down even at their defaults, which another release may change.
 _ALWAYS = (
@@ -200,7 +203,7 @@ def dump_config(configs: Configs, directory: Path) -> str:
     """Write a configuration as YAML that :func:`load_config` reads back as an equal one from ``directory``.
 
     Relative paths are made to start at ``directory``. Left out are secrets, and how the run was started
-    (``overwrite``, ``resume_from_checkpoint``): repeating it must not touch the first one.
+    (``overwrite``, ``resume_from_checkpoint``, ``push_to_hub``): repeating it must not touch the first one.
 
     Args:
         configs: As ``load_config`` gave it, in the same current directory.

@@ -35,7 +35,7 @@ _REFUSED: Mapping[str, str] = {
     "neftune_noise_alpha": "Its noise would depend on how documents are packed. Remove the key.",
     "batch_eval_metrics": "Evaluation adds up rows, and no means of batches. Remove the key.",
     "dataloader_drop_last": "It would lose documents. Remove the key.",
-    "push_to_hub": "Not yet: train, then upload the folder: hf upload NAME OUTPUT_DIR. Remove the key.",
+    "hub_always_push": "Only the result is pushed, once. Remove the key.",
 }
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 _AT_LEAST_ZERO = ("dataloader_num_workers", "dataloader_timeout")
@@ -48,6 +48,11 @@ def check_training(training: "CPTConfig") -> None:
     for name, instead in _REFUSED.items():
         if getattr(training, name):
             raise ValueError(f"{name}: {instead}")
+    if getattr(training.hub_strategy, "value", training.hub_strategy) not in ("end", "every_save"):
+        raise ValueError("hub_strategy: Only the result is pushed, no checkpoint. Remove the key.")
+    for name in ("hub_model_id", "hub_revision"):
+        if getattr(training, name) is not None and not training.push_to_hub:
+            raise ValueError(f"{name} would not be used. Set push_to_hub: true, or remove it.")
     if training.overwrite and training.resume_from_checkpoint:
         raise ValueError(
             "overwrite would delete the checkpoints that resume_from_checkpoint goes on from. "

@@ -20,11 +20,13 @@ from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.splitting import split_stream
+from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import PLANS, prepare_output, write_json
+from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
@@ -42,13 +44,20 @@ def train_run(
         ConfigError: Before anything is read, if the output folder is not free.
         ValueError: If the data or the run failed.
     """
-    console = console or Console()
+    console = console or Screen()
     training = configs.training
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
+    repo_id: str | None = None
+
+    def open_outputs() -> None:
+        nonlocal repo_id
+        prepare_output(configs, config_path)
+        repo_id = open_repository(configs) if training.push_to_hub else None
+
     if training.overwrite and training.local_process_index == 0:
         remove_plans(output / PLANS)  # also where machines do not share the folder
-    first_rank_only(training, lambda: prepare_output(configs, config_path))
+    first_rank_only(training, open_outputs)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, str(output))
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
@@ -73,7 +82,7 @@ def train_run(
         tell_unmeasured(sets, console)
     trainer = CPTTrainer(
         model=model,
-        args=training,
+        args=without_pushes(training),
         train_dataset=dataset,
         eval_dataset=sets or None,
         processing_class=processor,
@@ -85,6 +94,8 @@ def train_run(
     trainer.save_model()
     if is_main:
         console.print(f"saved in {output}")
+    if repo_id is not None:
+        console.print(f"pushed to {push_run(configs, repo_id).url}", highlight=False, soft_wrap=True)
     return trainer
 
 
@@ -92,7 +103,7 @@ def eval_run(
     configs: Configs, checkpoint: Path, output: Path | None = None, console: Console | None = None
 ) -> dict[str, SetResult]:
     """Measure a checkpoint on ``eval_data`` and ``retention_data``."""
-    console = console or Console()
+    console = console or Screen()
     if not configs.data.eval_data and not configs.data.retention_data:
         raise ConfigError("eval_data and retention_data are missing: there is nothing to measure. Add one.")
     if not checkpoint.is_dir():
@@ -127,7 +138,7 @@ def eval_run(
 
 def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -> None:
     """Show which tokens of the first documents of each training source are trained."""
-    console = console or Console()
+    console = console or Screen()
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     encoder = DocumentEncoder(processor, **encoding_options(configs.data))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.outputs import write_json
+from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import number
 from vlcpt.run_data import evaluation_sets, shown
 from vlcpt.runs import quiet_libraries, train_run
@@ -32,7 +33,7 @@ def run_demo(output_dir: Path, *, overwrite: bool = False, console: Console | No
     Raises:
         ConfigError: If the folder holds something.
     """
-    console = console or Console()
+    console = console or Screen()
     started = time.monotonic()
     config = copy_inputs(output_dir, overwrite=overwrite)
     console.print(

@@ -16,6 +16,7 @@ from vlcpt.data.documents import Image
 from vlcpt.data.encoding import TokenStream
 from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.splitting import Part
+from vlcpt.report.screen import visible
 
 if TYPE_CHECKING:
     from vlcpt.training.evaluation import SetResult
@@ -157,18 +158,18 @@ def document_lines(
             placed = media[place]
             kind = "image" if isinstance(placed.medium, Image) else "video"
             grid = "×".join(map(str, placed.merged_grid[kind == "image" :]))
-            body.append(f"[{kind} {placed.medium}: {placed.tokens} tokens, {grid}]", style="cyan")
+            body.append(visible(f"[{kind} {placed.medium}: {placed.tokens} tokens, {grid}]"), style="cyan")
             place = placed.stop
             continue
         stop = _readable(stream.input_ids, place, length, tokenizer)
         text = str(tokenizer.decode(stream.input_ids[place:stop], clean_up_tokenization_spaces=False))
-        _append(body, text, bool(is_target[place]), place, console.color_system is not None)
+        _append(body, visible(text), bool(is_target[place]), place, console.color_system is not None)
         weight = float(stream.loss_weights[place])
         following = float(stream.loss_weights[stop]) if stop < length else 0.0
         if weight not in (0.0, 1.0) and following != weight:
             body.append(f"×{weight:g}", style="magenta")
         place = stop
-    return [Text(title, style="bold"), body, Text()]
+    return [Text(visible(title), style="bold"), body, Text()]
 
 
 def _readable(ids: np.ndarray, start: int, length: int, tokenizer: PreTrainedTokenizerFast) -> int:

@@ -130,7 +130,7 @@ class RunProgress(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         line = _line(state, logs)
         if line:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _keep_steps(path: Path, last: int) -> None:

@@ -240,6 +240,11 @@ def _refuse(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
     """Ways of running that would give wrong results, or none."""
     if args.fsdp:
         raise ValueError("FSDP is not supported. Use DeepSpeed: --deepspeed zero2 or zero3.")
+    if args.push_to_hub:
+        raise ValueError(
+            "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
+            "call vlcpt.push_adapter after trainer.save_model()."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process would use nn.DataParallel, which is not supported. "

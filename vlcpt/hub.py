@@ -1,0 +1,246 @@
+"""A checkpoint to the Hub: only what is on the allow-list, private unless asked otherwise, with its card."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from peft import PeftConfig
+
+from vlcpt import __version__
+from vlcpt.config import ConfigError
+from vlcpt.hub_files import PushedFile, is_allowed, kind_of, pushed_files
+from vlcpt.hub_names import check_names, hub_base, hub_id, is_revision
+from vlcpt.report.card import Licence, model_card
+from vlcpt.report.run_facts import read_run
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+
+
+@dataclass(frozen=True)
+class Push:
+    """What goes to the Hub, or went there.
+
+    Args:
+        repo_id: ``owner/name``, or the name alone for the owner of the token.
+        private: Whether only its owner can see it.
+        revision: The branch; None is the main one.
+        files: All of them, the card included.
+        card: The text of README.md.
+        url: Of the commit; None where nothing was sent.
+    """
+
+    repo_id: str
+    private: bool
+    revision: str | None
+    files: tuple[PushedFile, ...]
+    card: str
+    url: str | None = None
+
+
+def push_adapter(
+    checkpoint: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    dry_run: bool = False,
+    base_model: str | None = None,
+    licence: Licence | None = None,
+    evaluation: str | Path | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Push:
+    """Send an adapter, or a model trained in full, to the Hub in one commit, with a model card.
+
+    Files go by an allow-list: weights, configurations and processor, never optimizer state, logs, data or
+    this machine's paths. What an earlier push left in the repository and this one does not have is taken away
+    in the same commit, so that no loader mixes the two.
+
+    Args:
+        checkpoint: A run's folder, or a checkpoint in it. ``config.yaml``, ``ledger.json`` and
+            ``train_log.jsonl`` there tell the card what was done.
+        repo_id: ``owner/name``; made if it is not there.
+        private: False makes a public repository. One that is public already must be asked for with it.
+        dry_run: Only say what would go; needs no token and no network.
+        base_model: Hub id of the base, where the checkpoint names a folder.
+        licence: What to state; by default that it is unknown.
+        evaluation: What ``vlcpt eval --output`` wrote, for the card.
+        revision: Branch to push to; made if it is not there.
+        token: Default: that of ``hf auth login`` or ``HF_TOKEN``.
+
+    Raises:
+        ConfigError: Before anything is sent, for what the caller can put right.
+        ValueError: If the checkpoint is incomplete, or the Hub does not take it; with how to try again.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> push = push_adapter(base_path(), "me/model", dry_run=True)
+        >>> push.private, push.files[0].name, push.url
+        (True, 'README.md', None)
+    """
+    push, base = plan_push(
+        Path(checkpoint),
+        repo_id,
+        private=private,
+        base_model=base_model,
+        licence=licence or Licence(),
+        evaluation=None if evaluation is None else Path(evaluation),
+        revision=revision,
+    )
+    if dry_run:
+        return push
+    repo_id = check_access(repo_id, private=private, revision=revision, token=token)
+    again = ["vlcpt", "push", str(checkpoint), repo_id]
+    again += [] if private else ["--public"]
+    for option, value in (
+        ("--base_model", base_model),
+        ("--license", licence and licence.id),
+        ("--license_link", licence and licence.link),
+        ("--evaluation", evaluation),
+        ("--revision", revision),
+    ):
+        again += [] if value is None else [option, str(value)]
+    with _told(
+        f"{repo_id}: the push failed", f"{checkpoint} is whole as before. Try again: {shlex.join(again)}"
+    ):
+        return _commit(replace(push, repo_id=repo_id), token, base)
+
+
+def plan_push(
+    checkpoint: Path,
+    repo_id: str,
+    *,
+    private: bool,
+    base_model: str | None,
+    licence: Licence,
+    evaluation: Path | None,
+    revision: str | None,
+) -> tuple[Push, str | None]:
+    """What would go, and the Hub id of the base; nothing is sent."""
+    check_names(repo_id, base_model, revision)
+    if not checkpoint.is_dir():
+        raise ConfigError(f"{checkpoint}: no such folder. Give a run's folder, or a checkpoint in it.")
+    if evaluation is not None and not evaluation.is_file():
+        raise ConfigError(f"{evaluation}: no such file. Give what `vlcpt eval --output` wrote.")
+    kind = kind_of(checkpoint)
+    run = read_run(checkpoint, evaluation)
+    base_revision = None
+    if kind == "adapter":
+        config = PeftConfig.from_pretrained(str(checkpoint))
+        base_revision = config.revision if base_model is None else None
+        base_model = base_model or hub_base(config.base_model_name_or_path or "", checkpoint)
+    elif base_model is None and run.base:
+        base_model = hub_id(run.base)
+    files = pushed_files(checkpoint, kind, base_model)
+    card = model_card(
+        kind,
+        repo_id,
+        run,
+        base_model=base_model,
+        base_revision=base_revision if base_revision and is_revision(base_revision) else None,
+        revision=revision,
+        has_processor=any(
+            file.name in ("processor_config.json", "preprocessor_config.json") for file in files
+        ),
+        licence=licence,
+        versions={"vlcpt": __version__, **{package: version(package) for package in _PACKAGES}},
+    )
+    readme = card.encode()
+    whole = (PushedFile("README.md", readme, len(readme)), *files)
+    return Push(repo_id, private, revision, whole, card), base_model
+
+
+def check_access(
+    repo_id: str, *, private: bool, revision: str | None = None, token: str | None = None
+) -> str:
+    """Make the repository if it is not there, so that a later push will work; gives its full id.
+
+    Raises:
+        ConfigError: Without a token, or with one that may not; if a private one is asked for and is public.
+        ValueError: If the Hub cannot be reached.
+    """
+    check_names(repo_id, revision=revision)
+    if not (token or get_token()):
+        raise ConfigError("no access token for the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
+    if constants.is_offline_mode():
+        raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be pushed to the Hub. Unset it.")
+    api = _api(token)
+    with _told(
+        f"{repo_id}: the repository could not be opened for a push", "Check the network, and try again."
+    ):
+        try:
+            full = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if private and api.model_info(full).private is False:
+                raise ConfigError(
+                    f"{full} is on the Hub already and public. Ask for that (vlcpt push --public, or "
+                    "hub_private_repo: false), make it private there, or give another name."
+                )
+            if revision is not None:
+                api.create_branch(full, branch=revision, exist_ok=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code in (400, 401, 403, 404):
+                raise ConfigError(
+                    f"{repo_id}: the Hub does not let this token write there: {_first_line(error)} Check the "
+                    "name, and that the token may write (https://huggingface.co/settings/tokens)."
+                ) from error
+            raise
+    return str(full)
+
+
+def _commit(push: Push, token: str | None, base: str | None) -> Push:
+    """All files in one commit, which is there whole or not at all."""
+    api = _api(token)
+    if base is not None and not api.repo_exists(base):
+        raise ConfigError(
+            f"the base model {base} is not on the Hub, or not for this token. Give --base_model."
+        )
+    info = api.model_info(push.repo_id, revision=push.revision)
+    names = {file.name for file in push.files}
+    stale = [
+        one.rfilename
+        for one in info.siblings or []
+        if one.rfilename not in names and is_allowed(one.rfilename)
+    ]
+    commit = api.create_commit(
+        push.repo_id,
+        operations=[
+            *(CommitOperationAdd(file.name, file.content) for file in push.files),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
+        commit_message=f"Push from vlcpt {__version__}",
+        revision=push.revision,
+    )
+    return replace(push, private=bool(info.private), url=commit.commit_url)
+
+
+def _api(token: str | None) -> HfApi:
+    return HfApi(token=token, library_name="vlcpt", library_version=__version__)
+
+
+@contextmanager
+def _told(what: str, then: str) -> Iterator[None]:
+    """What the Hub, the network or the upload objects to becomes one message with what to do."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    # Uploads wrap what went wrong in a RuntimeError; a malformed answer is a ValueError.
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        reason = _first_line(error)
+        if isinstance(error, RuntimeError) and error.__cause__:
+            reason += f" {_first_line(error.__cause__)}"
+        raise ValueError(f"{what}: {reason} {then}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('. ')}."

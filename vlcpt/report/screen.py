@@ -1,0 +1,65 @@
+"""A terminal that shows what it is given, and is not steered by it.
+
+Ids, file names and texts come from data that strangers may have written. An escape sequence in one of them
+could hide lines, fake them, or set the window's title; square brackets would be read as styles.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+# Controls but for tab and newline, characters that turn the reading direction, and halves of characters,
+# which a terminal cannot be sent at all.
+_STEERING = (
+    *(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"),
+    *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029),
+)
+_SHOWN = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING}
+_SHOWN |= {code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)}
+
+
+def visible(text: str) -> str:
+    """Text with control characters written out.
+
+    Example:
+        >>> print(visible("a\x1b[2Jb"))
+        a\\x1b[2Jb
+    """
+    return text.translate(_SHOWN)
+
+
+class Screen(Console):
+    """A rich console that takes every string as it is: no markup, no emoji names, no control characters.
+
+    A :class:`rich.text.Text` goes through as it is made; give it :func:`visible` text.
+
+    Example:
+        >>> Screen(width=40).print("[red]a[/red]\x1b[0m")
+        [red]a[/red]\\x1b[0m
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **options})  # type: ignore[arg-type]
+
+    def render_str(self, text: str, **options: object) -> Text:
+        """Where rich makes every string, a cell's or a title's too, into what it shows."""
+        return super().render_str(visible(text), **options)  # type: ignore[arg-type]
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def show_warnings() -> None:
+    """Let this package's warnings reach the terminal as they are, one line each."""
+    ours = logging.getLogger("vlcpt")
+    if not ours.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Visible("vlcpt: %(message)s"))
+        ours.addHandler(handler)
+        ours.propagate = False
