@@ -151,6 +151,8 @@ def push(
     """Send an adapter or a model to the Hub, with its card. Private by default; the token is that of
     `hf auth login` or HF_TOKEN."""
     with _told():
+        from rich.text import Text
+
         from vlcpt.hub import push_adapter
         from vlcpt.report.card import Licence
         from vlcpt.report.push_table import push_lines
@@ -172,7 +174,8 @@ def push(
         screen = Screen()
         files = [(file.name, file.size) for file in done.files]
         for line in push_lines(done.repo_id, done.private, done.revision, files, done.card):
-            screen.print(line, highlight=False, crop=False)
+            # The card's lines stay whole, for a person to copy.
+            screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 
 
 @app.command()

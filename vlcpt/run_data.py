@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-import rich.progress
 from rich.console import Console
 from transformers import ProcessorMixin
 
@@ -16,6 +15,7 @@ from vlcpt.config_reading import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.planning import Track, untracked
+from vlcpt.report.screen import tracked
 
 
 def train_dataset(
@@ -69,7 +69,7 @@ def shown(console: Console) -> Track:
     """A bar with the time left, gone when done; nothing where there is no terminal."""
     if not console.is_terminal:
         return untracked
-    return partial(rich.progress.track, console=console, transient=True)
+    return partial(tracked, console=console)
 
 
 def source_options(entry: SourceConfig) -> dict[str, object]:

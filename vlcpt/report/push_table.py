@@ -29,5 +29,4 @@ def push_lines(
     for name, size in sizes:
         table.add_row(name, f"{size:,}")
     where = f"{'private' if private else 'public'}, branch {revision or 'main'}"
-    text = Text(visible(card), no_wrap=True, overflow="ignore")  # as it is, for a person to copy
-    return [Text(f"would go to {repo_id} ({where})"), table, Text("README.md", "bold"), text]
+    return [Text(f"would go to {repo_id} ({where})"), table, Text("README.md", "bold"), Text(visible(card))]

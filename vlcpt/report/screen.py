@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
+from typing import TypeVar
 
+import rich.markup
+import rich.progress
 from rich.console import Console
 from rich.text import Text
+
+T = TypeVar("T")
 
 # Controls but for tab and newline, characters that turn the reading direction, and halves of characters,
 # which a terminal cannot be sent at all.
@@ -48,6 +54,18 @@ class Screen(Console):
     def render_str(self, text: str, **options: object) -> Text:
         """Where rich makes every string, a cell's or a title's too, into what it shows."""
         return super().render_str(visible(text), **options)  # type: ignore[arg-type]
+
+
+def tracked(sequence: Iterable[T], description: str, *, console: Console) -> Iterable[T]:
+    """Pass an iterable on, with a bar that is gone when it ends.
+
+    Example:
+        >>> list(tracked([1, 2], "reading [/red]", console=Screen()))
+        [1, 2]
+    """
+    # rich reads it as markup, and it may hold the name of a file.
+    title = rich.markup.escape(visible(description))
+    return rich.progress.track(sequence, title, console=console, transient=True)
 
 
 class _Visible(logging.Formatter):
