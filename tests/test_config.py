@@ -150,7 +150,8 @@ def test_a_wrong_value_names_line_key_expected_and_found(load, line, expected, f
 
 
 def test_text_is_taken_as_typed_where_text_is_wanted(load):
-    training = load("run_name: 2026-11-24\nhub_revision: 0123456\neval_strategy: no\nproject: off").training
+    lines = "run_name: 2026-11-24\npush_to_hub: true\nhub_revision: 0123456\neval_strategy: no\nproject: off"
+    training = load(lines).training
     assert (training.run_name, training.hub_revision, training.project) == ("2026-11-24", "0123456", "off")
     assert training.eval_strategy is IntervalStrategy.NO
 

@@ -243,8 +243,9 @@ def _quiet_libraries() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    from vlcpt.config_secrets import redacted
     from vlcpt.report.screen import visible
 
     sys.stdout.flush()
-    typer.echo(visible(f"vlcpt: {message}"), err=True)
+    typer.echo(visible(redacted(f"vlcpt: {message}")), err=True)
     raise typer.Exit(code)

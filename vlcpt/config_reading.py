@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from vlcpt.config import ConfigError, CPTConfig, DataConfig, ModelConfig, SourceConfig
 from vlcpt.config_checks import build, check_together, did_you_mean
 from vlcpt.config_paths import HUB_NAME, check_paths, moved, moved_source
+from vlcpt.config_secrets import holds_secret, is_secret
 from vlcpt.config_trainer import name_best_metric
 from vlcpt.config_values import NULL, Dumper, Given, compose, convert, is_nothing
 
@@ -88,8 +89,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
     known = {item.name: (cls, item) for cls in (ModelConfig, DataConfig, CPTConfig) for item in fields(cls)}
     values: dict[type, dict[str, object]] = {ModelConfig: {}, DataConfig: {}, CPTConfig: {}}
     for key, value in given.items():
+        if key == "trust_remote_code":
+            raise value.error("no code from a model's folder or the Hub is ever run. Remove the key.")
         if key not in known:
             raise value.error(f"unknown key. {did_you_mean(key, known)}")
+        if holds_secret(key, value.node):
+            raise value.error(
+                "it holds what looks like an access token or a password, and is written to config.yaml. "
+                "Log in with `hf auth login`, or set HF_TOKEN or hub_token."
+            )
         cls, item = known[key]
         values[cls][key] = _read_value(value, get_type_hints(cls)[key], item)
     for key in _REQUIRED:
@@ -114,8 +122,9 @@ def _read_file(path: Path) -> dict[str, Given]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     node = compose(text, str(path))
-    if not isinstance(node, yaml.MappingNode):
-        found = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "text"
+    if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "text"}
+        found = "nothing" if node is None else kinds.get(type(node), f"!<{node.tag}>")
         raise ConfigError(
             f"{path}: expected lines of key: value, found {found}. Needed are {', '.join(_REQUIRED)}."
         )
@@ -228,7 +237,7 @@ _TRAINER_FIELDS = {item.name: item for item in fields(TrainingArguments)}
 
 
 def _is_written(item: "Field[object]", value: object) -> bool:
-    if item.name in _STARTING or item.name in _ALIASES or item.name.endswith("_token"):
+    if item.name in _STARTING or item.name in _ALIASES or is_secret(item.name):
         return False
     if _TRAINER_FIELDS.get(item.name) is not item:  # a field that Trainer lacks, or one with another default
         return value is not None and value != ()

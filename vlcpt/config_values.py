@@ -13,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlcpt.config import ConfigError
+from vlcpt.config_secrets import is_secret
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -178,7 +179,8 @@ def convert(given: Given, hint: "TypeForm[object]", choices: Sequence[object] = 
         if not choices or result is None or result in choices:
             return result
     expected = f"one of {', '.join(map(str, choices))}" if choices else _describe(hint)
-    raise given.error(f"expected {expected}, found {_shown(given.node)}. Correct it, or remove it.")
+    found = "something else" if is_secret(given.key) else _shown(given.node)
+    raise given.error(f"expected {expected}, found {found}. Correct it, or remove it.")
 
 
 def _readings(given: Given, hint: object) -> Iterator[object]:

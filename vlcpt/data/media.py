@@ -1,7 +1,7 @@
 """Opens images, and the files of video, inside limits, or says why not.
 
-Three walls, each checked before the next is reached: where the file lies, how large it is, and how
-many pixels its header promises. :mod:`vlcpt.data.video` stands behind the first two as well.
+Three walls, one before the next: where the file lies, how large it is, and how many pixels its header
+promises. :mod:`vlcpt.data.video` stands behind the first two as well.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
 from vlcpt.data.documents import Image, Medium
+from vlcpt.data.references import shown_url
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all others off: EPS starts Ghostscript
 
-# What Pillow raises on a file that is broken: its readers unpack, index and convert what they find
-# without looking first. The fuzz in tests/data/test_media.py keeps this list honest.
+# What Pillow raises on a broken file: its readers do not look first. tests/data/test_media.py fuzzes this.
 # fmt: off
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error,
                  ArithmeticError, RuntimeError, MemoryError)
@@ -102,7 +102,7 @@ def resolve(path: str, media_root: Path | None) -> Path:
         if local.startswith("//"):
             raise MediaError(f"{shown} names another machine. Write file:///folder/name, or a plain path.")
     elif _URL.match(path):
-        raise MediaError(f"{shown} is a URL, and nothing is fetched. Download it and name the local file.")
+        raise MediaError(f"{shown_url(path)!r} is a URL, and nothing is fetched. Download it, name the file.")
     folder = str(media_root or Path())  # as written: messages reach files, absolute paths are private
     try:
         root = os.path.realpath(folder)

@@ -5,10 +5,23 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 
 from vlcpt.data.documents import DocumentError, Image, Video
+
+
+def shown_url(url: str) -> str:
+    """A URL for a message: without user, password, query and fragment, where secrets are, and not endless.
+
+    Example:
+        >>> shown_url("https://me:secret@example.org/a.png?signature=secret")
+        'https://example.org/a.png?…'
+    """
+    bare = re.sub(r"(?<=://)[^/?#]*@", "", url)
+    bare = re.sub(r"[?#].*", "?…", bare, flags=re.DOTALL)
+    return bare if len(bare) <= 200 else bare[:200] + "…"
 
 
 def image_from(reference: object) -> Image:

@@ -60,7 +60,8 @@ def tracked(sequence: Iterable[T], description: str, *, console: Console) -> Ite
     """Pass an iterable on, with a bar that is gone when it ends.
 
     Example:
-        >>> list(tracked([1, 2], "reading [/red]", console=Screen()))
+        >>> from io import StringIO
+        >>> list(tracked([1, 2], "reading [/red]", console=Screen(file=StringIO())))
         [1, 2]
     """
     # rich reads it as markup, and it may hold the name of a file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from vlcpt.data.documents import DocumentError, Image
-from vlcpt.data.references import image_from
+from vlcpt.data.references import image_from, shown_url
 
 
 class LocalFiles:
@@ -49,13 +49,13 @@ class LocalFiles:
             last = ""
         if not last:
             raise DocumentError(
-                f"the URL {url[:200]!r} ends in no file's name. Name its file in {self._mapping}.",
+                f"the URL {shown_url(url)!r} ends in no file's name. Name its file in {self._mapping}.",
                 kind="reference",
             )
         other = self._url_of.setdefault(last, url)
         if other != url:
             raise DocumentError(
-                f"{url[:200]!r} and {other[:200]!r} both end in {last!r}: one file cannot be both. "
+                f"{shown_url(url)!r} and {shown_url(other)!r} both end in {last!r}: one file cannot be both. "
                 f"Name their files in {self._mapping}.",
                 kind="reference",
             )
