@@ -68,6 +68,7 @@ DATA = [
     "plan_keys",
     "plan_cache",
     "planning",
+    "failed",
     "watch",
     "dataset",
     "checking",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.dataset import FailedSample
 from vlcpt.data.encoding import IGNORE_INDEX, Sample
+from vlcpt.data.failed import FailedSample
 from vlcpt.data.fillers import Modality, make_fillers
 
 Batch = dict[str, torch.Tensor | bool | list[FailedSample]]

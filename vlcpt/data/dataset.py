@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
+from vlcpt.data.failed import FailedSample
 from vlcpt.data.fillers import Modality
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
@@ -26,24 +26,6 @@ from vlcpt.data.splitting import OnOverlong
 from vlcpt.data.watch import WorkerWatch
 
 PixelsOf = Literal["document", "next_document", "blank"]
-
-
-@dataclass(frozen=True)
-class FailedSample:
-    """A sample that could be planned, but not read: a medium that does not decode, or a changed file.
-
-    Args:
-        source, row: Numbers of its source and its row.
-        dropped: Its line of ``dropped.jsonl``.
-        message: The error whole.
-        stops: Whether the run stops here, as ``on_bad_data`` says.
-    """
-
-    source: int
-    row: int
-    dropped: Dropped
-    message: str
-    stops: bool
 
 
 class CPTDataset(Dataset[list[Sample | FailedSample]]):

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vlcpt.data.collator import Batch
-from vlcpt.data.dataset import CPTDataset, FailedSample
+from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.failed import FailedSample
 
 logger = logging.getLogger(__name__)
 
