@@ -290,7 +290,7 @@ def test_messages_that_differ_in_names_and_numbers_only_are_folded(folder: Path)
     _, text = check(write(folder, rows))
 
     assert text.count("does not exist") == 1
-    assert "9 × medium: 'gone-0.png'" in text
+    assert "9 × medium: images: 'gone-0.png'" in text
     assert "train.jsonl:6 and 6 more" in text
 
 

@@ -145,13 +145,14 @@ def test_skipped_rows_are_named_with_their_reason(tiny_processor):
     ledger = make(rows, tiny_processor, on_bad_data="skip", max_bad_fraction=0.6).ledger
     balance(ledger)
     assert [(one.source, one.line, one.id, one.reason) for one in ledger.dropped] == [
-        ("rows", 2, None, "markup"),
+        ("rows", 2, "two", "markup"),
         ("rows", 3, "three", "medium"),
         ("rows", 4, "four", "without_targets"),
         ("rows", 5, None, "markers"),
     ]
     assert ledger.total.documents["without_targets"] == 1
-    assert "is not closed" in ledger.dropped[0].detail
+    assert ledger.dropped[0].detail.startswith("text, character 0: <trainable_text> is not closed")
+    assert ledger.dropped[1].detail.startswith("images: image given as bytes")
 
 
 def test_more_bad_rows_than_allowed_stop_with_their_reasons(tiny_processor):

@@ -247,7 +247,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return self._sample(number)
         except DocumentError as error:
             place = error.source or self._sources[source].rows.source(row)
-            dropped = Dropped(place.path, place.line, None, error.kind, error.reason)
+            dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
             return FailedSample(source, row, dropped, str(error), self._stops)
 
     def _sample(self, number: int) -> Sample:

@@ -71,13 +71,16 @@ class DocumentError(ValueError):
         self.field = field
         self.offset = offset
 
+    @property
+    def detail(self) -> str:
+        """What was found, with the field, for where file and line stand beside it."""
+        place = (self.field or "") + ("" if self.offset is None else f", character {self.offset}")
+        return ": ".join(filter(None, (place, self.reason)))
+
     def __str__(self) -> str:
-        place = self.field or ""
-        if self.offset is not None:
-            place += f", character {self.offset}"
         called = self.source.id if self.source else None
         name = f"id {' '.join(called.split())[:100]}" if called else ""
-        return ": ".join(part for part in (str(self.source or ""), name, place, self.reason) if part)
+        return ": ".join(filter(None, (str(self.source or ""), name, self.detail)))
 
     def at(self, source: Source | None, field: str | None = None) -> DocumentError:
         """The same error with its place filled in where it was not known yet."""

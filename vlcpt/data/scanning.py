@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlcpt.data.documents import Document, DocumentError, Medium
+from vlcpt.data.documents import Document, DocumentError, Medium, Source
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.ledger import Dropped, count_tokens
@@ -137,13 +137,14 @@ class SourceScanner(Dataset[Scan]):
                 if is_bad and (self._stops or error.kind == "overlong"):
                     scan.error = error
                     break
-                dropped = self._dropped(row, document, error.kind, error.reason)
+                dropped = self._dropped(row, error.source, error.kind, error.detail)
                 files = _media_files(document) if document else ()
                 scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
                 continue
             if columns is None:
                 reason, detail = "without_targets", "no token of it is a target"
-                scan.unused.append(BadRow(row, self._dropped(row, document, reason, detail), detail, False))
+                dropped = self._dropped(row, document.source, reason, detail)
+                scan.unused.append(BadRow(row, dropped, detail, False))
             else:
                 documents.append(columns)
         scan.documents = np.array(documents, dtype=np.int32).reshape(-1, len(COLUMNS))
@@ -174,9 +175,9 @@ class SourceScanner(Dataset[Scan]):
         images, videos = len(document.images), len(document.videos)
         return (row, len(found), images, videos, *(getattr(counts, name) for name in COUNTS))
 
-    def _dropped(self, row: int, document: Document | None, reason: str, detail: str) -> Dropped:
-        place = (document.source if document else None) or self._source.rows.source(row)
-        return Dropped(place.path, place.line, document.id if document else None, reason, detail)
+    def _dropped(self, row: int, source: Source | None, reason: str, detail: str) -> Dropped:
+        place = source or self._source.rows.source(row)
+        return Dropped(place.path, place.line, place.id, reason, detail)
 
 
 def _media_files(document: Document) -> tuple[FileState, ...]:
