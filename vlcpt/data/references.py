@@ -62,7 +62,7 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
-            raise DocumentError(f"a media reference has no key {key!r}.{hint}", kind="reference")
+            raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
         if value is not None:
             values[key] = _checked(key, value)
     low, high = values.get("min_pixels"), values.get("max_pixels")
@@ -89,10 +89,10 @@ def _checked(key: str, value: object) -> object:
             f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
             kind="reference",
         )
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
         raise DocumentError(
-            f"{key!r} of a media reference must be a number above 0; found {value!r}.", kind="reference"
+            f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.", kind="reference"
         )
     return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
 

@@ -1,10 +1,16 @@
 """Formats by name, and the one that the first rows show."""
 
+import copy
+import json
 import logging
+import random
+import re
+from pathlib import Path
 
 import pytest
 
 from vlcpt import Document, DocumentError, Text
+from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.rows import MemoryRows
 from vlcpt.data.readers.schemas import FORMATS, SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.turn_edges import TurnEdge
@@ -126,3 +132,80 @@ def test_a_chat_template_is_for_formats_with_turns():
 
 def test_untagged_reaches_the_one_format_that_has_it():
     assert not schema_reader("vlcpt", untagged="mask")({"text": "a"}).segments[0].trainable
+
+
+WHOLE = Path(__file__).parents[3] / "docs/data.md"
+ODD = [
+    *(None, True, 0, -1, 1e300, 10**400, float("nan"), "", "a", "<image>", "\0", "\ud800", "two\nlines"),
+    *(
+        "x" * 5_000,
+        "../a.png",
+        "http://a/b",
+        b"\xff",
+        [],
+        {},
+        [None],
+        [[]],
+        [{}],
+        ["a.png"] * 3,
+        {"path": None},
+    ),
+    *({"path": "a.png", "fps": 2}, {"type": "image"}, {"type": "text", "text": "t"}, {"url": "a.png"}),
+]
+NAMES = [
+    "images",
+    "image",
+    "videos",
+    "text",
+    "weight",
+    "loss",
+    "loss_scale",
+    "id",
+    "role",
+    "content",
+    "system",
+]
+
+
+def mutated(row, rng: random.Random):
+    """A row with one to three of its values removed, added or replaced by something odd."""
+    row = copy.deepcopy(row)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        places = list(inside(row))
+        if not places:
+            break
+        holder, key = rng.choice(places)
+        how, odd = rng.randrange(4), copy.deepcopy(rng.choice(ODD))
+        if how == 0 and isinstance(holder, dict):
+            del holder[key]
+        elif how == 1 and isinstance(holder, list):
+            holder.insert(key, odd)
+        elif how == 2 and isinstance(holder, dict):
+            holder[rng.choice([*NAMES, 7, "x" * 5_000])] = odd
+        else:
+            holder[key] = odd
+    return row
+
+
+def inside(value):
+    """Every place in a row, as what holds it and its key there."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from inside(value[key])
+
+
+@pytest.mark.parametrize("format", SCHEMAS)
+def test_mutated_rows_raise_nothing_but_document_errors_of_one_short_line(format):
+    section = re.search(rf"^## `{format}`\n(.*?)(?=^## |\Z)", WHOLE.read_text("utf-8"), re.M | re.S)[1]
+    block = re.search(r"^```json\n(.*?)^```$", section, re.M | re.S)
+    rows = [json.loads(line) for line in block[1].splitlines()] if block else [{"text": "a <b>"}]
+    rng, read, told = random.Random(0), 0, []
+    for _ in range(1000):
+        try:
+            open_source([mutated(rng.choice(rows), rng)], format=format).document(0)
+            read += 1
+        except DocumentError as error:
+            told.append(str(error))
+    assert read > 20 and len(told) > 20  # or the fuzz shows nothing
+    assert [one for one in told if not one.startswith("rows:1: ") or "\n" in one or len(one) > 1_500] == []

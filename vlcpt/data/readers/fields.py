@@ -100,5 +100,5 @@ def field_names(row: Row) -> str:
         >>> field_names({"a": 1, "b": 2})
         "'a', 'b'"
     """
-    names = ", ".join(map(repr, list(row)[:20]))
+    names = ", ".join(f"{name!r:.60}" for name in list(row)[:20])
     return names + (", …" if len(row) > 20 else "") if row else "none"

@@ -95,7 +95,7 @@ def _part(part: object, place: str) -> Piece:
         return text
     if not isinstance(kind, str) or kind not in _MEDIA_KEYS:
         raise DocumentError(
-            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {kind!r}.",
+            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {kind!r:.60}.",
             kind="row",
             field=f"{place}.type",
         )
@@ -106,7 +106,7 @@ def _part(part: object, place: str) -> Piece:
         raise DocumentError(
             f"a part of type {kind!r} has no such key. Known: {', '.join(sorted(known))}.",
             kind="row",
-            field=f"{place}.{unknown[0]}",
+            field=f"{place}.{unknown[0]!s:.60}",
         )
     is_image = kind.startswith("image")
     key = next((key for key in _MEDIA_KEYS[kind] if part.get(key) is not None), None)

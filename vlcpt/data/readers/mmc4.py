@@ -32,7 +32,7 @@ def read_row(row: Row) -> Document:
         index = entry.get("matched_text_index")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sentences):
             raise DocumentError(
-                f"expected the number of a sentence, 0 to {len(sentences) - 1}; found {index!r}.",
+                f"expected the number of a sentence, 0 to {len(sentences) - 1}; found {index!r:.60}.",
                 kind="row",
                 field=f"{place}.matched_text_index",
             )

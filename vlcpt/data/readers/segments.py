@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vlcpt.data.documents import Document, DocumentError, Segment, Text
-from vlcpt.data.readers.fields import Row, list_field
+from vlcpt.data.readers.fields import Row, field_names, list_field
 from vlcpt.data.references import image_from, video_from
 
 _KEYS = {
@@ -26,9 +26,7 @@ def read_row(row: Row) -> Document:
     """
     if "segments" not in row:
         raise DocumentError(
-            f"the field is missing. Fields found: {', '.join(map(repr, row)) or 'none'}.",
-            kind="row",
-            field="segments",
+            f"the field is missing. Fields found: {field_names(row)}.", kind="row", field="segments"
         )
     segments: list[Segment] = []
     empty_spans = 0
@@ -49,12 +47,13 @@ def _segment(entry: object) -> Segment:
         raise DocumentError(f"expected a segment with a 'type', found {type(entry).__name__}.")
     kind = entry.get("type")
     if not isinstance(kind, str) or kind not in _KEYS:
-        raise DocumentError(f"'type' must be 'text', 'image' or 'video'; found {kind!r}.")
+        raise DocumentError(f"'type' must be 'text', 'image' or 'video'; found {kind!r:.60}.")
     # Null is how Arrow fills the keys that other segments of a row have.
     unknown = [key for key, value in entry.items() if key not in _KEYS[kind] and value is not None]
     if unknown:
         raise DocumentError(
-            f"a segment of type {kind!r} has no key {unknown[0]!r}. Known: {', '.join(sorted(_KEYS[kind]))}."
+            f"a segment of type {kind!r} has no key {unknown[0]!r:.60}. "
+            f"Known: {', '.join(sorted(_KEYS[kind]))}."
         )
     if kind == "image":
         return image_from(entry.get("image"))
@@ -64,9 +63,9 @@ def _segment(entry: object) -> Segment:
     if not isinstance(text, str):
         raise DocumentError(f"'text' must be a string; found {type(text).__name__}.")
     if not isinstance(trainable, bool):
-        raise DocumentError(f"'trainable' must be true or false; found {trainable!r}.")
+        raise DocumentError(f"'trainable' must be true or false; found {trainable!r:.60}.")
     if weight is None:
         return Text(text, trainable)
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise DocumentError(f"'weight' must be a number; found {weight!r}.")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > 1e300:
+        raise DocumentError(f"'weight' must be a number; found {weight!r:.60}.")
     return Text(text, trainable, float(weight))

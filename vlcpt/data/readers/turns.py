@@ -142,10 +142,12 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         # JSON has booleans, tables often 0 and 1.
         if not isinstance(value, bool | int | float) or (key == "loss" and value not in (0, 1)):
             wanted = "true or false" if key == "loss" else "a number from 0 to 100"
-            raise DocumentError(f"expected {wanted}, found {value!r}.", kind="row", field=f"{place}.{key}")
+            raise DocumentError(
+                f"expected {wanted}, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
+            )
         if not 0 <= value <= 100:
             raise DocumentError(
-                f"expected a number from 0 to 100, found {value!r}.", kind="row", field=f"{place}.{key}"
+                f"expected a number from 0 to 100, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
             )
         weights[key] = float(value)
     if len({bool(weight) for weight in weights.values()}) > 1:
