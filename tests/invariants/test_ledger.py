@@ -95,6 +95,37 @@ def test_each_kind_of_token_is_counted_as_it_stands_in_the_documents(tiny_proces
     assert all(counted.values())
 
 
+def test_one_conversation_is_one_document_at_any_number_of_processes(tiny_processor):
+    """More rows than one process reads at a time; every tenth cannot be read."""
+    rows = [
+        {
+            "id": f"chat-{number}",
+            "messages": [
+                {"role": role, "content": None if number % 10 == 9 else f"{role} {number} {turn}"}
+                for turn in range(2)
+                for role in ("user", "assistant")
+            ],
+        }
+        for number in range(1300)
+    ]
+    found = []
+    for num_proc in (0, 1, 4):
+        dataset = CPTDataset(
+            rows, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=0.1, num_proc=num_proc
+        )
+        names = [dataset.names(number) for number in range(len(dataset))]
+        found.append((dataset.ledger.as_json(), [vars(one) for one in dataset.ledger.dropped], names))
+
+    assert found[0] == found[1] == found[2]
+    ledger, dropped, names = found[0]
+    assert ledger["total"]["documents"]["read"] == 1300
+    assert ledger["total"]["documents"]["used"] == 1170 == ledger["samples"]
+    assert sorted(name for pack in names for name in pack) == sorted(
+        f"chat-{n}" for n in range(1300) if n % 10 != 9
+    )
+    assert [one["line"] for one in dropped] == list(range(10, 1301, 10))
+
+
 def test_replay_that_is_not_drawn_is_told_apart(tiny_processor):
     replay = [row(f"old <trainable_text>{digits(9, seed)}</trainable_text>") for seed in range(20)]
     old = {"path": replay, "name": "old"}
