@@ -204,11 +204,6 @@ def _told() -> Iterator[None]:
     _quiet_libraries()
     from vlcpt.data.documents import DocumentError
 
-    own, handler = logging.getLogger("vlcpt"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("vlcpt: %(message)s"))
-    own.addHandler(handler)
-    # Which format was chosen, and why: once, not on every rank.
-    own.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         yield
     except KeyboardInterrupt:
@@ -225,9 +220,6 @@ def _told() -> Iterator[None]:
         _fail(str(error), 1)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(str(error), 1)
-    finally:
-        own.removeHandler(handler)
-        own.setLevel(logging.NOTSET)
 
 
 def _is_ours(error: BaseException) -> bool:
