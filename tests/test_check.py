@@ -227,6 +227,20 @@ def test_shares_are_shown_as_asked_and_as_realised(folder: Path) -> None:
     assert abs(float(re.search(r"(\d+)% \(asked", line)[1]) - 50) < 5
 
 
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_the_format_that_was_chosen_is_told_once(folder: Path, rank: str, times: int) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    config = write(folder, [{"messages": turns}])
+    result = CliRunner().invoke(app, ["check", str(config)], env={"RANK": rank})
+
+    told = "train: format messages, because row 1 has messages of role and content. Set format to read it"
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(f"vlcpt: {told} otherwise.") == times
+    again = CliRunner().invoke(app, ["check", str(config)], env={"RANK": rank})
+    assert again.stderr.count(told) == times  # in one process, too
+    assert "Logging error" not in result.stderr + again.stderr
+
+
 def test_the_longest_documents_are_named(folder: Path) -> None:
     rows = [
         {"text": "<trainable_text>" + "7 " * n + "</trainable_text>", "id": f"doc-{n}"} for n in (3, 30, 9)

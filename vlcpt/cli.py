@@ -203,9 +203,13 @@ def _told() -> Iterator[None]:
     """Errors that a user can fix become one message and an exit code; all others keep their trace."""
     _quiet_libraries()
     from vlcpt.data.documents import DocumentError
+    from vlcpt.report.screen import shown_log
 
+    # Which format was chosen, and why: once, not on every rank.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     try:
-        yield
+        with shown_log(level):
+            yield
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except DocumentError as error:
@@ -233,9 +237,6 @@ def _is_ours(error: BaseException) -> bool:
 def _quiet_libraries() -> None:
     """Keep what libraries print while loading out of a person's way, unless they asked for it."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from vlcpt.report.screen import show_warnings
-
-    show_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)  # upstream's own, about upstream's names
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import rich.markup
@@ -74,11 +75,24 @@ class _Visible(logging.Formatter):
         return visible(super().format(record))
 
 
-def show_warnings() -> None:
-    """Let this package's warnings reach the terminal as they are, one line each."""
-    ours = logging.getLogger("vlcpt")
-    if not ours.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_Visible("vlcpt: %(message)s"))
-        ours.addHandler(handler)
-        ours.propagate = False
+@contextmanager
+def shown_log(level: int) -> Iterator[None]:
+    """Show what this package logs on stderr as it is, one line each, for as long as a command runs.
+
+    Example:
+        >>> with shown_log(logging.WARNING):
+        ...     logging.getLogger("vlcpt").isEnabledFor(logging.INFO)
+        False
+    """
+    ours, handler = logging.getLogger("vlcpt"), logging.StreamHandler(sys.stderr)
+    before = (ours.level, ours.propagate)
+    handler.setFormatter(_Visible("vlcpt: %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(level)
+    ours.propagate = False  # some libraries put a handler of their own on the root
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before[0])
+        ours.propagate = before[1]
