@@ -31,6 +31,7 @@ from vlcpt.report.terminal import document_lines, ledger_table, results_table, t
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
 from vlcpt.training.checkpoints import find_checkpoint
+from vlcpt.training.engine import check_launch
 from vlcpt.training.evaluation import SetResult, evaluate_sets
 from vlcpt.training.trainer import CPTTrainer
 
@@ -46,6 +47,7 @@ def train_run(
     """
     console = console or Screen()
     training = configs.training
+    check_launch(training)
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
     repo_id: str | None = None

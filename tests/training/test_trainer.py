@@ -29,14 +29,6 @@ def test_fsdp_is_refused_with_what_to_use(tiny_model, tiny_processor, tmp_path):
         make_args(tmp_path, fsdp="full_shard")
 
 
-def test_several_gpus_in_one_process_are_refused(tiny_model, tiny_processor, tmp_path):
-    args = make_args(tmp_path)
-    args._n_gpu = 2
-
-    with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
-        CPTTrainer(tiny_model, args, processing_class=tiny_processor)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [

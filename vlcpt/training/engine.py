@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,11 @@ class CollectiveError(ValueError):
 
 
 def check_launch(args: CPTConfig) -> None:
-    """Refuse a DeepSpeed config that accelerate would leave unused, training on without a word.
+    """Refuse to start where the run would not be the one that was asked for.
+
+    Several GPUs in one process would get ``nn.DataParallel``; processes that do not find each other would
+    each train alone, into one folder; a DeepSpeed config that accelerate leaves unused would be missed by
+    nobody.
 
     Raises:
         ConfigError: With how to start the run instead.
@@ -37,6 +42,17 @@ def check_launch(args: CPTConfig) -> None:
         Traceback (most recent call last):
         vlcpt.config.ConfigError: deepspeed zero2 would not be used: use_cpu is set. Remove one of them.
     """
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs in one process would use nn.DataParallel, which is not supported. Start the "
+            f"run with torchrun --nproc_per_node {args.n_gpu} -m vlcpt train …, or set CUDA_VISIBLE_DEVICES."
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > 1 and args.world_size == 1:
+        raise ConfigError(
+            f"a launcher started {started} processes, but there is no GPU here, so each would train alone "
+            "and write over the others. Set use_cpu: true to train on CPUs together, or see vlcpt env."
+        )
     if not args.deepspeed:
         return
     assert args.distributed_state is not None

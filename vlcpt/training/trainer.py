@@ -245,11 +245,6 @@ def _refuse(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
             "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
             "call vlcpt.push_adapter after trainer.save_model()."
         )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process would use nn.DataParallel, which is not supported. "
-            f"Launch with torchrun --nproc_per_node {args.n_gpu}, or set CUDA_VISIBLE_DEVICES=0."
-        )
     for name in ("label_smoothing_factor", "use_liger_kernel", "neftune_noise_alpha", "batch_eval_metrics"):
         if getattr(args, name):
             raise ValueError(f"{name} does not work with the loss at the targets. Leave it out.")

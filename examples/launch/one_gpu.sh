@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# One GPU:  ./one_gpu.sh my.yaml [--key value ...]
+#
+#   GPU=1                another than the first
+#   LAUNCHER=torchrun    or deepspeed. DeepSpeed works only in a process that a launcher started, also if it is
+#                        the only one:  LAUNCHER=torchrun ./one_gpu.sh my.yaml --deepspeed zero2_offload
+set -euo pipefail
+config=${1:?usage: one_gpu.sh CONFIG [--key value ...]}
+shift
+gpu=${GPU:-0}
+
+case ${LAUNCHER:-none} in
+  none) CUDA_VISIBLE_DEVICES=$gpu exec vlcpt train "$config" "$@" ;;
+  torchrun)
+    CUDA_VISIBLE_DEVICES=$gpu exec torchrun --standalone --nproc_per_node 1 -m vlcpt train "$config" "$@"
+    ;;
+  deepspeed)
+    exec deepspeed --include "localhost:$gpu" --master_port "${PORT:-29500}" --module vlcpt train "$config" "$@"
+    ;;
+  *) echo "LAUNCHER=$LAUNCHER: none, torchrun or deepspeed" >&2; exit 2 ;;
+esac

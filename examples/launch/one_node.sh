@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The GPUs of one machine:  ./one_node.sh my.yaml [--key value ...]
+#
+#   GPUS=4                how many (default: all)
+#   LAUNCHER=deepspeed    instead of torchrun; both start the same run
+#   PORT=29501            for deepspeed, where another run has the port; torchrun finds a free one
+#
+# Without --deepspeed (or the key in my.yaml) the processes share the work by DDP: right for LoRA and QLoRA that
+# fit on one GPU. --deepspeed zero2, or zero3 where the weights do not fit: see docs/scale.md.
+set -euo pipefail
+config=${1:?usage: one_node.sh CONFIG [--key value ...]}
+shift
+
+case ${LAUNCHER:-torchrun} in
+  torchrun) exec torchrun --standalone --nproc_per_node "${GPUS:-gpu}" -m vlcpt train "$config" "$@" ;;
+  deepspeed)
+    exec deepspeed --num_gpus "${GPUS:--1}" --master_port "${PORT:-29500}" --module vlcpt train "$config" "$@"
+    ;;
+  *) echo "LAUNCHER=$LAUNCHER: torchrun or deepspeed" >&2; exit 2 ;;
+esac

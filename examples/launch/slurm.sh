@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# SLURM:  sbatch --nodes 4 slurm.sh my.yaml [--key value ...]
+#
+#   PORT=29501    where another run has the port
+#
+# srun starts one torchrun a machine, which starts a process for each GPU. DeepSpeed needs no launcher of its own
+# here: --deepspeed zero3 is enough. output_dir must lie on a disk that the machines share.
+#SBATCH --job-name=vlcpt
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+config=${1:?usage: sbatch slurm.sh CONFIG [--key value ...]}
+shift
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# A requeued job goes on from its newest checkpoint; where there is none, it starts.
+exec srun --kill-on-bad-exit=1 torchrun \
+  --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-gpu}" \
+  --rdzv_backend c10d --rdzv_endpoint "$head:${PORT:-29500}" --rdzv_id "$SLURM_JOB_ID" \
+  -m vlcpt train "$config" --resume_from_checkpoint auto "$@"
