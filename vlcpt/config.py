@@ -127,8 +127,8 @@ class DataConfig:
     max_bad_fraction: float = field(
         default=0.01,
         metadata={
-            "help": "With skip, stop when more documents are bad, from 0 to 1. "
-            "100 unusable rows on end stop the run as well."
+            "help": "With skip, stop when more of a source's rows are bad, before or while training, from "
+            "0 to 1. 100 on end stop the run as well."
         },
     )
     min_pixels: int | None = field(

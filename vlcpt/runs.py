@@ -90,9 +90,11 @@ def train_run(
         processing_class=processor,
         console=console,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if is_main:
-        dataset.ledger.write(output)  # again: documents may have failed while they were read
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        if is_main:
+            dataset.ledger.write(output)  # again: documents may have failed while they were read
     trainer.save_model()
     if is_main:
         console.print(f"saved in {output}")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,8 +12,13 @@ import pytest
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from tests.ranks import run_on_ranks
+from tests.training.failing_ranks import RUNS
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError
-from vlcpt.training.failures import LoadingError
+from vlcpt.data.failed import FailedSample
+from vlcpt.data.ledger import Dropped
+from vlcpt.data.planning import BadDataError
+from vlcpt.training.failures import LoadingError, ReadBatch, note_failed
 
 
 def rows(folder: Path, count: int = 4) -> list[dict[str, object]]:
@@ -25,12 +32,12 @@ def rows(folder: Path, count: int = 4) -> list[dict[str, object]]:
 
 
 def trainer(folder: Path, model, processor, workers: int = 0, packing: bool = True, **options):
-    data = {key: options.pop(key) for key in ("on_bad_data",) if key in options}
+    data = {key: options.pop(key) for key in ("on_bad_data", "max_bad_fraction") if key in options}
     dataset = CPTDataset(folder / "train.jsonl", processor, max_length=256, packing=packing, **data)
     args = CPTConfig(
         output_dir=str(folder / "out"),
         use_cpu=True,
-        num_train_epochs=1,
+        num_train_epochs=options.pop("num_train_epochs", 1),
         dataloader_num_workers=workers,
         save_strategy="no",
         **options,
@@ -60,7 +67,8 @@ def test_an_image_that_breaks_during_the_run_stops_it_with_one_message(
 @pytest.mark.parametrize("workers", [0, 1])
 def test_with_skip_it_leaves_its_pack_and_enters_the_ledger(tiny_model, tiny_processor, tmp_path, workers):
     rows(tmp_path)
-    run, dataset = trainer(tmp_path, tiny_model, tiny_processor, workers, on_bad_data="skip")
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.25}
+    run, dataset = trainer(tmp_path, tiny_model, tiny_processor, workers, **skip)
     spoil(tmp_path, 2)
     run.train()
 
@@ -73,11 +81,93 @@ def test_with_skip_it_leaves_its_pack_and_enters_the_ledger(tiny_model, tiny_pro
 
 def test_a_step_of_which_nothing_is_left_takes_the_next_batches(tiny_model, tiny_processor, tmp_path):
     rows(tmp_path)
-    run, _ = trainer(tmp_path, tiny_model, tiny_processor, packing=False, on_bad_data="skip")
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.25}
+    run, _ = trainer(tmp_path, tiny_model, tiny_processor, packing=False, **skip)
     spoil(tmp_path, 1)
     run.train()
 
     assert run.state.global_step == 3
+
+
+def test_failures_count_with_the_rows_that_planning_left_out_and_stop_the_run(
+    tiny_model, tiny_processor, tmp_path
+):
+    """Of 10 rows, 2 may be bad: one is before training, and the second that fails in it is one too many."""
+    rows(tmp_path, 9)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"text": 3}\n')
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.2}
+    run, dataset = trainer(tmp_path, tiny_model, tiny_processor, packing=False, num_train_epochs=3, **skip)
+    spoil(tmp_path, 1)
+    spoil(tmp_path, 4)
+
+    with pytest.raises(BadDataError) as raised:
+        run.train()
+
+    assert re.match(
+        r"3 of 10 rows of 'train' cannot be used, more than max_bad_fraction 0\.2: 1 were left out before "
+        r"training, and 2 failed in it\. Reasons: {'medium': 2}\. Mend them .*, or set max_bad_fraction "
+        r"above 0\.3\. The last: .*train\.jsonl:[25]: images: [14]\.png",
+        str(raised.value),
+    )
+    assert run.state.epoch < 1  # a document that fails again in a later epoch would not count again
+    assert len((tmp_path / "out/dropped.jsonl").read_text().splitlines()) == 2
+    assert dataset.ledger.total.dropped_documents == {"row": 1, "medium": 2}
+    dataset.ledger.check()
+
+
+def test_a_document_counts_once_in_all_epochs(tiny_model, tiny_processor, tmp_path):
+    rows(tmp_path)
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.25}
+    run, dataset = trainer(tmp_path, tiny_model, tiny_processor, packing=False, num_train_epochs=3, **skip)
+    spoil(tmp_path, 1)
+    run.train()
+
+    assert dataset.ledger.total.dropped_documents["medium"] == 1
+
+
+def test_100_that_fail_on_end_stop_the_run_whatever_the_fraction(tiny_processor):
+    """As where a disk goes away. One that is read in between starts the count again."""
+    texts = [{"text": f"one {number}"} for number in range(300)]
+    dataset = CPTDataset(texts, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=1)
+    failed = [
+        FailedSample(
+            0, number, Dropped("rows", number, None, "medium", "gone"), f"rows:{number}: gone", False
+        )
+        for number in range(300)
+    ]
+    for one in failed[:99]:
+        note_failed([ReadBatch([one], any_read=False)], dataset, None)
+    note_failed([ReadBatch([], any_read=True)], dataset, None)
+    for one in failed[99:198]:
+        note_failed([ReadBatch([one], any_read=False)], dataset, None)
+
+    with pytest.raises(BadDataError, match=r"^100 documents in a row failed .* The last: rows:198: gone$"):
+        note_failed([ReadBatch([failed[198]], any_read=False)], dataset, None)
+    assert dataset.ledger.total.dropped_documents == {"medium": 199}
+
+
+@pytest.mark.slow
+def test_two_ranks_enter_each_others_failures_and_stop_together(tiny_model_dir, tmp_path):
+    rows(tmp_path, 12)
+    for name in RUNS:
+        shutil.copytree(tmp_path, tmp_path / name, ignore=lambda *_: list(RUNS))
+    done = run_on_ranks("tests.training.failing_ranks", str(tmp_path), str(tiny_model_dir), timeout=200)
+    assert done.returncode == 0, done.stdout
+
+    def found(name: str) -> list[dict[str, object]]:
+        return [json.loads((tmp_path / name / f"rank-{rank}").read_text()) for rank in range(2)]
+
+    few, many, stops = found("few"), found("many"), found("stops")
+    assert few[0] == few[1]
+    assert few[0]["error"] is None
+    assert few[0]["ledger"]["total"]["documents"]["dropped"] == {"medium": 3}
+    lines = (tmp_path / "few/out/dropped.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["line"] for line in lines) == [2, 5, 8]
+    assert many[0] == many[1]
+    assert many[0]["error"].startswith("BadDataError: ")
+    assert stops[0] == stops[1]
+    assert stops[0]["error"].startswith("DocumentError: ")
 
 
 def test_a_row_that_changes_during_the_run_is_told(tiny_model, tiny_processor, tmp_path):

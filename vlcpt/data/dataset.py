@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
-from vlcpt.data.failed import FailedSample
+from vlcpt.data.failed import FailedSample, Failures
 from vlcpt.data.fillers import Modality
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
@@ -131,8 +131,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.packing = packing
         self._pixels_of: PixelsOf = "document"
         self._stops = on_bad_data == "error"
-        self._plan = plan
-        self._failed: set[tuple[int, int]] = set()
+        names = [source.name for source in self._sources]
+        self.failures = Failures(plan, names, max_bad_fraction, self._max_bad_in_a_row)
         self.watch = WorkerWatch()
         # Flat arrays, which workers share with the parent instead of copying them.
         self._samples = plan.samples()
@@ -227,19 +227,6 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         index %= len(self)
         first = self._pack_ends[index - 1] if index else 0
         return self._pack_of[first : self._pack_ends[index]]
-
-    def note_failure(self, failed: FailedSample) -> bool:
-        """Enter in the ledger a document that failed when it was read again; False if it is there already.
-
-        It moves from used to dropped whole, also where other parts of it have been trained.
-        """
-        if (failed.source, failed.row) in self._failed:
-            return False
-        self._failed.add((failed.source, failed.row))
-        account = self.ledger.sources[self._sources[failed.source].name]
-        self._plan.enter_failure(account, failed.source, failed.row, failed.dropped.reason)
-        self.ledger.dropped.append(failed.dropped)
-        return True
 
     def _sample_or_failure(self, number: int) -> Sample | FailedSample:
         source, row = self._samples[number, :2].tolist()

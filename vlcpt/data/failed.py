@@ -1,10 +1,13 @@
-"""A document that fails only when it is read for training."""
+"""Documents that fail only when they are read for training, and when they are too many."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlcpt.data.ledger import Dropped
+from vlcpt.data.planning import BadDataError, Plan
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,69 @@ class FailedSample:
     dropped: Dropped
     message: str
     stops: bool
+
+
+class Failures:
+    """The documents of a plan that failed since; with those that planning left out they may be too many.
+
+    Args:
+        plan: Its ledger is kept true.
+        names: Of the sources.
+        max_bad_fraction: The part of a source's rows that may be bad, as in planning.
+        max_bad_in_a_row: How many documents may fail with none read in between; None: any number.
+    """
+
+    def __init__(
+        self, plan: Plan, names: Sequence[str], max_bad_fraction: float, max_bad_in_a_row: int | None
+    ) -> None:
+        self._plan = plan
+        self._names = names
+        self._max_fraction = max_bad_fraction
+        self._max_in_a_row = max_bad_in_a_row
+        self._failed: dict[tuple[int, int], FailedSample] = {}
+        self._in_a_row: dict[tuple[int, int], FailedSample] = {}
+
+    def enter(self, failed: FailedSample) -> bool:
+        """Enter a document in the ledger; False if it is there already.
+
+        It moves from used to dropped whole, also where other parts of it have been trained.
+        """
+        key = (failed.source, failed.row)
+        self._in_a_row[key] = failed
+        if key in self._failed:
+            return False
+        self._failed[key] = failed
+        ledger = self._plan.ledger
+        account = ledger.sources[self._names[failed.source]]
+        self._plan.enter_failure(account, failed.source, failed.row, failed.dropped.reason)
+        ledger.dropped.append(failed.dropped)
+        return True
+
+    def enter_read(self) -> None:
+        """Note that a document was read, so that those which failed before it no longer stand in a row."""
+        self._in_a_row.clear()
+
+    def check(self) -> None:
+        """Raise if too many have failed.
+
+        Raises:
+            BadDataError: With the counts, the limit and what to do.
+        """
+        if self._max_in_a_row is not None and len(self._in_a_row) >= self._max_in_a_row:
+            last = list(self._in_a_row.values())[-1]
+            raise BadDataError(
+                f"{len(self._in_a_row)} documents in a row failed while training, and {self._max_in_a_row} "
+                f"stop a run. Look whether their media can still be reached. The last: {last.message}"
+            )
+        for source, scan in enumerate(self._plan.scans):
+            failed = [one for (found, _), one in self._failed.items() if found == source]
+            planned = sum(unused.is_bad for unused in scan.unused)
+            bad = planned + len(failed)
+            reasons = dict(Counter(one.dropped.reason for one in failed))
+            if failed and bad > self._max_fraction * scan.rows:
+                raise BadDataError(
+                    f"{bad} of {scan.rows} rows of {self._names[source]!r} cannot be used, more than "
+                    f"max_bad_fraction {self._max_fraction:g}: {planned} were left out before training, and "
+                    f"{len(failed)} failed in it. Reasons: {reasons}. Mend them (see dropped.jsonl), or set "
+                    f"max_bad_fraction above {bad / scan.rows:.3g}. The last: {failed[-1].message}"
+                )

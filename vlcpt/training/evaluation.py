@@ -18,7 +18,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerFast, ProcessorMixin
 from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.planning import Track, untracked
-from vlcpt.training.failures import take_failed
+from vlcpt.training.failures import leave_out_failed
 from vlcpt.training.loss import BatchTensors, target_losses
 
 
@@ -133,7 +133,7 @@ def score(
     model.eval()
     with torch.no_grad():
         for batch in track(loader, description):
-            take_failed(batch)
+            leave_out_failed(batch)
             inputs = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()

@@ -6,13 +6,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.failed import FailedSample
+from vlcpt.training.loss import total_weight
 
 logger = logging.getLogger(__name__)
 
@@ -21,40 +22,75 @@ class LoadingError(ValueError):
     """A loader worker died or did not answer."""
 
 
-def take_failed(batch: Batch) -> list[FailedSample]:
-    """The samples of a batch that could not be read, taken out of it.
+@dataclass(frozen=True)
+class ReadBatch:
+    """What reading a batch gave.
 
-    Raises:
-        DocumentError: If one of them stops the run (``on_bad_data: error``).
+    Args:
+        failed: Its samples that could not be read.
+        any_read: Whether another one could.
+    """
+
+    failed: list[FailedSample]
+    any_read: bool
+
+
+def take_failed(batch: Batch) -> ReadBatch:
+    """Take the samples that could not be read out of a batch.
 
     Example:
-        >>> take_failed({"use_cache": False})
-        []
+        >>> import torch
+        >>> take_failed({"labels": torch.tensor([[-100, 7]]), "use_cache": False})
+        ReadBatch(failed=[], any_read=True)
     """
     failed = batch.pop("failed", [])
     assert isinstance(failed, list)
-    for one in failed:
-        if one.stops:
-            raise DocumentError(one.message)
-    return failed
+    return ReadBatch(failed, bool(total_weight(batch) > 0))
 
 
-def note_failed(batches: Sequence[Batch], dataset: object, output_dir: Path) -> None:
-    """Take failed samples out of batches, and enter their documents in the ledger and ``dropped.jsonl``.
+def leave_out_failed(batch: Batch) -> None:
+    """Take the samples that could not be read out of a batch of an evaluation, and name them.
 
     Raises:
-        DocumentError: If one of them stops the run.
+        DocumentError: If one of them stops the run (``on_bad_data: error``).
     """
-    for batch in batches:
-        for one in take_failed(batch):
-            if not isinstance(dataset, CPTDataset) or not dataset.note_failure(one):
-                continue
-            logger.warning("left out of its pack: %s", one.message)
-            # One short line by one write: ranks and a reader may share the file.
-            line = json.dumps(asdict(one.dropped), ensure_ascii=False) + "\n"
-            output_dir.mkdir(parents=True, exist_ok=True)
-            with (output_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line)
+    for one in take_failed(batch).failed:
+        if one.stops:
+            raise DocumentError(one.message)
+        logger.warning("not measured: %s", one.message)
+
+
+def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | None) -> None:
+    """Enter the documents that failed in a step in the ledger and ``dropped.jsonl``.
+
+    Args:
+        read: The batches of all ranks, so that each rank has the whole ledger, and all stop together.
+        dataset: Whose documents they are.
+        output_dir: Where ``dropped.jsonl`` is; None on the ranks that do not write it.
+
+    Raises:
+        DocumentError: If one of them stops the run (``on_bad_data: error``).
+        BadDataError: If with these too many have failed.
+    """
+    for batch in read:
+        for one in batch.failed:
+            if one.stops:
+                raise DocumentError(one.message)
+    if not isinstance(dataset, CPTDataset):
+        return
+    lines = ""
+    for batch in read:
+        for one in batch.failed:
+            if dataset.failures.enter(one) and output_dir is not None:
+                logger.warning("left out of its pack: %s", one.message)
+                lines += json.dumps(asdict(one.dropped), ensure_ascii=False) + "\n"
+        if batch.any_read:
+            dataset.failures.enter_read()
+    if lines and output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with (output_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
+            file.write(lines)
+    dataset.failures.check()
 
 
 @contextmanager

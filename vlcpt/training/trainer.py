@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
@@ -30,7 +31,7 @@ from vlcpt.training.checkpoints import (
 )
 from vlcpt.training.engine import EngineCheck, check_launch, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
-from vlcpt.training.failures import named_workers, note_failed, take_failed
+from vlcpt.training.failures import leave_out_failed, named_workers, note_failed, take_failed
 from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
 
@@ -126,11 +127,15 @@ class CPTTrainer(Trainer):
                 batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
                 unrepeat(batches, self.train_dataset, self.args)
-            failed = any("failed" in batch for batch in batches)
-            note_failed(batches, self.train_dataset, Path(str(self.args.output_dir)))
+            read = [take_failed(batch) for batch in batches]
+            failed = any(one.failed for one in read)
             weight = sum((total_weight(batch) for batch in batches), torch.zeros(())).to(device)
             counts = torch.stack([weight, weight.new_tensor(failed), weight.new_tensor(len(batches))])
             weight, failed_anywhere, any_batch = self.accelerator.reduce(counts, "sum")
+            if failed_anywhere:
+                read = gather_object(read)  # every rank then has the same ledger, and stops or goes on alike
+            directory = Path(str(self.args.output_dir)) if self.is_world_process_zero() else None
+            note_failed(read, self.train_dataset, directory)
             if weight > 0 or not any_batch:
                 self.progress.count(batches)
                 return batches, weight
@@ -203,7 +208,7 @@ class CPTTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
-        take_failed(inputs)
+        leave_out_failed(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = row_sums(model, self._prepare_inputs(dict(inputs)))
         return None, sums, sums[:, 1:]
