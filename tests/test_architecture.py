@@ -79,7 +79,7 @@ DATA = [
 ALLOWED = {
     "vlcpt.data": ("vlcpt.data", "vlcpt.__version__"),
     "vlcpt.model": ("vlcpt.model",),
-    "vlcpt.training": ("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config"),
+    "vlcpt.training": ("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.__version__"),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
     # Formats and names of sources are checked before data is read.
     "vlcpt.config": ("vlcpt.config", "vlcpt.deepspeed_configs", "vlcpt.data.readers"),

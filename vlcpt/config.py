@@ -195,6 +195,12 @@ class CPTConfig(TrainingArguments):
         default=None,
         metadata={"help": "false, true, a path, or auto: fresh only if there is no checkpoint."},
     )
+    trust_checkpoint: bool = field(
+        default=False,
+        metadata={
+            "help": "Let DeepSpeed unpickle a checkpoint that this run did not write: it may hold code."
+        },
+    )
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Packs (or samples) per device in one forward pass."}
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import RESOLVED_HEADER, Configs
 from vlcpt.data.plan_cache import remove_plans
+from vlcpt.training.trust import RECORD
 
 # What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
 RUN_FILES = (
-    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl"),
+    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", RECORD),
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "README.md"),
 )

@@ -30,9 +30,9 @@ from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
-from vlcpt.training.checkpoints import find_checkpoint
 from vlcpt.training.engine import check_launch
 from vlcpt.training.evaluation import SetResult, evaluate_sets
+from vlcpt.training.resuming import find_checkpoint
 from vlcpt.training.trainer import CPTTrainer
 
 
@@ -55,12 +55,13 @@ def train_run(
     def open_outputs() -> None:
         nonlocal repo_id
         prepare_output(configs, config_path)
+        # Told before the data is read; the trainer looks again, and reads all of it.
+        find_checkpoint(training.resume_from_checkpoint, output, hashes=False, tell=lambda message: None)
         repo_id = open_repository(configs) if training.push_to_hub else None
 
     if training.overwrite and training.local_process_index == 0:
         remove_plans(output / PLANS)  # also where machines do not share the folder
     first_rank_only(training, open_outputs)
-    checkpoint = find_checkpoint(training.resume_from_checkpoint, str(output))
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     check_model(configs.model)
@@ -91,7 +92,7 @@ def train_run(
         console=console,
     )
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     finally:
         if is_main:
             dataset.ledger.write(output)  # again: documents may have failed while they were read

@@ -4,52 +4,14 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tests.support import FOUR, make_trainer
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model
 from vlcpt.model.tuning import apply_tuning
-from vlcpt.training.checkpoints import StepSeeds, find_checkpoint, quiet_partial_load, restore_weights
-
-
-@pytest.fixture
-def run_folder(tmp_path):
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    return tmp_path
-
-
-@pytest.mark.parametrize("resume", [None, False])
-def test_without_resuming_no_checkpoint_is_looked_for(run_folder, resume):
-    assert find_checkpoint(resume, str(run_folder)) is None
-
-
-@pytest.mark.parametrize("resume", [True, "auto"])
-def test_the_newest_checkpoint_is_found_by_number(run_folder, resume):
-    assert find_checkpoint(resume, str(run_folder)) == str(run_folder / "checkpoint-10")
-
-
-def test_a_path_is_taken_as_it_is(run_folder):
-    path = str(run_folder / "checkpoint-9")
-
-    assert find_checkpoint(path, "elsewhere") == path
-
-
-def test_auto_starts_fresh_where_there_is_none(tmp_path):
-    assert find_checkpoint("auto", str(tmp_path)) is None
-    assert find_checkpoint("auto", str(tmp_path / "missing")) is None
-
-
-@pytest.mark.parametrize("folder", ["", "missing"])
-def test_true_without_a_checkpoint_says_what_to_do(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"holds no checkpoint.*'auto' to start fresh"):
-        find_checkpoint(True, str(tmp_path / folder))
-
-
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a checkpoint: it has no trainer_state.json"):
-        find_checkpoint(str(tmp_path), str(tmp_path))
+from vlcpt.training.checkpoints import StepSeeds, check_adapter, quiet_partial_load, restore_weights
+from vlcpt.training.manifests import CheckpointError
 
 
 def changed(model, reference):
@@ -105,6 +67,44 @@ def test_tied_weights_stay_tied(make_tiny_model, tmp_path):
 
     assert changed(fresh, model) == 0
     assert fresh.lm_head.weight is fresh.model.language_model.embed_tokens.weight
+
+
+def edit_tensors(path, edit):
+    """Change the tensors of a file."""
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+EDITS = {
+    r"1 missing \(.*up_proj": lambda tensors: tensors.pop(next(n for n in tensors if "up_proj" in n)),
+    r"1 unexpected \(.*other": lambda tensors: tensors.update(
+        {next(iter(tensors)) + ".other": torch.ones(1)}
+    ),
+    r"1 of another shape \(.*up_proj": lambda tensors: tensors.update(
+        {next(n for n in tensors if "up_proj" in n): torch.ones(3, 5)}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_a_full_checkpoint_with_other_tensors_is_refused_by_name(saved, make_tiny_model, message):
+    _, folder = saved
+    edit_tensors(folder / "model.safetensors", EDITS[message])
+
+    with pytest.raises(CheckpointError, match=message):
+        restore_weights(make_tiny_model(), str(folder))
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_an_adapter_with_other_tensors_is_refused_by_name(make_tiny_model, tmp_path, message):
+    tuned = apply_tuning(make_tiny_model())
+    tuned.save_pretrained(tmp_path)
+    check_adapter(tuned, str(tmp_path))
+    edit_tensors(tmp_path / "adapter_model.safetensors", EDITS[message])
+
+    with pytest.raises(CheckpointError, match=message):
+        check_adapter(tuned, str(tmp_path))
 
 
 def test_trainer_alone_still_restores_one_tensor(saved, make_tiny_model, tmp_path):

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -18,37 +20,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-
-def find_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint to go on from; None to start fresh.
-
-    Args:
-        resume_from_checkpoint: False or None: fresh. True: the newest in ``output_dir``. ``"auto"``: the
-            newest, fresh only if there is none. Else a checkpoint's folder.
-        output_dir: The run's folder.
-
-    Raises:
-        ValueError: If a checkpoint was asked for and is not there.
-
-    Example:
-        >>> find_checkpoint(False, "anywhere") is None
-        True
-    """
-    if not resume_from_checkpoint:
-        return None
-    if resume_from_checkpoint is True or resume_from_checkpoint == "auto":
-        found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-        if found is None and resume_from_checkpoint is True:
-            raise ValueError(
-                f"resume_from_checkpoint is true but {output_dir} holds no checkpoint. "
-                "Give the folder of one, or 'auto' to start fresh where there is none."
-            )
-        return found
-    if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
-        raise ValueError(f"{resume_from_checkpoint} is not a checkpoint: it has no trainer_state.json.")
-    return resume_from_checkpoint
+from vlcpt.model.saved_files import first_few
+from vlcpt.training.manifests import CheckpointError
 
 
 def restore_weights(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
@@ -59,13 +33,56 @@ def restore_weights(model: PreTrainedModel | PeftModel, checkpoint: str) -> None
     that ends. Adapters it restores whole, so they are left to it.
 
     Raises:
-        RuntimeError: If any tensor is missing, unexpected, or of another shape.
+        CheckpointError: If any tensor is missing, unexpected, or of another shape.
     """
     if isinstance(model, PeftModel):
         return
     # float32 holds every bfloat16 exactly, and copying into the model rounds back to the same number.
-    saved = type(model).from_pretrained(checkpoint, dtype=torch.float32)
+    loaded = type(model).from_pretrained(
+        checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    saved, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)  # not typed for loading info
+    # from_pretrained warns of these, and makes up what is missing.
+    wrong = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(str(one[0]) for one in info["mismatched_keys"]),
+    }
+    if any(wrong.values()):
+        raise _other_tensors(checkpoint, wrong)
     model.load_state_dict(saved.state_dict())
+
+
+def check_adapter(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
+    """Compare a checkpoint's adapter with the one in memory: Trainer and peft load what fits, silently.
+
+    Raises:
+        CheckpointError: If any tensor is missing, unexpected, or of another shape.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    with safe_open(Path(checkpoint) / "adapter_model.safetensors", framework="pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    expected = {
+        # Under ZeRO-3 a parameter has lost its shape, and keeps it elsewhere.
+        name: tuple(getattr(tensor, "ds_shape", tensor.shape))
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+    common = expected.keys() & saved.keys()
+    wrong = {
+        "missing": sorted(expected.keys() - saved.keys()),
+        "unexpected": sorted(saved.keys() - expected.keys()),
+        "of another shape": sorted(name for name in common if expected[name] != saved[name]),
+    }
+    if any(wrong.values()):
+        raise _other_tensors(checkpoint, wrong)
+
+
+def _other_tensors(checkpoint: str, wrong: dict[str, list[str]]) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint}: its tensors are not those of the model in memory: {first_few(wrong)}. Use the "
+        "configuration, and the versions of transformers and peft, that it was saved with."
+    )
 
 
 @contextmanager

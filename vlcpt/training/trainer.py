@@ -25,15 +25,14 @@ from vlcpt.training.checkpoints import (
     StepSeeds,
     cache_in_saved_config,
     declare_float32,
-    find_checkpoint,
     quiet_partial_load,
-    restore_weights,
 )
 from vlcpt.training.engine import EngineCheck, check_launch, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import leave_out_failed, named_workers, note_failed, take_failed
 from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
+from vlcpt.training.saving import Checkpoints
 
 
 class CPTTrainer(Trainer):
@@ -95,6 +94,8 @@ class CPTTrainer(Trainer):
         )
         _remove_upstream_progress(self)
         self.add_callback(EngineCheck(self, self.progress.console))
+        self._checkpoints = Checkpoints(self)
+        self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
             sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
             given = [one for one in (train_dataset, *sets) if one is not None]
@@ -107,15 +108,19 @@ class CPTTrainer(Trainer):
         trial: object = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train, from the start or a checkpoint; that, and the best one at the end, load every tensor."""
-        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-        if checkpoint is not None:
-            restore_weights(self.model, checkpoint)
-        with quiet_partial_load(), self.progress:
+        """Train, from the start or a checkpoint; that, and the best one at the end, load every tensor.
+
+        Args:
+            resume_from_checkpoint: As in the configuration: True is the newest that verifies.
+            trial, ignore_keys_for_eval: As for ``Trainer.train``.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be used, or one cannot be written.
+        """
+        checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+        with quiet_partial_load(), self.progress, self._checkpoints.kept():
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best and not self.is_deepspeed_enabled:
-            restore_weights(self.model, best)
+        self._checkpoints.restore_best()
         return output
 
     def get_batch_samples(
@@ -193,6 +198,8 @@ class CPTTrainer(Trainer):
         Generation wants the cache that training must not use, a plain load must not round what was
         trained, and Trainer's pickle of all arguments holds tokens in clear.
         """
+        if _internal_call and output_dir is not None:
+            self._checkpoints.begin(Path(output_dir))
         with cache_in_saved_config(base_model(self.model).config):
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))

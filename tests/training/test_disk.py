@@ -1,0 +1,103 @@
+"""Tests of vlcpt/training/disk.py."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from tests.training.test_resuming import make_checkpoint
+from vlcpt.model.tuning import apply_tuning
+from vlcpt.training.disk import delete_checkpoint, needed_bytes, require_space, rotate
+from vlcpt.training.manifests import MANIFEST, CheckpointError
+from vlcpt.training.resuming import list_checkpoints
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def names(output):
+    return [int(one.name.rpartition("-")[2]) for one in list_checkpoints(output)]
+
+
+def rotated(output, limit, newest, best=None):
+    best_folder = output / f"checkpoint-{best}" if best else None
+    rotate(output, limit, newest=output / f"checkpoint-{newest}", best=best_folder)
+    return names(output)
+
+
+@pytest.fixture
+def output(tmp_path):
+    for step in (2, 4, 6, 8):
+        make_checkpoint(tmp_path, step)
+    return tmp_path
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_without_a_limit_all_stay(output, limit):
+    assert rotated(output, limit, 8) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (9, [2, 4, 6, 8])])
+def test_the_oldest_go(output, limit, left):
+    assert rotated(output, limit, 8) == left
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, [2, 8]), (2, [2, 8]), (3, [2, 6, 8])])
+def test_the_best_stays(output, limit, left):
+    assert rotated(output, limit, 8, best=2) == left
+
+
+def test_broken_ones_do_not_count_and_go(output):
+    (output / "checkpoint-6/trainer_state.json").unlink()
+    (output / "checkpoint-2" / MANIFEST).unlink()
+
+    assert rotated(output, 2, 8) == [4, 8]
+
+
+def test_those_of_a_later_step_are_of_a_run_that_was_given_up(output):
+    """Going on from 2 again, the new 4 stays and the old 6 and 8 go first."""
+    assert rotated(output, 2, 4) == [2, 4]
+
+
+def test_a_checkpoint_is_none_as_soon_as_its_deletion_begins(output, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda folder: None)
+
+    delete_checkpoint(output / "checkpoint-2")
+
+    assert (output / "checkpoint-2/trainer_state.json").exists()
+    assert not (output / "checkpoint-2" / MANIFEST).exists()
+
+
+def test_room_is_asked_for_with_path_and_sizes(output, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 1_000_000))
+
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoint-10 takes about 5\.0 MB, but the disk has 1\.0 MB free\. checkpoint-8 is whole",
+    ):
+        require_space(output / "checkpoint-10", 5_000_000, list_checkpoints(output))
+    require_space(output / "checkpoint-10", 1_000_000, [])
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_what_a_checkpoint_takes_is_about_what_it_then_has(make_tiny_model, tmp_path, tuning, stepped):
+    model = make_tiny_model()
+    tuned = apply_tuning(model, tuning=tuning)
+    trained = [one for one in tuned.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    if stepped:
+        for one in trained:
+            one.grad = torch.ones_like(one)
+        optimizer.step()
+    needed = needed_bytes(tuned, optimizer) - 64 * 2**20
+
+    tuned.save_pretrained(tmp_path)
+    for one in trained:
+        one.grad = torch.ones_like(one)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+
+    taken = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    taken += (tmp_path / "optimizer.pt").stat().st_size
+    assert needed == pytest.approx(taken, rel=0.2)

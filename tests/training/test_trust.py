@@ -1,0 +1,60 @@
+"""Tests of vlcpt/training/trust.py."""
+
+import json
+import shutil
+
+import pytest
+
+from vlcpt.training.manifests import CheckpointError
+from vlcpt.training.trust import RECORD, require_own, write_record
+
+
+@pytest.fixture
+def output(tmp_path):
+    output = tmp_path / "out"
+    (output / "checkpoint-2").mkdir(parents=True)
+    write_record(output, "checkpoint-2", "0f3a")
+    return output
+
+
+def test_what_the_run_wrote_is_its_own(output):
+    require_own(output, output / "checkpoint-2", "0f3a")
+
+
+def test_a_checkpoint_that_was_written_anew_is_not(output):
+    with pytest.raises(CheckpointError, match=r"this run did not write it.*--trust_checkpoint true"):
+        require_own(output, output / "checkpoint-2", "beef")
+
+
+def test_one_that_was_put_there_is_not(output):
+    with pytest.raises(CheckpointError, match="did not write it"):
+        require_own(output, output / "checkpoint-4", "0f3a")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_one_from_elsewhere_is_not_whatever_its_name(output, tmp_path, linked):
+    shutil.copytree(output / "checkpoint-2", tmp_path / "other/checkpoint-2")
+    folder = tmp_path / "other/checkpoint-2"
+    if linked:
+        shutil.rmtree(output / "checkpoint-2")
+        (output / "checkpoint-2").symlink_to(folder)
+        folder = output / "checkpoint-2"
+
+    with pytest.raises(CheckpointError, match="did not write it"):
+        require_own(output, folder, "0f3a")
+
+
+def test_the_record_forgets_what_was_deleted(output):
+    shutil.rmtree(output / "checkpoint-2")
+    (output / "checkpoint-4").mkdir()
+    write_record(output, "checkpoint-4", "beef")
+
+    assert json.loads((output / RECORD).read_text()) == {"checkpoint-4": "beef"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"checkpoint-2": 5}'])
+def test_a_damaged_record_vouches_for_nothing(output, content):
+    (output / RECORD).write_text(content)
+
+    with pytest.raises(CheckpointError):
+        require_own(output, output / "checkpoint-2", "0f3a")

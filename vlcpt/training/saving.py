@@ -1,0 +1,249 @@
+"""Checkpoints of a run: written whole, counted, and only then are older ones deleted."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlcpt.training.checkpoints import check_adapter, restore_weights
+from vlcpt.training.disk import delete_checkpoint, needed_bytes, require_space, rotate
+from vlcpt.training.identity import require_same_run, run_facts
+from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
+from vlcpt.training.resuming import find_checkpoint, list_checkpoints
+from vlcpt.training.trust import require_own, write_record
+
+if TYPE_CHECKING:
+    from vlcpt.training.trainer import CPTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints(TrainerCallback):
+    """What :class:`vlcpt.CPTTrainer` does about checkpoints: ``begin`` and ``on_save`` frame each save.
+
+    Trainer of transformers 5.24 deletes old checkpoints before any callback runs, when nobody knows yet
+    whether the new one is whole; so its own ``save_total_limit`` is off while it trains.
+
+    Args:
+        trainer: Whose checkpoints they are.
+    """
+
+    def __init__(self, trainer: CPTTrainer) -> None:
+        self._trainer = trainer
+        self._facts: dict[str, object] | None = None
+        self._writing: Path | None = None
+        self._limit: int | None = None
+
+    @property
+    def _output(self) -> Path:
+        return Path(str(self._trainer.args.output_dir))
+
+    def resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """Choose a checkpoint, the same on all ranks, and load the weights that Trainer would not.
+
+        Raises:
+            CheckpointError: If none can be used, or it is of another run.
+        """
+        if not resume_from_checkpoint:
+            return None
+        facts = self._run_facts()
+        args = self._trainer.args
+        found: list[Path | None] = [None]
+
+        def choose() -> None:
+            if args.process_index:
+                return
+            found[0] = find_checkpoint(resume_from_checkpoint, self._output, check=self._require_trust)
+            if found[0] is not None:
+                require_same_run(found[0].name, verify(found[0], hashes=False).run, facts)
+                _require_states(found[0], args.world_size)
+
+        self._together(choose)
+        if args.world_size > 1:
+            broadcast_object_list(found)
+        if found[0] is None:
+            return None
+        if args.process_index == 0:
+            logger.info("going on from %s", found[0])
+        self._load(str(found[0]))
+        return str(found[0])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around training: checkpoints are rotated here, and a save that fails says what it needed."""
+        args, handler = self._trainer.args, self._trainer.callback_handler
+        # The last to act: what other callbacks put into a checkpoint belongs to it.
+        handler.callbacks.remove(self)
+        handler.callbacks.append(self)
+        self._limit, args.save_total_limit = args.save_total_limit, None
+        self._writing = None
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self._writing is None:
+                raise
+            raise self._not_written(error) from error
+        finally:
+            args.save_total_limit = self._limit
+
+    def restore_best(self) -> None:
+        """Load every tensor of the best checkpoint, where ``load_best_model_at_end`` asks for it."""
+        best = self._trainer.state.best_model_checkpoint
+        if self._trainer.args.load_best_model_at_end and best:
+            self._load(best)
+
+    def begin(self, folder: Path) -> None:
+        """Make room and an empty folder for a checkpoint, before any rank writes into it.
+
+        Raises:
+            CheckpointError: If the disk has too little room.
+        """
+
+        def prepare() -> None:
+            if not self._trainer.args.should_save:
+                return
+            if folder.exists():  # left by a run that was killed, or by one that went on from an older one
+                delete_checkpoint(folder)
+            require_space(folder, needed_bytes(self._trainer.model, self._trainer.optimizer), self._whole())
+            folder.mkdir(parents=True)
+            (folder / UNFINISHED).touch()
+            sync(folder)
+
+        self._together(prepare)
+        self._writing = folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Look for the best checkpoint where it is now, and not where its state says."""
+        if state.best_model_checkpoint is None or not state.best_global_step:
+            return
+        best = self._output / f"checkpoint-{state.best_global_step}"
+        reason = [""]
+        if args.process_index == 0:
+            try:
+                self._require_trust(best, verify(best, hashes=args.load_best_model_at_end))
+            except CheckpointError as error:
+                reason[0] = str(error)
+        if args.world_size > 1:
+            broadcast_object_list(reason)
+        if not reason[0]:
+            state.best_model_checkpoint = str(best)
+            return
+        if args.load_best_model_at_end and args.process_index == 0:
+            logger.warning(
+                "the best checkpoint so far, %s, cannot be used: %s. The best is now chosen among those "
+                "that follow.",
+                best.name,
+                reason[0],
+            )
+        state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Write the manifest when all ranks have written their files, and then delete older checkpoints."""
+        folder = self._output / f"checkpoint-{state.global_step}"
+        self._together(lambda: _flush_of_rank(folder, args.process_index))
+        facts = self._run_facts()
+
+        def finish() -> None:
+            if args.should_save:
+                assert facts is not None
+                manifest = write_manifest(folder, facts)
+                write_record(self._output, folder.name, manifest.digest)
+                best = state.best_model_checkpoint
+                rotate(self._output, self._limit, newest=folder, best=Path(best) if best else None)
+
+        self._together(finish)
+        self._writing = None
+
+    def _run_facts(self) -> dict[str, object]:
+        """Facts of this run; empty on ranks that neither choose nor write, unless all must take part."""
+        if self._facts is None:
+            trainer, args = self._trainer, self._trainer.args
+            is_cut = any(hasattr(one, "ds_id") for one in trainer.model.parameters())
+            needed = is_cut or args.should_save or args.process_index == 0
+            self._facts = run_facts(trainer.model, args, trainer.train_dataset) if needed else {}
+        return self._facts
+
+    def _require_trust(self, folder: Path, manifest: Manifest) -> None:
+        """DeepSpeed unpickles what it finds; Trainer reads its own files without running code."""
+        if self._trainer.is_deepspeed_enabled and not self._trainer.args.trust_checkpoint:
+            require_own(self._output, folder, manifest.digest)
+
+    def _load(self, checkpoint: str) -> None:
+        check_adapter(self._trainer.model, checkpoint)
+        if not self._trainer.is_deepspeed_enabled:  # its engine loads every tensor itself
+            restore_weights(self._trainer.model, checkpoint)
+
+    def _whole(self) -> list[Path]:
+        return [one for one in list_checkpoints(self._output) if not _fault_of(one)]
+
+    def _not_written(self, error: Exception) -> CheckpointError:
+        folder = self._writing
+        assert folder is not None
+        needed = needed_bytes(self._trainer.model, self._trainer.optimizer)
+        free = shutil.disk_usage(self._output).free
+        if self._trainer.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # what it took is room for what comes next
+        whole = self._whole()
+        return CheckpointError(
+            f"{folder} could not be written: {str(error).strip() or type(error).__name__}. It takes about "
+            f"{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB were free. "
+            f"{f'{whole[-1].name} is whole' if whole else 'There is no whole checkpoint'}. Make room, or "
+            "lower save_total_limit, and go on with --resume_from_checkpoint true."
+        )
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Do something on each rank, wait for all of them, and raise on all what one has raised."""
+        failed: Exception | None = None
+        try:
+            work()
+        except (ValueError, OSError, RuntimeError) as error:
+            failed = error
+        if self._trainer.args.world_size > 1:
+            reasons = gather_object([None if failed is None else str(failed)])
+            others = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]
+            if others and failed is None:
+                raise CheckpointError(others[0])
+        if failed is not None:
+            raise failed
+
+
+def _require_states(folder: Path, processes: int) -> None:
+    """Raise where a checkpoint lacks what is needed to go on; Trainer would start that anew, silently."""
+    names = {path.name for path in folder.iterdir()}
+    engine = any(name.startswith("global_step") for name in names)
+    needed = ["trainer_state.json", *(["latest"] if engine else ["optimizer.pt", "scheduler.pt"])]
+    if not any(name.startswith("rng_state") for name in names):
+        needed.append("rng_state.pth" if processes == 1 else "rng_state_0.pth")
+    if missing := [name for name in needed if name not in names]:
+        raise CheckpointError(
+            f"{folder.name} has no {', '.join(missing)}, so it cannot be gone on from: it was saved with "
+            "save_only_model, or by something else. Give another one, or start a new run from its weights."
+        )
+
+
+def _flush_of_rank(folder: Path, rank: int) -> None:
+    """Flush what this rank has written; the first one flushes all, but may be on another machine."""
+    for path in folder.rglob(f"*rank_{rank}_*") if rank else ():
+        sync(path)
+    for path in folder.glob(f"rng_state_{rank}.pth"):
+        sync(path)
+
+
+def _fault_of(folder: Path) -> str:
+    try:
+        verify(folder, hashes=False)
+    except CheckpointError as error:
+        return str(error)
+    return ""
