@@ -5,6 +5,8 @@ Run: python docs/make_memory_table.py. No weight is loaded: parameters are count
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
@@ -60,29 +62,35 @@ def published(size: str) -> Qwen2_5_VLConfig:
     )
 
 
+def heading() -> list[str]:
+    """The first two lines of the table."""
+    gpus = " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in DEVICES)
+    return [f"| size | tuning | DeepSpeed | {gpus} | host |", "|---|---|---|" + "---:|" * (len(DEVICES) + 1)]
+
+
+def lines(size: str) -> Iterator[str]:
+    """The lines of one size."""
+    config = published(size)
+    shape = shape_of(config.text_config, config.vision_config)
+    for (tuning, name), options in WAYS.items():
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+            model = apply_tuning(model, tuning=tuning)
+        towers = {
+            one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
+            for one in count_towers(model, in_4_bits=tuning == "qlora")
+        }
+        setups = [Setup(devices=devices, **options) for devices in DEVICES]
+        found = [estimate_memory(shape, towers, BATCH, setup) for setup in setups]
+        cells = [f"{one.total / 2**30:,.1f}" for one in found]
+        host = " / ".join(f"{one.host / 2**30:,.0f}" for one in found) if found[0].host else ""
+        yield f"| {size} | {tuning} | {name} | {' | '.join(cells)} | {host} |"
+
+
 def main() -> None:
-    print(
-        "| size | tuning | DeepSpeed | "
-        + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in DEVICES)
-        + " | host |"
-    )
-    print("|---|---|---|" + "---:|" * (len(DEVICES) + 1))
+    print(*heading(), sep="\n")
     for size in SIZES:
-        config = published(size)
-        shape = shape_of(config.text_config, config.vision_config)
-        for (tuning, name), options in WAYS.items():
-            with torch.device("meta"):
-                model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-                model = apply_tuning(model, tuning=tuning)
-            towers = {
-                one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
-                for one in count_towers(model, in_4_bits=tuning == "qlora")
-            }
-            setups = [Setup(devices=devices, **options) for devices in DEVICES]
-            found = [estimate_memory(shape, towers, BATCH, setup) for setup in setups]
-            cells = [f"{one.total / 2**30:,.1f}" for one in found]
-            host = " / ".join(f"{one.host / 2**30:,.0f}" for one in found) if found[0].host else ""
-            print(f"| {size} | {tuning} | {name} | {' | '.join(cells)} | {host} |")
+        print(*lines(size), sep="\n")
 
 
 if __name__ == "__main__":

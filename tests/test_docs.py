@@ -1,6 +1,9 @@
 """What docs/ says is run as it is written."""
 
+import json
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import av
@@ -8,13 +11,19 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from vlcpt import CPTDataset
+from vlcpt.cli import app
 from vlcpt.config import as_sources
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.schemas import SCHEMAS, detect_format
+from vlcpt.demo import base_path
 
-DATA = (Path(__file__).parents[1] / "docs/data.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+DATA = (ROOT / "docs/data.md").read_text("utf-8")
+SCALE = (ROOT / "docs/scale.md").read_text("utf-8")
+MEMORY_TABLE = runpy.run_path(str(ROOT / "docs/make_memory_table.py"))
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", DATA, re.M | re.S))
 
 
@@ -71,3 +80,41 @@ def test_the_python_example_runs(media, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert int(printed[0]) > 1
     assert printed[1].startswith("pages.jsonl:1 <image>")
+
+
+@pytest.mark.parametrize("command", [line for line in SCALE.splitlines() if line.startswith("vlcpt ")])
+def test_the_commands_of_scale_run(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "one two"}) + "\n")
+    (tmp_path / "my.yaml").write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nuse_cpu: true\n"
+    )
+    result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out/ledger.json").read_text())["total"]["documents"]["used"] == 1
+
+
+@pytest.mark.parametrize(
+    "size", ["3B", *(pytest.param(size, marks=pytest.mark.slow) for size in ("7B", "32B", "72B"))]
+)
+def test_the_memory_table_is_what_its_script_prints(size):
+    first = SCALE.index("\n".join(MEMORY_TABLE["heading"]()))
+    found = [line for line in SCALE[first:].splitlines() if line.startswith(f"| {size} |")]
+
+    assert found == list(MEMORY_TABLE["lines"](size))
+
+
+def test_the_memory_table_has_every_size():
+    first = SCALE.index("\n".join(MEMORY_TABLE["heading"]()))
+    sizes = [line.split()[1] for line in SCALE[first:].splitlines()[2:] if line.startswith("|")]
+
+    assert list(dict.fromkeys(sizes)) == list(MEMORY_TABLE["SIZES"])
+
+
+def test_the_measured_peaks_are_those_of_the_results_page():
+    results = (ROOT / "benchmarks/results/2026-11-24-memory.md").read_text("utf-8")
+    peaks = [line for line in SCALE.splitlines() if " MiB |" in line]
+
+    assert len(peaks) > 10
+    assert [line for line in peaks if line not in results] == []
