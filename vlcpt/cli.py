@@ -115,12 +115,15 @@ def inspect(
 def merge(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter.")],
     output: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
+    max_shard_size: Annotated[
+        str, typer.Option("--max_shard_size", "--max-shard-size", help="Size of a file of weights at most.")
+    ] = "50GB",
 ) -> None:
-    """Merge an adapter into its base; written only if the merged logits match."""
+    """Merge an adapter into its base, on the CPU; written only if the merged logits match."""
     with _told():
         from vlcpt.model.merging import merge_adapter
 
-        merge_adapter(str(checkpoint), str(output))
+        merge_adapter(checkpoint, output, max_shard_size=max_shard_size)
         typer.echo(f"merged into {output}")
 
 

@@ -1,15 +1,22 @@
 """Tests of vlcpt/model/merging.py."""
 
 import json
+import logging
+import re
 import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
 
+from tests.conftest import DEMO_BASE
+from vlcpt.cli import app
+from vlcpt.config import ModelConfig
 from vlcpt.model import merging
-from vlcpt.model.loading import load_processor
+from vlcpt.model.loading import load_model, load_processor
 from vlcpt.model.merging import check_logits, merge_adapter
 from vlcpt.model.tuning import apply_tuning
 
@@ -20,6 +27,7 @@ WAYS = [
     {"train_embeddings": True},
     {"train_vision": True, "lora_towers": ["vision"]},
     {"lora_target_modules": ["q_proj", "up_proj"]},
+    {"train_merger": True, "use_rslora": True, "lora_r": 3},
 ]
 
 
@@ -75,12 +83,242 @@ def test_a_merge_into_bfloat16_stays_bfloat16(
     assert dtypes == {torch.bfloat16}
 
 
+def foreign_adapter(model, inputs, folder, **settings):
+    """An adapter made with plain peft, and trained for a step; returns the logits of both together."""
+    model.save_pretrained(folder / "base")
+    load_processor(str(DEMO_BASE)).save_pretrained(folder / "base")
+    model.name_or_path = str(folder / "base")
+    tuned = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, **settings))
+    tuned.save_pretrained(folder / "adapter")
+    return logits(tuned, inputs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["on the input", "on the output", "output in full"],
+)
+def test_an_adapter_that_parts_tied_embeddings_gives_an_untied_model(
+    make_tiny_model, tiny_inputs, tmp_path, settings
+):
+    """As plain peft allows it: vlcpt itself refuses to train one."""
+    expected = foreign_adapter(make_tiny_model(tie=True), tiny_inputs, tmp_path, **settings)
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, tiny_inputs), expected, atol=1e-4, rtol=1e-4)
+    if "modules_to_save" not in settings:  # a copy that was never trained is still the same
+        assert not torch.equal(merged.lm_head.weight, merged.get_input_embeddings().weight)
+        assert merged.config.tie_word_embeddings is False
+
+
+def test_an_adapter_with_biases_of_its_own_is_merged_with_them(make_tiny_model, tiny_inputs, tmp_path):
+    expected = foreign_adapter(
+        make_tiny_model(), tiny_inputs, tmp_path, target_modules=["q_proj", "k_proj"], lora_bias=True
+    )
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, tiny_inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_sum_is_rounded_once(make_tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    """Rounding the product before the sum, as peft does in bfloat16, loses small updates."""
+    model = make_tiny_model(dtype=torch.bfloat16)
+    trained_adapter(model, tiny_processor, tiny_inputs, tmp_path, lora_r=4, lora_alpha=2)
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    base, merged = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged"))
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    pairs = [key for key in adapter if "lora_A" in key]
+    assert len(pairs) == 14
+    for key in pairs:
+        name = key.removeprefix("base_model.model.").replace("lora_A.", "")
+        name = name.replace("model.language_model.", "model.")
+        name = name if name in base else name.replace("model.", "model.language_model.", 1)
+        product = adapter[key.replace("lora_A", "lora_B")] @ adapter[key]
+        expected = (base[name].float() + product * 2 / 4).bfloat16()
+        assert torch.equal(merged[name], expected)
+        assert not torch.equal(merged[name], base[name])
+
+
+def test_a_merged_model_is_written_in_shards_of_the_size_asked_for(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path
+):
+    expected = trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path, train_merger=True)
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged", max_shard_size="100KB")
+
+    files = sorted((tmp_path / "merged").glob("model-*.safetensors"))
+    index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
+    held = {name: file.name for file in files for name in load_file(file)}
+    assert len(files) > 2
+    assert index["weight_map"] == held
+    assert held.keys() == load_file(tmp_path / "base" / "model.safetensors").keys()
+    alone = [file for file in files if file.stat().st_size > 110_000]
+    assert all(len(load_file(file)) == 1 for file in alone)  # a weight is never cut
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, tiny_inputs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_says_how_far_the_logits_are_apart(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    arguments = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--max_shard_size", "100KB"]
+
+    done = CliRunner().invoke(app, ["merge", *arguments])
+
+    assert done.exit_code == 0, done.output
+    assert re.search(r"differ from the adapter's by \d\.\de-0\d of their norm \(at most 1e-04", done.output)
+    assert f"merged into {tmp_path / 'merged'}" in done.output
+    assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
+    again = CliRunner().invoke(app, ["merge", *arguments])
+    assert again.exit_code == 1
+    assert "exists and is not empty" in again.output
+
+
+def test_a_size_that_is_none_is_an_error(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+
+    with pytest.raises(ValueError, match="max_shard_size 'huge' is no size"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", max_shard_size="huge")
+
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_files_are_those_that_save_pretrained_writes(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    """Names, types and configuration: all but the numbers."""
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "again")
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "merged" / name).read_text() == (tmp_path / "again" / name).read_text()
+    saved, again = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "again"))
+    assert {name: (one.shape, one.dtype) for name, one in saved.items()} == {
+        name: (one.shape, one.dtype) for name, one in again.items()
+    }
+
+
+def test_an_adapter_of_a_qlora_run_is_merged_into_the_bases_own_weights_and_says_so(
+    tiny_model_dir, tiny_inputs, tmp_path, caplog
+):
+    run = tmp_path / "run"
+    model = load_model(ModelConfig(str(tiny_model_dir), tuning="qlora", lora_r=4))
+    model(**tiny_inputs).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
+    model.save_pretrained(run)
+    (run / "config.yaml").write_text(f"model_name_or_path: {tiny_model_dir}\ntuning: qlora\n")
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model_dir)
+    expected = logits(PeftModel.from_pretrained(base, run), tiny_inputs)
+
+    with caplog.at_level(logging.INFO, logger="vlcpt"):
+        merge_adapter(run, tmp_path / "merged")
+
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, tiny_inputs), expected, atol=1e-4, rtol=1e-4)
+    assert merged.lm_head.weight.dtype == merged.model.language_model.layers[0].mlp.up_proj.weight.dtype
+    assert "merged into, and compared on, the base's own weights" in caplog.text
+
+
+def test_a_base_that_is_saved_in_4_bits_is_refused(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    file = tmp_path / "base" / "config.json"
+    packed = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | packed))
+
+    with pytest.raises(ValueError, match=r"base is saved in few bits.*into base_model_name_or_path"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_what_rounding_hides_is_warned_of(make_tiny_model, tiny_processor, tiny_inputs, tmp_path, caplog):
+    trained_adapter(
+        make_tiny_model(dtype=torch.bfloat16), tiny_processor, tiny_inputs, tmp_path, lora_alpha=1
+    )
+
+    merge = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    assert 0 < merge.effect < 2 * merge.difference
+    assert "hardly more than what rounding to torch.bfloat16 changes" in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_merge_leaves_nothing(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch, error
+):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    synced = []
+
+    def fails(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise error
+
+    monkeypatch.setattr("os.fsync", fails)
+    with pytest.raises(type(error)):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", max_shard_size="100KB")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_a_disk_that_is_too_full_is_told_with_sizes(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
+):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+
+    with pytest.raises(ValueError, match=r"needs 0\.0 GB and 0\.0 GB are free.*Make room"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found | {"base_model.model.extra.lora_A.weight": torch.ones(1)},
+        # As an adapter of an older transformers has them: peft itself would load nothing, and warn.
+        lambda found: {k.replace("model.language_model.", "model."): v for k, v in found.items()},
+    ],
+    ids=["unexpected", "old prefix"],
+)
+def test_an_adapter_with_other_keys_is_not_merged(tiny_model, tiny_processor, tiny_inputs, tmp_path, change):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+    with pytest.raises(ValueError, match=r"tensors are not those.*unexpected \("):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_that_is_not_finite_is_not_merged(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    found = load_file(file)
+    found[next(key for key in found if "lora_B" in key)][0, 0] = float("nan")
+    save_file(found, file)
+
+    with pytest.raises(ValueError, match=r"\.weight: the merged weight holds numbers that are not finite"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+
 def test_nothing_is_written_when_the_logits_differ(
     tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
 ):
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
     # As if peft had dropped the adapter instead of merging it.
-    monkeypatch.setattr("peft.PeftModel.merge_and_unload", lambda self, **_: self.unload(), raising=False)
+    monkeypatch.setattr(
+        "peft.tuners.lora.layer.Linear.get_delta_weight",
+        lambda self, _: torch.zeros_like(self.get_base_layer().weight),
+    )
 
     with pytest.raises(ValueError, match=r"differ from the adapter's by .* Nothing was written"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")

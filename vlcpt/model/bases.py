@@ -84,14 +84,26 @@ def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
     return in_use is not None and in_use in map(_config, [str(folder) for folder in folders] or [named])
 
 
-def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
-    """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
+def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
+    """What a run's config.yaml says, in or above the checkpoint, each with its folder; none if there is none.
+
+    Example:
+        >>> list(run_settings(Path("/none/checkpoint-2")))
+        []
+    """
     for folder in (checkpoint, checkpoint.parent):
         try:
             written = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue  # none there, or somebody else's
-        model = written.get("model_name_or_path") if isinstance(written, dict) else None
+        if isinstance(written, dict):
+            yield folder, written
+
+
+def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
+    """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
+    for folder, written in run_settings(checkpoint):
+        model = written.get("model_name_or_path")
         # Another name means that somebody has corrected the one in adapter_config.json.
         if isinstance(model, str) and Path(model).name == name:
             yield folder / Path(model).expanduser()

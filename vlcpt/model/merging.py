@@ -1,17 +1,23 @@
 """An adapter into its base model, proven by logits before anything is written for good."""
 
+import gc
 import logging
+import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from vlcpt.model.adapter_loading import load_adapter
-from vlcpt.model.bases import find_base
-from vlcpt.model.loading import load_base, load_processor
+from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
+from vlcpt.model.bases import find_base, run_settings
+from vlcpt.model.families import family_of
+from vlcpt.model.loading import load_base, load_processor, read_config
+from vlcpt.model.merged_weights import merged_weights
+from vlcpt.model.weight_files import write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -21,22 +27,42 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def merge_adapter(checkpoint: str | Path, output: str | Path) -> None:
+@dataclass(frozen=True)
+class Merge:
+    """How a merge went.
+
+    Args:
+        dtype: Of the merged weights.
+        difference: Of the logits of base and adapter, and those of the merged model: the norm of the
+            difference over the norm of the logits.
+        effect: The same of the base's logits, without the adapter: what there was to merge.
+    """
+
+    dtype: torch.dtype
+    difference: float
+    effect: float
+
+
+def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size: int | str = "50GB") -> Merge:
     """Write base and adapter as one model that loads without peft, if its logits are the same.
 
     The base is the one that ``adapter_config.json`` names, in its own precision, not in 4 bits; a relative
     path may start at the current directory, the checkpoint or its parent, or be that of ``config.yaml``
-    there. All runs on the CPU, with PyTorch's own attention. The check
-    runs a fixed batch of random tokens and a random image through base and adapter, and through what was
-    read back from the merged files. The processor is copied from the checkpoint, else from the base.
+    there. All runs on the CPU, with PyTorch's own attention, in the memory of about one copy of the model:
+    each merged weight is made, written and let go. The check runs a fixed batch of random tokens and a random
+    image through base and adapter, and through what was read back from the merged files. The processor is
+    copied from the checkpoint, else from the base.
 
     Args:
         checkpoint: Folder of the adapter.
         output: Folder to make. It must not exist, or be empty; it appears complete or not at all.
+        max_shard_size: Bytes a file of weights may have, or text such as ``5GB``; the default is that of
+            ``save_pretrained``.
 
     Raises:
-        ValueError: If ``checkpoint`` is no adapter, the base is not to be had, the adapter's tensors
-            do not fit it, ``output`` is taken, or the logits differ; if the base may be one of two folders.
+        ValueError: If ``checkpoint`` is no adapter, the base is not to be had or held in 4 or 8 bits, the
+            adapter's tensors do not fit it, ``output`` is taken or its disk too full, or the logits differ;
+            if the base may be one of two folders.
 
     Example:
         >>> from importlib.resources import files
@@ -52,22 +78,8 @@ def merge_adapter(checkpoint: str | Path, output: str | Path) -> None:
             f"{checkpoint} holds no adapter_config.json, so there is no adapter to merge. Give the folder of "
             "a lora or qlora run; a model trained in full needs no merge."
         )
-    config = PeftConfig.from_pretrained(str(checkpoint))
-    base_name = config.base_model_name_or_path
-    if not base_name:
-        raise ValueError(
-            f"{checkpoint}/adapter_config.json names no base model. Write its folder or Hub id "
-            "into base_model_name_or_path."
-        )
-    base_name = find_base(base_name, checkpoint)
-    try:
-        base = load_base(base_name, revision=config.revision, attn_implementation="sdpa")
-    except ValueError as error:
-        raise ValueError(
-            f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
-            f"correct base_model_name_or_path. {error}"
-        ) from error
-    tuned = load_adapter(base, str(checkpoint), is_trainable=False)
+    config = read_adapter_config(str(checkpoint))
+    base_name = _base_name(config, checkpoint)
     has_processor = (checkpoint / "preprocessor_config.json").is_file() or (
         checkpoint / "processor_config.json"
     ).is_file()
@@ -77,35 +89,136 @@ def merge_adapter(checkpoint: str | Path, output: str | Path) -> None:
     # Beside the output, so that the last step is one rename on one file system.
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        _merge_into(tuned, staging)
+        before = _write_merged(_load_base(base_name, config, checkpoint), checkpoint, staging, max_shard_size)
+        gc.collect()  # the base: its modules refer to each other
+        merge = _compare(before, staging)
         processor.save_pretrained(staging)
         staging.chmod(0o755)
+        _sync(staging)
         if output.exists():
             output.rmdir()
         staging.rename(output)
+        _sync(output.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    return merge
 
 
-def _merge_into(tuned: PeftModel, folder: Path) -> None:
-    """Merge, save, read back, and compare the logits of what was read with those before."""
-    dtype = tuned.dtype
-    assert isinstance(dtype, torch.dtype)
-    before = check_logits(tuned)
-    merged = tuned.merge_and_unload(safe_merge=True)
-    assert isinstance(merged, PreTrainedModel)
-    merged.save_pretrained(folder)
-    after = check_logits(load_base(str(folder), attn_implementation="sdpa"))
-    difference = float((after - before).norm() / before.norm())
-    tolerance = TOLERANCES[dtype]
-    logger.info("Merged logits differ by %.1e of their norm (%s, at most %.0e)", difference, dtype, tolerance)
-    # Written so that NaN fails as well.
-    if not difference <= tolerance:
+def _base_name(config: PeftConfig, checkpoint: Path) -> str:
+    """Folder or Hub id of the base; refused where its weights are packed."""
+    if not config.base_model_name_or_path:
         raise ValueError(
-            f"The merged model's logits differ from the adapter's by {difference:.1e} of their norm; at most "
-            f"{tolerance:.0e} is allowed in {dtype}. Nothing was written. "
+            f"{checkpoint}/adapter_config.json names no base model. Write its folder or Hub id "
+            "into base_model_name_or_path."
+        )
+    name = find_base(config.base_model_name_or_path, checkpoint)
+    try:
+        found = read_config(name, revision=config.revision)
+    except ValueError as error:
+        raise _no_base(checkpoint, error) from error
+    if getattr(found, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{checkpoint}/adapter_config.json: the base model {name} is saved in few bits, where no adapter "
+            "can be added exactly. Write the model that it was made from into base_model_name_or_path."
+        )
+    if any(settings.get("tuning") == "qlora" for _, settings in run_settings(checkpoint)):
+        logger.info(
+            "The adapter was trained on 4-bit weights (tuning: qlora). It is merged into, and compared on, "
+            "the base's own weights, which those 4 bits only approximate: measure the result with vlcpt eval."
+        )
+    return name
+
+
+def _load_base(name: str, config: PeftConfig, checkpoint: Path) -> PreTrainedModel:
+    try:
+        return load_base(name, revision=config.revision, attn_implementation="sdpa")
+    except ValueError as error:
+        raise _no_base(checkpoint, error) from error
+
+
+def _no_base(checkpoint: Path, error: ValueError) -> ValueError:
+    return ValueError(
+        f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
+        f"correct base_model_name_or_path. {error}"
+    )
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Of base and adapter, and of the base alone."""
+
+    both: torch.Tensor
+    base: torch.Tensor
+    dtype: torch.dtype
+
+
+def _write_merged(
+    base: PreTrainedModel, checkpoint: Path, folder: Path, max_shard_size: int | str
+) -> _Logits:
+    """Write the merged weights and their configuration; gives the logits from before."""
+    tuned = load_adapter(base, str(checkpoint), is_trainable=False)
+    both = check_logits(tuned)
+    with tuned.disable_adapter():
+        alone = check_logits(tuned)
+    weights = merged_weights(tuned)
+    write_weights(folder, base, weights, max_shard_size)
+    config = base.config
+    _, head = family_of(config.model_type).embeddings
+    # An adapter may have made tied embeddings differ.
+    tied = all(weight.name != f"{head}.weight" for weight in weights)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
+    config.dtype = str(base.dtype).removeprefix("torch.")
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(folder)
+    if base.generation_config is not None:
+        base.generation_config.save_pretrained(folder)
+    assert isinstance(base.dtype, torch.dtype)
+    return _Logits(both, alone, base.dtype)
+
+
+def _compare(before: _Logits, folder: Path) -> Merge:
+    """Read the merged model back, and compare its logits with those before."""
+    after = check_logits(load_base(str(folder), attn_implementation="sdpa"))
+    norm = before.both.norm()
+    merge = Merge(
+        dtype=before.dtype,
+        difference=float((after - before.both).norm() / norm),
+        effect=float((before.base - before.both).norm() / norm),
+    )
+    tolerance = TOLERANCES[merge.dtype]
+    # Written so that NaN fails as well.
+    if not merge.difference <= tolerance:
+        raise ValueError(
+            f"The merged model's logits differ from the adapter's by {merge.difference:.1e} of their norm; "
+            f"at most {tolerance:.0e} is allowed in {merge.dtype}. Nothing was written. "
             "Please report it, with adapter_config.json."
         )
+    logger.info(
+        "The merged model's logits differ from the adapter's by %.1e of their norm (at most %.0e in %s); the "
+        "adapter changes the base's by %.1e.",
+        merge.difference,
+        tolerance,
+        merge.dtype,
+        merge.effect,
+    )
+    if 0 < merge.effect < 2 * merge.difference:
+        logger.warning(
+            "What the adapter changes is hardly more than what rounding to %s changes, so much of it may be "
+            "lost in the merged model. Use base and adapter unmerged, or train on.",
+            merge.dtype,
+        )
+    return merge
+
+
+def _sync(folder: Path) -> None:
+    """Have names of files on the disk, not only in its cache."""
+    if os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @torch.no_grad()

@@ -1,0 +1,131 @@
+"""The weights of base and adapter as one model, made one tensor at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlcpt.model.adapters import base_model, is_tied
+from vlcpt.model.early_checks import bare_model
+from vlcpt.model.families import family_of
+
+
+@dataclass(frozen=True)
+class MergedWeight:
+    """A weight of the merged model that is not made yet.
+
+    Args:
+        name: In the model in memory.
+        shape: Of it.
+        dtype: That of the base's weight.
+        make: Gives it; nothing else holds on to what it gives.
+    """
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def merged_weights(tuned: PeftModel) -> list[MergedWeight]:
+    """Each weight of the model that base and adapter make together, in the base's own types.
+
+    What an adapter adds is computed and added in float32 by peft's own code for its kind (LoRA, DoRA,
+    rank-stabilised), and rounded once. A module that was trained in full takes the place of the base's. The
+    model is as before, also after a weight was made. Of tied embeddings there is one, unless the adapter has
+    made them differ.
+
+    Raises:
+        ValueError: If the adapter holds something that cannot be merged; from ``make``, if a weight would
+            not be finite.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> tuned = get_peft_model(load_base(base_path()), LoraConfig(target_modules=["q_proj"]))
+        >>> weights = {weight.name: weight for weight in merged_weights(tuned)}
+        >>> weights["model.language_model.layers.0.self_attn.q_proj.weight"].make().dtype
+        torch.float32
+    """
+    base = base_model(tuned)
+    with torch.device("meta"):
+        plain = bare_model(copy.deepcopy(base.config), "sdpa")
+    found = {name: _weight(base, tuned.active_adapter, name) for name in plain.state_dict()}
+    family = family_of(base.config.model_type)
+    first, second = (f"{path}.weight" for path in family.embeddings)
+    if is_tied(plain, family) and torch.equal(found[first].make(), found[second].make()):
+        del found[second]
+    return list(found.values())
+
+
+def _weight(base: PreTrainedModel, adapter: str, name: str) -> MergedWeight:
+    """The one of this name, wherever peft has put it."""
+    path, _, leaf = name.rpartition(".")
+    module: nn.Module = base
+    original: nn.Module = base  # the same place in the base as it was
+    for part in path.split("."):
+        module, original = module.get_submodule(part), original.get_submodule(part)
+        if isinstance(module, ModulesToSaveWrapper):
+            original = module.get_submodule("original_module")
+            module = module.get_submodule(f"modules_to_save.{adapter}")
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            raise ValueError(
+                f"{path} is changed by a {type(module).__name__} of peft, which cannot be merged here. "
+                "Merge it with peft's merge_and_unload."
+            )
+    if isinstance(module, BaseTunerLayer):
+        held = getattr(module.get_base_layer(), leaf)
+        return MergedWeight(name, held.shape, held.dtype, partial(_merged, module, path, leaf))
+    held, dtype = getattr(module, leaf), getattr(original, leaf).dtype
+    return MergedWeight(name, held.shape, dtype, partial(_finite, held, dtype, name))
+
+
+@torch.no_grad()
+def _merged(layer: BaseTunerLayer, path: str, leaf: str) -> torch.Tensor:
+    """A weight of an adapted layer: the sum in float32, rounded once."""
+    own = layer.get_base_layer()
+    held = {name: parameter.data for name, parameter in own.named_parameters(recurse=False)}
+    try:
+        for name, parameter in own.named_parameters(recurse=False):
+            parameter.data = held[name].float()
+        # safe_merge: peft puts a new tensor into the layer, and leaves the one that is there.
+        layer.merge(safe_merge=True)
+        merged = getattr(own, leaf).data
+    except ValueError as error:
+        raise _not_finite(f"{path}.{leaf}") from error
+    finally:
+        for name, parameter in own.named_parameters(recurse=False):
+            parameter.data = held[name]
+        layer.merged_adapters.clear()
+    return _finite(merged, held[leaf].dtype, f"{path}.{leaf}")
+
+
+@torch.no_grad()
+def _finite(weight: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    rounded = weight.detach().to(dtype)
+    # Rounded first: float16 holds less than float32. isfinite would make three copies of embeddings.
+    if rounded.numel() and not all(torch.isfinite(end) for end in rounded.aminmax()):
+        raise _not_finite(name)
+    return rounded
+
+
+def _not_finite(name: str) -> ValueError:
+    return ValueError(
+        f"{name}: the merged weight holds numbers that are not finite, so the adapter or its base is broken. "
+        "Merge an earlier checkpoint."
+    )
