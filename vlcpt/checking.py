@@ -26,7 +26,7 @@ from vlcpt.report.check import Course, course_table, fold, memory_table, problem
 from vlcpt.report.hints import hints
 from vlcpt.report.screen import Screen, visible
 from vlcpt.report.terminal import ledger_table
-from vlcpt.run_data import evaluation_set, shown, train_dataset
+from vlcpt.run_data import evaluation_entries, evaluation_set, shown, train_dataset
 from vlcpt.run_memory import foresee
 from vlcpt.runs import quiet_libraries
 
@@ -66,7 +66,7 @@ def check_run(
     dataset, ledger = _planned(lambda: train_dataset(lenient, processor, track, kind))
     held_out = {
         entry.name: _planned(lambda entry=entry: evaluation_set(lenient, entry, processor, track, kind))[1]  # type: ignore[misc]
-        for entry in (*lenient.data.eval_data, *lenient.data.retention_data)
+        for entry in evaluation_entries(lenient.data)
     }
     console.print(ledger_table(ledger))
     for name, one in held_out.items():

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -109,6 +109,23 @@ def inspect(
         from vlcpt.runs import inspect_run
 
         inspect_run(load_config(config, context.args), _slice(rows))
+
+
+@app.command(context_settings=_OVERRIDES)
+def prepare(
+    context: typer.Context,
+    config: Config,
+    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
+    ] = "local",
+) -> None:
+    """Encode the data once, into shards that train reads. Run again after an interruption, it goes on."""
+    with _told():
+        from vlcpt.config_reading import load_config
+        from vlcpt.preparing import prepare_run
+
+        prepare_run(load_config(config, context.args), output, engine)
 
 
 @app.command()

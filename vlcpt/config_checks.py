@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vlcpt.config_trainer import check_evaluation, check_optimizer
 from vlcpt.data.readers.schemas import check_format
+from vlcpt.data.readers.storage import default_name
 
 if TYPE_CHECKING:
     from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
@@ -124,8 +126,8 @@ def check_data(data: "DataConfig") -> None:
     """Raise ValueError where sources, shares and limits contradict each other."""
     if not data.train_data:
         raise ValueError("train_data is empty. Give a file, or a list of sources.")
-    _check_names("train_data and replay_data", data.train_data + data.replay_data)
-    _check_names("eval_data and retention_data", data.eval_data + data.retention_data)
+    _check_names("train_data and replay_data", data.train_data, data.replay_data)
+    _check_names("eval_data and retention_data", data.eval_data, data.retention_data)
     _check_shares(data)
     sizes = ("min_pixels", "max_pixels", "fps", "max_frames")
     for name in (*sizes, "max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels"):
@@ -140,12 +142,24 @@ def check_data(data: "DataConfig") -> None:
         raise ValueError(f"max_bad_fraction {data.max_bad_fraction} must be from 0 to 1.")
 
 
-def _check_names(lists: str, sources: "tuple[SourceConfig, ...]") -> None:
+def _check_names(lists: str, sources: "tuple[SourceConfig, ...]", others: "tuple[SourceConfig, ...]") -> None:
     """Names are keys in the ledger and in results, so two sources cannot share one."""
-    for name, count in Counter(source.name for source in sources).items():
+    # What vlcpt prepare wrote holds sources of both lists, by their own names.
+    twice = {source.path for source in sources if _may_be_prepared(source)}
+    both = sources + tuple(source for source in others if not _is_again(source, twice))
+    for name, count in Counter(source.name for source in both).items():
         if count > 1:
-            paths = ", ".join(source.path for source in sources if source.name == name)
+            paths = ", ".join(source.path for source in both if source.name == name)
             raise ValueError(f"{lists} have {count} sources named {name} ({paths}). Give each its own name.")
+
+
+def _is_again(source: "SourceConfig", paths: set[str]) -> bool:
+    return source.path in paths and _may_be_prepared(source)
+
+
+def _may_be_prepared(source: "SourceConfig") -> bool:
+    """Whether it is no data file, and has no name of its own."""
+    return source.name == default_name(source.path) == PurePath(source.path).name
 
 
 def _check_shares(data: "DataConfig") -> None:

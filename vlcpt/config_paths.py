@@ -8,6 +8,7 @@ from pathlib import Path
 from vlcpt.config import CPTConfig, DataConfig, SourceConfig
 from vlcpt.config_checks import build
 from vlcpt.config_trainer import shipped_deepspeed
+from vlcpt.data.readers.storage import default_name
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -64,6 +65,8 @@ def check_paths(data: DataConfig, training: CPTConfig) -> None:
 
 def _check_source(place: str, source: SourceConfig) -> None:
     if "://" in source.path:
+        if default_name(source.path) == Path(source.path).name:
+            return  # perhaps of a prepared set; to look takes a network
         raise ValueError(
             f"{place}: {source.path} is an address. Download the data and give the path of the file."
         )

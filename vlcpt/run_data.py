@@ -13,8 +13,10 @@ from transformers import ProcessorMixin
 from vlcpt.config import DataConfig, SourceConfig
 from vlcpt.config_reading import Configs
 from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.documents import DocumentError
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.planning import Track, untracked
+from vlcpt.data.readers.sources import entries_of
 from vlcpt.report.screen import tracked
 
 
@@ -43,8 +45,30 @@ def evaluation_sets(
     configs: Configs, processor: ProcessorMixin, track: Track = untracked, plans: Path | None = None
 ) -> dict[str, CPTDataset]:
     """Held-out and retention data, each source a set of its own."""
-    entries = (*configs.data.eval_data, *configs.data.retention_data)
+    entries = evaluation_entries(configs.data)
     return {entry.name: evaluation_set(configs, entry, processor, track, plans=plans) for entry in entries}
+
+
+def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
+    """The sources of held-out and retention data; of a prepared set, each of its own.
+
+    Raises:
+        DocumentError: If two have one name.
+    """
+    found = [
+        SourceConfig(**one)  # type: ignore[arg-type]
+        for role in ("eval_data", "retention_data")
+        for entry in getattr(data, role)
+        for one in entries_of(source_options(entry), role)
+    ]
+    names = [entry.name for entry in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DocumentError(
+            f"two sources of eval_data and retention_data are called {twice!r}. Give each its own 'name'.",
+            kind="source",
+            field="name",
+        )
+    return found
 
 
 def evaluation_set(

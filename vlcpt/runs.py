@@ -16,9 +16,10 @@ from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.fingerprints import require_same_encoding
 from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
-from vlcpt.data.readers.files import open_source
+from vlcpt.data.readers.sources import open_sources
 from vlcpt.data.splitting import split_stream
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_model
@@ -146,12 +147,19 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     console = console or Screen()
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    encoder = DocumentEncoder(processor, **encoding_options(configs.data))  # type: ignore[arg-type]
-    for entry in (*configs.data.train_data, *configs.data.replay_data):
-        source = open_source(untagged=configs.data.untagged, **source_options(entry))  # type: ignore[arg-type]
+    data, options = configs.data, encoding_options(configs.data)
+    encoder = DocumentEncoder(processor, **options)  # type: ignore[arg-type]
+    sources = [
+        source
+        for role in ("train_data", "replay_data")
+        for entry in getattr(data, role)
+        for source in open_sources(source_options(entry), data.untagged, role=role)
+    ]
+    require_same_encoding(sources, processor, data.untagged, options)
+    for source in sources:
         numbers = range(*rows.indices(len(source)))
         if not numbers:
-            console.print(f"{entry.name} has {len(source):,} documents, none of them in --rows.")
+            console.print(f"{source.name} has {len(source):,} documents, none of them in --rows.")
         for number in numbers:
             try:
                 document = source.document(number)
@@ -159,12 +167,12 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
                 parts = split_stream(
                     stream,
                     configs.training.max_length,
-                    on_overlong=configs.data.on_overlong,
+                    on_overlong=data.on_overlong,
                     source=document.source,
                 )
             except DocumentError as error:
-                is_dropped = error.kind == "overlong" and configs.data.on_overlong == "drop"
-                if not is_dropped and (configs.data.on_bad_data == "error" or error.kind == "overlong"):
+                is_dropped = error.kind == "overlong" and data.on_overlong == "drop"
+                if not is_dropped and (data.on_bad_data == "error" or error.kind == "overlong"):
                     raise
                 console.print(f"not used: {error}\n", style="red", markup=False, highlight=False)
                 continue

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vlcpt import Image
-from vlcpt.data.encoding import TokenStream
 from vlcpt.data.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Dropped, Ledger, count_tokens
 from vlcpt.data.splitting import Part, split_stream
+from vlcpt.data.streams import TokenStream
 from vlcpt.data.vision import PlacedMedium
 
 

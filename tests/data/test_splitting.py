@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video
-from vlcpt.data.encoding import DocumentEncoder, TokenStream
+from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.splitting import split_stream
+from vlcpt.data.streams import TokenStream
 from vlcpt.data.vision import PlacedMedium
 
 START, PAD, END, TEXT = 1, 2, 3, 9

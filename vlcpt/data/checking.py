@@ -10,8 +10,9 @@ from typing import Any
 from vlcpt.data.containers import check_container
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import Document, DocumentError, Image, Medium
-from vlcpt.data.encoding import DocumentEncoder, TokenStream
+from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.media import MediaError, MediaLimits, read_image
+from vlcpt.data.streams import TokenStream
 from vlcpt.data.video import read_video
 from vlcpt.data.vision import PlacedMedium
 

@@ -15,6 +15,7 @@ from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
 from vlcpt.data.failed import FailedSample, Failures
 from vlcpt.data.fillers import Modality
+from vlcpt.data.fingerprints import require_same_encoding
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
@@ -98,7 +99,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = open_sources(sources, untagged)
-        replay = open_sources(replay_data, untagged, memory_name="replay") if replay_share else []
+        replay = open_sources(replay_data, untagged, "replay", "replay_data") if replay_share else []
         self._sources = distinct([*train, *replay])
         encoder = partial(
             self._encoder_class,
@@ -110,6 +111,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             max_frames=max_frames,
             limits=limits or MediaLimits(),
         )
+        require_same_encoding(self._sources, processor, untagged, encoder.keywords)
         self._encoder = encoder()
         plan = make_plan(
             self._sources[: len(train)],

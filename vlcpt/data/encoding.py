@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from vlcpt.data.documents import Document, Image, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
+from vlcpt.data.streams import EncodedDocument, TokenStream
 from vlcpt.data.tokens import RunTokenizer
 from vlcpt.data.turn_edges import TurnEdge
 from vlcpt.data.vision import PlacedMedium, VisionEncoder
@@ -22,30 +23,6 @@ IGNORE_INDEX = -100
 TrainEos = Literal["auto", "always", "never"]
 _CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
                    "<|im_start|>", "<|im_end|>")  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class TokenStream:
-    """A whole document as tokens, before any pixel is decoded.
-
-    Args:
-        input_ids: int64 (T,).
-        labels: int64 (T,): the id of a target, -100 elsewhere; ``labels[0]`` is -100.
-        loss_weights: float32 (T,): 0 where there is no target.
-        media: Each medium with its place, in order.
-        without_context: Targets lost because nothing precedes them: 0 or 1.
-        cut_edges: Span edges that cut a token.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    loss_weights: np.ndarray
-    media: tuple[PlacedMedium, ...]
-    without_context: int
-    cut_edges: int
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +99,13 @@ class DocumentEncoder:
     def tokens(self, document: Document) -> TokenStream:
         """The document's tokens and targets; of its media, only headers are read.
 
+        A document that was encoded before has them with it: see ``vlcpt prepare``.
+
         Raises:
             DocumentError: If a medium cannot be used.
         """
+        if isinstance(document, EncodedDocument):
+            return document.stream
         ids: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlcpt.data.encoding import TokenStream
 from vlcpt.data.splitting import Part
+from vlcpt.data.streams import TokenStream
 
 DOCUMENT_COUNTS = (
     "read",

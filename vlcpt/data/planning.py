@@ -14,7 +14,9 @@ from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.plan_cache import PlanCache
+from vlcpt.data.prepared_scanning import PreparedScanner
 from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.reading import OrderedScans
 from vlcpt.data.scanning import Scan, SourceScanner, joined
 from vlcpt.data.splitting import OnOverlong
@@ -144,7 +146,7 @@ def make_plan(
     ledger = Ledger([source.name for source in sources])
     scans: list[Scan] = []
     for source in sources:
-        scanner = SourceScanner(
+        scanner = _scanner_of(source, encoder)(
             source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
         )
         folder = None if cache is None else cache.folder(source, max_length, on_overlong, on_bad_data)
@@ -162,6 +164,13 @@ def make_plan(
     enter_shares(ledger, sources, scans, repeats, train=len(train), replay_share=replay_share)
     ledger.check()
     return plan
+
+
+def _scanner_of(source: DocumentSource, encoder: DocumentEncoder) -> type[SourceScanner]:
+    """What reads a source: of one that was encoded before, the integers are enough, unless media are to be
+    looked into."""
+    is_prepared = isinstance(source.rows, PreparedRows)
+    return PreparedScanner if is_prepared and type(encoder) is DocumentEncoder else SourceScanner
 
 
 def _scan(source: DocumentSource, scans: OrderedScans, max_bad_in_a_row: int | None, track: Track) -> Scan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -117,16 +118,23 @@ class SourceScanner(Dataset[Scan]):
         self._max_length = max_length
         self._on_overlong = on_overlong
         self._stops = stops
-        self._piece_rows = max(PIECE_ROWS, -(-len(source) // MAX_PIECES))
+        self._piece_rows = self._rows_of_a_piece()
+
+    def _rows_of_a_piece(self) -> int:
+        return max(PIECE_ROWS, -(-len(self._source) // MAX_PIECES))
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._piece_rows)
 
     def __getitem__(self, piece: int) -> Scan:
         rows = range(piece * self._piece_rows, min((piece + 1) * self._piece_rows, len(self._source)))
+        return self._read(rows, len(rows))
+
+    def _read(self, rows: Iterable[int], total: int) -> Scan:
+        """What these rows of a piece of ``total`` gave."""
         documents: list[tuple[int, ...]] = []
         parts: list[tuple[int, ...]] = []
-        scan = Scan(np.zeros(0), np.zeros(0), len(rows))
+        scan = Scan(np.zeros(0), np.zeros(0), total)
         for row in rows:
             document: Document | None = None
             try:

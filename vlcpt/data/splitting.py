@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.encoding import TokenStream
+from vlcpt.data.streams import TokenStream
 from vlcpt.data.vision import PlacedMedium
 
 OnOverlong = Literal["split", "drop", "error"]

@@ -13,9 +13,9 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Image
-from vlcpt.data.encoding import TokenStream
 from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.splitting import Part
+from vlcpt.data.streams import TokenStream
 from vlcpt.report.screen import visible
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.fields import id_field
+from vlcpt.data.readers.prepared import PreparedRows, prepared_members
 from vlcpt.data.readers.rows import MemoryRows, Rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.readers.storage import default_name, open_rows
@@ -65,12 +66,13 @@ def open_source(
     chat_template: bool = False,
     untagged: Untagged = "train",
 ) -> DocumentSource:
-    """Open a data file, a folder, a data set on the Hub, or rows in memory.
+    """Open a data file, a folder, a data set on the Hub, a prepared source, or rows in memory.
 
     Args:
         path: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow``, ``.tar``, ``.txt``, ``.md``, the first ones
             also with ``.gz`` or ``.zst``; a folder of such files, or one that ``save_to_disk`` wrote; a
-            name on the Hub; or a sequence of rows or Documents, such as a ``datasets.Dataset``.
+            name on the Hub; what ``vlcpt prepare`` wrote, also at an address; or a sequence of rows or
+            Documents, such as a ``datasets.Dataset``.
         split: Of a saved data set or one on the Hub; files have none.
         format: The rows' schema; ``auto`` looks at the fields of the first rows.
         media_root: Folder that media paths start from and may not leave. Default: the data file's.
@@ -88,6 +90,17 @@ def open_source(
         >>> len(source), source.document(1).name
         (2, 'rows:2')
     """
+    if isinstance(path, str | Path) and (members := prepared_members(str(path))) is not None:
+        if len(members) > 1:
+            raise DocumentError(
+                f"it holds {len(members)} sources. Give one of them: "
+                f"{', '.join(member.path for member in members)}.",
+                kind="source",
+                field=str(path),
+            )
+        given: dict[str, object] = {"split": split, "media_root": media_root, "targets": targets}
+        given |= {"format": None if format == "auto" else format, "chat_template": chat_template or None}
+        return _open_prepared(str(path), members[0].path, name, share, given)
     name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
     try:
         check_format(format, targets, chat_template)
@@ -112,6 +125,31 @@ def open_source(
     if only is not None:  # tables: columns that the schema does not read are never touched
         rows = only(("id", *SCHEMAS[format].fields))
     return DocumentSource(name, rows, read, root, share)
+
+
+def _open_prepared(
+    path: str, folder: str, name: str | None, share: float | None, given: dict[str, object]
+) -> DocumentSource:
+    """A source that was encoded before; what was decided then cannot be decided again."""
+    rows = PreparedRows(folder)
+    read_as = rows.about["reading"]
+    assert isinstance(read_as, dict)
+    for key, value in given.items():
+        if value is not None and value != read_as.get(key):
+            then = f"{key} {read_as[key]!r}" if read_as.get(key) else f"no {key}"
+            raise DocumentError(
+                f"{key} {value!r} does not apply: it was prepared with {then}. Remove {key}, or run vlcpt "
+                "prepare again.",
+                kind="source",
+                field=path,
+            )
+    if name in (None, default_name(path)):
+        name = str(rows.about["name"])
+    return DocumentSource(str(name), rows, _not_read, None, share)
+
+
+def _not_read(row: object) -> Document:
+    raise AssertionError("rows of a prepared source are documents")
 
 
 def read_documents(

@@ -8,11 +8,15 @@ from pathlib import Path
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.files import DocumentSource, open_source
+from vlcpt.data.readers.prepared import prepared_members
+from vlcpt.data.readers.storage import default_name
 
 Sources = str | Path | Mapping[str, object] | Sequence[object]
 
 
-def open_sources(sources: Sources, untagged: Untagged, memory_name: str = "rows") -> list[DocumentSource]:
+def open_sources(
+    sources: Sources, untagged: Untagged, memory_name: str = "rows", role: str = "train_data"
+) -> list[DocumentSource]:
     """Sources as any caller may give them.
 
     Args:
@@ -20,22 +24,23 @@ def open_sources(sources: Sources, untagged: Untagged, memory_name: str = "rows"
             memory, a ``datasets.Dataset`` or a list of them included.
         untagged: What becomes of text without any tag.
         memory_name: What rows in memory are called.
+        role: Which sources are meant of a prepared set that holds several.
 
     Example:
         >>> [source.name for source in open_sources([{"text": "a"}, {"text": "b"}], "train")]
         ['rows']
     """
     if isinstance(sources, str | Path):
-        return [open_source(sources, untagged=untagged)]
+        return _open_entry({"path": sources}, untagged, role)
     if isinstance(sources, Mapping):
-        return [_open_mapping(sources, untagged)]
+        return _open_entry(sources, untagged, role)
     if not len(sources):
         return []
     is_list = isinstance(sources, list | tuple)
     if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
         opened: list[DocumentSource] = []
         for one in sources:
-            opened += open_sources(one, untagged) if isinstance(one, str | Path | Mapping) else []
+            opened += open_sources(one, untagged, role=role) if isinstance(one, str | Path | Mapping) else []
         return opened
     if is_list and all(_is_dataset(one) for one in sources):
         names = (
@@ -60,15 +65,61 @@ def _is_dataset(one: object) -> bool:
     return type(one).__module__.split(".")[0] == "datasets"
 
 
-def _open_mapping(entry: Mapping[str, object], untagged: Untagged) -> DocumentSource:
+def _open_entry(entry: Mapping[str, object], untagged: Untagged, role: str) -> list[DocumentSource]:
     if not _is_source(entry):
         raise DocumentError(
             f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
             f"found {', '.join(map(repr, entry)) or 'nothing'}.",
             kind="source",
         )
-    values = {key: value for key, value in entry.items() if key != "path"}
-    return open_source(entry["path"], untagged=untagged, **values)  # type: ignore[arg-type]
+    return [
+        open_source(untagged=untagged, **values)  # type: ignore[arg-type]
+        for values in entries_of(entry, role)
+    ]
+
+
+def entries_of(entry: Mapping[str, object], role: str) -> list[dict[str, object]]:
+    """An entry as it is, or for a prepared set one entry for each of its sources with this role.
+
+    Args:
+        entry: As in ``train_data``.
+        role: The configuration's key that it stands under.
+
+    Raises:
+        DocumentError: If the set holds none, or what is said of one source stands with several.
+
+    Example:
+        >>> entries_of({"path": "no/such/file"}, "train_data")
+        [{'path': 'no/such/file'}]
+    """
+    path = str(entry["path"])
+    members = prepared_members(path) if isinstance(entry["path"], str | Path) else None
+    if members is None or members[0].role == "":
+        return [dict(entry)]
+    wanted = [member for member in members if member.role == role]
+    if not wanted:
+        there = ", ".join(f"{member.role} {member.name}" for member in members)
+        raise DocumentError(
+            f"it was prepared without {role}; it holds {there}. Give the folder of the source that is meant.",
+            kind="source",
+            field=path,
+        )
+    given = {key: value for key, value in entry.items() if key not in ("path", "name")}
+    if entry.get("name", default_name(path)) != default_name(path):
+        given["name"] = entry["name"]
+    if len(wanted) > 1 and (alone := given.keys() & {"name", "share"}):
+        folders = ", ".join(member.path for member in wanted)
+        raise DocumentError(
+            f"{' and '.join(sorted(alone))} cannot be set for {len(wanted)} sources at once. Give each its "
+            f"own entry: {folders}.",
+            kind="source",
+            field=path,
+        )
+    own = [
+        {"path": member.path, "name": member.name} | ({} if member.share is None else {"share": member.share})
+        for member in wanted
+    ]
+    return [one | given for one in own]
 
 
 def distinct(sources: list[DocumentSource]) -> list[DocumentSource]:

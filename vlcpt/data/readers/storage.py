@@ -78,7 +78,11 @@ def open_rows(path: str | Path, *, split: str | None = None, as_text: bool = Fal
     """
     shown = str(path)
     if "://" in shown:
-        raise _error("an address is not opened. Download the data and give its path.", shown)
+        raise _error(
+            "an address is not opened. Download the data and give its path, or the address of what vlcpt "
+            "prepare wrote.",
+            shown,
+        )
     file = Path(path)
     if not file.exists():
         return _hub_rows(shown, split)

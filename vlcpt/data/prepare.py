@@ -1,0 +1,209 @@
+"""The same encoding, once, into shards: each a piece of its source, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from vlcpt import __version__
+from vlcpt.data.documents import DocumentError
+from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.engines import Engine, progress, run_pieces
+from vlcpt.data.fingerprints import differences
+from vlcpt.data.plan_keys import source_key
+from vlcpt.data.planning import Track, untracked
+from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.readers.prepared import (
+    BEGUN,
+    INDEX_FILE,
+    LAYOUT,
+    PLACES_FILE,
+    SOURCE_KIND,
+    WHOLE,
+    Folder,
+    shard_name,
+)
+from vlcpt.data.readers.schemas import SCHEMAS
+from vlcpt.data.shard_writer import PARTS, ShardWriter, arrow_bytes, put
+from vlcpt.data.shards import INDEX_SCHEMA, PLACES_SCHEMA
+
+# A shard is at least so many rows, and at most so many; between them there are some hundred shards.
+SHARD_ROWS = (512, 8192)
+_SHARDS = 512
+# Small, because over a network a whole batch comes for one document; what Arrow adds is some kB of it.
+BATCH_BYTES = 1 << 17
+_PARTIAL = re.compile(r"\..*\.partial")
+_SHARD = re.compile(r"\d{5,}\.arrow")
+
+
+def prepare_source(
+    source: DocumentSource,
+    encoder: partial[DocumentEncoder],
+    folder: Path,
+    *,
+    fingerprint: Mapping[str, object],
+    stops: bool = True,
+    engine: Engine = "local",
+    num_proc: int = 0,
+    track: Track = untracked,
+) -> None:
+    """Encode a source into a folder, or go on where that was interrupted.
+
+    Args:
+        source: The source.
+        encoder: Makes the encoder.
+        folder: Empty, new, or holding the same source as far as it is prepared.
+        fingerprint: See :func:`vlcpt.data.fingerprints.fingerprint`.
+        stops: Whether the first unusable row stops it; others are kept with their reason.
+        engine, num_proc: See :func:`vlcpt.data.engines.run_pieces`.
+        track: What shows the progress.
+
+    Raises:
+        DocumentError: At an unusable row if that stops it; if the folder holds something else.
+        BadDataError: At many unusable rows on end.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from vlcpt import CPTDataset, load_processor
+        >>> from vlcpt.data.fingerprints import fingerprint
+        >>> from vlcpt.data.readers.files import open_source
+        >>> from vlcpt.demo import base_path
+        >>> processor, source = load_processor(base_path()), open_source([{"text": "one two"}])
+        >>> with TemporaryDirectory() as folder:
+        ...     made_with = fingerprint(processor, "train", {"train_eos": "never"})
+        ...     encoder = partial(DocumentEncoder, processor, train_eos="never")
+        ...     prepare_source(source, encoder, Path(folder), fingerprint=made_with)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['00000.arrow', 'index.arrow', 'places.arrow', 'prepared.json']
+    """
+    shard_rows = min(max(SHARD_ROWS[0], -(-len(source) // _SHARDS)), SHARD_ROWS[1])
+    about: dict[str, object] = {
+        "kind": SOURCE_KIND,
+        "layout": LAYOUT,
+        "name": source.name,
+        "rows": len(source),
+        "shard_rows": shard_rows,
+        "data": source_key(source),
+        "reading": _reading(source),
+        "fingerprint": dict(fingerprint),
+    }
+    if _is_whole(folder, about):
+        return
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    put(folder / BEGUN, _json_bytes(about))
+    shards = range(-(-len(source) // shard_rows))
+    missing = [shard for shard in shards if not _is_done(folder, shard)]
+    write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, batch_bytes=BATCH_BYTES, stops=stops)
+    with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
+        run_pieces(write, missing, engine, num_proc)
+    _finish(folder, about, len(shards))
+
+
+def remove_prepared(folder: Path) -> None:
+    """Delete what was prepared in a folder, whole or not, and nothing else that may be there.
+
+    Example:
+        >>> remove_prepared(Path("no/such/folder"))
+    """
+    if not any((folder / name).is_file() for name in (WHOLE, BEGUN)):
+        return
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for path in folder.iterdir():
+        ours = path.name in (INDEX_FILE, PLACES_FILE) or _SHARD.fullmatch(path.name)
+        if ours or _PARTIAL.fullmatch(path.name):
+            path.unlink()
+    for name in (WHOLE, BEGUN):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _is_whole(folder: Path, about: Mapping[str, object]) -> bool:
+    """Whether nothing is left to do; an error if the folder holds another source, or this one prepared
+    otherwise."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    whole = Folder(str(folder)).json(WHOLE, (SOURCE_KIND,))
+    there = whole or Folder(str(folder)).json(BEGUN, (SOURCE_KIND,))
+    todo = "Give another folder, or start afresh in it with --overwrite."
+    if there is None:
+        raise _error(f"the folder is not empty, and holds nothing that was prepared. {todo}", folder)
+    if found := differences(_flat(there), _flat(about)):
+        raise _error(f"it was begun from other data or options ({'; '.join(found)}). {todo}", folder)
+    if about["data"] is None:
+        raise _error(f"nothing tells whether rows in memory are still the same. {todo}", folder)
+    return whole is not None
+
+
+def _flat(about: Mapping[str, object]) -> dict[str, object]:
+    """What must be equal to go on."""
+    fingerprint, reading = about["fingerprint"], about["reading"]
+    assert isinstance(fingerprint, dict)
+    assert isinstance(reading, dict)
+    own = {key: about.get(key) for key in ("layout", "name", "rows", "shard_rows", "data")}
+    return {**own, **reading, **fingerprint}
+
+
+def _reading(source: DocumentSource) -> dict[str, object]:
+    """The format that a source was read in, and its options."""
+    read = source.read
+    options = read.keywords if isinstance(read, partial) else {}
+    function = read.func if isinstance(read, partial) else read
+    format = function.__module__.rpartition(".")[2]
+    targets = options.get("targets") or next(iter(SCHEMAS[format].targets), None)
+    return {"format": format, "targets": targets, "chat_template": options.get("chat_template") or None}
+
+
+def _is_done(folder: Path, shard: int) -> bool:
+    return (folder / shard_name(shard)).is_file() and (folder / PARTS / shard_name(shard)).is_file()
+
+
+def _count_done(folder: Path) -> int:
+    return sum(_SHARD.fullmatch(name) is not None for name in os.listdir(folder))
+
+
+def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
+    """Join what is beside the shards, and say that all is there."""
+    index: list[pa.RecordBatch] = []
+    places: list[Mapping[str, int]] = []
+    for shard in range(shards):
+        part = pa.ipc.open_file(pa.py_buffer((folder / PARTS / shard_name(shard)).read_bytes()))
+        index.append(part.get_batch(0))
+        places += json.loads(part.schema.metadata[b"places"])
+    joined = {
+        INDEX_FILE: arrow_bytes([batch.replace_schema_metadata() for batch in index], INDEX_SCHEMA),
+        PLACES_FILE: arrow_bytes([pa.RecordBatch.from_pylist(places, PLACES_SCHEMA)], PLACES_SCHEMA),
+    }
+    for name, content in joined.items():
+        put(folder / name, content)
+    names = [*map(shard_name, range(shards)), *joined]
+    made_by = {name: version(name) for name in ("transformers", "tokenizers", "pillow", "av")}
+    whole = {
+        **about,
+        "files": {name: (folder / name).stat().st_size for name in names},
+        "digests": {name: xxhash.xxh3_64_hexdigest(content) for name, content in joined.items()},
+        "versions": {"vlcpt": __version__, **made_by},
+    }
+    put(folder / WHOLE, _json_bytes(whole))
+    shutil.rmtree(folder / PARTS)
+    (folder / BEGUN).unlink()
+    for path in folder.iterdir():
+        if _PARTIAL.fullmatch(path.name):
+            path.unlink()  # of a process that was killed
+
+
+def _json_bytes(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _error(reason: str, folder: Path) -> DocumentError:
+    return DocumentError(reason, kind="source", field=str(folder))

@@ -1,0 +1,117 @@
+"""Writes the shards of a prepared source, each whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from vlcpt.data.documents import DocumentError
+from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.engines import Pieces
+from vlcpt.data.media import MediaLimits
+from vlcpt.data.planning import MAX_BAD_IN_A_ROW, BadDataError
+from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.readers.prepared import shard_name
+from vlcpt.data.shards import INDEX_SCHEMA, ShardFile, document_row, error_row
+
+PARTS = ".parts"  # what the index will hold of each shard that is done
+
+
+class ShardWriter:
+    """Encodes the shards with these numbers: the one function that every engine runs.
+
+    Args:
+        source: Where the rows are.
+        encoder: Makes the encoder, in the process that needs it.
+        folder: Where the shards go.
+        shard_rows: Rows of each but the last.
+        batch_bytes: Of a batch, which is what is read to get one document.
+        stops: Whether the first unusable row stops it.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        encoder: partial[DocumentEncoder],
+        folder: Path,
+        *,
+        shard_rows: int,
+        batch_bytes: int,
+        stops: bool,
+    ) -> None:
+        self._source = source
+        self._make_encoder = encoder
+        self._encoder: DocumentEncoder | None = None
+        self._folder = folder
+        self._shard_rows = shard_rows
+        self._batch_bytes = batch_bytes
+        self._stops = stops
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_encoder": None}
+
+    def __call__(self, pieces: Pieces) -> Pieces:
+        for piece in pieces["piece"]:
+            self._write(int(piece))
+        return pieces
+
+    def _write(self, shard: int) -> None:
+        first = shard * self._shard_rows
+        name, unfinished = shard_name(shard), self._folder / f".{uuid.uuid4().hex}.partial"
+        bad = 0
+        try:
+            with unfinished.open("wb") as file:
+                written = ShardFile(file, first, shard, self._batch_bytes)
+                for number in range(first, min(first + self._shard_rows, len(self._source))):
+                    try:
+                        bad = self._add(written, number, bad)
+                    except DocumentError as error:
+                        if self._stops:
+                            raise
+                        bad += 1
+                        written.add(*error_row(error, self._source.rows.source(number)))
+                        if bad >= MAX_BAD_IN_A_ROW:
+                            raise BadDataError(f"{bad} unusable rows in a row, the last: {error}") from None
+                written.close(unfinished)
+            index = pa.record_batch(
+                [pa.array(column, pa.int32()) for column in zip(*written.index, strict=True)], INDEX_SCHEMA
+            )
+            schema = INDEX_SCHEMA.with_metadata({"places": json.dumps(written.places)})
+            put(self._folder / PARTS / name, arrow_bytes([index], schema))
+            unfinished.replace(self._folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _add(self, written: ShardFile, number: int, bad: int) -> int:
+        if self._encoder is None:
+            self._encoder = self._make_encoder()
+        document = self._source.document(number)
+        stream = self._encoder.tokens(document)
+        limits = self._make_encoder.keywords.get("limits") or MediaLimits()
+        source = document.source or self._source.rows.source(number)
+        written.add(*document_row(document, stream, source, limits))
+        return 0
+
+
+def arrow_bytes(batches: list[pa.RecordBatch], schema: pa.Schema) -> bytes:
+    """Batches as an Arrow file."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.partial")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
