@@ -21,6 +21,22 @@ def test_every_sample_is_in_one_pack_and_no_pack_is_too_long(lengths, max_length
     assert len(totals) < 2 or totals[0] + totals[1] > max_length
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=80), st.integers(30, 70))
+def test_equal_lengths_at_once_are_as_one_by_one(lengths, max_length):
+    packs: list[list[int]] = []
+    last_changed: dict[int, int] = {}  # of packs with equal room, the one that was filled last is taken
+    for step, number in enumerate(sorted(range(len(lengths)), key=lambda one: -lengths[one])):
+        rooms = {n: max_length - sum(lengths[one] for one in pack) for n, pack in enumerate(packs)}
+        fitting = [n for n, room in rooms.items() if room >= lengths[number]]
+        pack = min(fitting, key=lambda n: (rooms[n], -last_changed[n]), default=len(packs))
+        packs += [[]] if pack == len(packs) else []
+        packs[pack].append(number)
+        last_changed[pack] = step
+
+    assert plan_packs(lengths, max_length) == packs
+
+
 def test_the_fullest_pack_that_has_room_is_taken():
     # 6 and 5 open a pack each; 3 goes to the 6, which it fills, and 4 to the 5.
     assert plan_packs([3, 6, 4, 5], max_length=9) == [[1, 0], [3, 2]]

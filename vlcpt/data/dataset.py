@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -141,13 +143,16 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
         # A shuffle first, so that equal lengths fall together at random and not by file order.
         order = np.random.default_rng(seed).permutation(len(self._samples))
-        lengths = self._samples[order, 3] - self._samples[order, 2]
-        packs = plan_packs(lengths.tolist(), max_length) if packing else [[n] for n in range(len(order))]
-        self._pack_of = order[np.concatenate([np.array(pack, dtype=np.int64) for pack in packs])]
-        self._pack_ends = np.cumsum([len(pack) for pack in packs])
+        lengths = (self._samples[:, 3] - self._samples[:, 2])[order]
+        self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1)
+        if packing:
+            # An array, not a list of a million objects; so are the numbers that come back.
+            packs = plan_packs(array("i", lengths.tobytes()), max_length)
+            self._pack_of = order[np.fromiter(chain.from_iterable(packs), np.int64, len(order))]
+            self._pack_ends = np.cumsum([len(pack) for pack in packs])
         self.ledger.samples = len(self._samples)
-        self.ledger.packs = len(packs)
-        self.ledger.fill = round(float(lengths.sum()) / (len(packs) * max_length), 6) if packing else None
+        self.ledger.packs = len(self)
+        self.ledger.fill = round(float(lengths.sum()) / (len(self) * max_length), 6) if packing else None
 
     def __len__(self) -> int:
         return len(self._pack_ends)

@@ -69,16 +69,16 @@ class Plan:
     ledger: Ledger
 
     def samples(self) -> np.ndarray:
-        """Every sample of the pass: int64 (N, 7), source, row, start, stop, repeated, targets, media."""
+        """Every sample of the pass: int32 (N, 7), source, row, start, stop, repeated, targets, media."""
         found = []
         for source, (scan, repeats) in enumerate(zip(self.scans, self.repeats, strict=True)):
             parts = scan.column("parts")
-            document = np.repeat(np.arange(len(parts)), parts)  # of each part
-            of_part = np.column_stack(
-                [np.full(len(document), source), scan.column("row")[document], scan.parts]
-            ).astype(np.int64)
+            of_part = np.empty((len(scan.parts), 2 + scan.parts.shape[1]), dtype=np.int32)
+            of_part[:, 0] = source
+            of_part[:, 1] = np.repeat(scan.column("row"), parts)
+            of_part[:, 2:] = scan.parts
             found.append(_repeat_documents_parts(of_part, parts, repeats))
-        return np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def rows_with(self, column: str) -> np.ndarray:
         """Documents that are read and have any of ``images`` or ``videos``: int64 (N, 2), source and row."""
@@ -95,16 +95,12 @@ class Plan:
 
 def _repeat_documents_parts(of_part: np.ndarray, parts: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     """Each document's parts together, as often as the document is read."""
-    if (repeats <= 1).all():
-        return of_part[np.repeat(repeats > 0, parts)]
-    starts = np.cumsum(parts) - parts
-    order = [
-        start + place
-        for start, count, times in zip(starts.tolist(), parts.tolist(), repeats.tolist(), strict=True)
-        for _ in range(times)
-        for place in range(count)
-    ]
-    return of_part[order]
+    if (repeats == 1).all():
+        return of_part
+    starts = np.repeat(np.cumsum(parts) - parts, repeats)
+    counts = np.repeat(parts, repeats)
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return of_part[np.repeat(starts, counts) + inside]
 
 
 def make_plan(

@@ -7,16 +7,22 @@ import numpy as np
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.scanning import COLUMNS, PART_COLUMNS, Scan, SourceScanner
 
+PIECE_ROWS = 1 << 15  # arrays of so many numbers leave no holes behind when they are joined
+
 
 class PreparedScanner(SourceScanner):
-    """As :class:`SourceScanner`, with equal results: item k is the scan of shard k.
+    """As :class:`SourceScanner`, with equal results: an item is the scan of some neighbouring shards.
 
     Only rows of which there is more to say are read: those that are no document, have no target, or are
     longer than ``max_length``.
     """
 
     def _rows_of_a_piece(self) -> int:
-        return self._rows.shard_rows
+        return self._rows.shard_rows * self._shards_of_a_piece
+
+    @property
+    def _shards_of_a_piece(self) -> int:
+        return max(1, PIECE_ROWS // self._rows.shard_rows)
 
     @property
     def _rows(self) -> PreparedRows:
@@ -24,7 +30,8 @@ class PreparedScanner(SourceScanner):
         return self._source.rows
 
     def __getitem__(self, piece: int) -> Scan:
-        index = self._rows.index(piece)
+        shards = self._shards_of_a_piece
+        index = self._rows.index(range(piece * shards, (piece + 1) * shards))
         first, length, targets = piece * self._piece_rows, index["length"], index["targets"]
         plain = (targets > 0) & (length <= self._max_length)
         scan = self._read((np.flatnonzero(~plain) + first).tolist(), len(length))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
+import xxhash
 
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
@@ -17,9 +20,65 @@ from vlcpt.data.media import MediaLimits
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, BadDataError
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import shard_name
-from vlcpt.data.shards import INDEX_SCHEMA, ShardFile, document_row, error_row
+from vlcpt.data.shards import INDEX_SCHEMA, SCHEMA, Row, document_row, error_row
 
+_MAGIC = 8  # bytes before the schema of an Arrow file
 PARTS = ".parts"  # what the index will hold of each shard that is done
+
+
+class ShardFile:
+    """Writes one shard, and keeps what the index holds of it.
+
+    Args:
+        file: Open for writing, empty.
+        first: Number of its first row in the source.
+        shard: Its own number.
+        batch_bytes: A batch is closed when it holds so much; with a large document it holds more.
+    """
+
+    def __init__(self, file: BinaryIO, first: int, shard: int, batch_bytes: int) -> None:
+        self._sink = pa.PythonFile(file, "w")
+        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+        self._offset = _MAGIC + SCHEMA.serialize().size
+        self._file = file
+        self._first, self._shard, self._batch_bytes = first, shard, batch_bytes
+        self._rows: list[Row] = []
+        self._bytes = 0
+        self.index: list[list[int]] = []
+        self.places: list[Mapping[str, int]] = []
+
+    def add(self, row: Row, index: list[int]) -> None:
+        """One more row."""
+        self._rows.append(row)
+        self.index.append(index)
+        media = row.get("media", ())
+        assert isinstance(media, list | tuple)
+        self._bytes += 200 + 4 * max(index[0], 0) + sum(len(one["data"]) for one in media)
+        if self._bytes >= self._batch_bytes:
+            self._flush()
+
+    def close(self, path: Path) -> None:
+        """End the file, which lies at ``path``, and find where its batches are."""
+        self._flush()
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        with path.open("rb") as file:
+            for number, place in enumerate(self.places):
+                file.seek(place["offset"])
+                content = file.read(place["size"])
+                self.places[number] = {**place, "digest": xxhash.xxh3_64_intdigest(content)}
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
+        end = self._sink.tell()
+        first = self._first + len(self.index) - len(self._rows)
+        self.places.append(
+            {"first": first, "shard": self._shard, "offset": self._offset, "size": end - self._offset}
+        )
+        self._offset, self._rows, self._bytes = end, [], 0
 
 
 class ShardWriter:

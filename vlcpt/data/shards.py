@@ -6,14 +6,11 @@ planning needs and the place of every batch, so that one document is one short r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Source, Video
 from vlcpt.data.media import MediaError, MediaLimits, open_medium
@@ -23,7 +20,6 @@ from vlcpt.data.vision import PlacedMedium
 
 Row = dict[str, object]
 IGNORED = -100
-_MAGIC = 8  # bytes before the schema of an Arrow file
 _LARGEST = 2**62  # a row may ask for more pixels than Arrow can write; no image has as many
 
 _CLIP = {
@@ -146,7 +142,7 @@ def row_document(batch: pa.RecordBatch, number: int) -> EncodedDocument:
         raise DocumentError(
             error["reason"], kind=error["kind"], source=source, field=error["field"], offset=error["offset"]
         )
-    ids, lengths, weights = (batch.column(name)[number].values.to_numpy() for name in _ARRAYS)
+    ids, lengths, weights = (as_numpy(batch.column(name)[number].values) for name in _ARRAYS)
     input_ids = ids.astype(np.int64)
     loss_weights = np.repeat(weights, lengths)
     media = tuple(_placed(one) for one in row["media"])
@@ -168,59 +164,14 @@ def row_document(batch: pa.RecordBatch, number: int) -> EncodedDocument:
     )
 
 
-class ShardFile:
-    """Writes one shard, and keeps what the index holds of it.
+def as_numpy(array: pa.Array) -> np.ndarray:
+    """Numbers without a copy; ``to_numpy`` would import pandas, in every worker.
 
-    Args:
-        file: Open for writing, empty.
-        first: Number of its first row in the source.
-        shard: Its own number.
-        batch_bytes: A batch is closed when it holds so much; with a large document it holds more.
+    Example:
+        >>> as_numpy(pa.array([1, 2])).tolist()
+        [1, 2]
     """
-
-    def __init__(self, file: BinaryIO, first: int, shard: int, batch_bytes: int) -> None:
-        self._sink = pa.PythonFile(file, "w")
-        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
-        self._offset = _MAGIC + SCHEMA.serialize().size
-        self._file = file
-        self._first, self._shard, self._batch_bytes = first, shard, batch_bytes
-        self._rows: list[Row] = []
-        self._bytes = 0
-        self.index: list[list[int]] = []
-        self.places: list[Mapping[str, int]] = []
-
-    def add(self, row: Row, index: list[int]) -> None:
-        """One more row."""
-        self._rows.append(row)
-        self.index.append(index)
-        media = row.get("media", ())
-        assert isinstance(media, list | tuple)
-        self._bytes += 200 + 4 * max(index[0], 0) + sum(len(one["data"]) for one in media)
-        if self._bytes >= self._batch_bytes:
-            self._flush()
-
-    def close(self, path: Path) -> None:
-        """End the file, which lies at ``path``, and find where its batches are."""
-        self._flush()
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        with path.open("rb") as file:
-            for number, place in enumerate(self.places):
-                file.seek(place["offset"])
-                content = file.read(place["size"])
-                self.places[number] = {**place, "digest": xxhash.xxh3_64_intdigest(content)}
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
-        end = self._sink.tell()
-        first = self._first + len(self.index) - len(self._rows)
-        self.places.append(
-            {"first": first, "shard": self._shard, "offset": self._offset, "size": end - self._offset}
-        )
-        self._offset, self._rows, self._bytes = end, [], 0
+    return np.from_dlpack(array)
 
 
 def _place(source: Source, called: str | None) -> Row:

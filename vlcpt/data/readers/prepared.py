@@ -14,7 +14,7 @@ import xxhash
 from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.readers.storage import default_name
 from vlcpt.data.references import shown_url
-from vlcpt.data.shards import INDEX, SCHEMA, row_document, row_source
+from vlcpt.data.shards import INDEX, SCHEMA, as_numpy, row_document, row_source
 from vlcpt.data.streams import EncodedDocument
 
 WHOLE = "prepared.json"  # written last: without it, a folder is not whole
@@ -22,6 +22,7 @@ BEGUN = "preparing.json"
 INDEX_FILE = "index.arrow"
 PLACES_FILE = "places.arrow"
 LAYOUT = 1
+_CHUNK = 1 << 20
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
 
@@ -54,7 +55,7 @@ def is_address(path: str) -> bool:
 
 
 class Folder:
-    """A folder's files, on a disk or at an address. Nothing stays open, so that it goes to any process.
+    """A folder's files, on a disk or at an address.
 
     Args:
         path: A path, or an address that ``fsspec`` knows.
@@ -77,12 +78,12 @@ class Folder:
         found = files.cat_file(f"{root}/{name}", start, stop)
         return bytes(found)
 
-    def mapped(self, name: str) -> pa.Buffer:
-        """A whole file, without a copy where it lies on a disk."""
+    def open(self, name: str) -> pa.NativeFile:
+        """A file to read from; one at an address is fetched whole. Arrow reads at places, not where another
+        process has left off."""
         if is_address(self.path):
-            return pa.py_buffer(self.read(name))
-        with pa.memory_map(f"{self.path}/{name}") as file:
-            return file.read_buffer()
+            return pa.BufferReader(self.read(name))
+        return pa.OSFile(f"{self.path}/{name}")
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file in it."""
@@ -168,11 +169,10 @@ class PreparedRows:
             )
         self.about: Mapping[str, object] = about
         self._check_files()
-        index = pa.ipc.open_file(self._verified(INDEX_FILE))
-        self._index = [index.get_batch(shard) for shard in range(index.num_record_batches)]
-        places = pa.ipc.open_file(self._verified(PLACES_FILE)).read_all()
+        self._index = pa.ipc.open_file(self._verified(INDEX_FILE))
+        places = pa.ipc.open_file(self._verified(PLACES_FILE)).get_batch(0)
         self._first, self._shard, self._offset, self._size, self._digest = (
-            places.column(name).to_numpy() for name in ("first", "shard", "offset", "size", "digest")
+            as_numpy(places.column(name)) for name in ("first", "shard", "offset", "size", "digest")
         )
         self._kept: tuple[int, pa.RecordBatch] | None = None
 
@@ -187,9 +187,13 @@ class PreparedRows:
         """Rows of each shard but the last."""
         return int(self.about["shard_rows"])  # type: ignore[call-overload]
 
-    def index(self, shard: int) -> dict[str, np.ndarray]:
-        """The integers of a shard's rows, int32 by the names of ``INDEX``."""
-        return {name: self._index[shard].column(name).to_numpy() for name in INDEX}
+    def index(self, shards: range) -> dict[str, np.ndarray]:
+        """The integers of the rows of these shards, as far as there are so many: int32 by the names of
+        ``INDEX``."""
+        batches = [
+            self._index.get_batch(shard) for shard in shards[: self._index.num_record_batches - shards[0]]
+        ]
+        return {name: np.concatenate([as_numpy(batch.column(name)) for batch in batches]) for name in INDEX}
 
     def source(self, number: int) -> Source:
         batch, place = self._batch(number)
@@ -216,13 +220,15 @@ class PreparedRows:
             raise self._damaged(shard_name(shard), "it was changed since")
         return pa.ipc.read_record_batch(pa.py_buffer(content), SCHEMA)
 
-    def _verified(self, name: str) -> pa.Buffer:
+    def _verified(self, name: str) -> pa.NativeFile:
         digests = self.about["digests"]
         assert isinstance(digests, dict)
-        content = self._folder.mapped(name)
-        if xxhash.xxh3_64_hexdigest(content) != digests[name]:
+        file, digest = self._folder.open(name), xxhash.xxh3_64()
+        for start in range(0, file.size(), _CHUNK):
+            digest.update(file.read_at(min(_CHUNK, file.size() - start), start))
+        if digest.hexdigest() != digests[name]:
             raise self._damaged(name, "it was changed since")
-        return content
+        return file
 
     def _check_files(self) -> None:
         """All files are there, at their length; that their content is whole shows when it is read."""
