@@ -35,6 +35,7 @@ _REFUSED: Mapping[str, str] = {
     "neftune_noise_alpha": "Its noise would depend on how documents are packed. Remove the key.",
     "batch_eval_metrics": "Evaluation adds up rows, and no means of batches. Remove the key.",
     "dataloader_drop_last": "It would lose documents. Remove the key.",
+    "enable_jit_checkpoint": "vlcpt saves at SIGTERM and SIGINT by itself. Remove the key.",
     "hub_always_push": "Only the result is pushed, once. Remove the key.",
 }
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")

@@ -11,7 +11,7 @@ from vlcpt.data.encoding import IGNORE_INDEX, Sample
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.fillers import Modality, make_fillers
 
-Batch = dict[str, torch.Tensor | bool | list[FailedSample]]
+Batch = dict[str, torch.Tensor | bool | list[FailedSample] | list[str]]
 
 
 class CPTDataCollator:
@@ -25,6 +25,10 @@ class CPTDataCollator:
         fill_modalities: ``image``, ``video`` or both: a batch without any gets a tiny one, as a document
             of its own in its shortest row. Ranks that share a tower need equal calls of it, see
             :func:`vlcpt.data.fillers.make_fillers`; :class:`vlcpt.CPTTrainer` sets this where they do.
+
+    Attributes:
+        names_documents: Whether a batch also has ``documents``, the names of its samples: for the trainer,
+            which takes them out again.
 
     Example:
         >>> from vlcpt import encode_document, load_processor, parse_markup
@@ -40,6 +44,7 @@ class CPTDataCollator:
         self._pad = int(processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
         self._processor = processor
         self.fill_modalities = fill_modalities
+        self.names_documents = False
 
     @property
     def fill_modalities(self) -> tuple[Modality, ...]:
@@ -87,6 +92,8 @@ class CPTDataCollator:
                 batch[name] = torch.cat(found)
         if failed:
             batch["failed"] = failed
+        if self.names_documents:
+            batch["documents"] = [sample.name for sample in samples]
         return batch
 
     def _row(self, pack: Sequence[Sample], length: int) -> tuple[torch.Tensor, ...]:

@@ -45,7 +45,19 @@ def take_failed(batch: Batch) -> ReadBatch:
     """
     failed = batch.pop("failed", [])
     assert isinstance(failed, list)
-    return ReadBatch(failed, bool(total_weight(batch) > 0))
+    return ReadBatch([one for one in failed if isinstance(one, FailedSample)], bool(total_weight(batch) > 0))
+
+
+def take_documents(batch: Batch) -> list[str]:
+    """Take the names of its documents out of a batch, for the model does not know them.
+
+    Example:
+        >>> take_documents({"use_cache": False})
+        []
+    """
+    names = batch.pop("documents", [])
+    assert isinstance(names, list)
+    return [str(name) for name in names]
 
 
 def leave_out_failed(batch: Batch) -> None:

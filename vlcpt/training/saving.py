@@ -7,17 +7,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.training.checkpoints import check_adapter, restore_weights
+from vlcpt.training.checkpoints import check_adapter, restore_weights, save_now
 from vlcpt.training.disk import delete_checkpoint, needed_bytes, require_space, rotate
+from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
 from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
 from vlcpt.training.resuming import find_checkpoint, list_checkpoints
+from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Checkpoints(TrainerCallback):
         self._facts: dict[str, object] | None = None
         self._writing: Path | None = None
         self._limit: int | None = None
+        self._saved: int | None = None  # the step whose checkpoint is there
 
     @property
     def _output(self) -> Path:
@@ -52,6 +55,7 @@ class Checkpoints(TrainerCallback):
         Raises:
             CheckpointError: If none can be used, or it is of another run.
         """
+        self._saved = None
         if not resume_from_checkpoint:
             return None
         facts = self._run_facts()
@@ -74,6 +78,8 @@ class Checkpoints(TrainerCallback):
         if args.process_index == 0:
             logger.info("going on from %s", found[0])
         self._load(str(found[0]))
+        if found[0].resolve().parent == self._output.resolve():
+            self._saved = int(found[0].name.rpartition("-")[2])
         return str(found[0])
 
     @contextmanager
@@ -100,14 +106,40 @@ class Checkpoints(TrainerCallback):
         if self._trainer.args.load_best_model_at_end and best:
             self._load(best)
 
-    def begin(self, folder: Path) -> None:
-        """Make room and an empty folder for a checkpoint, before any rank writes into it.
+    def save_and_end(self, code: float) -> NoReturn:
+        """Save what the last step left, on all ranks, and end as the signal asks.
+
+        Args:
+            code: See :func:`end_interrupted`.
+        """
+        step = self._trainer.state.global_step
+        if step and step != self._saved:
+            save_now(self._trainer)
+        message = "interrupted before the first step"
+        if step:
+            message = f"interrupted after step {step}: checkpoint-{step} is saved. Go on with "
+            message += "--resume_from_checkpoint true"
+        if self._trainer.is_world_process_zero():
+            self._trainer.progress.console.print(message, highlight=False, soft_wrap=True)
+        end_interrupted(code, message)
+
+    def begin(self, folder: Path | None) -> None:
+        """Before anything is saved: weights are finite, and a checkpoint has room and an empty folder.
+
+        Args:
+            folder: Of a checkpoint, into which no rank writes before this; None for any other save.
 
         Raises:
             CheckpointError: If the disk has too little room.
+            NotFiniteError: If a weight is not finite.
         """
+        if folder is None:
+            # Not together: other ranks may not be here. Weights are equal on all, or cut under ZeRO-3.
+            require_finite(self._trainer.model)
+            return
 
         def prepare() -> None:
+            require_finite(self._trainer.model)
             if not self._trainer.args.should_save:
                 return
             if folder.exists():  # left by a run that was killed, or by one that went on from an older one
@@ -165,6 +197,7 @@ class Checkpoints(TrainerCallback):
 
         self._together(finish)
         self._writing = None
+        self._saved = state.global_step
 
     def _run_facts(self) -> dict[str, object]:
         """Facts of this run; empty on ranks that neither choose nor write, unless all must take part."""

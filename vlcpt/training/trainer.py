@@ -29,10 +29,18 @@ from vlcpt.training.checkpoints import (
 )
 from vlcpt.training.engine import EngineCheck, check_launch, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
-from vlcpt.training.failures import leave_out_failed, named_workers, note_failed, take_failed
+from vlcpt.training.failures import (
+    leave_out_failed,
+    named_workers,
+    note_failed,
+    take_documents,
+    take_failed,
+)
+from vlcpt.training.finite import FiniteNumbers
 from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.saving import Checkpoints
+from vlcpt.training.signals import Interruption
 
 
 class CPTTrainer(Trainer):
@@ -94,12 +102,16 @@ class CPTTrainer(Trainer):
         )
         _remove_upstream_progress(self)
         self.add_callback(EngineCheck(self, self.progress.console))
+        self._interruption = Interruption()
+        self._finite = FiniteNumbers(self)
+        self.add_callback(self._finite)
         self._checkpoints = Checkpoints(self)
         self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
             sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
             given = [one for one in (train_dataset, *sets) if one is not None]
             self.data_collator.fill_modalities = modalities_to_fill(model, args, given)
+            self.data_collator.names_documents = True
         self.loss_is_scaled_for_ga = True
 
     def train(
@@ -116,9 +128,11 @@ class CPTTrainer(Trainer):
 
         Raises:
             CheckpointError: If the checkpoint cannot be used, or one cannot be written.
+            NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
+            SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
         checkpoint = self._checkpoints.resume(resume_from_checkpoint)
-        with quiet_partial_load(), self.progress, self._checkpoints.kept():
+        with quiet_partial_load(), self.progress, self._interruption.caught(), self._checkpoints.kept():
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         self._checkpoints.restore_best()
         return output
@@ -128,22 +142,28 @@ class CPTTrainer(Trainer):
     ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one step, and Σ weight of its targets on all ranks."""
         while True:
-            with named_workers(self.train_dataset):
-                batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches: list[Batch] = []
+            if not self._interruption.is_requested:
+                with self._interruption.while_loading(), named_workers(self.train_dataset):
+                    batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
                 unrepeat(batches, self.train_dataset, self.args)
             read = [take_failed(batch) for batch in batches]
             failed = any(one.failed for one in read)
-            weight = sum((total_weight(batch) for batch in batches), torch.zeros(())).to(device)
-            counts = torch.stack([weight, weight.new_tensor(failed), weight.new_tensor(len(batches))])
-            weight, failed_anywhere, any_batch = self.accelerator.reduce(counts, "sum")
+            weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
+            told = torch.tensor([float(weight), failed, len(batches), self._interruption.code], device=device)
+            counts = self.accelerator.reduce(told, "sum")
+            weight, failed_anywhere, any_batch, interrupted = counts.tolist()
+            if interrupted:
+                self._checkpoints.save_and_end(interrupted)
             if failed_anywhere:
                 read = gather_object(read)  # every rank then has the same ledger, and stops or goes on alike
             directory = Path(str(self.args.output_dir)) if self.is_world_process_zero() else None
             note_failed(read, self.train_dataset, directory)
             if weight > 0 or not any_batch:
+                self._finite.start_step([take_documents(batch) for batch in batches])
                 self.progress.count(batches)
-                return batches, weight
+                return batches, counts[0]
             # Documents that failed just now may have been all of a step: then the next batches are taken.
             if not failed_anywhere:
                 raise ValueError(
@@ -161,7 +181,8 @@ class CPTTrainer(Trainer):
         """Σ weight · nll of a batch over Σ weight of the step, as DDP's mean over ranks needs it."""
         losses = target_losses(model, inputs)
         weight = losses.weights.sum() if num_items_in_batch is None else num_items_in_batch
-        return (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
+        loss = (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
+        return self._finite.watched(loss)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The configured optimizer over one group a tower, each with its learning rate."""
@@ -197,9 +218,11 @@ class CPTTrainer(Trainer):
 
         Generation wants the cache that training must not use, a plain load must not round what was
         trained, and Trainer's pickle of all arguments holds tokens in clear.
+
+        Raises:
+            NotFiniteError: If a weight is not finite.
         """
-        if _internal_call and output_dir is not None:
-            self._checkpoints.begin(Path(output_dir))
+        self._checkpoints.begin(Path(output_dir) if _internal_call and output_dir else None)
         with cache_in_saved_config(base_model(self.model).config):
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
@@ -216,6 +239,7 @@ class CPTTrainer(Trainer):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
         leave_out_failed(inputs)
+        take_documents(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = row_sums(model, self._prepare_inputs(dict(inputs)))
         return None, sums, sums[:, 1:]
