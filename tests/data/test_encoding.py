@@ -1,5 +1,6 @@
 """Documents to samples: targets are the spans' text, end-of-text, control tokens, the first token."""
 
+import pickle
 import re
 import time
 import unicodedata
@@ -330,3 +331,10 @@ def test_a_long_document_of_two_thousand_spans_encodes_in_seconds(real_processor
     assert stream.cut_edges >= 2_000
     decoded = real_processor.tokenizer.decode(stream.input_ids[stream.labels >= 0])
     assert solid(decoded) == "psoverthela" * 2_000
+
+
+def test_an_error_about_a_document_without_a_source_names_its_id(tiny_processor):
+    document = Document((Image("none.png"), Text("a", trainable=True)), id="pump-7")
+    with pytest.raises(DocumentError, match=r"^id pump-7: images: 'none\.png' does not exist in ") as caught:
+        encode_document(document, tiny_processor)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

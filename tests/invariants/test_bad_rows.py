@@ -1,6 +1,7 @@
 """Bad rows harm nothing: each is one message at once, or one line of the account, and the others train."""
 
 import json
+import os
 import struct
 import time
 import zlib
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 from tests.support import avi, png
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.cli import app
+from vlcpt.data.media import MediaLimits
 from vlcpt.demo import base_path
 
+LIMITS = MediaLimits(max_file_bytes=2_000_000, max_video_frames=20)
 OPEN, CLOSE = "<trainable_text>", "</trainable_text>"
 
 
@@ -29,6 +32,10 @@ GOOD = {"text": f"one {OPEN}two{CLOSE}"}
 # What is wrong, the line, the ledger's reason, and what the message says.
 BAD: dict[str, tuple[object, str, str]] = {
     "cut line": ('{"text": "a', "json", "not JSON"),
+    "key twice": ('{"text": "a", "text": "b"}', "json", "the key 'text' stands twice in one object"),
+    "not UTF-8": (b'{"text": "\xff"}', "json", "not valid UTF-8"),
+    "half a character": ('{"text": "\\ud800"}', "json", "surrogate"),
+    "NaN": ('{"text": "a", "n": NaN}', "json", "not JSON"),
     "no object": ("[1, 2]", "json", "expected an object in {}, found list"),
     "no text": ({"txt": "a"}, "row", "text: the field is missing"),
     "text of another type": ({"text": 7}, "row", "text: expected a string, found int"),
@@ -56,6 +63,25 @@ BAD: dict[str, tuple[object, str, str]] = {
     "URL": (with_image("https://example.org/a.png"), "medium", "is a URL, and nothing is fetched"),
     "folder": (with_image("folder"), "medium", "'folder' is a folder"),
     "device": (with_image("zero"), "medium", "lies outside the media_root"),
+    "pipe": (with_image("pipe"), "medium", "'pipe' is a pipe, socket or device"),
+    "link to a pipe": (with_video("pipe-link.mp4"), "medium", "is a pipe, socket or device"),
+    "video URL": (with_video("http://example.org/a.mp4"), "medium", "is a URL, and nothing is fetched"),
+    "images no list": ({"text": "a <image>", "images": "a.png"}, "row", "images: expected a list"),
+    "pixels of another type": (
+        with_image({"path": "a.png", "max_pixels": "many"}),
+        "reference",
+        "max_pixels",
+    ),
+    "SVG": (with_image("a.svg"), "medium", "is not a readable JPEG, PNG, WebP, GIF, BMP or TIFF"),
+    "EPS named PNG": (with_image("eps.png"), "medium", "is not a readable JPEG, PNG, WebP, GIF, BMP or TIFF"),
+    "many pixels": (with_image("many.png"), "medium", "above max_image_pixels"),
+    "video missing": (with_video("none.mp4"), "medium", "'none.mp4' does not exist"),
+    "video outside": (with_video("../secret.png"), "medium", "lies outside the media_root"),
+    "SVG named MP4": (with_video("svg.mp4"), "medium", "is not an MP4, MOV, WebM, MKV or AVI file"),
+    "HLS of local files": (with_video("hls.mp4"), "medium", "is not an MP4, MOV, WebM, MKV or AVI file"),
+    "too many frames": (with_video("frames.avi"), "medium", "over max_video_frames = 20 frames"),
+    "too many bytes": (with_image("bytes.png"), "medium", "above max_file_bytes = 2,000,000"),
+    "video too large": (with_video({"path": "wide.avi"}), "medium_too_large", "Set max_pixels to"),
     "empty": (with_image("empty.png"), "medium", "empty.png is empty (0 bytes)"),
     "no image": (with_image("page.html"), "medium", "is not a readable JPEG, PNG, WebP, GIF, BMP or TIFF"),
     "cut image": (with_image("cut.jpg"), "medium", "cut.jpg is not a readable"),
@@ -73,6 +99,13 @@ BAD: dict[str, tuple[object, str, str]] = {
 }
 
 
+def huge(width: int, height: int) -> bytes:
+    """A PNG whose header promises pixels that are not there."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 50) + b"IDAT" + bytes(54)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     data = tmp_path / "data"
@@ -80,19 +113,26 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "secret.png").write_bytes(png(1))
     (data / "link.png").symlink_to(tmp_path / "secret.png")
     (data / "zero").symlink_to("/dev/zero")
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    bomb += struct.pack(">I", 50) + b"IDAT" + bytes(54)
+    os.mkfifo(data / "pipe")
+    (data / "pipe-link.mp4").symlink_to("pipe")
     for name, content in {
         "a.png": png(1),
         "empty.png": b"",
         "page.html": b"<html>404</html>",
         "cut.jpg": b"\xff\xd8\xff\xe0\0",
-        "bomb.png": bomb,
+        "bomb.png": huge(60_000, 60_000),
         "thin.png": png(1, 900, 4),
         "list.mp4": b"#EXTM3U\n/etc/hostname\n",
         "cut.avi": avi(1)[:300],
         "large.png": png(1, 600, 600),
+        "a.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "svg.mp4": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "hls.mp4": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ncut.avi\n",
+        "many.png": huge(20_000, 20_000),
+        "frames.avi": avi(1, frames=40),
+        "bytes.png": png(1) + bytes(2_000_000),
+        "wide.avi": avi(1, frames=8, width=308, height=308),
     }.items():
         (data / name).write_bytes(content)
     return data
@@ -100,7 +140,8 @@ def folder(tmp_path: Path) -> Path:
 
 def write(folder: Path, lines: list[object]) -> Path:
     path = folder / "train.jsonl"
-    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    written = [one if isinstance(one, str | bytes) else json.dumps(one) for one in lines]
+    path.write_bytes(b"".join((one if isinstance(one, bytes) else one.encode()) + b"\n" for one in written))
     return path
 
 
@@ -110,7 +151,7 @@ def test_each_is_one_message_within_a_second(folder, tiny_processor, what):
     path = write(folder, [GOOD, line])
     before = time.process_time()
     with pytest.raises(DocumentError) as caught:
-        CPTDataset(path, tiny_processor, max_length=64)
+        CPTDataset(path, tiny_processor, max_length=64, limits=LIMITS)
     assert time.process_time() - before < 1
 
     told = str(caught.value)
@@ -124,7 +165,9 @@ def test_each_is_one_message_within_a_second(folder, tiny_processor, what):
 def test_all_together_are_counted_by_reason_and_the_others_train(folder, tiny_processor):
     lines = [one for line, _, _ in BAD.values() for one in (GOOD, line)]
     path = write(folder, lines)
-    dataset = CPTDataset(path, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=0.5)
+    dataset = CPTDataset(
+        path, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=0.5, limits=LIMITS
+    )
     total = dataset.ledger.total
     dataset.ledger.write(folder / "out")
 

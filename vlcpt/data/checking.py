@@ -11,6 +11,7 @@ from vlcpt.data.containers import check_container
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import Document, DocumentError, Image, Medium
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.hub_paths import without_cache
 from vlcpt.data.media import MediaError, MediaLimits, read_image
 from vlcpt.data.streams import TokenStream
 from vlcpt.data.video import read_video
@@ -69,7 +70,8 @@ def _told(medium: Medium, document: Document) -> Iterator[None]:
         yield
     except MediaError as error:
         field = "images" if isinstance(medium, Image) else "videos"
-        raise DocumentError(str(error), kind="medium", source=document.source, field=field) from None
+        reason = without_cache(str(error))
+        raise DocumentError(reason, kind="medium", source=document.source, field=field) from None
 
 
 class DecodingEncoder(CheckingEncoder):

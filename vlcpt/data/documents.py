@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 from vlcpt.data.turn_edges import TurnEdge
@@ -49,6 +50,7 @@ class DocumentError(ValueError):
         source: The document's file and line, when known.
         field: The field of the row, e.g. ``"text"`` or ``"images[2]"``.
         offset: 0-based character offset inside the field.
+        id: The document's own id, where it has no source.
 
     Example:
         >>> print(DocumentError("not closed", source=Source("a.jsonl", 3, "pump"), field="text", offset=8))
@@ -63,9 +65,11 @@ class DocumentError(ValueError):
         source: Source | None = None,
         field: str | None = None,
         offset: int | None = None,
+        id: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.id = id
         self.kind = kind
         self.source = source
         self.field = field
@@ -78,7 +82,7 @@ class DocumentError(ValueError):
         return ": ".join(filter(None, (place, self.reason)))
 
     def __str__(self) -> str:
-        called = self.source.id if self.source else None
+        called = self.source.id if self.source else self.id
         name = f"id {' '.join(called.split())[:100]}" if called else ""
         return ": ".join(filter(None, (str(self.source or ""), name, self.detail)))
 
@@ -93,13 +97,8 @@ class DocumentError(ValueError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword arguments survive a worker's pickle
-        return (_rebuild_error, (self.reason, self.kind, self.source, self.field, self.offset))
-
-
-def _rebuild_error(
-    reason: str, kind: str, source: Source | None, field: str | None, offset: int | None
-) -> DocumentError:
-    return DocumentError(reason, kind=kind, source=source, field=field, offset=offset)
+        place = {name: getattr(self, name) for name in ("kind", "source", "field", "offset", "id")}
+        return (partial(DocumentError, **place), (self.reason,))
 
 
 @dataclass(frozen=True)

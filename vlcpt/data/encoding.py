@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, Image, Text, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
 from vlcpt.data.streams import EncodedDocument, TokenStream
@@ -254,7 +254,11 @@ def encode_document(
         _encoders[processor] = cached = (options, encoder)
     if media_root is not None:
         document = replace(document, media_root=str(media_root))
-    return cached[1].sample(document, cached[1].tokens(document))
+    try:
+        return cached[1].sample(document, cached[1].tokens(document))
+    except DocumentError as error:
+        error.id = document.id
+        raise
 
 
 # Making the plain tokenizer of a 151,936-entry vocabulary takes a second: once per processor.

@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
+from vlcpt.data.hub_paths import without_cache
 from vlcpt.data.media import MediaError, MediaLimits, image_size, read_image
 from vlcpt.data.video import Clip, clip_of, read_video
 
@@ -257,7 +258,8 @@ class VisionEncoder:
     @staticmethod
     def _error(error: MediaError, medium: Medium, document: Document) -> DocumentError:
         field = "images" if isinstance(medium, Image) else "videos"
-        return DocumentError(str(error), kind="medium", source=document.source, field=field)
+        reason = without_cache(str(error))
+        return DocumentError(reason, kind="medium", source=document.source, field=field)
 
 
 def _root(document: Document) -> Path | None:

@@ -10,10 +10,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.constants import HF_HUB_CACHE
 from torch.utils.data import DataLoader
 
 from tests.support import png
-from vlcpt import CPTDataset, DocumentError, Image, Text, read_documents
+from vlcpt import CPTDataset, DocumentError, Image, Text, encode_document, read_documents
 from vlcpt.data.readers import tables
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.rows import MemoryRows
@@ -239,6 +240,23 @@ def test_a_name_on_the_hub_is_loaded_with_its_split(monkeypatch):
     assert (asked, len(source), source.name) == ([("org/docs-v1.5", "train")], COUNT, "docs-v1.5")
     assert source.media_root is not None  # a stranger's rows are not trusted with paths
     assert str(source.document(4).source) == "org/docs-v1.5:5"
+
+
+def test_a_message_about_a_hub_row_names_the_data_set_and_not_the_cache(monkeypatch, tiny_processor):
+    cache = HF_HUB_CACHE
+    inside = f"{cache}/datasets--org--pages/snapshots/0f1c/images/a.png"
+    rows = [{"text": "<image>a", "images": [path]} for path in (inside, "../../etc/b.png")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: datasets.Dataset.from_list(rows))
+    told = []
+    for number in range(2):
+        source = open_source("org/pages", split="train")
+        with pytest.raises(DocumentError) as caught:
+            encode_document(source.document(number), tiny_processor)
+        told.append(str(caught.value))
+
+    assert told[0].startswith("org/pages:1: images: 'org/pages/images/a.png' does not exist in ")
+    assert told[1].startswith("org/pages:2: images: '../../etc/b.png' ")
+    assert all("(the cache of Hugging Face)" in one and cache not in one for one in told)
 
 
 def test_without_the_hub_one_message_says_so():

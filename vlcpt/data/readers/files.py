@@ -52,6 +52,11 @@ class DocumentSource:
             return replace(self.read(row), id=source.id, source=source, media_root=self.media_root)
         except DocumentError as error:
             raise error.at(source) from None
+        except OSError as error:
+            raise DocumentError(
+                f"the file cannot be read: {error.strerror or error}. Look whether it is still there.",
+                source=source,
+            ) from None
 
 
 def open_source(
@@ -121,6 +126,9 @@ def open_source(
         raise
     except ValueError as error:
         raise DocumentError(str(error), kind="source", field=name) from None
+    except OSError as error:
+        reason = f"it cannot be opened: {error.strerror or error}. Check its permissions and the disk."
+        raise DocumentError(reason, kind="source", field=str(path)[:200]) from None
     only = getattr(rows, "only", None)
     if only is not None:  # tables: columns that the schema does not read are never touched
         rows = only(("id", *SCHEMAS[format].fields))

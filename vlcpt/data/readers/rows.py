@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,12 +13,13 @@ import orjson
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.json_keys import check_keys, repeated, rows_with_repeats
 
 if TYPE_CHECKING:
     import datasets
 
 TEXT_SUFFIXES = (".txt", ".md")
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -46,22 +48,18 @@ class JsonlRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
-        starts = [np.zeros(1, dtype=np.int64)]
+        self._bounds = _line_bounds(path)
+        sizes = np.diff(self._bounds)
+        short = np.flatnonzero(sizes <= len(_BOM) + 2)
+        blank = []
         with path.open("rb") as file:
-            done = 0
-            while chunk := file.read(_CHUNK):
-                starts.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + done + 1)
-                done += len(chunk)
-        bounds = np.append(np.concatenate(starts), done)
-        sizes = np.diff(bounds)
-        blank = np.zeros(len(sizes), dtype=bool)
-        with path.open("rb") as file:
-            for line in np.flatnonzero(sizes <= len(_BOM) + 2):
-                file.seek(int(bounds[line]))
-                blank[line] = not file.read(int(sizes[line])).removeprefix(_BOM).strip()
-        self._lines = np.flatnonzero(~blank)
-        self._starts = bounds[self._lines]
-        self._sizes = bounds[self._lines + 1] - self._starts
+            for line in short.tolist():
+                file.seek(int(self._bounds[line]))
+                if not file.read(int(sizes[line])).removeprefix(_BOM).strip():
+                    blank.append(line)
+        self._lines: Sequence[int] | np.ndarray = range(len(sizes))
+        if blank:
+            self._lines = np.delete(np.arange(len(sizes)), blank)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -74,9 +72,11 @@ class JsonlRows:
         return file_state(self._name)
 
     def row(self, number: int) -> Row:
+        place = int(self._lines[number])
+        start, stop = self._bounds[place : place + 2].tolist()
         with self._path.open("rb") as file:
-            file.seek(int(self._starts[number]))
-            line = file.read(int(self._sizes[number]))
+            file.seek(start)
+            line = file.read(stop - start)
         return json_object(line.removeprefix(_BOM) if number == 0 else line)
 
 
@@ -91,13 +91,15 @@ class JsonRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._name = name or str(path)
         try:
-            rows = orjson.loads(path.read_bytes().removeprefix(_BOM))
+            data = path.read_bytes().removeprefix(_BOM)
+            rows = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             raise DocumentError(f"not JSON: {error}.", kind="json", field=self._name) from None
         if not isinstance(rows, list):
             raise DocumentError(
                 f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
             )
+        self._repeats = rows_with_repeats(data, rows)
         # Bytes, not objects: a fraction of the memory, and workers share it with the parent.
         lines = [orjson.dumps(row) for row in rows]
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
@@ -114,6 +116,8 @@ class JsonRows:
         return file_state(self._name)
 
     def row(self, number: int) -> Row:
+        if number in self._repeats:
+            raise repeated(self._repeats[number])
         start = int(self._ends[number - 1]) if number else 0
         return json_object(self._lines[start : int(self._ends[number])])
 
@@ -128,7 +132,9 @@ class TextRows:
     def __init__(self, path: Path) -> None:
         self._files = [path]
         if path.is_dir():
-            self._files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES)
+            self._files = [file for file in files_inside(path) if file.suffix.lower() in TEXT_SUFFIXES]
+            for file in self._files:
+                require_regular(file)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -184,6 +190,37 @@ class MemoryRows:
         raise DocumentError(f"expected a dict or a Document, found {type(row).__name__}.", kind="row")
 
 
+def files_inside(folder: Path) -> list[Path]:
+    """All that is no folder below a folder, in order, without what is hidden."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and not file.is_dir()
+    ]
+
+
+def require_regular(file: Path) -> None:
+    """Raise if a path is no regular file: a pipe would wait, and a broken link be a missing shard."""
+    if not file.is_file():
+        kind = "a pipe, socket or device" if file.exists() else "a link to a file that is not there"
+        raise DocumentError(f"it is {kind}. Put the data there as a file.", kind="source", field=str(file))
+
+
+def _line_bounds(path: Path) -> np.ndarray:
+    """Where each line begins, and the last one ends: int64 (lines + 1,)."""
+    # Whole, not in pieces that are put together at last: that would hold them twice.
+    bounds = array("q", [0])
+    with path.open("rb") as file:
+        done = 0
+        while chunk := file.read(_CHUNK):
+            ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + (done + 1)
+            bounds.frombytes(ends.astype(np.int64).tobytes())
+            done += len(chunk)
+    if bounds[-1] != done:  # the last line may end without a newline
+        bounds.append(done)
+    return np.frombuffer(bounds, dtype=np.int64)
+
+
 def json_object(line: bytes) -> dict[str, object]:
     """A row from its JSON.
 
@@ -197,6 +234,7 @@ def json_object(line: bytes) -> dict[str, object]:
         raise DocumentError(f"not JSON: {error}.", kind="json") from None
     if not isinstance(row, dict):
         raise DocumentError(f"expected an object in {{}}, found {type(row).__name__}.", kind="json")
+    check_keys(line, row)
     return row
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.readers.compressed import inner_name, unpacked
 from vlcpt.data.readers.fields import Row
-from vlcpt.data.readers.rows import TEXT_SUFFIXES, JsonlRows, JsonRows, Rows, TextRows
+from vlcpt.data.readers.rows import (
+    TEXT_SUFFIXES,
+    JsonlRows,
+    JsonRows,
+    Rows,
+    TextRows,
+    files_inside,
+    require_regular,
+)
 
 _COMPRESSED = (".gz", ".zst", ".zstd")
 _LINES = (".jsonl", ".ndjson")
@@ -88,6 +96,7 @@ def open_rows(path: str | Path, *, split: str | None = None, as_text: bool = Fal
         return _hub_rows(shown, split)
     if file.is_dir():
         return _folder_rows(file, split, as_text), shown
+    require_regular(file)
     if split:
         raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
     if (opener := _opener(file)) is None:
@@ -143,10 +152,12 @@ def _folder_rows(folder: Path, split: str | None, as_text: bool) -> Rows:
         return saved_rows(folder, split)
     if split:
         return loaded_rows(str(folder), split)
-    inside = [file for file in sorted(folder.rglob("*")) if file.is_file() and not _is_hidden(file, folder)]
+    inside = files_inside(folder)
     texts = [file for file in inside if file.suffix.lower() in TEXT_SUFFIXES]
     shards = [file for file in inside if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
     if as_text or not shards:
+        if not texts and any(file.suffix.lower() == ".json" for file in inside):
+            raise _error("of .json files in a folder none is read. Give the path of one file.", str(folder))
         return TextRows(folder)
     kinds = sorted({Path(inner_name(file.name)).suffix.lower() for file in shards})
     # The card of a data set is no document.
@@ -157,6 +168,8 @@ def _folder_rows(folder: Path, split: str | None, as_text: bool) -> Rows:
             "of one kind, or format: text for its text files.",
             str(folder),
         )
+    for file in shards:
+        require_regular(file)
     openers = [opener for file in shards if (opener := _opener(file)) is not None]
     return ChainRows([opener() for opener in openers])
 
@@ -172,10 +185,6 @@ def _hub_rows(name: str, split: str | None) -> tuple[Rows, str]:
 
     # What strangers wrote into its rows may name the files that came with it, and no others.
     return loaded_rows(name, split), HF_HUB_CACHE
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _error(reason: str, field: str) -> DocumentError:

@@ -20,6 +20,7 @@ from vlcpt.data.readers.rows import MemoryRows
 # Row groups are kept while they fit here, at least one: memory stays flat, and reading on is fast.
 _KEPT_BYTES = 128 << 20
 
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -39,6 +40,7 @@ class ParquetRows:
                 names = file.schema_arrow.names
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, "Parquet", error) from None
+        _check_names(path, names)
         wanted = None if columns is None else set(columns)
         self._columns = [name for name in names if wanted is None or name in wanted]
         self._ends = np.cumsum(groups, dtype=np.int64)
@@ -107,8 +109,11 @@ class ArrowRows:
             except pa.ArrowInvalid:
                 mapped.seek(0)
                 batches = list(pa.ipc.open_stream(mapped))
+                _check_end(path)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, "Arrow", error) from None
+        if batches:
+            _check_names(path, batches[0].schema.names)
         if columns is not None and batches:
             names = [name for name in batches[0].schema.names if name in set(columns)]
             batches = [batch.select(names) for batch in batches]
@@ -218,6 +223,22 @@ def loaded_rows(path: str, split: str) -> MemoryRows:
 
 def _row(table: pa.Table | pa.RecordBatch, number: int) -> Row:
     return table.slice(number, 1).to_pylist()[0]
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Raise if two columns have one name: only one of them would be read."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DocumentError(
+            f"two columns are named {twice[0][:100]!r}. Rename or remove one.", kind="source", field=str(path)
+        )
+
+
+def _check_end(path: Path) -> None:
+    """Raise if a stream lacks its end mark: cut between two batches, it reads like a whole one."""
+    with path.open("rb") as file:
+        file.seek(-min(len(_STREAM_END), path.stat().st_size), os.SEEK_END)
+        if file.read() != _STREAM_END:
+            raise pa.ArrowInvalid("the stream has no end mark: it is cut short. Write it again.")
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> DocumentError:

@@ -47,6 +47,8 @@ class TarRows:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
                     archive.members = []  # type: ignore[attr-defined]  # it would keep every member
+                    if member.issparse():
+                        raise tarfile.ReadError(f"member {member.name!r} is sparse")
                     match = _MEMBER.fullmatch(member.name.removeprefix("./"))
                     if not member.isreg() or match is None:
                         skipped += not member.isdir()
@@ -56,6 +58,7 @@ class TarRows:
                         starts.append(len(names))
                     names.append(member.name.encode("utf-8", "replace"))
                     places.append((member.offset_data, member.size))
+                _check_end(path, archive.offset)
         except (tarfile.TarError, OSError) as error:
             raise DocumentError(
                 f"cannot be read as tar: {error}. It is damaged or cut short; write it again.",
@@ -90,17 +93,37 @@ class TarRows:
                 name = self._names[start : int(self._name_ends[place])].decode()
                 offset, size = self._places[place].tolist()
                 suffix = name.rpartition(".")[2].lower()
+                if name in members:
+                    raise DocumentError(f"two members are named {name!r}. Rename or remove one.")
                 if suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, "txt", "json"):
                     file.seek(offset)
                     members[name] = file.read(size)
         return _row_of(members)
 
 
+def _check_end(path: Path, offset: int) -> None:
+    """Raise unless an archive ends where its members do: tarfile takes a cut or damaged one for whole.
+
+    Args:
+        path: The archive.
+        offset: Where no further member was found.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"at byte {offset:,} is neither a member nor the end mark")
+        while chunk := file.read(1 << 20):
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError(
+                    "more follows its end mark, as where archives were put together by cat"
+                )
+
+
 def _row_of(members: Mapping[str, bytes]) -> Row:
     row: dict[str, object] = {}
     images: dict[str, object] = {}
     videos: dict[str, object] = {}
-    key = ""
+    key, is_captioned = "", False
     for name, data in members.items():
         match = _MEMBER.fullmatch(name.removeprefix("./"))
         assert match is not None  # the index holds no others
@@ -109,6 +132,9 @@ def _row_of(members: Mapping[str, bytes]) -> Row:
         if suffix == "json":
             row = {**json_object(data), **row}
         elif suffix == "txt":
+            if is_captioned:
+                raise DocumentError(f"it has two texts, the second is {name!r}. Keep one of them.")
+            is_captioned = True
             try:
                 row["caption"] = data.decode("utf-8-sig")
             except UnicodeDecodeError as error:
