@@ -193,6 +193,12 @@ def saved_rows(path: Path, split: str | None) -> MemoryRows:
         raise DocumentError(
             f"it is one data set without splits; remove split: {split}.", kind="source", field=str(path)
         )
+    for one in found.cache_files:
+        file = Path(one["filename"])
+        try:
+            _check_end(file)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, "a saved data set", ValueError(f"{file.name}: {error}")) from None
     return MemoryRows(found, str(path))
 
 
