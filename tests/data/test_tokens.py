@@ -279,6 +279,36 @@ def test_many_edges_in_words_and_white_space_equal_the_plain_reading(tiny_runs, 
     )
 
 
+class LongWay(RunTokenizer):
+    """Looks at every character, also where no edge cuts a token."""
+
+    def __init__(self, runs: RunTokenizer) -> None:
+        self.__dict__ |= vars(runs)
+
+    def _uncut(self, texts: list[Text]) -> None:
+        return None
+
+
+@settings(shared, max_examples=300)
+@given(runs_of_texts, st.booleans())
+def test_the_short_way_gives_what_the_long_one_gives(tiny_runs, real_runs, texts_of_run, is_real):
+    runs = real_runs if is_real else tiny_runs
+    found, expected = runs.tokenize(texts_of_run), LongWay(runs).tokenize(texts_of_run)
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.weights.tolist() == expected.weights.tolist()
+    assert found.cut_edges == expected.cut_edges
+
+
+@pytest.mark.parametrize(
+    "marked",
+    ["The[ capital] of", "in [Paris]", "a\n[\n]b", "in[ ]{Paris}", "in[ Pa]{ris}", "[a]{ b}", "{a }[b]"],
+)
+def test_the_short_way_is_taken_where_no_edge_cuts_a_token(real_tokenizer, marked):
+    short = run(real_tokenizer)._uncut(parts(marked))
+    expected = LongWay(run(real_tokenizer)).tokenize(parts(marked))
+    assert (short.ids.tolist(), short.weights.tolist()) == (expected.ids.tolist(), expected.weights.tolist())
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_tokenising_only_around_a_cut_equals_tokenising_everything_again(real_tokenizer, seed):
     """Long texts of words, code, Chinese and digits, where a cut may change tokens on both sides."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +83,8 @@ class RunTokenizer:
         if len(texts) == 1:
             ids = np.array(self._plain.encode(self._normalized(texts[0].text)).ids, dtype=np.int64)
             return Run(ids, np.full(len(ids), texts[0].weight if texts[0].trainable else 0.0), 0)
+        if (run := self._uncut(texts)) is not None:
+            return run
         text, weights = self._characters(texts)
         inside = weights > 0
         edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
@@ -107,6 +109,40 @@ class RunTokenizer:
             todo += [self._encode(text, edge, stop), self._encode(text, start, edge)]
         ids, first, last = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
         return Run(ids, _token_weights(text, weights, first, last), cut_edges)
+
+    def _uncut(self, texts: Sequence[Text]) -> Run | None:
+        """The run where no edge cuts a token, as is mostly so; None where one might.
+
+        The same rules without an array over all characters: it takes a third of the time.
+        """
+        text = "".join(part.text for part in texts)
+        if self._normalized(text) != text:
+            return None
+        encoding = self._plain.encode(text)
+        offsets = encoding.offsets
+        firsts = [first for first, _ in offsets]
+        ends = [*accumulate(len(part.text) for part in texts)]
+        splits = [0]  # how many tokens belong to the parts before each of them
+        for number, edge in enumerate(ends[:-1]):
+            token = bisect_left(firsts, edge) - 1  # the last one that begins before the edge
+            if token >= 0 and offsets[token][1] > edge:
+                first, last = offsets[token]
+                is_alone = (
+                    (ends[number - 1] if number else 0) <= first
+                    and last <= ends[number + 1]
+                    and (token == 0 or offsets[token - 1][1] <= edge)
+                )
+                if not is_alone:
+                    return None
+                before, after = texts[number].trainable, texts[number + 1].trainable
+                left_is_space, right_is_space = text[first:edge].isspace(), text[edge:last].isspace()
+                if before != after and not (left_is_space if after else right_is_space):
+                    return None
+                token -= after and (not before or (left_is_space and not right_is_space))
+            splits.append(token + 1)
+        weights = [part.weight if part.trainable else 0.0 for part in texts]
+        counts = np.diff([*splits, len(firsts)])
+        return Run(np.array(encoding.ids, dtype=np.int64), np.repeat(weights, counts), 0)
 
     def _normalized(self, text: str) -> str:
         if self._normalizer is None or (self._keeps_ascii and text.isascii()):
