@@ -275,6 +275,30 @@ def test_a_best_checkpoint_that_does_not_verify_is_told_and_forgotten(make, tmp_
     assert resumed.state.best_model_checkpoint.endswith("checkpoint-3")
 
 
+def test_a_best_checkpoint_that_breaks_during_the_run_is_not_saved_as_the_result(
+    make, tmp_path, tiny_processor
+):
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                flip(tmp_path / "out/checkpoint-1/tokenizer.json")
+
+    trainer = make(
+        2,
+        callbacks=[Break()],
+        metric_for_best_model="loss",
+        greater_is_better=True,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        eval_dataset=CPTDataset(FOUR, tiny_processor, max_length=256),
+    )
+    with pytest.raises(
+        CheckpointError, match=r"the best checkpoint, .*checkpoint-1: the content of tokenizer\.js"
+    ):
+        trainer.train()
+
+
 def test_too_little_room_is_told_before_anything_is_written(make, tmp_path, monkeypatch):
     make(1).train()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 5_000_000))

@@ -101,10 +101,24 @@ class Checkpoints(TrainerCallback):
             args.save_total_limit = self._limit
 
     def restore_best(self) -> None:
-        """Load every tensor of the best checkpoint, where ``load_best_model_at_end`` asks for it."""
-        best = self._trainer.state.best_model_checkpoint
-        if self._trainer.args.load_best_model_at_end and best:
-            self._load(best)
+        """Load every tensor of the best checkpoint, where ``load_best_model_at_end`` asks for it.
+
+        Raises:
+            CheckpointError: If it does not verify any more, or has other tensors.
+        """
+        best, args = self._trainer.state.best_model_checkpoint, self._trainer.args
+        if not args.load_best_model_at_end or not best:
+            return
+
+        def require_whole() -> None:
+            if args.process_index == 0 and (reason := _fault_of(Path(best), hashes=True)):
+                raise CheckpointError(
+                    f"the best checkpoint, {best}: {reason}, so the best model cannot be saved. Take another "
+                    "checkpoint, or its copy."
+                )
+
+        self._together(require_whole)
+        self._load(best)
 
     def save_and_end(self, code: float) -> NoReturn:
         """Save what the last step left, on all ranks, and end as the signal asks.
@@ -274,9 +288,9 @@ def _flush_of_rank(folder: Path, rank: int) -> None:
         sync(path)
 
 
-def _fault_of(folder: Path) -> str:
+def _fault_of(folder: Path, *, hashes: bool = False) -> str:
     try:
-        verify(folder, hashes=False)
+        verify(folder, hashes=hashes)
     except CheckpointError as error:
         return str(error)
     return ""
