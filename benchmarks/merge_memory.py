@@ -18,25 +18,6 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SHAPE = {
-    "text_config": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
-        "tie_word_embeddings": True,
-    },
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-    },
-    "tie_word_embeddings": True,
-}
 # What trains, and how.
 WAYS: dict[str, dict[str, bool]] = {
     "lora": {},
@@ -45,32 +26,24 @@ WAYS: dict[str, dict[str, bool]] = {
 }
 
 
-def make(folder: Path, layers: int) -> int:
+def make(folder: Path, layers: int, ways: int) -> int:
     """Write a base and an adapter of each way; gives the base's bytes."""
     import torch
-    from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from shapes_3b import write_base
 
-    from vlcpt.demo import base_path
     from vlcpt.model.loading import load_base
     from vlcpt.model.tuning import apply_tuning
 
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    text = {**SHAPE["text_config"], "num_hidden_layers": layers}
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**{**SHAPE, "text_config": text}))
     base = folder / "base"
-    model.save_pretrained(base)
-    AutoProcessor.from_pretrained(base_path()).save_pretrained(base)
-    del model
-    torch.set_default_dtype(torch.float32)
-    for number, way in enumerate(WAYS.values()):
+    size = write_base(base, layers=layers)
+    for number, way in enumerate(list(WAYS.values())[:ways]):
         tuned = apply_tuning(load_base(str(base)), **way)
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.01)
         tuned.save_pretrained(folder / f"adapter-{number}")
-    return (base / "model.safetensors").stat().st_size
+    return size
 
 
 def merge(folder: Path, number: int) -> None:
@@ -89,7 +62,9 @@ def measure(layers: int) -> list[dict[str, object]]:
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     with TemporaryDirectory() as name:
         command = [sys.executable, __file__, "--folder", name, "--layers", str(layers)]
-        made = subprocess.run([*command, "--make"], capture_output=True, text=True, env=environment)
+        made = subprocess.run(
+            [*command, "--make", str(len(WAYS))], capture_output=True, text=True, env=environment
+        )
         if made.returncode:
             raise RuntimeError(made.stderr)
         size = int(made.stdout.split()[-1])
@@ -114,12 +89,14 @@ def _peak() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=36)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--make", action="store_true")
-    parser.add_argument("--merge", type=int)
+    parser.add_argument("--folder", type=Path, help="for --make and --merge")
+    parser.add_argument(
+        "--make", type=int, metavar="WAYS", help="write the base, and adapters of so many ways"
+    )
+    parser.add_argument("--merge", type=int, help="merge the adapter of this number")
     arguments = parser.parse_args()
     if arguments.make:
-        print(make(arguments.folder, arguments.layers))
+        print(make(arguments.folder, arguments.layers, arguments.make))
         return
     if arguments.merge is not None:
         merge(arguments.folder, arguments.merge)

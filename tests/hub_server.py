@@ -100,6 +100,15 @@ class Handler(BaseHTTPRequestHandler):
         found = {"id": named["repo"], "private": repo.private, "siblings": siblings, "sha": "0" * 40}
         return self.answer(found)
 
+    def tree(self, _: bytes, repo: Repository, /, *, revision: str, **__: str) -> None:
+        files = repo.branches["main" if revision == "0" * 40 else revision]
+        self.answer(
+            [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in files.items()
+            ]
+        )
+
     def branch(self, _: bytes, repo: Repository, /, *, branch: str, **__: str) -> None:
         repo.branches.setdefault(branch, {})
         self.answer({})
@@ -157,6 +166,7 @@ ROUTES = (
     (r"/api/validate-yaml", Handler.validate),
     (rf"/api/models/{REPO}", Handler.info),
     (rf"/api/models/{REPO}/revision/(?P<revision>.+)", Handler.info),
+    (rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)", Handler.tree),
     (rf"/api/models/{REPO}/branch/(?P<branch>.+)", Handler.branch),
     (rf"/api/models/{REPO}/preupload/(?P<revision>.+)", Handler.preupload),
     (rf"/api/models/{REPO}/commit/(?P<revision>.+)", Handler.commit),

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from tests.hub_server import OWNER, TOKEN, Hub, Repository, environment, serve_hub
-from vlcpt import push_adapter
+from vlcpt import merge_adapter, push_adapter
 from vlcpt.cli import app
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
@@ -166,6 +166,31 @@ def test_a_model_in_shards_goes_whole_and_an_older_one_leaves(hub, runs, tmp_pat
     assert len(shards) > 1 and shards <= set(files)
     assert files["mine.png"] == b"kept"
     assert not {"model.safetensors", "adapter_config.json"} & set(files)
+
+
+def test_a_merged_model_in_shards_goes_with_the_card_of_its_run_and_loads_from_there(
+    hub, runs, adapter, tmp_path, tiny_processor
+):
+    merge_adapter(adapter, tmp_path / "merged", max_shard_size="1MB")
+    options = ["--run", str(adapter), "--base_model", BASE, "--license", "apache-2.0"]
+
+    done = CliRunner().invoke(app, ["push", str(tmp_path / "merged"), "me/mine", *options])
+
+    assert done.exit_code == 0, done.output
+    files = hub.files("me/mine")
+    shards = set(json.loads(files["model.safetensors.index.json"])["weight_map"].values())
+    assert len(shards) > 1 and {"config.json", "README.md", *PROCESSOR, *shards} <= set(files)
+    card = files["README.md"].decode()
+    assert (ModelCard(card).data.base_model, ModelCard(card).data.library_name) == (BASE, "transformers")
+    assert "| language tower | LoRA, r 4, alpha 32, dropout 0, merged into the weights |" in card
+    assert "| source 1 | 4 | 0 |" in card and "| learning_rate | 0.01 |" in card
+    found = logits_elsewhere(hub, card, tmp_path)
+    np.testing.assert_allclose(found, logits_here(runs["lora"], tiny_processor, is_adapter=True), atol=1e-4)
+
+
+def test_a_run_that_is_not_there_is_told(adapter):
+    with pytest.raises(ConfigError, match=r"--run gone: no such folder"):
+        push_adapter(adapter, "me/mine", base_model=BASE, run="gone", dry_run=True)
 
 
 def test_a_dry_run_names_exactly_what_a_push_sends_and_sends_nothing(hub, adapter, monkeypatch):

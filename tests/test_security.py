@@ -4,12 +4,15 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import close_session, constants
 from typer.testing import CliRunner
 
 import vlcpt
@@ -79,6 +82,82 @@ def test_a_secret_under_a_key_that_is_written_down_is_refused_without_being_said
         load_config(write_run(tmp_path, lines + "\n"))
 
     assert not re.search("PlantedSecret|password1", str(refused.value))
+
+
+def test_no_command_lets_out_what_is_secret_in_the_configuration_or_the_environment(tmp_path, monkeypatch):
+    planted = {
+        "HF_TOKEN": OTHER_TOKEN,
+        "WANDB_API_KEY": "Planted" + "ab" * 17,
+        "AWS_SECRET_ACCESS_KEY": "Planted/Aws/Key",
+        "HTTP_PROXY": "http://me:PlantedPassword@127.0.0.1:9",
+    }
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    close_session()  # the next one takes the proxy
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path, f"eval_data: train.jsonl\nhub_token: {TOKEN}\nlogging_steps: 1\n")
+    commands = [
+        "check my.yaml",
+        "inspect my.yaml",
+        "train my.yaml --eval_strategy steps --eval_steps 1 --eval_on_start true",
+        "eval my.yaml --checkpoint out --output eval.json",
+        "merge out merged",
+        "push out me/mine --base_model org/base --dry-run",
+        "push out me/mine --base_model org/base",  # fails: that proxy is not there
+        "env",
+    ]
+
+    said = {}
+    for command in commands:
+        result = CliRunner().invoke(app, command.split())
+        close_session()
+        assert result.exit_code == (1 if command.endswith("org/base") else 0), (command, result.output)
+        said[command] = result.output.encode()
+    left = {
+        str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    }
+    assert TOKEN.encode() in left.pop("my.yaml")
+
+    assert {
+        *("out/config.yaml", "out/ledger.json", "out/dropped.jsonl", "out/train_log.jsonl", "eval.json"),
+        *("out/checkpoint-2/trainer_state.json", "out/adapter_config.json", "merged/model.safetensors"),
+    } <= left.keys()
+    assert any(name.startswith("out/plan/") for name in left)
+    for name, content in (left | said).items():
+        assert not re.search(rb"Planted|AnotherSecret|training_args", content), name
+    assert not list(tmp_path.rglob("training_args.bin"))
+
+
+class Runs:
+    """A pickle that leaves a file where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("what", ["adapter", "model"])
+def test_a_pickle_in_the_place_of_weights_runs_nothing_and_is_one_message(tmp_path, what):
+    config = write_run(tmp_path)
+    assert CliRunner().invoke(app, ["train", str(config), "--save_strategy", "no"]).exit_code == 0
+    base = Path(shutil.copytree(base_path(), tmp_path / "base"))
+    folder, name = (tmp_path / "out", "adapter_model") if what == "adapter" else (base, "model")
+    (folder / f"{name}.safetensors").unlink()
+    pickled = folder / ("adapter_model.bin" if what == "adapter" else "pytorch_model.bin")
+    torch.save({"weight": Runs(tmp_path / "ran")}, pickled)
+    adapter = tmp_path / "out" / "adapter_config.json"
+    adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(base)}))
+
+    result = CliRunner().invoke(app, ["merge", str(tmp_path / "out"), str(tmp_path / "merged")])
+
+    assert result.exit_code == 1, result.output
+    assert str(folder) in result.output and "\x1b" not in result.output
+    assert "a pickle that holds more than tensors" in result.output
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--hub_token", f"[{TOKEN}, 2]"], [TOKEN], ["--seed", TOKEN]])

@@ -156,6 +156,9 @@ def push(
         str | None,
         typer.Option("--base_model", "--base-model", help="Hub id of the base, if it was a folder."),
     ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run that the card tells of: for a merged model, its adapter's.")
+    ] = None,
     license: Annotated[
         str | None, typer.Option("--license", help="Licence of what is pushed, e.g. apache-2.0.")
     ] = None,
@@ -184,6 +187,7 @@ def push(
             private=not public,
             dry_run=dry_run,
             base_model=base_model,
+            run=run,
             licence=Licence(license, license_link),
             evaluation=evaluation,
             revision=revision,

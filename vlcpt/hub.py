@@ -54,6 +54,7 @@ def push_adapter(
     private: bool = True,
     dry_run: bool = False,
     base_model: str | None = None,
+    run: str | Path | None = None,
     licence: Licence | None = None,
     evaluation: str | Path | None = None,
     revision: str | None = None,
@@ -72,6 +73,8 @@ def push_adapter(
         private: False makes a public repository. One that is public already must be asked for with it.
         dry_run: Only say what would go; needs no token and no network.
         base_model: Hub id of the base, where the checkpoint names a folder.
+        run: Folder whose files tell the card what was done, where that is not the checkpoint's own run: for
+            a merged model, that of its adapter.
         licence: What to state; by default that it is unknown.
         evaluation: What ``vlcpt eval --output`` wrote, for the card.
         revision: Branch to push to; made if it is not there.
@@ -92,6 +95,7 @@ def push_adapter(
         repo_id,
         private=private,
         base_model=base_model,
+        run_folder=checkpoint if run is None else run,
         licence=licence or Licence(),
         evaluation=None if evaluation is None else Path(evaluation),
         revision=revision,
@@ -103,6 +107,7 @@ def push_adapter(
     again += [] if private else ["--public"]
     for option, value in (
         ("--base_model", base_model),
+        ("--run", run),
         ("--license", licence and licence.id),
         ("--license_link", licence and licence.link),
         ("--evaluation", evaluation),
@@ -121,6 +126,7 @@ def plan_push(
     *,
     private: bool,
     base_model: str | None,
+    run_folder: str | Path,
     licence: Licence,
     evaluation: Path | None,
     revision: str | None,
@@ -131,8 +137,10 @@ def plan_push(
         raise ConfigError(f"{checkpoint}: no such folder. Give a run's folder, or a checkpoint in it.")
     if evaluation is not None and not evaluation.is_file():
         raise ConfigError(f"{evaluation}: no such file. Give what `vlcpt eval --output` wrote.")
+    if not Path(run_folder).is_dir():
+        raise ConfigError(f"--run {run_folder}: no such folder. Give the run's, or a checkpoint in it.")
     kind = kind_of(checkpoint)
-    run = read_run(checkpoint, evaluation)
+    run = read_run(Path(run_folder), evaluation)
     base_revision = None
     if kind == "adapter":
         config = PeftConfig.from_pretrained(str(checkpoint))

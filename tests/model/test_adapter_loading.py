@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlcpt.config import ModelConfig
 from vlcpt.model.adapter_loading import load_adapter
+from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_base, load_model
 from vlcpt.model.tuning import apply_tuning, tower_table
 
@@ -101,6 +102,11 @@ def test_an_adapter_whose_tensors_do_not_fit_is_refused(tiny_model_dir, adapter_
 
     with pytest.raises(ValueError, match=message):
         load_adapter(load_base(str(tiny_model_dir)), str(adapter_dir), is_trainable=True)
+    config = ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir), train_merger=True)
+    with pytest.raises(ValueError, match=message):  # to go on with
+        load_model(config)
+    with pytest.raises(ValueError, match=message):  # to be measured
+        load_for_evaluation(ModelConfig(str(tiny_model_dir)), str(adapter_dir))
 
 
 def test_an_adapter_with_a_full_module_missing_is_refused(tiny_model_dir, tmp_path):

@@ -4,6 +4,10 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -414,3 +418,21 @@ def test_a_base_name_that_may_mean_two_folders_is_an_error_naming_both(
 
     with pytest.raises(ValueError, match=r"'base' may be .*elsewhere/base or .*/base.*absolute"):
         merge_adapter(tmp_path / "adapter", "merged")
+
+
+@pytest.mark.slow
+def test_a_merge_takes_the_memory_of_about_one_copy_of_the_model():
+    """In fresh processes: a model of 2 GiB with the 3B's widths, its vision tower and vocabulary."""
+    script = Path(__file__).parents[2] / "benchmarks" / "merge_memory.py"
+    with TemporaryDirectory() as folder:  # pytest would keep its own, of 4 GiB
+        command = [sys.executable, str(script), "--folder", folder, "--layers", "1"]
+        made = subprocess.run([*command, "--make", "1"], capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        done = subprocess.run([*command, "--merge", "0"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size, found = int(made.stdout.split()[-1]), json.loads(done.stdout.splitlines()[-1])
+
+    assert size > 1.9 * 2**30
+    assert found["effect"] > 0  # there was something to merge
+    # Beside the copy: the output layer's work, and what the libraries load late. Two copies would be 4 GiB.
+    assert found["peak"] - found["libraries"] < size + 0.75 * 2**30

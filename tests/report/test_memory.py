@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -167,6 +169,32 @@ def test_the_estimate_is_within_a_seventh_of_a_processs_real_peak(case: int) -> 
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["peak"] > 500 * 2**20
+    assert abs(found["off"]) < 0.15
+
+
+@pytest.fixture(scope="module")
+def large() -> Iterator[str]:
+    """A folder for a gigabyte, which does not stay as pytest's own do."""
+    with TemporaryDirectory() as folder:
+        yield folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_a_step_of_the_3bs_widths_takes_the_memory_that_is_foreseen(tuning: str, large: str) -> None:
+    """With its vocabulary, but one layer and two vision blocks; benchmarks/real_shapes.py has all of them.
+
+    The second case finds the base that the first has made.
+    """
+    command = [sys.executable, str(ROOT / "benchmarks/real_shapes.py"), "--tuning", tuning]
+    command += ["--layers", "1", "--blocks", "2", "--folder", large]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stderr.splitlines()[-1])
+    assert found["parameters"] > 450_000_000
+    assert found["tokens"] == 256
+    assert found["parts"]["weights"] > 2**30
     assert abs(found["off"]) < 0.15
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -44,7 +45,7 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     config = read_adapter_config(name_or_path)
     try:
         weights = load_peft_weights(name_or_path, device="cpu")
-    except (OSError, ValueError, HfHubHTTPError, SafetensorError) as error:
+    except (OSError, ValueError, HfHubHTTPError, SafetensorError, UnpicklingError) as error:
         raise ValueError(not_loaded("adapter", name_or_path, error)) from error
     _warn_of_another_base(config, model, name_or_path)
     tuned = new_adapter(model, config, is_trainable=is_trainable)

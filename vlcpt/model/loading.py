@@ -1,5 +1,6 @@
 """Model and processor, as training loads them: precision, attention, 4 bits, adapters, every tensor."""
 
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -164,7 +165,7 @@ def load_base(
             # Not ignored: reported below, like the other wrong keys.
             ignore_mismatched_sizes=True,
         )
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
+    except (OSError, HfHubHTTPError, SafetensorError, UnpicklingError) as error:
         raise ValueError(not_loaded("model", name_or_path, error)) from error
     except (ImportError, ValueError) as error:
         asked = f"{attn_implementation}{', 4 bits' if in_4_bits else ''}"

@@ -1,6 +1,7 @@
 """What a folder must hold to be a model or an adapter, and what is said where something cannot be loaded."""
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,11 @@ def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
         no/where: no such folder, and no model of this id could be had from the Hub. ... Offline.
     """
     reason = str(error).strip().split("\n")[0]
+    if isinstance(error, pickle.UnpicklingError):  # torch's message tells how to run it all the same
+        reason = (
+            "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
+            "code, so it is not loaded. Use weights in safetensors."
+        )
     if Path(name_or_path).is_dir():
         held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
         return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
