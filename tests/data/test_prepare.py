@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import xxhash
 
 from tests.support import avi, digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
@@ -371,6 +373,31 @@ def test_a_damaged_file_is_told(whole, tiny_processor, tmp_path, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DocumentError, match=rf"{name} is not as it was prepared \(it was changed since\)"):
         [open_source(tmp_path).rows.source(number) for number in range(38)]
+
+
+def test_a_forged_shard_gives_errors_and_no_crash(whole, tmp_path):
+    """Two bytes of a batch are changed at a time, and its checksum made to fit."""
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = (whole / "00000.arrow").read_bytes()
+    rows, rng = PreparedRows(str(tmp_path)), np.random.default_rng(0)
+    start, size = int(rows._offset[0]), int(rows._size[0])
+    rows._digest = rows._digest.copy()
+    told = 0
+    for _ in range(400):
+        forged = bytearray(content)
+        for place in rng.integers(start, start + size, 2):
+            forged[place] = rng.integers(256)
+        (tmp_path / "00000.arrow").write_bytes(forged)
+        rows._digest[0] = xxhash.xxh3_64_intdigest(bytes(forged[start : start + size]))
+        rows._kept = None
+        try:
+            rows.row(0)
+        except DocumentError as error:
+            assert "is not as it was prepared" in str(error)  # noqa: PT017
+            told += 1
+
+    assert told > 10
 
 
 def test_a_bad_row_stops_it_by_its_name(rows, tiny_processor, tmp_path):

@@ -23,6 +23,8 @@ INDEX_FILE = "index.arrow"
 PLACES_FILE = "places.arrow"
 LAYOUT = 1
 _CHUNK = 1 << 20
+# What a batch gives that no vlcpt wrote.
+_MALFORMED = (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError)
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
 
@@ -201,7 +203,12 @@ class PreparedRows:
 
     def row(self, number: int) -> EncodedDocument:
         batch, place = self._batch(number)
-        return row_document(batch, place)
+        try:
+            return row_document(batch, place)
+        except DocumentError:
+            raise
+        except _MALFORMED as error:
+            raise self._damaged(f"row {number + 1}", _short(error)) from None
 
     def _batch(self, number: int) -> tuple[pa.RecordBatch, int]:
         """The batch that holds a row, and the row's place in it."""
@@ -218,7 +225,12 @@ class PreparedRows:
             raise self._damaged(shard_name(shard), _short(error)) from None
         if xxhash.xxh3_64_intdigest(content) != int(self._digest[place]):
             raise self._damaged(shard_name(shard), "it was changed since")
-        return pa.ipc.read_record_batch(pa.py_buffer(content), SCHEMA)
+        try:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(content), SCHEMA)
+            batch.validate(full=True)  # a stranger's file may have a fitting checksum
+        except _MALFORMED as error:
+            raise self._damaged(shard_name(shard), _short(error)) from None
+        return batch
 
     def _verified(self, name: str) -> pa.NativeFile:
         digests = self.about["digests"]
