@@ -88,7 +88,7 @@ def start_run(config: Path) -> dict[str, object]:
     screen.print(towers_table([asdict(row) for row in tower_table(model)]))
     held = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     dataset = train_dataset(configs, processor)
     planned, plan_peak = time.perf_counter() - start, _status("VmHWM") - held
     digest = dataset.digest
@@ -98,7 +98,11 @@ def start_run(config: Path) -> dict[str, object]:
 
     class Begin(TrainerCallback):
         def on_step_begin(self, *arguments: object, **more: object) -> None:
-            begun.update(first_step=time.perf_counter() - start, peak=_status("VmHWM") - held)
+            begun.update(
+                first_step=time.perf_counter() - start,
+                cpu=time.process_time() - used,
+                peak=_status("VmHWM") - held,
+            )
 
     trainer = CPTTrainer(
         model, configs.training, train_dataset=dataset, processing_class=processor, console=screen
@@ -136,7 +140,9 @@ def main() -> None:
     for documents in (CONTROL, arguments.documents):
         if seconds := prepare(folder, documents):
             print(f"prepared {documents:,} documents in {seconds:.0f} s")
-    print("| documents | samples | packs | planned | peak | first step begins | peak |\n|" + "---:|" * 7)
+    print(
+        "| documents | samples | packs | planned | peak | first step begins | CPU | peak |\n|" + "---:|" * 8
+    )
     for _ in range(arguments.repeats):
         for documents in (CONTROL, arguments.documents):
             command = [sys.executable, __file__, "--run", str(configuration(folder, documents))]
@@ -144,7 +150,8 @@ def main() -> None:
             one = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"| {one['documents']:,} | {one['samples']:,} | {one['packs']:,} | {one['plan']:.2f} s "
-                f"| {one['plan_peak']:,.0f} MiB | {one['first_step']:.2f} s | {one['peak']:,.0f} MiB |",
+                f"| {one['plan_peak']:,.0f} MiB | {one['first_step']:.2f} s | {one['cpu']:.2f} s "
+                f"| {one['peak']:,.0f} MiB |",
                 flush=True,
             )
 
