@@ -4,6 +4,7 @@ Importing this module imports transformers (five seconds), so ``vlcpt`` and its 
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -251,3 +252,7 @@ class CPTConfig(TrainingArguments):
             self.deepspeed = config_trainer.resolve_deepspeed(written, Path())
             super().__post_init__()
             self.deepspeed = written  # so that no path of this installation gets into a saved configuration
+        if self.use_cpu and torch.distributed.is_initialized():
+            # transformers 5.23 gives ddp_timeout to every group but that of CPUs, which then waits for 30
+            # minutes; tests/training/test_rank_watch.py tells whether it is kept.
+            torch.distributed.set_timeout(timedelta(seconds=self.ddp_timeout))

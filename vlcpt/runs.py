@@ -24,15 +24,16 @@ from vlcpt.data.splitting import split_stream
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
-from vlcpt.model.loading import load_model, load_processor
+from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import PLANS, prepare_output, write_json
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
-from vlcpt.training.engine import check_launch
 from vlcpt.training.evaluation import SetResult, evaluate_sets
+from vlcpt.training.rank_watch import RankWatch
+from vlcpt.training.refusals import check_launch, check_packed
 from vlcpt.training.resuming import find_checkpoint
 from vlcpt.training.trainer import CPTTrainer
 
@@ -62,36 +63,12 @@ def train_run(
 
     if training.overwrite and training.local_process_index == 0:
         remove_plans(output / PLANS)  # also where machines do not share the folder
-    first_rank_only(training, open_outputs)
-    quiet_libraries()
-    processor = load_processor(configs.model.model_name_or_path)
-    check_model(configs.model)
-    track = shown(console) if is_main else untracked
-    dataset = train_dataset(configs, processor, track, plans=output / PLANS)
-    require_equal(training, dataset.digest, "the plan of train_data")
-    if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
-        dataset.ledger.write(output)
-        console.print(ledger_table(dataset.ledger))
-    set_seed(training.seed)  # Trainer seeds later than adapters are drawn
-    model = load_model(configs.model)
-    if is_main:
-        console.print(towers_table([asdict(row) for row in tower_table(model)]))
-    evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
-    sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
-    for name, one in sets.items():
-        require_equal(training, one.digest, f"the plan of {name}")
-    if is_main:
-        tell_unmeasured(sets, console)
-    trainer = CPTTrainer(
-        model=model,
-        args=without_pushes(training),
-        train_dataset=dataset,
-        eval_dataset=sets or None,
-        processing_class=processor,
-        console=console,
-    )
+    ranks = RankWatch(training)
+    with ranks.watched():
+        first_rank_only(training, open_outputs)
+        trainer = _prepare_trainer(configs, console, ranks)
+    dataset = trainer.train_dataset
+    assert isinstance(dataset, CPTDataset)
     try:
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     finally:
@@ -102,6 +79,50 @@ def train_run(
         console.print(f"saved in {output}")
     if repo_id is not None:
         console.print(f"pushed to {push_run(configs, repo_id).url}", highlight=False, soft_wrap=True)
+    return trainer
+
+
+def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CPTTrainer:
+    """Read the data, load the model, write what is known before step 1."""
+    training = configs.training
+    output = Path(str(training.output_dir))
+    is_main = training.process_index == 0
+    quiet_libraries()
+    processor = load_processor(configs.model.model_name_or_path)
+    if configs.model.tuning == "qlora":
+        stored = resolve_dtype(configs.model.dtype, read_config(configs.model.model_name_or_path))
+        check_packed(stored, training)
+    check_model(configs.model)
+    ranks.at(0, "reading the data")
+    track = shown(console) if is_main else untracked
+    dataset = train_dataset(configs, processor, track, plans=output / PLANS)
+    require_equal(training, dataset.digest, "the plan of train_data")
+    if is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
+        dataset.ledger.write(output)
+        console.print(ledger_table(dataset.ledger))
+    ranks.at(0, "loading the model")
+    set_seed(training.seed)  # Trainer seeds later than adapters are drawn
+    model = load_model(configs.model)
+    if is_main:
+        console.print(towers_table([asdict(row) for row in tower_table(model)]))
+    ranks.at(0, "reading the evaluation data")
+    evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
+    sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
+    for name, one in sets.items():
+        require_equal(training, one.digest, f"the plan of {name}")
+    if is_main:
+        tell_unmeasured(sets, console)
+    ranks.at(0, "setting training up")
+    trainer = CPTTrainer(
+        model=model,
+        args=without_pushes(training),
+        train_dataset=dataset,
+        eval_dataset=sets or None,
+        processing_class=processor,
+        console=console,
+    )
     return trainer
 
 

@@ -1,6 +1,7 @@
 """How a model is held in 4 bits, by bitsandbytes."""
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 # Kept out of 4 bits by `qlora`: the small towers, which can then train in full, and the output layer. Each
@@ -42,3 +43,17 @@ def keep_layout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def packed_storage(model: nn.Module) -> torch.dtype | None:
+    """The type in which a model's 4-bit weights are stored; None if it has none.
+
+    Example:
+        >>> packed_storage(nn.Linear(2, 2)) is None
+        True
+    """
+    # By name: bitsandbytes takes a second to import.
+    for parameter in model.parameters():
+        if type(parameter).__name__ == "Params4bit":
+            return parameter.dtype
+    return None

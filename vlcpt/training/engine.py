@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import DistributedType
 from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config import ConfigError, CPTConfig
+from vlcpt.config import CPTConfig
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encoding import IGNORE_INDEX
@@ -21,54 +19,6 @@ from vlcpt.model.families import tower_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-
-class CollectiveError(ValueError):
-    """A rank waited for the others in vain."""
-
-
-def check_launch(args: CPTConfig) -> None:
-    """Refuse to start where the run would not be the one that was asked for.
-
-    Several GPUs in one process would get ``nn.DataParallel``; processes that do not find each other would
-    each train alone, into one folder; a DeepSpeed config that accelerate leaves unused would be missed by
-    nobody.
-
-    Raises:
-        ConfigError: With how to start the run instead.
-
-    Example:
-        >>> check_launch(CPTConfig("out", use_cpu=True, deepspeed="zero2"))
-        Traceback (most recent call last):
-        vlcpt.config.ConfigError: deepspeed zero2 would not be used: use_cpu is set. Remove one of them.
-    """
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs in one process would use nn.DataParallel, which is not supported. Start the "
-            f"run with torchrun --nproc_per_node {args.n_gpu} -m vlcpt train …, or set CUDA_VISIBLE_DEVICES."
-        )
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if started > 1 and args.world_size == 1:
-        raise ConfigError(
-            f"a launcher started {started} processes, but there is no GPU here, so each would train alone "
-            "and write over the others. Set use_cpu: true to train on CPUs together, or see vlcpt env."
-        )
-    if not args.deepspeed:
-        return
-    assert args.distributed_state is not None
-    if args.distributed_state.distributed_type == DistributedType.DEEPSPEED:
-        return
-    name = args.deepspeed if isinstance(args.deepspeed, str) else "config"
-    if args.use_cpu:
-        raise ConfigError(f"deepspeed {name} would not be used: use_cpu is set. Remove one of them.")
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"deepspeed {name} would not be used: there is no GPU here. Remove deepspeed, or see vlcpt env."
-        )
-    raise ConfigError(
-        f"deepspeed {name} would not be used: no launcher started this process. "
-        "Start it with torchrun --nproc_per_node NUMBER_OF_GPUS -m vlcpt train …; 1 is a number as well."
-    )
 
 
 def describe_engine(wrapped: nn.Module, processes: int) -> str:
@@ -114,7 +64,7 @@ class EngineCheck(TrainerCallback):
         """Compare the engine with the configuration."""
         wrapped = self._trainer.model_wrapped
         found = engine_stage(wrapped)
-        asked = _asked_stage(args)
+        asked = asked_stage(args)
         if found != asked:
             wanted = "no DeepSpeed" if asked is None else f"DeepSpeed ZeRO-{asked}"
             raise ValueError(
@@ -125,8 +75,13 @@ class EngineCheck(TrainerCallback):
             self._console.print(describe_engine(wrapped, args.world_size), highlight=False)
 
 
-def _asked_stage(args: TrainingArguments) -> int | None:
-    """The stage of the DeepSpeed config, None without one."""
+def asked_stage(args: TrainingArguments) -> int | None:
+    """The stage of the DeepSpeed config; None without one.
+
+    Example:
+        >>> asked_stage(TrainingArguments("out", use_cpu=True)) is None
+        True
+    """
     config = getattr(args, "hf_deepspeed_config", None)
     if config is None:
         return None
@@ -142,7 +97,7 @@ def modalities_to_fill(model: nn.Module, args: CPTConfig, datasets: Sequence[obj
     anything may come.
     """
     towers = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if _asked_stage(args) != 3 and not towers & {"vision", "merger"}:
+    if asked_stage(args) != 3 and not towers & {"vision", "merger"}:
         return ()
     found: set[Modality] = set()
     for dataset in datasets:

@@ -113,11 +113,23 @@ def named_workers(dataset: object) -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader") or not isinstance(dataset, CPTDataset):
             raise
-        reading = "; ".join(
-            f"worker {worker} was reading {', '.join(dataset.names(item))}"
-            for worker, item in dataset.watch.busy().items()
-        )
         raise LoadingError(
-            f"{error} {reading or 'No worker was reading a document'}. Look at these documents' media, and "
-            "at memory; --dataloader_num_workers 0 shows what happens, --dataloader_timeout allows more time."
+            f"{error} {reading(dataset) or 'No worker was reading a document'}. Look at these documents' "
+            "media, and at memory; --dataloader_num_workers 0 shows what happens, --dataloader_timeout "
+            "allows more time."
         ) from error
+
+
+def reading(dataset: object) -> str:
+    """What a process and its workers read at the moment; empty if nothing.
+
+    Example:
+        >>> reading([1, 2])
+        ''
+    """
+    if not isinstance(dataset, CPTDataset):
+        return ""
+    return "; ".join(
+        f"worker {worker} was reading {', '.join(dataset.names(item))}"
+        for worker, item in dataset.watch.busy().items()
+    )

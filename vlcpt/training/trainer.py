@@ -18,7 +18,6 @@ from transformers.training_args import OptimizerNames
 
 from vlcpt.config import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
-from vlcpt.data.vision import VisionEncoder
 from vlcpt.model.adapters import base_model
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
 from vlcpt.training.checkpoints import (
@@ -27,18 +26,21 @@ from vlcpt.training.checkpoints import (
     declare_float32,
     quiet_partial_load,
 )
-from vlcpt.training.engine import EngineCheck, check_launch, modalities_to_fill, unrepeat
+from vlcpt.training.engine import EngineCheck, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import (
     leave_out_failed,
     named_workers,
     note_failed,
+    reading,
     take_documents,
     take_failed,
 )
 from vlcpt.training.finite import FiniteNumbers
 from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
+from vlcpt.training.rank_watch import RankWatch
+from vlcpt.training.refusals import check_launch, check_model, check_settings
 from vlcpt.training.saving import Checkpoints
 from vlcpt.training.signals import Interruption
 
@@ -81,7 +83,8 @@ class CPTTrainer(Trainer):
         console: Console | None = None,
     ) -> None:
         check_launch(args)
-        _refuse(model, args)
+        check_model(model, args)
+        check_settings(model, args)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("CPTTrainer needs processing_class (the processor), or a data_collator.")
@@ -105,6 +108,8 @@ class CPTTrainer(Trainer):
         self._interruption = Interruption()
         self._finite = FiniteNumbers(self)
         self.add_callback(self._finite)
+        self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
+        self.add_callback(self._ranks)
         self._checkpoints = Checkpoints(self)
         self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
@@ -131,8 +136,15 @@ class CPTTrainer(Trainer):
             NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
-        checkpoint = self._checkpoints.resume(resume_from_checkpoint)
-        with quiet_partial_load(), self.progress, self._interruption.caught(), self._checkpoints.kept():
+        with self._ranks.watched():
+            checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+        with (
+            quiet_partial_load(),
+            self.progress,
+            self._interruption.caught(),
+            self._checkpoints.kept(),
+            self._ranks.watched(),
+        ):
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
         self._checkpoints.restore_best()
         return output
@@ -141,6 +153,7 @@ class CPTTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one step, and Σ weight of its targets on all ranks."""
+        self._ranks.at(self.state.global_step + 1, "reading documents")
         while True:
             batches: list[Batch] = []
             if not self._interruption.is_requested:
@@ -152,6 +165,7 @@ class CPTTrainer(Trainer):
             failed = any(one.failed for one in read)
             weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
             told = torch.tensor([float(weight), failed, len(batches), self._interruption.code], device=device)
+            self._ranks.at(self.state.global_step + 1, "waiting for all to have read")
             counts = self.accelerator.reduce(told, "sum")
             weight, failed_anywhere, any_batch, interrupted = counts.tolist()
             if interrupted:
@@ -223,7 +237,7 @@ class CPTTrainer(Trainer):
             NotFiniteError: If a weight is not finite.
         """
         self._checkpoints.begin(Path(output_dir) if _internal_call and output_dir else None)
-        with cache_in_saved_config(base_model(self.model).config):
+        with cache_in_saved_config(base_model(self.model).config), self._ranks.watched():
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
@@ -270,23 +284,3 @@ def _remove_upstream_progress(trainer: Trainer) -> None:
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("ProgressCallback", "PrinterCallback", "RichProgressCallback"):
             trainer.remove_callback(callback)
-
-
-def _refuse(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
-    """Ways of running that would give wrong results, or none."""
-    if args.fsdp:
-        raise ValueError("FSDP is not supported. Use DeepSpeed: --deepspeed zero2 or zero3.")
-    if args.push_to_hub:
-        raise ValueError(
-            "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
-            "call vlcpt.push_adapter after trainer.save_model()."
-        )
-    for name in ("label_smoothing_factor", "use_liger_kernel", "neftune_noise_alpha", "batch_eval_metrics"):
-        if getattr(args, name):
-            raise ValueError(f"{name} does not work with the loss at the targets. Leave it out.")
-    found = base_model(model).config.vision_config.tokens_per_second
-    if found != VisionEncoder.tokens_per_second:
-        raise ValueError(
-            f"the model has tokens_per_second {found}, but positions are made for "
-            f"{VisionEncoder.tokens_per_second}, as every published Qwen2.5-VL has. Correct its config.json."
-        )
