@@ -52,12 +52,14 @@ def run(
 
 
 def allow_deepspeed(timeout: float = 60) -> None:
-    """Let accelerate take DeepSpeed on this CPU, with gloo. Call it before a configuration is made.
+    """Let accelerate take DeepSpeed on this CPU, with gloo, and transformers bf16. Call it before a
+    configuration is made.
 
     What asks for ``use_cpu`` still gets DDP.
     """
     import deepspeed
     from accelerate.state import DistributedType, PartialState
+    from transformers import training_args
 
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     given = PartialState._prepare_backend
@@ -68,6 +70,7 @@ def allow_deepspeed(timeout: float = 60) -> None:
         return "gloo", DistributedType.MULTI_GPU
 
     PartialState._prepare_backend = prepare
+    training_args.is_torch_bf16_gpu_available = lambda: True
     deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=timeout), verbose=False)
 
 

@@ -3,7 +3,9 @@
 ``python -m torch.distributed.run --nproc_per_node 2 -m tests.training.layouts FOLDER NAME…`` runs it on two.
 """
 
+import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -15,6 +17,7 @@ from transformers import TrainerCallback
 from tests.ranks import EngineGradients, allow_deepspeed, forget_deepspeed
 from tests.support import avi, digits, png, row
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
+from vlcpt.config_trainer import shipped_deepspeed
 from vlcpt.training.engine import engine_stage
 
 FULL = {"tuning": "full", "train_merger": True, "train_vision": True}
@@ -61,11 +64,37 @@ class Run:
     settings: dict[str, object] = field(default_factory=dict)
 
 
+FOUR_BITS = {"tuning": "qlora", "lora_r": 4, "train_merger": True, "lora_towers": ("language",)}
+LANGUAGE = {"tuning": "full"}
+MIXED = {"lora_r": 4, "train_vision": True, "train_merger": True, "lora_towers": ("language", "vision")}
 RUNS = {
     **{f"{engine} full": Run(engine, FULL) for engine in ("ddp", "zero1", "zero2", "zero3")},
     **{f"{engine} lora": Run(engine) for engine in ("ddp", "zero1", "zero2", "zero3")},
     **{f"{engine} lora, all towers": Run(engine, ALL_ADAPTERS) for engine in ("ddp", "zero2", "zero3")},
+    **{f"{engine} qlora, merger in full": Run(engine, FOUR_BITS) for engine in ("ddp", "zero2", "zero3")},
+    **{f"{engine} full, language alone": Run(engine, LANGUAGE) for engine in ("zero2", "zero3")},
+    **{f"{engine} lora, merger in full": Run(engine, MIXED) for engine in ("zero2", "zero3")},
 }
+
+
+# As most people train, with numbers that round: 6 steps.
+ROUNDED = {
+    f"{engine} {what}, bf16": Run(engine, {**model, "dtype": "bfloat16"}, 12, {"bf16": True})
+    for engine in ("zero2", "zero3")
+    for what, model in (("qlora", FOUR_BITS), ("lora", ALL_ADAPTERS))
+}
+# The shipped configs that are not above.
+OFFLOADED = {
+    f"{engine} full, offloaded": Run(engine, FULL, 12) for engine in ("zero2_offload", "zero3_offload")
+}
+
+
+def shipped_config(name: str) -> str | dict[str, object]:
+    """A shipped DeepSpeed config; with torch's AdamW where DeepSpeed would first compile its own."""
+    if not name.endswith("_offload"):
+        return name
+    config = json.loads(Path(shipped_deepspeed()[name]).read_text())
+    return {**config, "zero_force_ds_cpu_optimizer": False}
 
 
 class ByRow(CPTDataset):
@@ -123,11 +152,13 @@ class Watch(TrainerCallback):
         self._calls = 0
 
 
-def train(run: Run, folder: Path, *, base: str, processes: int) -> dict[str, object]:
-    """Train and evaluate; what it did, on this rank."""
+def train(
+    run: Run, folder: Path, *, base: str, processes: int, resume: bool | str = False
+) -> dict[str, object]:
+    """Train and evaluate; what it did, on this rank. Where the run saves, the result is saved as well."""
     settings = {
         "use_cpu": processes == 1 or run.engine == "ddp",
-        "deepspeed": None if processes == 1 or run.engine == "ddp" else run.engine,
+        "deepspeed": None if processes == 1 or run.engine == "ddp" else shipped_config(run.engine),
         "gradient_accumulation_steps": 2 // processes,
         "report_to": "none",
         "save_strategy": "no",
@@ -147,8 +178,8 @@ def train(run: Run, folder: Path, *, base: str, processes: int) -> dict[str, obj
     model = load_model(ModelConfig(base, **run.model))
     rows = mixed_rows()
     dataset = ByRow(rows[: run.rows], processor, max_length=128, packing=False)
-    # 5 rows: the ranks do not get equally many.
-    held_out = CPTDataset(rows[3:8], processor, max_length=128, packing=False)
+    # 39 rows: the ranks do not get equally many.
+    held_out = CPTDataset(rows[:39], processor, max_length=128, packing=False)
     watch = Watch()
     trainer = InOrder(
         model,
@@ -159,10 +190,15 @@ def train(run: Run, folder: Path, *, base: str, processes: int) -> dict[str, obj
         callbacks=[watch],
     )
     watch.trainer = trainer
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     evaluation = trainer.evaluate()
+    weights = None
+    if args.save_strategy != "no":
+        weights = whole_weights(trainer.model)
+        trainer.save_model()
     forget_deepspeed()
     return {
+        "weights": weights,
         "engine": watch.engine,
         "stage": watch.stage,
         "world": args.world_size,
@@ -174,12 +210,26 @@ def train(run: Run, folder: Path, *, base: str, processes: int) -> dict[str, obj
     }
 
 
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter in memory; under ZeRO-3 put together from the ranks' parts."""
+    named = dict(model.named_parameters())
+    gathered: AbstractContextManager[object] = nullcontext()
+    if any(hasattr(one, "ds_id") for one in named.values()):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(list(named.values()))
+    with gathered:
+        return {name: one.detach().clone() for name, one in named.items()}
+
+
 def main(folder: Path, names: list[str]) -> None:
     """Each run in turn, in the same two processes; what each did, in a file of each rank."""
     allow_deepspeed()
     rank = torch.distributed.get_rank()
     for name in names:
-        found = train(RUNS[name], folder / name, base=str(folder / "base"), processes=2)
+        found = train(
+            (RUNS | ROUNDED | OFFLOADED)[name], folder / name, base=str(folder / "base"), processes=2
+        )
         torch.save(found, folder / f"{name}.{rank}.pt")
 
 
