@@ -20,6 +20,7 @@ from vlcpt.data.turn_edges import TurnEdge
 from vlcpt.data.vision import PlacedMedium, VisionEncoder
 
 IGNORE_INDEX = -100
+_SMALLEST = np.finfo(np.float32).tiny
 TrainEos = Literal["auto", "always", "never"]
 _CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
                    "<|im_start|>", "<|im_end|>")  # fmt: skip
@@ -135,11 +136,11 @@ class DocumentEncoder:
                     media.append(placed)
                     length += len(pads)
         eos_weight = self._eos_weight(last_text)
-        input_ids = np.append(np.concatenate(ids) if ids else np.zeros(0, np.int64), self._eos)
-        exact = np.append(np.concatenate(weights), eos_weight) if weights else np.array([eos_weight])
+        input_ids = np.concatenate([*ids, [self._eos]])
+        exact = np.concatenate([*weights, [eos_weight]])
+        loss_weights = exact.astype(np.float32)
         # A weight too small for float32 stays above 0: its token is still a target.
-        smallest = np.finfo(np.float32).tiny
-        loss_weights = np.where(exact > 0, np.maximum(exact, smallest), 0).astype(np.float32)
+        np.maximum(loss_weights, _SMALLEST, out=loss_weights, where=exact > 0)
         without_context = int(loss_weights[0] > 0)
         loss_weights[0] = 0
         return TokenStream(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.fields import id_field
 from vlcpt.data.readers.prepared import PreparedRows, prepared_members
@@ -48,8 +49,9 @@ class DocumentSource:
             if isinstance(row, Document):
                 root = self.media_root if row.media_root is None else row.media_root
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
-            source = replace(source, id=id_field(row))  # all messages about the document name it
-            return replace(self.read(row), id=source.id, source=source, media_root=self.media_root)
+            # With the id: all messages about the document name it.
+            source = Source(source.path, source.line, id_field(row))
+            return _placed(self.read(row), source, self.media_root)
         except DocumentError as error:
             raise error.at(source) from None
         except OSError as error:
@@ -57,6 +59,14 @@ class DocumentSource:
                 f"the file cannot be read: {error.strerror or error}. Look whether it is still there.",
                 source=source,
             ) from None
+
+
+def _placed(document: Document, source: Source, media_root: str | None) -> Document:
+    """The document as read from there, without ``replace``, which would look at its segments again."""
+    placed = copy(document)
+    for name, value in (("id", source.id), ("source", source), ("media_root", media_root)):
+        object.__setattr__(placed, name, value)
+    return placed
 
 
 def open_source(
