@@ -8,7 +8,7 @@ import torch
 
 from tests.training.test_resuming import make_checkpoint
 from vlcpt.model.tuning import apply_tuning
-from vlcpt.training.disk import delete_checkpoint, needed_bytes, require_space, rotate
+from vlcpt.training.disk import delete_checkpoint, finish_deletions, needed_bytes, require_space, rotate
 from vlcpt.training.manifests import MANIFEST, CheckpointError
 from vlcpt.training.resuming import list_checkpoints
 
@@ -59,13 +59,27 @@ def test_those_of_a_later_step_are_of_a_run_that_was_given_up(output):
     assert rotated(output, 2, 4) == [2, 4]
 
 
-def test_a_checkpoint_is_none_as_soon_as_its_deletion_begins(output, monkeypatch):
-    monkeypatch.setattr(shutil, "rmtree", lambda folder: None)
+@pytest.mark.parametrize("removed", range(3))
+def test_a_kill_during_a_deletion_leaves_no_half_checkpoint(output, monkeypatch, removed):
+    """After any number of its files: what is left has no checkpoint's name, and goes with the next save."""
 
-    delete_checkpoint(output / "checkpoint-2")
+    class Killed(BaseException):
+        pass
 
-    assert (output / "checkpoint-2/trainer_state.json").exists()
-    assert not (output / "checkpoint-2" / MANIFEST).exists()
+    def killed(folder):
+        for path in sorted(folder.iterdir())[:removed]:
+            path.unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            delete_checkpoint(output / "checkpoint-2")
+
+    assert names(output) == [4, 6, 8]
+    assert (output / ".checkpoint-2.deleted").exists()
+    finish_deletions(output)
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
 
 
 def test_room_is_asked_for_with_path_and_sizes(output, monkeypatch):

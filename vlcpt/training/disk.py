@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from vlcpt.training.manifests import MANIFEST, UNFINISHED, CheckpointError, sync, verify
-from vlcpt.training.resuming import list_checkpoints
+from vlcpt.training.manifests import CheckpointError, sync
+from vlcpt.training.resuming import fault, list_checkpoints
 
 _SMALL_FILES = 64 * 2**20  # processor, states, manifest
 _ADAM = 8  # bytes of state for each trained weight
@@ -97,7 +97,7 @@ def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | No
     place = [one.name for one in found].index(newest.name)
     kept = {newest.name} | ({best.name} if best else set())
     others = [one for one in [*found[place + 1 :], *found[:place]] if one.name not in kept]
-    broken = [one for one in others if not _is_whole(one)]
+    broken = [one for one in others if fault(one, hashes=False)]
     whole = [one for one in others if one not in broken]
     excess = max(0, len(whole) + len(kept) - limit)
     for one in [*broken, *whole[:excess]]:
@@ -105,16 +105,20 @@ def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | No
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint so that it is none from the first moment on."""
-    (folder / UNFINISHED).touch()
-    (folder / MANIFEST).unlink(missing_ok=True)
-    sync(folder)
-    shutil.rmtree(folder)
+    """Delete a checkpoint so that it is none from the first moment on: one rename takes its name away."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.rename(doomed)
+    sync(doomed.parent)
+    shutil.rmtree(doomed)
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        verify(folder, hashes=False)
-    except CheckpointError:
-        return False
-    return True
+def finish_deletions(output_dir: Path) -> None:
+    """Delete what a run that was killed had begun to delete.
+
+    Example:
+        >>> finish_deletions(Path("nowhere"))
+    """
+    for folder in output_dir.glob(".checkpoint-*.deleted"):
+        shutil.rmtree(folder)

@@ -44,7 +44,7 @@ def find_checkpoint(
         return None
     if resume_from_checkpoint not in (True, "auto"):
         folder = Path(str(resume_from_checkpoint))
-        if reason := _fault(folder, check, hashes):
+        if reason := fault(folder, check, hashes=hashes):
             raise CheckpointError(
                 f"resume_from_checkpoint {folder}: {reason}. Give another checkpoint, or true for the "
                 "newest that can be used."
@@ -53,7 +53,7 @@ def find_checkpoint(
     passed: list[str] = []
     found = list_checkpoints(Path(output_dir))
     for folder in reversed(found):
-        reason = _fault(folder, check, hashes)
+        reason = fault(folder, check, hashes=hashes)
         if not reason:
             return folder
         passed.append(f"{folder.name}: {reason}")
@@ -89,8 +89,13 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def _fault(folder: Path, check: Check | None, hashes: bool) -> str:
-    """Why a checkpoint cannot be used; empty if it can."""
+def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:
+    """Why a checkpoint cannot be used; empty if it can.
+
+    Example:
+        >>> fault(Path("nowhere"))
+        'there is no such folder'
+    """
     try:
         manifest = verify(folder, hashes=hashes)
         if check:

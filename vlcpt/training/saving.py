@@ -14,11 +14,17 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.training.checkpoints import check_adapter, restore_weights, save_now
-from vlcpt.training.disk import delete_checkpoint, needed_bytes, require_space, rotate
+from vlcpt.training.disk import (
+    delete_checkpoint,
+    finish_deletions,
+    needed_bytes,
+    require_space,
+    rotate,
+)
 from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
 from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
-from vlcpt.training.resuming import find_checkpoint, list_checkpoints
+from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints
 from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
 
@@ -111,7 +117,7 @@ class Checkpoints(TrainerCallback):
             return
 
         def require_whole() -> None:
-            if args.process_index == 0 and (reason := _fault_of(Path(best), hashes=True)):
+            if args.process_index == 0 and (reason := fault(Path(best))):
                 raise CheckpointError(
                     f"the best checkpoint, {best}: {reason}, so the best model cannot be saved. Take another "
                     "checkpoint, or its copy."
@@ -156,6 +162,7 @@ class Checkpoints(TrainerCallback):
             require_finite(self._trainer.model)
             if not self._trainer.args.should_save:
                 return
+            finish_deletions(folder.parent)
             if folder.exists():  # left by a run that was killed, or by one that went on from an older one
                 delete_checkpoint(folder)
             require_space(folder, needed_bytes(self._trainer.model, self._trainer.optimizer), self._whole())
@@ -233,7 +240,7 @@ class Checkpoints(TrainerCallback):
             restore_weights(self._trainer.model, checkpoint)
 
     def _whole(self) -> list[Path]:
-        return [one for one in list_checkpoints(self._output) if not _fault_of(one)]
+        return [one for one in list_checkpoints(self._output) if not fault(one, hashes=False)]
 
     def _not_written(self, error: Exception) -> CheckpointError:
         folder = self._writing
@@ -286,11 +293,3 @@ def _flush_of_rank(folder: Path, rank: int) -> None:
         sync(path)
     for path in folder.glob(f"rng_state_{rank}.pth"):
         sync(path)
-
-
-def _fault_of(folder: Path, *, hashes: bool = False) -> str:
-    try:
-        verify(folder, hashes=hashes)
-    except CheckpointError as error:
-        return str(error)
-    return ""
