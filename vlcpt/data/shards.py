@@ -6,13 +6,13 @@ planning needs and the place of every batch, so that one document is one short r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Source, Video
+from vlcpt.data.documents import MAX_WEIGHT, Document, DocumentError, Image, Medium, Source, Video
 from vlcpt.data.media import MediaError, MediaLimits, open_medium
 from vlcpt.data.streams import EncodedDocument, TokenStream
 from vlcpt.data.video import Clip
@@ -135,6 +135,7 @@ def row_document(batch: pa.RecordBatch, number: int) -> EncodedDocument:
 
     Raises:
         DocumentError: The one that its reading gave when it was prepared, if it is no document.
+        ValueError: If its parts do not fit together, as no vlcpt writes them.
     """
     row = batch.select(_REST).slice(number, 1).to_pylist()[0]
     source = Source(row["path"], row["line"], row["id"])
@@ -143,9 +144,11 @@ def row_document(batch: pa.RecordBatch, number: int) -> EncodedDocument:
             error["reason"], kind=error["kind"], source=source, field=error["field"], offset=error["offset"]
         )
     ids, lengths, weights = (as_numpy(batch.column(name)[number].values) for name in _ARRAYS)
+    _require_runs(ids, lengths, weights)
     input_ids = ids.astype(np.int64)
     loss_weights = np.repeat(weights, lengths)
     media = tuple(_placed(one) for one in row["media"])
+    _require_places(media, len(input_ids))
     stream = TokenStream(
         input_ids=input_ids,
         labels=np.where(loss_weights > 0, input_ids, IGNORED),
@@ -216,8 +219,34 @@ def _medium_row(
     }
 
 
+def _require_runs(ids: np.ndarray, lengths: np.ndarray, weights: np.ndarray) -> None:
+    """A few bytes may claim runs that take all memory."""
+    if (lengths < 0).any() or lengths.sum(dtype=np.int64) != len(ids) or not len(ids):
+        raise ValueError(f"its loss weights are not those of {len(ids)} tokens")
+    if not ((weights >= 0) & (weights <= MAX_WEIGHT)).all() or (ids < 0).any():
+        raise ValueError("a token or a loss weight is out of range")
+
+
+def _require_places(media: Sequence[PlacedMedium], tokens: int) -> None:
+    """Media stand one after the other among the tokens, so that no grid is larger than they are."""
+    end = 0
+    for placed in media:
+        if min(*placed.grid_thw, placed.merge, placed.patch) < 1 or len(placed.grid_thw) != 3:
+            raise ValueError(f"the grid {placed.grid_thw} of a medium is none")
+        if (
+            placed.start < end
+            or placed.stop > tokens
+            or not placed.tokens
+            or not 0 < placed.interval < np.inf
+        ):
+            raise ValueError("a medium does not stand among its tokens")
+        end = placed.stop
+
+
 def _placed(row: Mapping[str, object]) -> PlacedMedium:
     get: Callable[[str], object] = row.__getitem__
+    if get("data") is None:  # its path would be opened, on the machine of whoever trains from it
+        raise ValueError("a medium has no bytes")
     limits = {name: get(name) for name in ("min_pixels", "max_pixels")}
     medium: Medium
     if get("is_video"):

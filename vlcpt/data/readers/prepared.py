@@ -24,7 +24,8 @@ PLACES_FILE = "places.arrow"
 LAYOUT = 1
 _CHUNK = 1 << 20
 # What a batch gives that no vlcpt wrote.
-_MALFORMED = (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError)
+_MALFORMED = (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+_KINDS = {"rows": int, "shard_rows": int, "files": dict, "digests": dict, "fingerprint": dict}
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
 
@@ -140,13 +141,15 @@ def prepared_members(path: str) -> list[Member] | None:
         )
     if about is None:
         return None
-    if about["kind"] == SOURCE_KIND:
-        return [Member(folder.path, "", str(about["name"]), None)]
-    sources = about["sources"]
-    assert isinstance(sources, list)
-    return [
-        Member(f"{folder.path}/{one['folder']}", one["role"], one["name"], one["share"]) for one in sources
-    ]
+    try:
+        if about["kind"] == SOURCE_KIND:
+            return [Member(folder.path, "", str(about["name"]), None)]
+        return [
+            Member(f"{folder.path}/{one['folder']}", one["role"], one["name"], one["share"])
+            for one in about["sources"]  # type: ignore[attr-defined]
+        ]
+    except (LookupError, TypeError):
+        raise _error(f"{WHOLE} is damaged. Copy it again, or run vlcpt prepare again.", path) from None
 
 
 class PreparedRows:
@@ -164,18 +167,29 @@ class PreparedRows:
         about = self._folder.json(WHOLE, (SOURCE_KIND,))
         if about is None:
             raise _error("it is no prepared source. Run vlcpt prepare again.", path)
-        if about["layout"] != LAYOUT:
+        if (layout := about.get("layout")) != LAYOUT:
             raise _error(
-                f"it has layout {about['layout']}, and this release reads {LAYOUT}. Run vlcpt prepare again.",
-                path,
+                f"it has layout {layout}, and this release reads {LAYOUT}. Run vlcpt prepare again.", path
             )
         self.about: Mapping[str, object] = about
-        self._check_files()
-        self._index = pa.ipc.open_file(self._verified(INDEX_FILE))
-        places = pa.ipc.open_file(self._verified(PLACES_FILE)).get_batch(0)
-        self._first, self._shard, self._offset, self._size, self._digest = (
-            as_numpy(places.column(name)) for name in ("first", "shard", "offset", "size", "digest")
-        )
+        if wrong := [key for key, kind in _KINDS.items() if not isinstance(about.get(key), kind)]:
+            raise self._damaged(WHOLE, f"no {', '.join(wrong)}")
+        try:
+            self._check_files()
+            self._index = pa.ipc.open_file(self._verified(INDEX_FILE))
+            places = pa.ipc.open_file(self._verified(PLACES_FILE)).get_batch(0)
+            places.validate(full=True)
+            self._first, self._shard, self._offset, self._size, self._digest = (
+                as_numpy(places.column(name)) for name in ("first", "shard", "offset", "size", "digest")
+            )
+        except DocumentError:
+            raise
+        except _MALFORMED as error:
+            raise self._damaged(WHOLE, _short(error)) from None
+        begins = np.append(self._first, about["rows"])
+        sound = begins[0] == 0 and (np.diff(begins) > 0).all() and (self._size > 0).all()
+        if not sound or self.shard_rows < 1:
+            raise self._damaged(PLACES_FILE, f"it is not that of {about['rows']} rows")
         self._kept: tuple[int, pa.RecordBatch] | None = None
 
     def __len__(self) -> int:
@@ -195,7 +209,11 @@ class PreparedRows:
         batches = [
             self._index.get_batch(shard) for shard in shards[: self._index.num_record_batches - shards[0]]
         ]
-        return {name: np.concatenate([as_numpy(batch.column(name)) for batch in batches]) for name in INDEX}
+        found = {name: np.concatenate([as_numpy(batch.column(name)) for batch in batches]) for name in INDEX}
+        first = shards[0] * self.shard_rows
+        if len(found["length"]) != min(len(self) - first, len(shards) * self.shard_rows):
+            raise self._damaged(INDEX_FILE, f"it is not that of {len(self):,} rows")
+        return found
 
     def source(self, number: int) -> Source:
         batch, place = self._batch(number)
