@@ -113,9 +113,23 @@ def test_overwriting_keeps_what_a_person_put_there(tmp_path: Path) -> None:
     run = configs(tmp_path, "--overwrite")
     (tmp_path / "out/checkpoint-mine").mkdir(parents=True)
     (tmp_path / "out/checkpoint-7").mkdir()
+    (tmp_path / "out/checkpoint-7.tar").write_text("a copy")
     prepare_output(run)
 
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-mine"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["checkpoint-7.tar", "checkpoint-mine"]
+
+
+def test_overwriting_takes_away_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    run = configs(tmp_path, "--overwrite")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/model.safetensors").write_text("kept")
+    (tmp_path / "out/checkpoint-7").symlink_to(tmp_path / "theirs")
+    prepare_output(run)
+
+    assert not any((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["model.safetensors"]
 
 
 def test_a_run_does_not_write_over_the_config_that_it_is_read_from(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import RESOLVED_HEADER, Configs
 from vlcpt.data.plan_cache import remove_plans
+from vlcpt.training.disk import delete_checkpoint
 from vlcpt.training.trust import RECORD
 
 # What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
@@ -44,13 +44,11 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
     if not output.is_dir():
         raise ConfigError(f"output_dir {output} is a file. Give a folder.")
     if training.overwrite:
-        for path in [
-            *output.glob("checkpoint-*"),
-            *(path for name in RUN_FILES for path in output.glob(name)),
-        ]:
-            if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name):
-                shutil.rmtree(path)
-            elif path.is_file():
+        for folder in output.glob("checkpoint-*"):
+            if folder.is_dir() and re.fullmatch(r"checkpoint-\d+", folder.name):
+                delete_checkpoint(folder)
+        for path in (path for name in RUN_FILES for path in output.glob(name)):
+            if path.is_file():
                 path.unlink()
         remove_plans(output / PLANS)
     elif not training.resume_from_checkpoint and any(p.name not in NO_RUN for p in output.iterdir()):

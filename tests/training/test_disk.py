@@ -9,7 +9,7 @@ import torch
 from tests.training.test_resuming import make_checkpoint
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.training.disk import delete_checkpoint, finish_deletions, needed_bytes, require_space, rotate
-from vlcpt.training.manifests import MANIFEST, CheckpointError
+from vlcpt.training.manifests import MANIFEST, CheckpointError, verify
 from vlcpt.training.resuming import list_checkpoints
 
 Usage = namedtuple("Usage", "total used free")
@@ -80,6 +80,15 @@ def test_a_kill_during_a_deletion_leaves_no_half_checkpoint(output, monkeypatch,
     assert (output / ".checkpoint-2.deleted").exists()
     finish_deletions(output)
     assert sorted(path.name for path in output.iterdir()) == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
+
+
+def test_of_a_link_the_link_alone_is_deleted(output, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (output / "checkpoint-2").rename(elsewhere)
+    (output / "checkpoint-2").symlink_to(elsewhere)
+
+    assert rotated(output, 3, 8) == [4, 6, 8]
+    assert verify(elsewhere)
 
 
 def test_room_is_asked_for_with_path_and_sizes(output, monkeypatch):

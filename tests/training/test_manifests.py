@@ -98,6 +98,15 @@ def test_a_link_to_a_folder_counts_as_a_file_that_was_added(folder, tmp_path):
         verify(folder)
 
 
+def test_a_link_to_nowhere_is_told(folder, tmp_path):
+    write_manifest(folder, {})
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: No such file"):
+        verify(folder)
+
+
 def test_hidden_files_of_file_systems_do_no_harm(folder):
     write_manifest(folder, {})
     (folder / ".nfs0001").write_bytes(b"")

@@ -106,6 +106,9 @@ def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | No
 
 def delete_checkpoint(folder: Path) -> None:
     """Delete a checkpoint so that it is none from the first moment on: one rename takes its name away."""
+    if folder.is_symlink():  # what it leads to is somebody else's
+        folder.unlink()
+        return
     doomed = folder.with_name(f".{folder.name}.deleted")
     if doomed.exists():
         shutil.rmtree(doomed)

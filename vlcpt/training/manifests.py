@@ -120,7 +120,7 @@ def verify(folder: Path, *, hashes: bool = True) -> Manifest:
     if more := sorted(files.keys() - listed.keys()):
         raise CheckpointError(f"{_some(more)} was added since it was saved")
     for name, (size, _) in listed.items():
-        if (found := files[name].stat().st_size) != size:
+        if (found := _size(files[name])) != size:
             raise CheckpointError(f"{name} has {found:,} bytes where {size:,} were saved")
     if hashes:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -164,6 +164,13 @@ def _files(folder: Path) -> dict[str, Path]:
         if not path.is_dir() or path.is_symlink()
     }
     return {name: path for name, path in found.items() if name != MANIFEST and not path.name.startswith(".")}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:  # a link to nowhere, or to itself
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _flush_and_hash(path: Path) -> str:

@@ -186,7 +186,7 @@ class PreparedRows:
             raise
         except _MALFORMED as error:
             raise self._damaged(WHOLE, _short(error)) from None
-        begins = np.append(self._first, about["rows"])
+        begins = np.append(self._first, int(about["rows"]))  # type: ignore[call-overload]
         sound = begins[0] == 0 and (np.diff(begins) > 0).all() and (self._size > 0).all()
         if not sound or self.shard_rows < 1:
             raise self._damaged(PLACES_FILE, f"it is not that of {about['rows']} rows")
