@@ -12,10 +12,13 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=TERM@300
 #SBATCH --open-mode=append
 set -euo pipefail
 config=${1:?usage: sbatch slurm.sh CONFIG [--key value ...]}
 shift
+# Five minutes before the time is over a checkpoint is saved; torchrun would wait only 30 seconds for that.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # A requeued job goes on from its newest checkpoint; where there is none, it starts.
