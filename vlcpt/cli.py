@@ -56,9 +56,11 @@ def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     with _told():
         from vlcpt.config_reading import load_config
+        from vlcpt.run_ranks import leave_group
         from vlcpt.runs import train_run
 
         train_run(load_config(config, context.args), config_path=config)
+        leave_group()
 
 
 @app.command(context_settings=_OVERRIDES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainingArguments
 
@@ -29,6 +30,18 @@ def first_rank_only(training: TrainingArguments, work: Callable[[], None]) -> No
         broadcast_object_list(failed)
     if failed[0] is not None:
         raise failed[0]
+
+
+def leave_group() -> None:
+    """Leave the process group: threads of gloo, in torch 2.14, can abort a process that ends with them.
+
+    A launcher then takes the run for failed, and ends the rank that is still at work.
+
+    Example:
+        >>> leave_group()
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def require_equal(training: TrainingArguments, found: str, name: str) -> None:

@@ -75,6 +75,7 @@ def train_run(
         if is_main:
             dataset.ledger.write(output)  # again: documents may have failed while they were read
     trainer.save_model()
+    trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
     if is_main:
         console.print(f"saved in {output}")
     if repo_id is not None:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model, load_processor
+from vlcpt.run_ranks import leave_group
 
 
 class Progress(TrainerCallback):
@@ -58,6 +59,8 @@ def main(folder: Path, settings: dict[str, object]) -> None:
     )
     trainer.train(resume_from_checkpoint=settings.get("resume"))
     trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,21 @@ from tests.support import wait_for
 from vlcpt.training.manifests import verify
 from vlcpt.training.resuming import list_checkpoints
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+
+
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_left():
+    """Whatever a test started ends with it."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 class Run:
@@ -41,10 +55,11 @@ class Run:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         )
 
+        STARTED.append(self.process)
+
     def wait_in_step(self, step: int, rank: int = 0) -> None:
-        wait_for(
-            lambda: (self.folder / f"began-{step}.{rank}").exists() or self.process.poll() is not None, 120
-        )
+        mark = self.folder / f"began-{step}.{rank}"
+        wait_for(lambda: mark.exists() or self.process.poll() is not None, 300)
         assert self.process.poll() is None, self.output
 
     def pid(self, rank: int) -> int:
@@ -52,7 +67,7 @@ class Run:
 
     def end(self) -> int:
         try:
-            return self.process.wait(120)
+            return self.process.wait(300)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
