@@ -233,3 +233,11 @@ def test_documents_in_memory_keep_to_the_media_root_of_their_source(tiny_process
     with pytest.raises(DocumentError, match=r"mine:1: images: .* lies outside the media_root"):
         make(outside)
     assert len(CPTDataset([outside], tiny_processor, max_length=32)) == 1  # without one, as trusted
+
+
+def test_the_digest_tells_texts_of_equally_many_tokens_apart(tiny_processor):
+    texts = ["a <trainable_text>1 2 3</trainable_text>", "a <trainable_text>1 2 4</trainable_text>"]
+    weighted = texts[0].replace("_text>1", '_text weight="0.5">1')
+    found = [CPTDataset([row(text)], tiny_processor, max_length=50) for text in (*texts, weighted)]
+    assert len({str(one.ledger.as_json()) for one in found}) == 1
+    assert len({one.digest for one in found}) == 3

@@ -51,8 +51,11 @@ def bigger_base(model):
         dict(model.named_parameters())[name][3, 5] += 1e-3
 
 
+# As many tokens as before.
+CHANGED = {**FOUR[0], "text": FOUR[0]["text"].replace("a <image> b", "b <image> a")}
 OTHERS = {
     r"the plan of the training data": {"rows": [*FOUR[1:], FOUR[0]]},
+    r"the plan of the training data: ": {"rows": [CHANGED, *FOUR[1:]]},
     r"the plan of .*max_length, packing": {"data": {"max_length": 100}},
     r"the plan of the training data.*data_seed": {"data": {"seed": 5, "packing": False}},
     r"seed: saved with 42, now 43": {"seed": 43},

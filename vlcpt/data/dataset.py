@@ -139,7 +139,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.failures = Failures(plan, names, max_bad_fraction, self._max_bad_in_a_row)
         self.watch = WorkerWatch()
         # Flat arrays, which workers share with the parent instead of copying them.
-        self._samples = plan.samples()
+        self._samples, self._checksums = plan.samples(), plan.checksums().astype(np.int32)
         self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
         # A shuffle first, so that equal lengths fall together at random and not by file order.
         order = np.random.default_rng(seed).permutation(len(self._samples))
@@ -182,9 +182,9 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     @property
     def digest(self) -> str:
-        """The same for the same items in the same order, on whatever machine."""
+        """The same for the same tokens and targets in the same order, on whatever machine."""
         plan = xxhash.xxh3_128()
-        for part in (self._samples, self._pack_of, self._pack_ends):
+        for part in (self._samples, self._pack_of, self._pack_ends, self._checksums):
             plan.update(np.ascontiguousarray(part).data)
         return plan.hexdigest()
 

@@ -80,6 +80,12 @@ class Plan:
             found.append(_repeat_documents_parts(of_part, parts, repeats))
         return found[0] if len(found) == 1 else np.concatenate(found)
 
+    def checksums(self) -> np.ndarray:
+        """Of each document that is read, its :attr:`TokenStream.checksum`, in order: int64 (N,)."""
+        return np.concatenate(
+            [scan.column("checksum")[times > 0] for scan, times in zip(self.scans, self.repeats, strict=True)]
+        )
+
     def rows_with(self, column: str) -> np.ndarray:
         """Documents that are read and have any of ``images`` or ``videos``: int64 (N, 2), source and row."""
         found = []

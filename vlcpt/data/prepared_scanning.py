@@ -47,6 +47,7 @@ class PreparedScanner(SourceScanner):
             "parts": nothing + 1,
             "images": index["images"],
             "videos": index["videos"],
+            "checksum": index["checksum"],
             "read": index["tokens"],
             "targets": index["targets"],
             "context": length - index["targets"] - index["pads"] - 2 * index["media"],

@@ -25,7 +25,7 @@ PIECE_ROWS = 512
 MAX_PIECES = 512
 # One row a document that can be trained on. Its tokens follow the ledger's names.
 COUNTS = ("read", "targets", "context", "media", "special", "trimmed", "targets_without_context", "repeated")
-COLUMNS = ("row", "parts", "images", "videos", *COUNTS)
+COLUMNS = ("row", "parts", "images", "videos", "checksum", *COUNTS)
 PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
 
 
@@ -181,7 +181,7 @@ class SourceScanner(Dataset[Scan]):
         counts = count_tokens(stream, found)
         parts += [(part.start, part.stop, part.repeated, part.targets, part.media) for part in found]
         images, videos = len(document.images), len(document.videos)
-        return (row, len(found), images, videos, *(getattr(counts, name) for name in COUNTS))
+        return (row, len(found), images, videos, stream.checksum, *(getattr(counts, name) for name in COUNTS))
 
     def _dropped(self, row: int, source: Source | None, reason: str, detail: str) -> Dropped:
         place = source or self._source.rows.source(row)

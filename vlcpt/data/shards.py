@@ -72,7 +72,7 @@ _REST = [name for name in SCHEMA.names if name not in _ARRAYS]
 # What planning needs of a row. `tokens` is -1 for a row that is no document; `length` ends with the last
 # target; `pads` and `media` lie before it.
 INDEX = ("tokens", "length", "targets", "pads", "media", "images", "videos", "without_context", "cut_edges",
-         "untagged", "empty_spans")  # fmt: skip
+         "untagged", "empty_spans", "checksum")  # fmt: skip
 INDEX_SCHEMA = pa.schema([(name, pa.int32()) for name in INDEX])
 PLACES_SCHEMA = pa.schema(
     [("first", pa.int64()), ("shard", pa.int32()), ("offset", pa.int64()), ("size", pa.int64()),
@@ -112,7 +112,8 @@ def document_row(
     kept = [placed.tokens for placed in stream.media if placed.stop <= length]
     media, marks = (len(document.images), len(document.videos)), (not document.tagged, document.empty_spans)
     counts = (len(stream), length, len(targets), sum(kept), len(kept))
-    return row, [*counts, *media, stream.without_context, stream.cut_edges, *map(int, marks)]
+    marked = (stream.without_context, stream.cut_edges, *map(int, marks))
+    return row, [*counts, *media, *marked, stream.checksum]
 
 
 def error_row(error: DocumentError, source: Source) -> tuple[Row, list[int]]:

@@ -24,7 +24,7 @@ Facts = Mapping[str, object]
 _MEANING = {
     "data": (
         "the plan of the training data",
-        "a data file, its order, max_length, packing or data_seed was changed",
+        "rows, their order, max_length, packing or data_seed were changed",
     ),
     "seed": ("seed", "it decides the order of the data and dropout"),
     "data_seed": ("data_seed", "it decides the order of the data"),
