@@ -45,7 +45,7 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
         raise ConfigError(f"output_dir {output} is a file. Give a folder.")
     if training.overwrite:
         for folder in output.glob("checkpoint-*"):
-            if folder.is_dir() and re.fullmatch(r"checkpoint-\d+", folder.name):
+            if folder.is_dir() and re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", folder.name):
                 delete_checkpoint(folder)
         for path in (path for name in RUN_FILES for path in output.glob(name)):
             if path.is_file():

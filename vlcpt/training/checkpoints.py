@@ -91,7 +91,7 @@ def save_now(trainer: Trainer) -> None:
     """Save a checkpoint between two steps, as Trainer does after one.
 
     What that calls has no public name in transformers 5.24; its own JITCheckpointCallback calls the same,
-    and tests/training/test_interrupted.py tells when it changes.
+    and tests/training/test_signals.py tells when it changes.
     """
     assert isinstance(trainer.model, nn.Module)
     trainer._save_checkpoint(trainer.model, trial=None)

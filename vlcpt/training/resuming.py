@@ -84,7 +84,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     found = {
         int(path.name.rpartition("-")[2]): path
         for path in output_dir.glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()
+        if re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", path.name) and path.is_dir()
     }
     return [found[step] for step in sorted(found)]
 
