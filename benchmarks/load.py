@@ -26,6 +26,7 @@ import load_ledger
 LINES = 1_000_000
 CHECKED = 1_000_000
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for tests.mutations
 
 
 def memory(name: str = "VmHWM", file: str = "/proc/self/status") -> int:

@@ -135,6 +135,7 @@ def media(folder: Path) -> dict[str, object]:
     import logging
     import warnings
 
+    from tests.mutations import mutated
     from vlcpt.data.containers import check_container
     from vlcpt.data.documents import Image, Video
     from vlcpt.data.media import MediaError, MediaLimits, image_size, read_image
@@ -149,7 +150,7 @@ def media(folder: Path) -> dict[str, object]:
     slowest = 0.0
     for number in range(FILES):
         kind = "video" if number % 4 == 0 else "image"
-        data = _mutated(rng.choice(videos if kind == "video" else images), rng)
+        data = mutated(rng.choice(videos if kind == "video" else images), rng)
         medium = Video(data=data) if kind == "video" else Image(data=data)
         before = time.perf_counter()
         try:
@@ -218,23 +219,3 @@ def _videos() -> list[bytes]:
             container.mux(stream.encode(None))
         found.append(file.getvalue())
     return found
-
-
-def _mutated(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, cut out or put in, mostly in the header; or cut short."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        at = rng.randrange(min(len(changed), rng.choice((60, 400, len(data)))))
-        how = rng.randrange(8)
-        if how < 3:
-            changed[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-        elif how == 3:
-            del changed[at : at + rng.randrange(1, 20)]
-        elif how == 4:
-            changed[at:at] = rng.randbytes(rng.randrange(1, 8))
-        elif how < 7:
-            changed[at : at + 4] = rng.choice((bytes(4), b"\xff" * 4, b"\0\0\0\1", b"\x7f\xff\xff\xff"))
-        else:
-            del changed[at + 1 :]
-        changed = changed or bytearray(b"\0")
-    return bytes(changed)

@@ -208,3 +208,30 @@ def test_what_is_prepared_is_not_prepared_again(project: Path) -> None:
 
     with pytest.raises(DocumentError, match="set: it is prepared already"):
         prepare_run(configs(project, {"train_data": "set"}), project / "other", console=QUIET)
+
+
+def test_a_cut_image_is_left_out_and_not_encoded(project: Path) -> None:
+    """Its header is whole, so that only training would find it, from the rows."""
+    whole = png(2, 84, 56)
+    (project / "cut.png").write_bytes(whole[: len(whole) // 2])
+    row = {"text": "<image>is <trainable_text>cut</trainable_text>", "images": ["cut.png"]}
+    with (project / "a.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    skip = ("--on_bad_data", "skip", "--max_bad_fraction", "0.5")
+
+    prepare_run(configs(project, {"train_data": "a.jsonl"}, *skip), project / "set", console=QUIET)
+
+    ledger = json.loads((project / "set/ledger.json").read_text())
+    assert ledger["total"]["documents"]["used"] == 5
+    assert ledger["total"]["documents"]["dropped"] == {"medium": 1}
+
+
+def test_overwrite_starts_afresh_only_where_something_was_prepared(project: Path) -> None:
+    prepare_run(configs(project), project / "mine/sub/set", console=QUIET)
+    found = configs(project)
+    found.training.overwrite = True
+
+    with pytest.raises(ConfigError, match="is not empty, and holds nothing that was prepared"):
+        prepare_run(found, project / "mine", console=QUIET)
+
+    assert (project / "mine/sub/set/prepared.json").is_file()

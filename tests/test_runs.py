@@ -12,6 +12,7 @@ from vlcpt.config_reading import Configs, load_config
 from vlcpt.data.scanning import SourceScanner
 from vlcpt.demo import base_path
 from vlcpt.outputs import prepare_output, write_json
+from vlcpt.report.run_facts import _evaluation_file
 from vlcpt.runs import eval_run, train_run
 
 QUIET = Console(file=StringIO(), width=100)
@@ -161,3 +162,14 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"sets": {"new": {"perplexity": float("inf")}}})
 
     assert json.loads((tmp_path / "a.json").read_text()) == {"sets": {"new": {"perplexity": None}}}
+
+
+@pytest.mark.parametrize(("other", "note"), [(2.5, "; other images: of the next document"), (None, "")])
+def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
+    result = {"loss": 2.0, "shuffled_images_loss": other, "blank_images_loss": 3.0}
+    (tmp_path / "eval.json").write_text(json.dumps({"sets": {"new": result}}))
+
+    table = _evaluation_file(tmp_path / "eval.json", {"new"})
+
+    assert table.note == note
+    assert ("loss, other images" in table.columns) == bool(note)

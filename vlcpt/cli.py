@@ -236,8 +236,8 @@ def _told() -> Iterator[None]:
     try:
         with shown_log(level):
             yield
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted", 130)
+    except KeyboardInterrupt:  # what was saved is told already
+        _fail("interrupted", 130)
     except DocumentError as error:
         _fail(str(error), 1)
     except ValueError as error:

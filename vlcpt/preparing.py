@@ -15,6 +15,7 @@ from rich.console import Console
 
 from vlcpt.config import ConfigError, DataConfig, SourceConfig
 from vlcpt.config_reading import Configs
+from vlcpt.data.checking import CheckingEncoder
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.engines import Engine
@@ -47,9 +48,9 @@ def prepare_run(
     """
     console = console or Screen()
     data, training = configs.data, configs.training
-    _check(output, engine, overwrite=training.overwrite)
+    _check(output, engine)
     if training.overwrite:
-        for folder in (*output.glob("*/*/"), output):
+        for folder in (*(one for role in ROLES for one in output.glob(f"{role}/*/")), output):
             remove_prepared(folder)
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
@@ -61,7 +62,8 @@ def prepare_run(
         source = open_source(untagged=data.untagged, **source_options(entry))  # type: ignore[arg-type]
         prepare_source(
             source,
-            partial(DocumentEncoder, processor, **options),  # type: ignore[arg-type]
+            # What is encoded for good is looked at as `vlcpt check` does: a cut file is no medium.
+            partial[DocumentEncoder](CheckingEncoder, processor, **options),  # type: ignore[arg-type]
             output / _folder(role, entry),
             fingerprint=fingerprint(processor, data.untagged, options),
             stops=data.on_bad_data == "error",
@@ -87,7 +89,7 @@ def prepare_run(
             console.print(f"{role}: {json.dumps(str(output))}", highlight=False, soft_wrap=True)
 
 
-def _check(output: Path, engine: Engine, *, overwrite: bool) -> None:
+def _check(output: Path, engine: Engine) -> None:
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(output)):  # of ://, Path has made :/
         raise ConfigError(
             f"--output {output}: shards are written to a folder. Give one, and copy it to the address then."
@@ -96,7 +98,7 @@ def _check(output: Path, engine: Engine, *, overwrite: bool) -> None:
         raise ConfigError(f"--output {output} is a file. Give a folder.")
     if engine == "ray" and find_spec("ray") is None:
         raise ConfigError('--engine ray needs Ray: pip install "vlcpt[ray]". Or leave the option away.')
-    if not output.exists() or not any(output.iterdir()) or overwrite:
+    if not output.exists() or not any(output.iterdir()):
         return
     if all(Folder(str(output)).json(name, (SET_KIND,)) is None for name in (WHOLE, BEGUN)):
         raise ConfigError(

@@ -17,6 +17,7 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.fingerprints import require_same_encoding
+from vlcpt.data.ledger import told_reasons
 from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
@@ -158,6 +159,13 @@ def eval_run(
         track=shown(console),
     )
     console.print(results_table(results))
+    for name, dataset in sets.items():
+        if dataset.has_media and not dataset.can_shuffle:
+            console.print(
+                f"{name}: no loss with another document's images or videos: only one document has one.",
+                markup=False,
+                highlight=False,
+            )
     if output:
         write_json(output, {"sets": results})
         console.print(f"written to {output}")
@@ -208,7 +216,7 @@ def tell_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
         total = dataset.ledger.total
         if not total.dropped_documents:
             continue
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.dropped_documents.items()))
+        reasons = told_reasons(dict(sorted(total.dropped_documents.items())))
         console.print(
             f"{name}: {total.dropped_documents.total()} of {total.documents['read']} documents are not "
             f"measured ({reasons}):",

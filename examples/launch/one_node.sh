@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The GPUs of one machine:  ./one_node.sh my.yaml [--key value ...]
 #
-#   GPUS=4                how many (default: all)
+#   GPUS=4                how many (default: all). Without a GPU, processes on the CPU:
+#                         GPUS=2 ./one_node.sh my.yaml --use_cpu true
 #   LAUNCHER=deepspeed    instead of torchrun; both start the same run
 #   PORT=29501            for deepspeed, where another run has the port; torchrun finds a free one
 #

@@ -17,6 +17,7 @@ import PIL.Image
 import PIL.ImageFile
 import pytest
 
+from tests.mutations import mutated
 from vlcpt.data.documents import Image
 from vlcpt.data.media import (
     DEFAULT_LIMITS,
@@ -343,24 +344,6 @@ def test_mutated_images_raise_nothing_but_media_errors() -> None:
         except MediaError:
             refused += 1
     assert 20 < refused < 195  # neither all nor none, or the fuzz shows nothing
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A file with a few bytes changed, cut out or put in, mostly in its header; or cut short."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        at = rng.randrange(min(len(changed), rng.choice((300, len(data)))))
-        how = rng.randrange(6)
-        if how < 3:
-            changed[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-        elif how == 3:
-            del changed[at : at + rng.randrange(1, 20)]
-        elif how == 4:
-            changed[at:at] = rng.randbytes(rng.randrange(1, 8))
-        else:
-            del changed[at + 1 :]
-        changed = changed or bytearray(b"\0")
-    return bytes(changed)
 
 
 # Where a file may lie

@@ -161,8 +161,15 @@ def test_more_bad_rows_than_allowed_stop_with_their_reasons(tiny_processor):
     with pytest.raises(BadDataError) as caught:
         make(rows, tiny_processor, on_bad_data="skip", max_bad_fraction=0.19)
     assert "2 of 10 rows of 'rows' cannot be used, more than max_bad_fraction 0.19." in str(caught.value)
-    assert "Reasons: {'markup': 1, 'row': 1}. The first: rows:" in str(caught.value)
-    assert "The last: rows:10: text: the field is missing" in str(caught.value)
+    assert "Reasons: 1 markup, 1 row. The first: rows:" in str(caught.value)
+    assert " | rows:10: text: the field is missing" in str(caught.value)
+    assert "The last" not in str(caught.value)  # both are named already
+
+    rows[:5] = [{"text": "<trainable_text>"}] * 5
+    with pytest.raises(
+        BadDataError, match=r"Reasons: 6 markup, 1 row\. .* \| The last: rows:10: text: the field"
+    ):
+        make(rows, tiny_processor, on_bad_data="skip", max_bad_fraction=0.19)
 
 
 def test_a_document_without_targets_is_not_a_bad_one(tiny_processor):
@@ -223,7 +230,7 @@ def test_data_that_trains_nothing_are_an_error(tiny_processor, replay_share):
     replay = {"path": [trained("a b")], "name": "old"}
     with pytest.raises(BadDataError, match="none of 3 documents can be trained on") as caught:
         make(rows, tiny_processor, replay_data=replay, replay_share=replay_share)
-    assert "Reasons: {'without_targets': 3}. Mark targets with <trainable_text>." in str(caught.value)
+    assert "Reasons: 3 without_targets. Mark targets with <trainable_text>." in str(caught.value)
 
 
 def test_replay_that_trains_nothing_is_an_error(tiny_processor):

@@ -106,7 +106,7 @@ def test_failures_count_with_the_rows_that_planning_left_out_and_stop_the_run(
 
     assert re.match(
         r"3 of 10 rows of 'train' cannot be used, more than max_bad_fraction 0\.2: 1 were left out before "
-        r"training, and 2 failed in it\. Reasons: {'medium': 2}\. Mend them .*, or set max_bad_fraction "
+        r"training, and 2 failed in it\. Reasons: 2 medium\. Mend them .*, or set max_bad_fraction "
         r"above 0\.3\. The last: .*train\.jsonl:[25]: images: [14]\.png",
         str(raised.value),
     )

@@ -15,14 +15,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model as ``base``."""
-    folder = tmp_path_factory.mktemp("layouts")
-    (folder / "base").symlink_to(tiny_model_dir)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def on_two(folder: Path) -> dict[str, list[dict[str, object]]]:
     """What each run did, by its name: on rank 0 and on rank 1."""
     done = run_on_ranks("tests.training.layouts", str(folder), *ALL)

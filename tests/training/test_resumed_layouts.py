@@ -18,14 +18,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model as ``base``."""
-    folder = tmp_path_factory.mktemp("resumed")
-    (folder / "base").symlink_to(tiny_model_dir)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def on_one(folder: Path) -> dict[str, dict[str, object]]:
     """What one process does, uninterrupted; what it saved at half of the way stays."""
     found = {}

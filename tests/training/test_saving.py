@@ -181,9 +181,7 @@ def test_older_checkpoints_go_when_the_new_one_is_whole(make, tmp_path, limit, l
     trainer.train()
 
     assert steps(tmp_path / "out") == left
-    recorded = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert {f"checkpoint-{step}" for step in left} <= recorded.keys()
-    assert len(recorded) <= len(left) + 1
+    assert not (tmp_path / "out" / RECORD).exists()  # only DeepSpeed's states need one
     assert trainer.args.save_total_limit == limit
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlcpt.data.ledger import Dropped
+from vlcpt.data.ledger import Dropped, told_reasons
 from vlcpt.data.planning import BadDataError, Plan
 
 
@@ -84,7 +84,7 @@ class Failures:
             failed = [one for (found, _), one in self._failed.items() if found == source]
             planned = sum(unused.is_bad for unused in scan.unused)
             bad = planned + len(failed)
-            reasons = dict(Counter(one.dropped.reason for one in failed))
+            reasons = told_reasons(Counter(one.dropped.reason for one in failed))
             if failed and bad > self._max_fraction * scan.rows:
                 raise BadDataError(
                     f"{bad} of {scan.rows} rows of {self._names[source]!r} cannot be used, more than "

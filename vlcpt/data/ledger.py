@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,6 +127,16 @@ class SourceLedger:
         if self.share_realised is not None:
             found["share"] = {"asked": self.share_asked, "realised": self.share_realised}
         return found
+
+
+def told_reasons(counts: Mapping[str, int]) -> str:
+    """Counts by reason, as a message has them.
+
+    Example:
+        >>> told_reasons({"medium": 2, "row": 1})
+        '2 medium, 1 row'
+    """
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlcpt.data.accounting import enter_failure, enter_shares, enter_unused, enter_used
 from vlcpt.data.encoding import DocumentEncoder
-from vlcpt.data.ledger import Ledger, SourceLedger
+from vlcpt.data.ledger import Ledger, SourceLedger, told_reasons
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.plan_cache import PlanCache
 from vlcpt.data.prepared_scanning import PreparedScanner
@@ -200,8 +200,9 @@ def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> N
         raise BadDataError(
             f"{len(bad)} of {scan.rows} rows of {source.name!r} cannot be used, more than "
             f"max_bad_fraction {max_bad_fraction:g}. "
-            f"Reasons: {dict(Counter(unused.dropped.reason for unused in bad))}. "
-            f"The first: {' | '.join(unused.message for unused in bad[:3])} | The last: {bad[-1].message}"
+            f"Reasons: {told_reasons(Counter(unused.dropped.reason for unused in bad))}. "
+            f"The first: {' | '.join(unused.message for unused in bad[:3])}"
+            + (f" | The last: {bad[-1].message}" if len(bad) > 3 else "")
         )
 
 
@@ -212,7 +213,7 @@ def _check_any(ledger: Ledger, scans: list[Scan], train: Sequence[DocumentSource
     reasons = sum((account.dropped_documents for account in accounts), Counter())
     raise BadDataError(
         f"none of {sum(account.documents['read'] for account in accounts)} documents can be trained on. "
-        f"Reasons: {dict(reasons)}. Mark targets with <trainable_text>.",
+        f"Reasons: {told_reasons(reasons)}. Mark targets with <trainable_text>.",
         ledger,
     )
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -44,9 +44,10 @@ _COUNTS = (
     *(("targets", "tokens", "targets"), ("context tokens", "tokens", "context")),
     *(("media tokens", "tokens", "media"), ("tokens read", "tokens", "read")),
 )
+_OTHER = "loss, other images"
 _MEASURES = (
     *(("targets", "targets"), ("loss", "loss"), ("perplexity", "perplexity"), ("bits/byte", "bits_per_byte")),
-    *(("base's loss", "base_loss"), ("loss, other images", "shuffled_images_loss")),
+    *(("base's loss", "base_loss"), (_OTHER, "shuffled_images_loss")),
     ("loss, blank images", "blank_images_loss"),
 )
 
@@ -232,14 +233,12 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: str 
 
 def _evaluation_file(path: Path, names: Set[str]) -> Table:
     results = _mapping(path).get("sets")
-    table = (
-        _results(results, names, "; other images: the next document's") if isinstance(results, dict) else None
-    )
+    table = _results(results, names, "") if isinstance(results, dict) else None
     if table is None:
         raise ValueError(
             f"{path} is not what `vlcpt eval --output` writes. Measure the checkpoint with it first."
         )
-    return table
+    return replace(table, note="; other images: of the next document") if _OTHER in table.columns else table
 
 
 def _results(results: Mapping[str, object], names: Set[str], note: str) -> Table | None:

@@ -32,12 +32,10 @@ class Manifest:
     Args:
         run: Facts of the run that wrote it, see :mod:`vlcpt.training.identity`.
         files: Size in bytes of each file, by its path inside the folder.
-        digest: Of the manifest itself.
     """
 
     run: Mapping[str, object]
     files: Mapping[str, int]
-    digest: str
 
     @property
     def size(self) -> int:
@@ -81,7 +79,7 @@ def write_manifest(folder: Path, run: Mapping[str, object]) -> Manifest:
     write_whole(folder / MANIFEST, {**content, "xxh3_128": digest})
     (folder / UNFINISHED).unlink(missing_ok=True)
     sync(folder.parent)
-    return Manifest(run, sizes, digest)
+    return Manifest(run, sizes)
 
 
 def verify(folder: Path, *, hashes: bool = True) -> Manifest:
@@ -128,7 +126,7 @@ def verify(folder: Path, *, hashes: bool = True) -> Manifest:
             for (name, (_, saved)), found_hash in zip(listed.items(), found_hashes, strict=True):
                 if found_hash != saved:
                     raise CheckpointError(f"the content of {name} is not what was saved")
-    return Manifest(content["run"], {name: size for name, (size, _) in listed.items()}, digest)
+    return Manifest(content["run"], {name: size for name, (size, _) in listed.items()})
 
 
 def is_unfinished(folder: Path) -> bool:

@@ -211,8 +211,9 @@ class Checkpoints(TrainerCallback):
         def finish() -> None:
             if args.should_save:
                 assert facts is not None
-                manifest = write_manifest(folder, facts)
-                write_record(self._output, folder.name, manifest.digest)
+                write_manifest(folder, facts)
+                if self._trainer.is_deepspeed_enabled:
+                    write_record(self._output, folder)
                 best = state.best_model_checkpoint
                 rotate(self._output, self._limit, newest=folder, best=Path(best) if best else None)
 
@@ -232,7 +233,7 @@ class Checkpoints(TrainerCallback):
     def _require_trust(self, folder: Path, manifest: Manifest) -> None:
         """DeepSpeed unpickles what it finds; Trainer reads its own files without running code."""
         if self._trainer.is_deepspeed_enabled and not self._trainer.args.trust_checkpoint:
-            require_own(self._output, folder, manifest.digest)
+            require_own(self._output, folder)
 
     def _load(self, checkpoint: str) -> None:
         check_adapter(self._trainer.model, checkpoint)

@@ -65,7 +65,7 @@ def test_documents_need_no_schema():
         ),
         (
             [{"messages": MESSAGES}, {"text": "a"}],
-            r"first rows fit more than one format: messages \(row 1: .*\), vlcpt \(row 2: text with markup\)",
+            r"first rows fit more than one format: messages .*, vlcpt \(row 2: text, marked or not\)",
         ),
         (
             [{"text": "<trainable_text>a</trainable_text>", "image": "a"}],
@@ -91,7 +91,7 @@ def test_rows_that_fit_none_are_an_error_that_names_fields_and_formats(row, fiel
     with pytest.raises(DocumentError) as caught:
         detect(row)
     assert str(caught.value).startswith("rows:1: no format fits the fields ")
-    assert f"{fields}. Known formats: vlcpt: text with markup; segments: " in caught.value.reason
+    assert f"{fields}. Known formats: vlcpt: text, marked or not; segments: " in caught.value.reason
 
 
 @pytest.mark.parametrize(

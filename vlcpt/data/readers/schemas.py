@@ -40,7 +40,7 @@ class Schema:
 
 
 SCHEMAS: dict[str, Schema] = {
-    "vlcpt": Schema(vlcpt.read_row, ("text", "images", "videos"), (), "text with markup"),
+    "vlcpt": Schema(vlcpt.read_row, ("text", "images", "videos"), (), "text, marked or not"),
     "segments": Schema(segments.read_row, ("segments",), (), "segments"),
     "sharegpt": Schema(
         sharegpt.read_row,
