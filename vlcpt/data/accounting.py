@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlcpt.data.ledger import Ledger, SourceLedger
+from vlcpt.data.ledger import Ledger, SourceLedger, TokenCounts
 from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.scanning import COUNTS, Scan
+from vlcpt.data.scanning import Scan
 
 
 def enter_unused(ledger: Ledger, account: SourceLedger, scan: Scan) -> None:
@@ -46,7 +46,7 @@ def enter_used(account: SourceLedger, scan: Scan, repeats: np.ndarray) -> None:
     account.documents["split"] += int((drawn & (parts > 1)).sum())
     account.documents["repeats"] += int((repeats[drawn] - 1).sum())
     account.samples += int((repeats * parts).sum())
-    for name in COUNTS:
+    for name in TokenCounts._fields:
         if name != "read":
             account.tokens[name] += int(scan.column(name)[drawn].sum())
 
@@ -97,6 +97,6 @@ def enter_failure(account: SourceLedger, scan: Scan, repeats: np.ndarray, row: i
     account.samples -= times * parts
     account.dropped_documents[reason] += 1
     account.dropped_tokens[reason] += int(scan.column("read")[place])
-    for name in COUNTS:
+    for name in TokenCounts._fields:
         if name != "read":
             account.tokens[name] -= int(scan.column(name)[place])

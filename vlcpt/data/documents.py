@@ -124,13 +124,14 @@ class Text:
 
     def __post_init__(self) -> None:
         # A plain float also of NumPy's: `to_markup` writes its repr.
-        object.__setattr__(self, "weight", float(self.weight) if self.trainable else 1.0)
+        if self.weight != 1.0 or type(self.weight) is not float:
+            object.__setattr__(self, "weight", float(self.weight) if self.trainable else 1.0)
         if not 0 < self.weight <= MAX_WEIGHT:
             raise DocumentError(
                 f"the weight {self.weight} is out of range. Use a number above 0, up to 100.", kind="markup"
             )
         try:
-            self.text.encode()
+            _ = self.text.isascii() or self.text.encode()
         except UnicodeEncodeError as error:
             raise DocumentError(
                 f"half of a surrogate pair ({self.text[error.start]!r}) is not a character. "
@@ -216,10 +217,10 @@ class Document:
         merged: list[Segment] = []
         filled = (segment for segment in self.segments if not isinstance(segment, Text) or segment.text)
         for key, run in groupby(filled, key=_treatment):
-            if key is None:
-                merged.extend(run)
-            else:
-                merged.append(Text("".join(part.text for part in run if isinstance(part, Text)), *key))
+            parts = [*run]
+            if key is not None and len(parts) > 1:
+                parts = [Text("".join(part.text for part in parts if isinstance(part, Text)), *key)]
+            merged += parts
         object.__setattr__(self, "segments", tuple(merged))
 
     @property

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
 from vlcpt.data.streams import EncodedDocument, TokenStream
-from vlcpt.data.tokens import RunTokenizer
+from vlcpt.data.tokens import RunTokenizer, target_weight
 from vlcpt.data.turn_edges import TurnEdge
 from vlcpt.data.vision import PlacedMedium, VisionEncoder
 
 IGNORE_INDEX = -100
-_SMALLEST = np.finfo(np.float32).tiny
 TrainEos = Literal["auto", "always", "never"]
 _CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
                    "<|im_start|>", "<|im_end|>")  # fmt: skip
@@ -94,6 +93,7 @@ class DocumentEncoder:
         self._start, self._end, self._eos, image, video, turn_start, turn_end = (
             _token_id(processor, token) for token in _CONTROL_TOKENS
         )
+        self._closing = np.array([self._eos], dtype=np.int64)
         self._pads = {Image: image, Video: video}
         self._turn_ids = {"start": turn_start, "end": turn_end}
 
@@ -112,7 +112,7 @@ class DocumentEncoder:
         media: list[PlacedMedium] = []
         length, cut_edges = 0, 0
         last_text: Text | None = None
-        for is_text, segments in groupby(document.segments, key=lambda segment: isinstance(segment, Text)):
+        for is_text, segments in groupby(document.segments, key=_is_text):
             if is_text:
                 texts = [segment for segment in segments if isinstance(segment, Text)]
                 run = self._runs.tokenize(texts)
@@ -125,22 +125,19 @@ class DocumentEncoder:
             for other in segments:
                 if isinstance(other, TurnEdge):
                     ids.append(np.array([self._turn_ids[other.kind]], dtype=np.int64))
-                    weights.append(np.array([other.weight if other.trainable else 0.0]))
+                    weights.append(np.array([target_weight(other)], dtype=np.float32))
                     length += 1
                 elif isinstance(other, Image | Video):
                     placed = self.vision.place(other, length, document)
                     pads = np.full(placed.tokens + 2, self._pads[type(other)], dtype=np.int64)
                     pads[0], pads[-1] = self._start, self._end
                     ids.append(pads)
-                    weights.append(np.zeros(len(pads)))
+                    weights.append(np.zeros(len(pads), dtype=np.float32))
                     media.append(placed)
                     length += len(pads)
-        eos_weight = self._eos_weight(last_text)
-        input_ids = np.concatenate([*ids, [self._eos]])
-        exact = np.concatenate([*weights, [eos_weight]])
-        loss_weights = exact.astype(np.float32)
-        # A weight too small for float32 stays above 0: its token is still a target.
-        np.maximum(loss_weights, _SMALLEST, out=loss_weights, where=exact > 0)
+        ids.append(self._closing)
+        weights.append(np.array([self._eos_weight(last_text)], dtype=np.float32))
+        input_ids, loss_weights = np.concatenate(ids), np.concatenate(weights)
         without_context = int(loss_weights[0] > 0)
         loss_weights[0] = 0
         return TokenStream(
@@ -202,7 +199,7 @@ class DocumentEncoder:
         trained = last_text is not None and last_text.trainable
         if self.train_eos == "never" or (self.train_eos == "auto" and not trained):
             return 0.0
-        return last_text.weight if last_text is not None else 1.0
+        return target_weight(last_text) if last_text is not None and trained else 1.0
 
 
 def encode_document(
@@ -266,6 +263,10 @@ def encode_document(
 _encoders: weakref.WeakKeyDictionary[ProcessorMixin, tuple[tuple[object, ...], DocumentEncoder]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def _is_text(segment: Segment) -> bool:
+    return isinstance(segment, Text)
 
 
 def _token_id(processor: ProcessorMixin, token: str) -> int:

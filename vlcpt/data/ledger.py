@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vlcpt.data.splitting import Part
 from vlcpt.data.streams import TokenStream
@@ -35,8 +36,7 @@ TOKEN_COUNTS = (
 )
 
 
-@dataclass(frozen=True)
-class TokenCounts:
+class TokenCounts(NamedTuple):
     """The tokens of one document, by what becomes of them; they add up to ``read``.
 
     Args:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlcpt.data.documents import Document, DocumentError, Medium, Source
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Source
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.file_states import FileState, file_state
-from vlcpt.data.ledger import Dropped, count_tokens
+from vlcpt.data.ledger import Dropped, TokenCounts, count_tokens
 from vlcpt.data.media import MediaError, resolve
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.splitting import OnOverlong, split_stream
@@ -24,8 +24,7 @@ from vlcpt.data.splitting import OnOverlong, split_stream
 PIECE_ROWS = 512
 MAX_PIECES = 512
 # One row a document that can be trained on. Its tokens follow the ledger's names.
-COUNTS = ("read", "targets", "context", "media", "special", "trimmed", "targets_without_context", "repeated")
-COLUMNS = ("row", "parts", "images", "videos", "checksum", *COUNTS)
+COLUMNS = ("row", "parts", "images", "videos", "checksum", *TokenCounts._fields)
 PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
 
 
@@ -180,8 +179,8 @@ class SourceScanner(Dataset[Scan]):
             return None
         counts = count_tokens(stream, found)
         parts += [(part.start, part.stop, part.repeated, part.targets, part.media) for part in found]
-        images, videos = len(document.images), len(document.videos)
-        return (row, len(found), images, videos, stream.checksum, *(getattr(counts, name) for name in COUNTS))
+        images = sum(isinstance(placed.medium, Image) for placed in stream.media)
+        return (row, len(found), images, len(stream.media) - images, stream.checksum, *counts)
 
     def _dropped(self, row: int, source: Source | None, reason: str, detail: str) -> Dropped:
         place = source or self._source.rows.source(row)

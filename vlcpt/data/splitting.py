@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from vlcpt.data.vision import PlacedMedium
 OnOverlong = Literal["split", "drop", "error"]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Tokens ``start:stop`` of a document; one sample.
 
     Args:

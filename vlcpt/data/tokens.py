@@ -13,9 +13,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Text
+from vlcpt.data.turn_edges import TurnEdge
 
 # Characters on each side of an edge that decide whether they compose over it: a letter and its marks.
 _WINDOW = 32
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Run(NamedTuple):
@@ -23,7 +25,7 @@ class Run(NamedTuple):
 
     Args:
         ids: int64 (T,).
-        weights: float64 (T,): the loss weight of a target, 0 for context.
+        weights: float32 (T,): the loss weight of a target, 0 for context.
         cut_edges: Span edges that fell inside a token and cut the text.
     """
 
@@ -82,7 +84,7 @@ class RunTokenizer:
         """
         if len(texts) == 1:
             ids = np.array(self._plain.encode(self._normalized(texts[0].text)).ids, dtype=np.int64)
-            return Run(ids, np.full(len(ids), texts[0].weight if texts[0].trainable else 0.0), 0)
+            return Run(ids, np.full(len(ids), target_weight(texts[0]), dtype=np.float32), 0)
         if (run := self._uncut(texts)) is not None:
             return run
         text, weights = self._characters(texts)
@@ -119,18 +121,18 @@ class RunTokenizer:
         if self._normalized(text) != text:
             return None
         encoding = self._plain.encode(text)
-        offsets = encoding.offsets
-        firsts = [first for first, _ in offsets]
+        ids, offsets = np.array(encoding.ids, dtype=np.int64), encoding.offsets
+        weights = np.empty(len(ids), dtype=np.float32)
         ends = [*accumulate(len(part.text) for part in texts)]
-        splits = [0]  # how many tokens belong to the parts before each of them
+        done = 0  # tokens of the parts before
         for number, edge in enumerate(ends[:-1]):
-            token = bisect_left(firsts, edge) - 1  # the last one that begins before the edge
-            if token >= 0 and offsets[token][1] > edge:
-                first, last = offsets[token]
+            stop = bisect_left(offsets, (edge,))  # the first token that does not begin before the edge
+            if stop and offsets[stop - 1][1] > edge:
+                first, last = offsets[stop - 1]
                 is_alone = (
                     (ends[number - 1] if number else 0) <= first
                     and last <= ends[number + 1]
-                    and (token == 0 or offsets[token - 1][1] <= edge)
+                    and (stop == 1 or offsets[stop - 2][1] <= edge)
                 )
                 if not is_alone:
                     return None
@@ -138,11 +140,11 @@ class RunTokenizer:
                 left_is_space, right_is_space = text[first:edge].isspace(), text[edge:last].isspace()
                 if before != after and not (left_is_space if after else right_is_space):
                     return None
-                token -= after and (not before or (left_is_space and not right_is_space))
-            splits.append(token + 1)
-        weights = [part.weight if part.trainable else 0.0 for part in texts]
-        counts = np.diff([*splits, len(firsts)])
-        return Run(np.array(encoding.ids, dtype=np.int64), np.repeat(weights, counts), 0)
+                stop -= after and (not before or (left_is_space and not right_is_space))
+            weights[done:stop] = target_weight(texts[number])
+            done = stop
+        weights[done:] = target_weight(texts[-1])
+        return Run(ids, weights, 0)
 
     def _normalized(self, text: str) -> str:
         if self._normalizer is None or (self._keeps_ascii and text.isascii()):
@@ -167,7 +169,7 @@ class RunTokenizer:
             if len(whole) != ends[-1]:  # a character that is composed over two spans is the first one's
                 prefixes = ("".join(texts_of_parts[: count + 1]) for count in range(len(parts)))
                 ends = np.maximum.accumulate([len(self._normalized(prefix)) for prefix in prefixes])
-            of_parts = [part.weight if part.trainable else 0.0 for part in parts]
+            of_parts = np.array([target_weight(part) for part in parts], dtype=np.float32)
             weights.append(np.repeat(of_parts, np.diff(ends, prepend=0)))
             wholes.append(whole)
         return "".join(wholes), np.concatenate(weights)
@@ -183,6 +185,18 @@ class RunTokenizer:
             if self._normalized(near) != near:
                 cuts.append(edge)
         return cuts
+
+
+def target_weight(part: Text | TurnEdge) -> float:
+    """The loss weight of a part's tokens: 0 for context.
+
+    A weight too small for float32 stays above 0: its tokens are still targets.
+
+    Example:
+        >>> target_weight(Text("a", trainable=True, weight=1e-50)) > 0
+        True
+    """
+    return max(part.weight, _SMALLEST) if part.trainable else 0.0
 
 
 def _first_cut(text: str, tokens: _Tokens, edges: list[int], inside: np.ndarray) -> tuple[int, int] | None:
@@ -229,7 +243,7 @@ def _token_weights(text: str, weights: np.ndarray, first: np.ndarray, last: np.n
     """The weight of each token: that of its first trained character, white space last."""
     trained = weights > 0
     solid = trained & ~np.fromiter(map(str.isspace, text), dtype=bool, count=len(text))
-    found = np.zeros(len(first))
+    found = np.zeros(len(first), dtype=np.float32)
     for wanted in (trained, solid):
         places = np.append(np.flatnonzero(wanted), len(text))
         nearest = places[np.searchsorted(places, first)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,9 +62,8 @@ class DocumentSource:
 
 def _placed(document: Document, source: Source, media_root: str | None) -> Document:
     """The document as read from there, without ``replace``, which would look at its segments again."""
-    placed = copy(document)
-    for name, value in (("id", source.id), ("source", source), ("media_root", media_root)):
-        object.__setattr__(placed, name, value)
+    placed = object.__new__(Document)
+    placed.__dict__.update(document.__dict__, id=source.id, source=source, media_root=media_root)
     return placed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,9 +75,12 @@ class JsonlRows:
     def row(self, number: int) -> Row:
         place = int(self._lines[number])
         start, stop = self._bounds[place : place + 2].tolist()
-        with self._path.open("rb") as file:
-            file.seek(start)
-            line = file.read(stop - start)
+        # By number, not as a file object: that takes three times as long, for each row.
+        file = os.open(self._path, os.O_RDONLY)
+        try:
+            line = os.pread(file, stop - start, start)
+        finally:
+            os.close(file)
         return json_object(line.removeprefix(_BOM) if number == 0 else line)
 
 
