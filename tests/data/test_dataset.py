@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tests.support import TEN, digits, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text
+from vlcpt.config import DataConfig
 from vlcpt.data.encoding import Sample
 
 
@@ -153,7 +154,12 @@ def test_sources_may_be_a_path_a_mapping_a_list_of_these_rows_or_documents(tiny_
     assert names([Document((Text("a b", True),), id="y")]) == ["y"]
     assert names([{"text": "a b", "path": "ignored", "id": "z"}]) == ["z"]
     assert names({"path": [{"text": "a b"}], "name": "mine"}) == ["mine:1"]
-    assert names(datasets.Dataset.from_dict({"text": ["a b", "c d"]})) == ["rows:1", "rows:2"]
+    table = datasets.Dataset.from_dict({"text": ["a b", "c d"]})
+    assert names(table) == names([table]) == ["rows:1", "rows:2"]
+    assert sorted(names([table, table])) == ["rows-2:1", "rows-2:2", "rows:1", "rows:2"]
+    config = DataConfig([str(one), {"path": str(two), "name": "mine"}])
+    assert names(config.train_data) == ["one", "two"]
+    assert names(config.train_data[0]) == ["one"]
 
 
 def test_two_sources_of_one_name_are_refused(tiny_processor, tmp_path):

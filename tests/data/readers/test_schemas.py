@@ -24,11 +24,18 @@ ROWS = {
         {"text": "a", "images": ["a"], "image": None},
         {"text": "a", "images": ["a"], "image": "thumbnail"},
         {"text": "a", "messages": None},
+        {"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a"], "caption": "c"},
+        {"text": "<VID1>", "videos": ["a"], "caption": "c", "image": "thumbnail"},
+        {"text": "<trainable_text>b</trainable_text>", "caption": "c"},
     ],
     "segments": [{"segments": []}],
     "sharegpt": [{"conversations": TURNS, "image": "a.png"}, {"conversations": TURNS, "images": ["a.png"]}],
     "messages": [{"messages": MESSAGES}, {"messages": MESSAGES, "images": ["a.png"], "text": None}],
-    "caption": [{"image": "a", "caption": "a"}, {"image": {}, "text": "a"}, {"video": "a", "caption": "b"}],
+    "caption": [
+        *({"image": "a", "caption": "a"}, {"image": {}, "text": "a"}, {"video": "a", "caption": "b"}),
+        *({"images": ["a"], "caption": "b"}, {"image": "a", "text": "<image>a"}),
+        {"image": "a", "text": "alt text", "caption": "b"},
+    ],
     "obelics": [{"images": [None, "a"], "texts": ["a", None], "metadata": "[]"}],
     "mmc4": [{"text_list": ["a"], "image_info": [], "similarity_matrix": []}],
 }  # fmt: skip
@@ -71,6 +78,8 @@ def test_documents_need_no_schema():
             [{"text": "<trainable_text>a</trainable_text>", "image": "a"}],
             r"vlcpt \(row 1: .*\), caption \(row 1",
         ),
+        ([{"text": "a", "images": ["a"], "caption": "b"}], r"vlcpt \(row 1: .*\), caption \(row 1"),
+        ([{"text": "<image>a", "image": "a", "caption": "b"}], r"vlcpt \(row 1: .*\), caption \(row 1"),
     ],
 )
 def test_rows_that_fit_two_formats_are_an_error_that_names_them(rows, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from vlcpt.data.readers.rows import Rows, TextRows
 logger = logging.getLogger(__name__)
 
 _CONVERSATION = ("images", "image", "videos", "video", "system", "audios", "audio", "objects")
+_SPAN = "<trainable_text"
 _LOOKED_AT = 20  # readable rows, of the first 100
 
 
@@ -190,13 +192,20 @@ def _fitting(row: Row) -> list[str]:
     alone = bool({"image", "video"} & given)
     listed = bool(row.get("images") or row.get("videos"))
     if "caption" in given and (alone or listed):
-        found.append("caption")
+        found += _captioned(row.get("text"), listed)
     elif "text" in given and alone and not listed and not found:
-        marked = isinstance(row["text"], str) and "<trainable_text" in row["text"]
-        found += ["vlcpt", "caption"] if marked else ["caption"]
+        found += ["vlcpt", "caption"] if _SPAN in str(row["text"]) else ["caption"]
     elif "text" in given:
         found.append("vlcpt")
     return found
+
+
+def _captioned(text: object, listed: bool) -> list[str]:
+    """What a row with a caption and media may be, which may have a text, too."""
+    marked = isinstance(text, str) and re.search(rf"{_SPAN}|<image>|<video>|<(?:IMG|VID)\d+>", text)
+    if marked and listed:  # markup and its files: the caption is a field like any other
+        return ["vlcpt"]
+    return ["vlcpt", "caption"] if marked or (text is not None and listed) else ["caption"]
 
 
 def _are_texts(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from vlcpt.data.documents import DocumentError
@@ -20,8 +21,8 @@ def open_sources(
     """Sources as any caller may give them.
 
     Args:
-        sources: A path, a mapping as in ``train_data``, or a list of these; or rows or Documents in
-            memory, a ``datasets.Dataset`` or a list of them included.
+        sources: A path, a mapping as in ``train_data``, or a list of these, ``DataConfig.train_data``
+            included; or rows or Documents in memory, a ``datasets.Dataset`` or a list of them included.
         untagged: What becomes of text without any tag.
         memory_name: What rows in memory are called.
         role: Which sources are meant of a prepared set that holds several.
@@ -32,23 +33,23 @@ def open_sources(
     """
     if isinstance(sources, str | Path):
         return _open_entry({"path": sources}, untagged, role)
-    if isinstance(sources, Mapping):
-        return _open_entry(sources, untagged, role)
+    if isinstance(sources, Mapping) or is_dataclass(sources):
+        return _open_entry(_mapping(sources), untagged, role)
     if not len(sources):
         return []
     is_list = isinstance(sources, list | tuple)
     if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
         opened: list[DocumentSource] = []
         for one in sources:
-            opened += open_sources(one, untagged, role=role) if isinstance(one, str | Path | Mapping) else []
+            opened += open_sources(one, untagged, role=role)  # type: ignore[arg-type]
         return opened
     if is_list and all(_is_dataset(one) for one in sources):
         names = (
             memory_name if not number else f"{memory_name}-{number + 1}" for number in range(len(sources))
         )
-        datasets = [one for one in sources if isinstance(one, Sequence)]
         return [
-            open_source(one, untagged=untagged, name=name) for one, name in zip(datasets, names, strict=True)
+            open_source(one, untagged=untagged, name=name)  # type: ignore[arg-type]
+            for one, name in zip(sources, names, strict=True)
         ]
     return [open_source(sources, untagged=untagged, name=memory_name)]
 
@@ -58,7 +59,17 @@ _SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targe
 
 def _is_source(one: object) -> bool:
     """Whether this says where rows are, and is no row itself."""
-    return isinstance(one, Mapping) and "path" in one and one.keys() <= _SOURCE_KEYS
+    if isinstance(one, Mapping):
+        return "path" in one and one.keys() <= _SOURCE_KEYS
+    # An entry of DataConfig, by its fields: no configuration class is known here.
+    return is_dataclass(one) and {field.name for field in fields(one)} == _SOURCE_KEYS
+
+
+def _mapping(entry: object) -> Mapping[str, object]:
+    if isinstance(entry, Mapping):
+        return entry
+    values = {field.name: getattr(entry, field.name) for field in fields(entry)}  # type: ignore[arg-type]
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _is_dataset(one: object) -> bool:
