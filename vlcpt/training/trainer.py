@@ -36,6 +36,7 @@ from vlcpt.training.failures import (
     take_documents,
     take_failed,
 )
+from vlcpt.training.finished import NoStepLeft
 from vlcpt.training.finite import FiniteNumbers
 from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
@@ -105,6 +106,7 @@ class CPTTrainer(Trainer):
         )
         _remove_upstream_progress(self)
         self.add_callback(EngineCheck(self, self.progress.console))
+        self.add_callback(NoStepLeft(self.progress.console))
         self._interruption = Interruption()
         self._finite = FiniteNumbers(self)
         self.add_callback(self._finite)
@@ -152,7 +154,9 @@ class CPTTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """The batches of one step, and Σ weight of its targets on all ranks."""
+        """The batches of one step, and Σ weight of its targets on all ranks; none if training is to stop."""
+        if self.control.should_training_stop:
+            return [], torch.zeros((), device=device)
         self._ranks.at(self.state.global_step + 1, "reading documents")
         while True:
             batches: list[Batch] = []
