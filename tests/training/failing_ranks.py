@@ -26,28 +26,40 @@ def train(name: str, folder: Path, base: str) -> None:
         use_cpu=True,
         num_train_epochs=1,
         dataloader_num_workers=0,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=1,
         report_to="none",
         ddp_timeout=60,
     )
     processor = load_processor(base)
-    dataset = CPTDataset(folder / "train.jsonl", processor, max_length=256, packing=False, **RUNS[name])
+
+    def read() -> CPTDataset:
+        return CPTDataset(folder / "train.jsonl", processor, max_length=256, packing=False, **RUNS[name])
+
+    dataset = read()
     torch.distributed.barrier()
     if args.process_index == 0:
         for number in (1, 4, 7):
             image = folder / f"{number}.png"
             image.write_bytes(image.read_bytes()[:60])
     torch.distributed.barrier()
-    trainer = CPTTrainer(
-        load_model(ModelConfig(base)), args, train_dataset=dataset, processing_class=processor
-    )
+
+    def trainer(dataset: CPTDataset) -> CPTTrainer:
+        torch.manual_seed(0)
+        model = load_model(ModelConfig(base))
+        return CPTTrainer(model, args, train_dataset=dataset, processing_class=processor)
+
     error = None
     try:
-        trainer.train()
+        trainer(dataset).train()
     except ValueError as raised:
         error = f"{type(raised).__name__}: {raised}"
     dataset.ledger.check()
     found = {"error": error, "ledger": dataset.ledger.as_json()}
+    if error is None:
+        again = read()
+        trainer(again).train(resume_from_checkpoint=True)
+        found["resumed"] = again.ledger.as_json()
     (folder / f"rank-{args.process_index}").write_text(json.dumps(found))
 
 

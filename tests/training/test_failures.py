@@ -18,7 +18,9 @@ from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.planning import BadDataError
-from vlcpt.training.failures import LoadingError, ReadBatch, note_failed
+from vlcpt.training.failures import FAILED, LoadingError, ReadBatch, note_failed
+from vlcpt.training.manifests import verify
+from vlcpt.training.resuming import list_checkpoints
 
 
 def rows(folder: Path, count: int = 4) -> list[dict[str, object]]:
@@ -39,8 +41,7 @@ def trainer(folder: Path, model, processor, workers: int = 0, packing: bool = Tr
         use_cpu=True,
         num_train_epochs=options.pop("num_train_epochs", 1),
         dataloader_num_workers=workers,
-        save_strategy="no",
-        **options,
+        **({"save_strategy": "no"} | options),
     )
     return CPTTrainer(model, args, train_dataset=dataset, processing_class=processor), dataset
 
@@ -126,6 +127,53 @@ def test_a_document_counts_once_in_all_epochs(tiny_model, tiny_processor, tmp_pa
     assert dataset.ledger.total.dropped_documents["medium"] == 1
 
 
+def test_a_resumed_run_knows_what_failed_before(tiny_model, tiny_processor, tmp_path):
+    rows(tmp_path, 6)
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.4, "packing": False}
+    run, dataset = trainer(
+        tmp_path, tiny_model, tiny_processor, **skip, save_strategy="steps", save_steps=1, seed=3
+    )
+    whole = (tmp_path / "2.png").read_bytes()
+    spoil(tmp_path, 2)
+    run.train()
+    (tmp_path / "2.png").write_bytes(whole)  # so that it is not found again
+    first = dataset.ledger.as_json()
+    lines = (tmp_path / "out/dropped.jsonl").read_text()
+    assert first["total"]["documents"]["dropped"] == {"medium": 1}
+    assert first["samples"] == first["total"]["samples"] == 5
+    newest = list_checkpoints(tmp_path / "out")[-1]
+    assert FAILED in verify(newest).files
+
+    resumed, dataset = trainer(tmp_path, tiny_model, tiny_processor, **skip, seed=3)
+    resumed.train(resume_from_checkpoint=str(newest))
+
+    assert dataset.ledger.as_json() == first
+    assert json.loads((tmp_path / "out/ledger.json").read_text()) == json.loads(json.dumps(first))
+    assert (tmp_path / "out/dropped.jsonl").read_text() == lines
+    assert lines.count("\n") == 1
+
+
+def test_a_checkpoint_before_the_failure_does_not_know_of_it(tiny_model, tiny_processor, tmp_path):
+    """Its document is read again, and may be whole by then."""
+    rows(tmp_path, 6)
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.4, "packing": False}
+    run, dataset = trainer(tmp_path, tiny_model, tiny_processor, **skip, save_strategy="steps", save_steps=1)
+    whole = (tmp_path / "2.png").read_bytes()
+    spoil(tmp_path, 2)
+    run.train()
+    (tmp_path / "2.png").write_bytes(whole)
+    assert dataset.ledger.total.dropped_documents == {"medium": 1}
+    unaware = [one for one in list_checkpoints(tmp_path / "out") if FAILED not in verify(one).files]
+    assert 0 < len(unaware) < 5
+
+    resumed, dataset = trainer(tmp_path, tiny_model, tiny_processor, **skip)
+    resumed.train(resume_from_checkpoint=str(unaware[-1]))
+
+    assert dataset.ledger.total.dropped_documents.total() == 0
+    assert dataset.ledger.samples == 6
+    assert (tmp_path / "out/dropped.jsonl").read_text() == ""
+
+
 def test_100_that_fail_on_end_stop_the_run_whatever_the_fraction(tiny_processor):
     """As where a disk goes away. One that is read in between starts the count again."""
     texts = [{"text": f"one {number}"} for number in range(300)]
@@ -147,6 +195,36 @@ def test_100_that_fail_on_end_stop_the_run_whatever_the_fraction(tiny_processor)
     assert dataset.ledger.total.dropped_documents == {"medium": 199}
 
 
+def test_failures_before_a_resume_count_towards_both_limits(tiny_processor):
+    def dataset(max_bad_fraction):
+        texts = [{"text": f"one {number}"} for number in range(300)]
+        return CPTDataset(
+            texts, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=max_bad_fraction
+        )
+
+    def note(number, dataset):
+        dropped = Dropped("rows", number, None, "medium", "gone")
+        failed = FailedSample(0, number, dropped, f"rows:{number}: gone", stops=False)
+        note_failed([ReadBatch([failed], any_read=False)], dataset, None)
+
+    first = dataset(1)
+    for number in range(60):
+        note(number, first)
+    state = json.loads(json.dumps(first.failures.state()))
+
+    in_a_row, fraction = dataset(1), dataset(0.2)
+    in_a_row.failures.restore(state)
+    fraction.failures.restore(state)
+    assert in_a_row.ledger.as_json() == first.ledger.as_json()
+    note(59, in_a_row)  # again
+    for number in range(60, 99):
+        note(number, in_a_row)
+    with pytest.raises(BadDataError, match=r"^100 documents in a row failed"):
+        note(99, in_a_row)
+    with pytest.raises(BadDataError, match=r"^61 of 300 rows .* and 61 failed in it"):
+        note(60, fraction)
+
+
 @pytest.mark.slow
 def test_two_ranks_enter_each_others_failures_and_stop_together(tiny_model_dir, tmp_path):
     rows(tmp_path, 12)
@@ -160,6 +238,7 @@ def test_two_ranks_enter_each_others_failures_and_stop_together(tiny_model_dir, 
 
     few, many, stops = found("few"), found("many"), found("stops")
     assert few[0] == few[1]
+    assert few[0]["resumed"] == few[0]["ledger"]
     assert few[0]["error"] is None
     assert few[0]["ledger"]["total"]["documents"]["dropped"] == {"medium": 3}
     lines = (tmp_path / "few/out/dropped.jsonl").read_text().splitlines()

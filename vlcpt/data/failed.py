@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypedDict
 
 from vlcpt.data.ledger import Dropped, told_reasons
 from vlcpt.data.planning import BadDataError, Plan
@@ -26,6 +27,13 @@ class FailedSample:
     dropped: Dropped
     message: str
     stops: bool
+
+
+class FailureState(TypedDict):
+    """What :class:`Failures` knows, as JSON has it."""
+
+    failed: list[dict[str, object]]
+    in_a_row: list[tuple[int, int]]
 
 
 class Failures:
@@ -61,12 +69,26 @@ class Failures:
         ledger = self._plan.ledger
         account = ledger.sources[self._names[failed.source]]
         self._plan.enter_failure(account, failed.source, failed.row, failed.dropped.reason)
+        ledger.samples = ledger.total.samples
         ledger.dropped.append(failed.dropped)
         return True
 
     def enter_read(self) -> None:
         """Note that a document was read, so that those which failed before it no longer stand in a row."""
         self._in_a_row.clear()
+
+    def state(self) -> FailureState:
+        """What a run that goes on must know: the documents, and which of them stand in a row."""
+        return {"failed": [asdict(one) for one in self._failed.values()], "in_a_row": list(self._in_a_row)}
+
+    def restore(self, state: FailureState) -> None:
+        """Enter the documents of a :meth:`state` of the same plan."""
+        for one in state["failed"]:
+            dropped = one["dropped"]
+            assert isinstance(dropped, Mapping)
+            self.enter(FailedSample(**(one | {"dropped": Dropped(**dropped)})))  # type: ignore[arg-type]
+        last = {(source, row) for source, row in state["in_a_row"]}
+        self._in_a_row = {key: one for key, one in self._failed.items() if key in last}
 
     def check(self) -> None:
         """Raise if too many have failed.

@@ -17,6 +17,8 @@ from vlcpt.training.loss import total_weight
 
 logger = logging.getLogger(__name__)
 
+FAILED = "failed_documents.json"  # in a checkpoint
+
 
 class LoadingError(ValueError):
     """A loader worker died or did not answer."""
@@ -103,6 +105,28 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
         with (output_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
             file.write(lines)
     dataset.failures.check()
+
+
+def save_failed(dataset: object, checkpoint: Path) -> None:
+    """Put the documents that failed so far into a checkpoint; no file if there are none."""
+    if isinstance(dataset, CPTDataset) and (state := dataset.failures.state())["failed"]:
+        (checkpoint / FAILED).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+
+
+def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:
+    """Enter the documents that had failed when a checkpoint was saved, and write the ledger anew.
+
+    Args:
+        dataset: Whose documents they are.
+        checkpoint: It was saved of the same plan.
+        output_dir: Where the ledger is; None on the ranks that do not write it.
+    """
+    if not isinstance(dataset, CPTDataset):
+        return
+    if (path := checkpoint / FAILED).is_file():
+        dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
+    if output_dir is not None:
+        dataset.ledger.write(output_dir)
 
 
 @contextmanager

@@ -103,3 +103,25 @@ def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> s
     except CheckpointError as error:
         return str(error)
     return ""
+
+
+def require_states(folder: Path, processes: int) -> None:
+    """Raise where a checkpoint lacks what is needed to go on; Trainer would start that anew, silently.
+
+    Args:
+        folder: Of the checkpoint.
+        processes: Of the run.
+
+    Raises:
+        CheckpointError: With the files that are missing.
+    """
+    names = {path.name for path in folder.iterdir()}
+    engine = any(name.startswith("global_step") for name in names)
+    needed = ["trainer_state.json", *(["latest"] if engine else ["optimizer.pt", "scheduler.pt"])]
+    if not any(name.startswith("rng_state") for name in names):
+        needed.append("rng_state.pth" if processes == 1 else "rng_state_0.pth")
+    if missing := [name for name in needed if name not in names]:
+        raise CheckpointError(
+            f"{folder.name} has no {', '.join(missing)}, so it cannot be gone on from: it was saved with "
+            "save_only_model, or by something else. Give another one, or start a new run from its weights."
+        )

@@ -21,10 +21,11 @@ from vlcpt.training.disk import (
     require_space,
     rotate,
 )
+from vlcpt.training.failures import restore_failed, save_failed
 from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
 from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
-from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints
+from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints, require_states
 from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
 
@@ -74,7 +75,7 @@ class Checkpoints(TrainerCallback):
             found[0] = find_checkpoint(resume_from_checkpoint, self._output, check=self._require_trust)
             if found[0] is not None:
                 require_same_run(found[0].name, verify(found[0], hashes=False).run, facts)
-                _require_states(found[0], args.world_size)
+                require_states(found[0], args.world_size)
 
         self._together(choose)
         if args.world_size > 1:
@@ -84,6 +85,7 @@ class Checkpoints(TrainerCallback):
         if args.process_index == 0:
             logger.info("going on from %s", found[0])
         self._load(str(found[0]))
+        restore_failed(self._trainer.train_dataset, found[0], None if args.process_index else self._output)
         if found[0].resolve().parent == self._output.resolve():
             self._saved = int(found[0].name.rpartition("-")[2])
         return str(found[0])
@@ -211,6 +213,7 @@ class Checkpoints(TrainerCallback):
         def finish() -> None:
             if args.should_save:
                 assert facts is not None
+                save_failed(self._trainer.train_dataset, folder)
                 write_manifest(folder, facts)
                 if self._trainer.is_deepspeed_enabled:
                     write_record(self._output, folder)
@@ -272,20 +275,6 @@ class Checkpoints(TrainerCallback):
                 raise CheckpointError(others[0])
         if failed is not None:
             raise failed
-
-
-def _require_states(folder: Path, processes: int) -> None:
-    """Raise where a checkpoint lacks what is needed to go on; Trainer would start that anew, silently."""
-    names = {path.name for path in folder.iterdir()}
-    engine = any(name.startswith("global_step") for name in names)
-    needed = ["trainer_state.json", *(["latest"] if engine else ["optimizer.pt", "scheduler.pt"])]
-    if not any(name.startswith("rng_state") for name in names):
-        needed.append("rng_state.pth" if processes == 1 else "rng_state_0.pth")
-    if missing := [name for name in needed if name not in names]:
-        raise CheckpointError(
-            f"{folder.name} has no {', '.join(missing)}, so it cannot be gone on from: it was saved with "
-            "save_only_model, or by something else. Give another one, or start a new run from its weights."
-        )
 
 
 def _flush_of_rank(folder: Path, rank: int) -> None:
