@@ -27,6 +27,7 @@ from vlcpt.cli import app
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path
+from vlcpt.hub_runs import open_repository, push_run
 from vlcpt.report.card import Licence
 from vlcpt.runs import train_run
 
@@ -291,7 +292,8 @@ def test_a_failed_push_keeps_the_weights_and_says_how_to_try_again(hub, adapter,
 def test_a_hub_that_is_not_there_is_one_message(hub, adapter, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
-    with pytest.raises(ValueError, match=r"me/mine: the repository could not be opened.*refused"):
+    told = r"me/mine: the repository could not be opened.*refused.*Try again: vlcpt push .* --base_model"
+    with pytest.raises(ValueError, match=told):
         push_adapter(adapter, "me/mine", base_model=BASE)
 
 
@@ -458,6 +460,40 @@ def test_a_push_that_cannot_work_is_told_before_anything_is_read(
     assert result.exit_code == 2, result.output
     assert told in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_base_that_is_not_on_the_hub_is_told_before_anything_is_read(hub, tmp_path, tuning):
+    config = write_run(tmp_path)
+    written = config.read_text().replace(base_path(), "org/none").replace("lora_r: 4\n", "")
+    config.write_text(f"{written}tuning: {tuning}\npush_to_hub: true\n")
+    (tmp_path / "confidential.jsonl").write_text("not read\n")
+
+    result = CliRunner().invoke(app, ["train", str(config)])
+
+    assert result.exit_code == 2, result.output
+    assert "the base model org/none is not on the Hub, or not for this token" in result.output
+    assert not (tmp_path / "out").exists()
+    config.write_text(config.read_text().replace("org/none", BASE))
+    assert open_repository(load_config(config)) == "me/out"  # or any base would be refused
+
+
+def test_a_base_that_left_the_hub_while_a_run_trained_is_told_with_the_command_to_try_again(hub, adapter):
+    config = load_config(
+        write_run(adapter.parent), ["--output_dir", str(adapter), "--hub_private_repo", "false"]
+    )
+    saved = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(saved | {"base_model_name_or_path": "org/gone"}))
+
+    with pytest.raises(ValueError, match=r"is saved, but not pushed: the base model org/gone") as failed:
+        push_run(config, "me/mine")
+
+    assert not isinstance(failed.value, ConfigError)  # after training the exit code is 1
+    hub.repositories["org/gone"] = hub.repositories[BASE]
+    command = shlex.split(str(failed.value).partition("Try again: ")[2])
+    again = CliRunner().invoke(app, command[1:])
+    assert again.exit_code == 0, again.output
+    assert set(hub.files("me/mine")) == ADAPTER and not hub.repositories["me/mine"].private
 
 
 def test_a_run_whose_push_fails_ends_with_1_and_keeps_its_model(hub, tmp_path):

@@ -102,22 +102,46 @@ def push_adapter(
     )
     if dry_run:
         return push
-    repo_id = check_access(repo_id, private=private, revision=revision, token=token)
-    again = ["vlcpt", "push", str(checkpoint), repo_id]
-    again += [] if private else ["--public"]
-    for option, value in (
-        ("--base_model", base_model),
-        ("--run", run),
-        ("--license", licence and licence.id),
-        ("--license_link", licence and licence.link),
-        ("--evaluation", evaluation),
-        ("--revision", revision),
-    ):
-        again += [] if value is None else [option, str(value)]
-    with _told(
-        f"{repo_id}: the push failed", f"{checkpoint} is whole as before. Try again: {shlex.join(again)}"
-    ):
-        return _commit(replace(push, repo_id=repo_id), token, base)
+    again = "Try again: " + push_command(
+        checkpoint,
+        repo_id,
+        private=private,
+        base_model=base_model,
+        run=run,
+        license=licence.id if licence else None,
+        license_link=licence.link if licence else None,
+        evaluation=evaluation,
+        revision=revision,
+    )
+    repo_id = check_access(
+        repo_id,
+        private=private,
+        base=base,
+        revision=revision,
+        token=token,
+        then=f"Check the network. {again}",
+    )
+    with _told(f"{repo_id}: the push failed", f"{checkpoint} is whole as before. {again}"):
+        return _commit(replace(push, repo_id=repo_id), token)
+
+
+def push_command(
+    checkpoint: str | Path, repo_id: str, *, private: bool = True, **options: str | Path | None
+) -> str:
+    """The command line of a push.
+
+    Args:
+        checkpoint, repo_id, private: As in :func:`push_adapter`.
+        options: Those of ``vlcpt push``; None: not given.
+
+    Example:
+        >>> push_command("my out", "me/mine", private=False, revision="v1", run=None)
+        "vlcpt push 'my out' me/mine --public --revision v1"
+    """
+    words = ["vlcpt", "push", str(checkpoint), repo_id, *([] if private else ["--public"])]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def plan_push(
@@ -168,12 +192,23 @@ def plan_push(
 
 
 def check_access(
-    repo_id: str, *, private: bool, revision: str | None = None, token: str | None = None
+    repo_id: str,
+    *,
+    private: bool,
+    base: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    then: str = "Check the network, and try again.",
 ) -> str:
     """Make the repository if it is not there, so that a later push will work; gives its full id.
 
+    Args:
+        base: Hub id of the model that the card will name as the base.
+        then: What to do if the Hub cannot be reached.
+
     Raises:
-        ConfigError: Without a token, or with one that may not; if a private one is asked for and is public.
+        ConfigError: Without a token, or with one that may not; if a private one is asked for and is public;
+            if the base is not there.
         ValueError: If the Hub cannot be reached.
     """
     check_names(repo_id, revision=revision)
@@ -182,15 +217,18 @@ def check_access(
     if constants.is_offline_mode():
         raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be pushed to the Hub. Unset it.")
     api = _api(token)
-    with _told(
-        f"{repo_id}: the repository could not be opened for a push", "Check the network, and try again."
-    ):
+    with _told(f"{repo_id}: the repository could not be opened for a push", then):
         try:
             full = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and api.model_info(full).private is False:
                 raise ConfigError(
                     f"{full} is on the Hub already and public. Ask for that (vlcpt push --public, or "
                     "hub_private_repo: false), make it private there, or give another name."
+                )
+            if base is not None and not api.repo_exists(base):
+                raise ConfigError(
+                    f"the base model {base} is not on the Hub, or not for this token. Put it there, take a "
+                    "token that may see it, or name another base: vlcpt push … --base_model owner/name."
                 )
             if revision is not None:
                 api.create_branch(full, branch=revision, exist_ok=True)
@@ -204,13 +242,9 @@ def check_access(
     return str(full)
 
 
-def _commit(push: Push, token: str | None, base: str | None) -> Push:
+def _commit(push: Push, token: str | None) -> Push:
     """All files in one commit, which is there whole or not at all."""
     api = _api(token)
-    if base is not None and not api.repo_exists(base):
-        raise ConfigError(
-            f"the base model {base} is not on the Hub, or not for this token. Give --base_model."
-        )
     info = api.model_info(push.repo_id, revision=push.revision)
     names = {file.name for file in push.files}
     stale = [
