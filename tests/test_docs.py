@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from vlcpt import CPTDataset
 from vlcpt.cli import app
 from vlcpt.config import as_sources
+from vlcpt.data.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.schemas import SCHEMAS, detect_format
 from vlcpt.demo import base_path
@@ -23,6 +24,7 @@ from vlcpt.demo import base_path
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs/data.md").read_text("utf-8")
 SCALE = (ROOT / "docs/scale.md").read_text("utf-8")
+KEYS = runpy.run_path(str(ROOT / "docs/make_configuration.py"))
 MEMORY_TABLE = runpy.run_path(str(ROOT / "docs/make_memory_table.py"))
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", DATA, re.M | re.S))
 
@@ -120,6 +122,21 @@ def test_the_memory_table_is_what_its_script_prints(size):
     found = [line for line in SCALE[first:].splitlines() if line.startswith(f"| {size} |")]
 
     assert found == list(MEMORY_TABLE["lines"](size))
+
+
+def test_every_key_of_a_configuration_is_listed_with_its_default():
+    page = (ROOT / "docs/configuration.md").read_text("utf-8")
+    found = re.findall(r"^## ([\w ]+)\n\n(.*?)\n\n", page + "\n", re.M | re.S)
+
+    assert "| `lora_r` | whole number | 16 | Rank of the adapters. |" in page
+    assert found == [(name, "\n".join(KEYS["lines"](cls))) for name, cls in KEYS["SECTIONS"].items()]
+
+
+def test_every_key_of_the_ledger_is_explained():
+    (section,) = re.findall(r"^## The ledger\n(.*?)^## ", DATA, re.M | re.S)
+    explained = set(re.findall(r"`(\w+)`", section)) | {"read"}
+
+    assert {*DOCUMENT_COUNTS, *TOKEN_COUNTS, *Ledger([]).as_json()} - {"sources", "total"} <= explained
 
 
 def test_the_memory_table_has_every_size():

@@ -140,13 +140,15 @@ def test_several_nodes_meet_at_the_first_of_the_hostfile(config, monkeypatch):
 
 
 def test_slurm_starts_one_torchrun_a_machine_and_goes_on_after_a_requeue(config, monkeypatch):
-    command, _ = started(
+    command, environment = started(
         "slurm.sh",
         config,
         *EXTRA,
         **{"SLURM_JOB_NODELIST": "n[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"},
         SLURM_JOB_ID="77",
+        SLURM_CPUS_PER_TASK="12",
     )
+    assert environment["SRUN_CPUS_PER_TASK"] == "12"  # or srun would give each machine one core
     assert command[:2] == ["srun", "--kill-on-bad-exit=1"]
     options, arguments = by_torchrun(command[2:])
     assert (options.nnodes, options.nproc_per_node) == ("2", "4")

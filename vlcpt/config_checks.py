@@ -31,7 +31,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if near := get_close_matches(name, known, n=1, cutoff=0.5):
         return f"Did you mean {near[0]}?"
-    return f"Known: {', '.join(known)}." if len(known) <= 12 else "See the README for the known keys."
+    return (
+        f"Known: {', '.join(known)}." if len(known) <= 12 else "See docs/configuration.md for the known keys."
+    )
 
 
 def build(cls: Callable[..., T], values: Mapping[str, object]) -> T:

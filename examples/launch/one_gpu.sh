@@ -4,6 +4,7 @@
 #   GPU=1                another than the first
 #   LAUNCHER=torchrun    or deepspeed. DeepSpeed works only in a process that a launcher started, also if it is
 #                        the only one:  LAUNCHER=torchrun ./one_gpu.sh my.yaml --deepspeed zero2_offload
+#   PORT=29501           for deepspeed, where another run has the port; torchrun finds a free one
 set -euo pipefail
 config=${1:?usage: one_gpu.sh CONFIG [--key value ...]}
 shift

@@ -5,6 +5,7 @@
 #   LAUNCHER=torchrun     (default) start this on every machine, with the same arguments
 #   LAUNCHER=deepspeed    start this on one; it reaches the others by pdsh and ssh without a password
 #   PORT=29501            where another run has the port
+#   RUN_ID=second         for torchrun, where another run has its machines: the same on each
 #
 # All machines need the same packages, the same paths, and output_dir on a disk that they share.
 set -euo pipefail

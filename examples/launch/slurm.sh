@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SLURM:  sbatch --nodes 4 slurm.sh my.yaml [--key value ...]
 #
-#   PORT=29501    where another run has the port
+#   PORT=29501          where another run has the port
+#   SAVE_SECONDS=240    how long torchrun lets a save take, once the job is told to end
 #
 # srun starts one torchrun a machine, which starts a process for each GPU. DeepSpeed needs no launcher of its own
 # here: --deepspeed zero3 is enough. output_dir must lie on a disk that the machines share.
@@ -20,6 +21,9 @@ shift
 # Five minutes before the time is over a checkpoint is saved; torchrun would wait only 30 seconds for that.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# From SLURM 22.05 on srun takes no cpus-per-task over from sbatch.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-64}
 
 # A requeued job goes on from its newest checkpoint; where there is none, it starts.
 exec srun --kill-on-bad-exit=1 torchrun \
