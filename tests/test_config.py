@@ -402,6 +402,7 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("label_smoothing_factor: 0.1", "without smoothing"),
         ("neftune_noise_alpha: 5", "neftune_noise_alpha: Its noise would"),
         ("batch_eval_metrics: true", "batch_eval_metrics: "),
+        ("bf16_full_eval: true", "bf16_full_eval: It would round the weights that train, in place"),
         ("dataloader_drop_last: true", "dataloader_drop_last: It would lose documents"),
         ("hub_always_push: true", "hub_always_push: Only the result is pushed, once"),
         ("hub_strategy: all_checkpoints", "hub_strategy: Only the result is pushed, no checkpoint"),

@@ -34,6 +34,8 @@ _REFUSED: Mapping[str, str] = {
     "use_liger_kernel": "It replaces the loss that vlcpt computes. Remove the key.",
     "neftune_noise_alpha": "Its noise would depend on how documents are packed. Remove the key.",
     "batch_eval_metrics": "Evaluation adds up rows, and no means of batches. Remove the key.",
+    "bf16_full_eval": "It would round the weights that train, in place. Set bf16: true, or remove the key.",
+    "fp16_full_eval": "It would round the weights that train, in place. Set fp16: true, or remove the key.",
     "dataloader_drop_last": "It would lose documents. Remove the key.",
     "enable_jit_checkpoint": "vlcpt saves at SIGTERM and SIGINT by itself. Remove the key.",
     "hub_always_push": "Only the result is pushed, once. Remove the key.",

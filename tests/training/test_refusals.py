@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate.state import DistributedType
+from torch import nn
 
 from tests.ranks import forget_deepspeed
 from vlcpt import CPTConfig, CPTTrainer, runs
@@ -10,7 +11,7 @@ from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
 from vlcpt.model.four_bits import packed_storage
 from vlcpt.model.loading import load_base
-from vlcpt.training.refusals import check_launch, check_packed
+from vlcpt.training.refusals import check_launch, check_model, check_packed
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +168,37 @@ def test_a_model_spread_over_devices_is_refused_on_several_processes(
 
     with pytest.raises(ConfigError, match=r"lies on 2 devices \(device_map\), but each of 2 processes"):
         CPTTrainer(tiny_model, cpu_config(tmp_path), processing_class=tiny_processor)
+
+
+def test_trained_weights_of_16_bits_are_refused_with_what_to_do(make_tiny_model, tiny_processor, tmp_path):
+    args = cpu_config(tmp_path)
+    message = r"trained weights are bfloat16, which loses .*vlcpt\.load_model.*or call model\.float\(\)"
+
+    with pytest.raises(ConfigError, match=message):
+        CPTTrainer(make_tiny_model(dtype=torch.bfloat16), args, processing_class=tiny_processor)
+
+    mixed = make_tiny_model(dtype=torch.bfloat16).requires_grad_(False)
+    mixed.lm_head.float().requires_grad_(True)
+    CPTTrainer(mixed, args, processing_class=tiny_processor)  # what does not train may be as it is
+    mixed.model.visual.merger.requires_grad_(True)
+    with pytest.raises(ConfigError, match=message):
+        CPTTrainer(mixed, args, processing_class=tiny_processor)
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_trained_weights_of_16_bits_are_passed_where_deepspeed_keeps_masters(tmp_path, stage):
+    model = nn.Linear(2, 2, dtype=torch.bfloat16)
+
+    check_model(model, cpu_config(tmp_path, deepspeed=stage, bf16=True))
+    with pytest.raises(ConfigError, match="trained weights are bfloat16"):
+        check_model(model, cpu_config(tmp_path, deepspeed=stage))
+
+
+def test_deepspeed_without_float32_masters_is_refused(tmp_path):
+    config = {
+        "zero_optimization": {"stage": 2},
+        "bf16": {"enabled": True, "bf16_master_weights_and_grads": True},
+    }
+
+    with pytest.raises(ConfigError, match=r"bf16\.bf16_master_weights_and_grads would train without float32"):
+        check_launch(cpu_config(tmp_path, deepspeed=config, bf16=True))

@@ -45,6 +45,12 @@ def check_launch(args: CPTConfig) -> None:
         )
     if not args.deepspeed:
         return
+    for name in ("bf16.bf16_master_weights_and_grads", "fp16.fp16_master_weights_and_grads"):
+        if args.hf_deepspeed_config.get_value(name):
+            raise ConfigError(
+                f"deepspeed: {name} would train without float32 masters, and weights of 16 bits lose small "
+                "updates. Remove it from the DeepSpeed config."
+            )
     assert args.distributed_state is not None
     if args.distributed_state.distributed_type == DistributedType.DEEPSPEED:
         return
@@ -92,7 +98,9 @@ def check_packed(stored: torch.dtype, args: TrainingArguments) -> None:
 
 
 def check_model(model: nn.Module, args: TrainingArguments) -> None:
-    """Refuse a model in memory that these processes cannot train: 4-bit weights in full, or spread over GPUs.
+    """Refuse a model in memory that these processes cannot train, or not as they should.
+
+    That is one with 4-bit weights in full, with trained weights of 16 bits, or spread over GPUs.
 
     Raises:
         ConfigError: With how to load it instead.
@@ -108,11 +116,26 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
                 "them, or with tuning: full, without 4 bits."
             )
         check_packed(stored, args)
+    _check_masters(model, args)
     devices = set(getattr(model, "hf_device_map", {}).values())
     if len(devices) > 1 and args.world_size > 1:
         raise ConfigError(
             f"the model lies on {len(devices)} devices (device_map), but each of {args.world_size} processes "
             "needs it on its own. Load it without device_map, or with vlcpt.load_model."
+        )
+
+
+def _check_masters(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuse to train weights of 16 bits, which lose small updates, unless masters in 32 bits take them."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is not None and config.dtype() != torch.float32:
+        return  # its optimizer makes masters of whatever it is given
+    trained = {one.dtype for one in model.parameters() if one.requires_grad}
+    if found := sorted(_name(dtype) for dtype in trained - {torch.float32, torch.float64}):
+        raise ConfigError(
+            f"the model's trained weights are {', '.join(found)}, which loses small updates. Load it with "
+            "vlcpt.load_model, which makes what trains float32, or call model.float() first; bf16: true "
+            "still computes in bfloat16."
         )
 
 
