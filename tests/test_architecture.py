@@ -88,11 +88,13 @@ DATA = [
 # What a part may import of vlcpt, by the beginnings of names; cli, runs and demo may import all.
 ALLOWED = {
     "vlcpt.data": ("vlcpt.data", "vlcpt.__version__"),
-    "vlcpt.model": ("vlcpt.model",),
-    "vlcpt.training": ("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.__version__"),
+    "vlcpt.model": ("vlcpt.model", "vlcpt.errors"),
+    "vlcpt.training": (
+        *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
+    ),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
     # Formats and names of sources are checked before data is read.
-    "vlcpt.config": ("vlcpt.config", "vlcpt.deepspeed_configs", "vlcpt.data.readers"),
+    "vlcpt.config": ("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.data.readers"),
 }
 # Heavy or foreign packages that a part must do without.
 FORBIDDEN = {
@@ -101,6 +103,8 @@ FORBIDDEN = {
     "vlcpt.data.markup": ("torch", "numpy", "transformers"),
     "vlcpt.data.packing": ("torch", "numpy", "transformers"),
     "vlcpt.cli": ("torch", "transformers"),
+    "vlcpt.config_keys": ("torch", "transformers"),
+    "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.__main__": ("torch", "transformers"),
 }
 PRINTS = {"vlcpt.cli", "vlcpt.__main__"}

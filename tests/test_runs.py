@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from vlcpt.cli import app
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import Configs, load_config
 from vlcpt.data.scanning import SourceScanner
@@ -173,3 +175,41 @@ def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
 
     assert table.note == note
     assert ("loss, other images" in table.columns) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train my.yaml --model_name_or_path empty", "no processor could be loaded from this folder"),
+        ("check my.yaml --model_name_or_path empty", "no processor could be loaded from this folder"),
+        ("inspect my.yaml --model_name_or_path empty", "no processor could be loaded from this folder"),
+        (
+            "train my.yaml --adapter_name_or_path nowhere",
+            "nowhere: no such folder, and no adapter of this id",
+        ),
+        ("train my.yaml --adapter_name_or_path empty", "no adapter could be loaded from this folder"),
+        ("check my.yaml --adapter_name_or_path nowhere", "nowhere: no such folder, and no adapter of this"),
+        (
+            "train my.yaml --attn_implementation flash_attention_3",
+            "cannot be loaded with attn_implementation",
+        ),
+        ("eval my.yaml --checkpoint full --attn_implementation flash_attention_3", "cannot be loaded with"),
+        ("train my.yaml --lora_target_modules [q_porj]", "lora_target_modules names 'q_porj'"),
+        ("check my.yaml --lora_target_modules [q_porj]", "lora_target_modules names 'q_porj'"),
+        ("eval my.yaml --checkpoint empty", "empty holds neither an adapter"),
+        ("merge nowhere merged", "nowhere holds no adapter_config.json"),
+        ("merge full merged", "full holds no adapter_config.json"),
+        ("merge full full", "full exists and is not empty"),
+    ],
+)
+def test_a_wrong_model_is_told_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
+    configs(tmp_path)
+    (tmp_path / "train.jsonl").write_text("not read\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").symlink_to(base_path())
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(app, command.split())
+
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split()) and "Traceback" not in result.output

@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from vlcpt import __version__
+
+if TYPE_CHECKING:
+    from vlcpt.config_reading import Configs
 
 app = typer.Typer(
     name="vlcpt",
@@ -55,11 +58,11 @@ def demo(
 def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     with _told():
-        from vlcpt.config_reading import load_config
+        configs = _read(config, context.args)
         from vlcpt.run_ranks import leave_group
         from vlcpt.runs import train_run
 
-        train_run(load_config(config, context.args), config_path=config)
+        train_run(configs, config_path=config)
         leave_group()
 
 
@@ -76,10 +79,10 @@ def check(
     """Say what would become of every document, and what to change. Loads no weights; exits with 1 if any
     would be lost."""
     with _told():
+        configs = _read(config, context.args)
         from vlcpt.checking import check_run
-        from vlcpt.config_reading import load_config
 
-        whole = check_run(load_config(config, context.args), decode=decode, num_processes=num_processes)
+        whole = check_run(configs, decode=decode, num_processes=num_processes)
     if not whole:
         raise typer.Exit(1)
 
@@ -93,10 +96,10 @@ def evaluate(
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
     with _told():
-        from vlcpt.config_reading import load_config
+        configs = _read(config, context.args)
         from vlcpt.runs import eval_run
 
-        eval_run(load_config(config, context.args), checkpoint, output)
+        eval_run(configs, checkpoint, output)
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -107,10 +110,10 @@ def inspect(
 ) -> None:
     """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
     with _told():
-        from vlcpt.config_reading import load_config
+        numbers, configs = _slice(rows), _read(config, context.args)
         from vlcpt.runs import inspect_run
 
-        inspect_run(load_config(config, context.args), _slice(rows))
+        inspect_run(configs, numbers)
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -124,10 +127,10 @@ def prepare(
 ) -> None:
     """Encode the data once, into shards that train reads. Run again after an interruption, it goes on."""
     with _told():
-        from vlcpt.config_reading import load_config
+        configs = _read(config, context.args)
         from vlcpt.preparing import prepare_run
 
-        prepare_run(load_config(config, context.args), output, engine)
+        prepare_run(configs, output, engine)
 
 
 @app.command()
@@ -212,6 +215,16 @@ def env() -> None:
     typer.echo(describe())
 
 
+def _read(config: Path, overrides: list[str]) -> Configs:
+    """The configuration. Most mistakes are told within a second, the others before a run is imported."""
+    from vlcpt.config_keys import check_early
+
+    check_early(config, overrides)
+    from vlcpt.config_reading import load_config
+
+    return load_config(config, overrides)
+
+
 def _slice(rows: str) -> slice:
     first, colon, last = rows.partition(":")
     try:
@@ -241,7 +254,7 @@ def _told() -> Iterator[None]:
     except DocumentError as error:
         _fail(str(error), 1)
     except ValueError as error:
-        from vlcpt.config import ConfigError
+        from vlcpt.errors import ConfigError
 
         if isinstance(error, ConfigError):
             _fail(str(error), 2)

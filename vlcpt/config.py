@@ -13,12 +13,9 @@ from transformers import TrainingArguments
 
 from vlcpt import config_checks, config_trainer
 from vlcpt.config_sources import SourceConfig, as_sources
+from vlcpt.errors import ConfigError as ConfigError
 
 Tower = Literal["vision", "merger", "language"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used: where it says so, which key, what was found and what to do."""
 
 
 @dataclass(frozen=True)

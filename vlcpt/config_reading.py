@@ -15,17 +15,18 @@ import yaml
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from vlcpt.config import ConfigError, CPTConfig, DataConfig, ModelConfig, SourceConfig
+from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
 from vlcpt.config_checks import build, check_together, did_you_mean
+from vlcpt.config_keys import REQUIRED, check_key, check_required, read_given
 from vlcpt.config_paths import HUB_NAME, check_paths, moved, moved_source
-from vlcpt.config_secrets import holds_secret, is_secret
+from vlcpt.config_secrets import is_secret
 from vlcpt.config_trainer import name_best_metric
-from vlcpt.config_values import NULL, Dumper, Given, compose, convert, is_nothing
+from vlcpt.config_values import NULL, Dumper, Given, convert, is_nothing
+from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
-_REQUIRED = ("model_name_or_path", "train_data", "output_dir")
 RESOLVED_HEADER = (
     "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
 )
@@ -85,24 +86,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
         ...     load_config(path, ["--learning-rate", "1e-5", "--use_cpu"]).training.learning_rate
         1e-05
     """
-    given = _read_file(Path(path)) | _read_overrides(overrides)
+    given = read_given(Path(path), overrides)
     known = {item.name: (cls, item) for cls in (ModelConfig, DataConfig, CPTConfig) for item in fields(cls)}
     values: dict[type, dict[str, object]] = {ModelConfig: {}, DataConfig: {}, CPTConfig: {}}
     for key, value in given.items():
-        if key == "trust_remote_code":
-            raise value.error("no code from a model's folder or the Hub is ever run. Remove the key.")
-        if key not in known:
-            raise value.error(f"unknown key. {did_you_mean(key, known)}")
-        if holds_secret(key, value.node):
-            raise value.error(
-                "it holds what looks like an access token or a password, and is written to config.yaml. "
-                "Log in with `hf auth login`, or set HF_TOKEN or hub_token."
-            )
+        check_key(value, known)
         cls, item = known[key]
         values[cls][key] = _read_value(value, get_type_hints(cls)[key], item)
-    for key in _REQUIRED:
-        if key not in given:
-            raise ConfigError(f"{path}: {key} is missing. Add a line {key}: …")
+    check_required(path, given)
     with _located(path, given):
         model = build(ModelConfig, values[ModelConfig])
         data = build(DataConfig, values[DataConfig])
@@ -114,50 +105,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
     return Configs(model, data, training)
 
 
-def _read_file(path: Path) -> dict[str, Given]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. Give the path of a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-    node = compose(text, str(path))
-    if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
-        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "text"}
-        found = "nothing" if node is None else kinds.get(type(node), f"!<{node.tag}>")
-        raise ConfigError(
-            f"{path}: expected lines of key: value, found {found}. Needed are {', '.join(_REQUIRED)}."
-        )
-    given = {}
-    for key, value in node.value:
-        given[str(key.value)] = Given(str(key.value), value, path.parent, str(path), key.start_mark.line + 1)
-    return given
-
-
-def _read_overrides(tokens: Sequence[str]) -> dict[str, Given]:
-    given: dict[str, Given] = {}
-    rest = list(tokens)
-    while rest:
-        token = rest.pop(0)
-        if not re.match(r"--\w", token):
-            raise ConfigError(
-                f"command line: {token} is no option. Write --key value; for a list '[one, two]'."
-            )
-        name, equals, text = token[2:].partition("=")
-        if not equals:
-            text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
-        key = name.replace("-", "_")
-        if key in given:
-            raise given[key].error("repeated. Keep one of them.")
-        node = compose(text, f"command line: {key}") or yaml.ScalarNode(
-            "tag:yaml.org,2002:str", "", style='"'
-        )
-        given[key] = Given(key, node, Path(), "command line")
-    return given
-
-
 def _read_value(given: Given, hint: "TypeForm[object]", item: "Field[object]") -> object:
-    if item.name in _REQUIRED and is_nothing(given.node):
+    if item.name in REQUIRED and is_nothing(given.node):
         raise given.error("expected a value, found nothing. Give one.")
     if hint == tuple[SourceConfig, ...]:
         if given.node.tag == NULL:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vlcpt.config import ConfigError
 from vlcpt.config_secrets import is_secret
+from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -96,7 +96,7 @@ def compose(text: str, origin: str) -> yaml.Node | None:
     Example:
         >>> compose("seed: 1\\nseed: 2", "run.yaml")
         Traceback (most recent call last):
-        vlcpt.config.ConfigError: run.yaml:2: seed is repeated, first on line 1. Keep one of them.
+        vlcpt.errors.ConfigError: run.yaml:2: seed is repeated, first on line 1. Keep one of them.
     """
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
@@ -169,7 +169,7 @@ def convert(given: Given, hint: "TypeForm[object]", choices: Sequence[object] = 
         7
         >>> convert(Given("seed", yaml.compose("7.5"), Path(), "a.yml", 3), int)
         Traceback (most recent call last):
-        vlcpt.config.ConfigError: a.yml:3: seed: expected a whole number, found 7.5. Correct it, or remove it.
+        vlcpt.errors.ConfigError: a.yml:3: seed: expected a whole number, found 7.5. Correct it, or remove it.
     """
     for value in _readings(given, hint):
         try:

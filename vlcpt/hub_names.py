@@ -29,7 +29,7 @@ def check_names(repo_id: str, base_model: str | None = None, revision: str | Non
         >>> check_names("me/adapter")
         >>> check_names("a/b/c")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        vlcpt.config.ConfigError: 'a/b/c' is no name of a repository on the Hub...
+        vlcpt.errors.ConfigError: 'a/b/c' is no name of a repository on the Hub...
     """
     for name in (repo_id, *([base_model] if base_model is not None else [])):
         if hub_id(name) is None:

@@ -23,7 +23,7 @@ from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
 from vlcpt.data.splitting import split_stream
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
-from vlcpt.model.early_checks import check_model
+from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import tower_table
@@ -141,6 +141,7 @@ def eval_run(
         raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
+    check_evaluated(configs.model, str(checkpoint))
     sets = evaluation_sets(configs, processor, shown(console))
     tell_unmeasured(sets, console)
     device = configs.training.device

@@ -11,7 +11,8 @@ from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enab
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from vlcpt.config import ModelConfig
-from vlcpt.model.early_checks import check_model
+from vlcpt.errors import ConfigError
+from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.loading import load_model
 
 
@@ -61,26 +62,26 @@ def test_a_configuration_that_trains_is_passed(tiny_model_dir, way):
 def test_what_tuning_refuses_is_said_without_weights(tmp_path, tie, way, message):
     folder = only_config(tmp_path / "model", tie_word_embeddings=tie)
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         check_model(ModelConfig(folder, **way))
 
 
 def test_a_model_that_is_not_there_is_an_error():
-    with pytest.raises(ValueError, match=r"nowhere/at-all: no such folder, and no model of this id"):
+    with pytest.raises(ConfigError, match=r"nowhere/at-all: no such folder, and no model of this id"):
         check_model(ModelConfig("nowhere/at-all"))
 
 
 def test_another_family_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match="'bert' is not supported"):
+    with pytest.raises(ConfigError, match="'bert' is not supported"):
         check_model(ModelConfig(str(tmp_path)))
 
 
 def test_a_model_folder_without_weights_is_an_error_of_what_is_missing(model_copy):
     (model_copy / "model.safetensors").unlink()
 
-    with pytest.raises(ValueError, match=r"no model could be loaded from this folder.*model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"no model could be loaded from this folder.*model\.safetensors"):
         check_model(ModelConfig(str(model_copy)))
 
 
@@ -89,7 +90,7 @@ def test_a_model_folder_without_one_of_its_shards_is_an_error_naming_it(model_co
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (model_copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
-    with pytest.raises(ValueError, match=r"lists model-00002-of-00002\.safetensors, which is not there"):
+    with pytest.raises(ConfigError, match=r"lists model-00002-of-00002\.safetensors, which is not there"):
         check_model(ModelConfig(str(model_copy)))
 
 
@@ -97,7 +98,7 @@ def test_attention_that_cannot_run_here_is_an_error_that_names_it(tiny_model_dir
     if torch.cuda.is_available():
         pytest.skip("flash attention may run here")
 
-    with pytest.raises(ValueError, match="cannot be loaded with attn_implementation flash_attention_2"):
+    with pytest.raises(ConfigError, match="cannot be loaded with attn_implementation flash_attention_2"):
         check_model(ModelConfig(str(tiny_model_dir), attn_implementation="flash_attention_2"))
 
 
@@ -109,17 +110,17 @@ def test_an_adapter_that_can_be_gone_on_with_is_passed(tiny_model_dir, adapter_d
 def test_a_folder_without_an_adapter_is_an_error_of_what_is_missing(tiny_model_dir, adapter_dir, missing):
     (adapter_dir / missing).unlink()
 
-    with pytest.raises(ValueError, match=f"no adapter could be loaded from this folder.*{missing}"):
+    with pytest.raises(ConfigError, match=f"no adapter could be loaded from this folder.*{missing}"):
         check_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir)))
 
 
 def test_an_adapter_that_is_nowhere_is_an_error(tiny_model_dir):
-    with pytest.raises(ValueError, match=r"nowhere/at-all: no such folder, and no adapter of this id"):
+    with pytest.raises(ConfigError, match=r"nowhere/at-all: no such folder, and no adapter of this id"):
         check_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path="nowhere/at-all"))
 
 
 def test_an_adapter_with_other_towers_than_the_configuration_is_refused(tiny_model_dir, adapter_dir):
-    with pytest.raises(ValueError, match=r"does not train the merger tower.*Set train_merger: false"):
+    with pytest.raises(ConfigError, match=r"does not train the merger tower.*Set train_merger: false"):
         check_model(
             ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir), train_merger=True)
         )
@@ -165,3 +166,18 @@ def test_deepspeed_stage_3_does_not_partition_the_model_that_is_only_checked(sev
     assert is_deepspeed_zero3_enabled()
 
     check_model(ModelConfig(seven_b, use_dora=True, train_merger=True, lora_towers=("language",)))
+
+
+def test_a_checkpoint_that_can_be_measured_is_passed(tiny_model_dir, adapter_dir):
+    for checkpoint in (tiny_model_dir, adapter_dir):
+        check_evaluated(ModelConfig(str(tiny_model_dir)), str(checkpoint))
+
+
+def test_what_is_no_checkpoint_to_measure_is_an_error(tiny_model_dir, tmp_path):
+    with pytest.raises(ConfigError, match=r"neither an adapter .* nor a model"):
+        check_evaluated(ModelConfig(str(tiny_model_dir)), str(tmp_path))
+
+
+def test_the_base_of_what_is_measured_is_looked_at(tiny_model_dir, tmp_path):
+    with pytest.raises(ConfigError, match="no model could be loaded from this folder"):
+        check_evaluated(ModelConfig(str(tmp_path)), str(tiny_model_dir))

@@ -183,7 +183,7 @@ def test_the_command_says_how_far_the_logits_are_apart(tiny_model, tiny_processo
     assert f"merged into {tmp_path / 'merged'}" in done.output
     assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
     again = CliRunner().invoke(app, ["merge", *arguments])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "exists and is not empty" in again.output
 
 

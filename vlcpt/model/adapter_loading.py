@@ -12,8 +12,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from vlcpt.errors import ConfigError
 from vlcpt.model.bases import is_same_base
 from vlcpt.model.families import TOWERS, is_embedding, tower_of
+from vlcpt.model.hub_lookup import only_cached
 from vlcpt.model.saved_files import first_few, not_loaded
 from vlcpt.model.tuning import finish_tuning
 
@@ -71,17 +73,18 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
     """The configuration of a saved adapter.
 
     Raises:
-        ValueError: If there is none.
+        ConfigError: If there is none.
 
     Example:
         >>> read_adapter_config("/none")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: /none: no such folder, and no adapter of this id could be had from the Hub. ...
+        vlcpt.errors.ConfigError: /none: no such folder, and no adapter of this id could be had ...
     """
+    cached = only_cached("adapter", name_or_path)
     try:
-        return PeftConfig.from_pretrained(name_or_path)
+        return PeftConfig.from_pretrained(name_or_path, local_files_only=cached)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ValueError(not_loaded("adapter", name_or_path, error)) from error
+        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
 
 
 def new_adapter(model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool) -> PeftModel:

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from vlcpt.errors import wrong_config
 from vlcpt.model.adapter_loading import new_adapter, read_adapter_config
 from vlcpt.model.adapters import base_model
 from vlcpt.model.early_checks import bare_model
@@ -47,7 +48,7 @@ def empty_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
     ``qlora`` is not packed, and an adapter to go on with is taken for a new one of its configuration.
 
     Raises:
-        ValueError: As ``load_model`` does, for what can be told without weights.
+        ConfigError: As ``load_model`` does, for what can be told without weights.
 
     Example:
         >>> from vlcpt.config import ModelConfig
@@ -60,7 +61,7 @@ def empty_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
     attention = resolve_attention(config.attn_implementation, dtype, on_gpu=torch.cuda.is_available())
     if attention.startswith("flash"):
         attention = "sdpa"  # refused where its package is not installed; the weights are the same
-    with torch.device("meta"):
+    with torch.device("meta"), wrong_config():
         model = bare_model(found, attention)
         nn.Module.to(model, dtype)  # transformers hides the type of its own
         if config.adapter_name_or_path is None:

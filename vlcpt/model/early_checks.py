@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
+from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, new_adapter, read_adapter_config
 from vlcpt.model.loading import not_supported_here, read_config, tune
-from vlcpt.model.saved_files import check_files
+from vlcpt.model.saved_files import check_checkpoint, check_files
 
 if TYPE_CHECKING:
     from vlcpt.config import ModelConfig
@@ -23,7 +24,7 @@ def check_model(config: "ModelConfig") -> None:
     configurations are fetched.
 
     Raises:
-        ValueError: If the model or the adapter is not there, or of another family; if towers, layer names
+        ConfigError: If the model or the adapter is not there, or of another family; if towers, layer names
             or attention are refused; if the adapter trains something else than ``config`` says. The
             messages are those of :func:`vlcpt.model.loading.load_model`.
 
@@ -33,24 +34,50 @@ def check_model(config: "ModelConfig") -> None:
         >>> base = str(files("vlcpt") / "demo/base")
         >>> check_model(ModelConfig(base, lora_target_modules=("q_porj",)))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: lora_target_modules names 'q_porj', which matches no layer of language, ...
+        vlcpt.errors.ConfigError: lora_target_modules names 'q_porj', which matches no layer of language, ...
     """
-    found = read_config(config.model_name_or_path)
-    if Path(config.model_name_or_path).is_dir():
-        check_files("model", config.model_name_or_path)
     adapter = config.adapter_name_or_path
     if adapter is not None and Path(adapter).is_dir():
         check_files("adapter", adapter)
-    with torch.device("meta"):
-        try:
-            model = bare_model(found, config.attn_implementation)
-        except (ImportError, ValueError) as error:
-            asked = not_supported_here(config.model_name_or_path, config.attn_implementation, error)
-            raise ValueError(asked) from error
+    model = _checked_base(config)
+    with torch.device("meta"), wrong_config():
         if adapter is None:
             tune(model, config)
         else:
             check_trained_parts(new_adapter(model, read_adapter_config(adapter), is_trainable=True), config)
+
+
+def check_evaluated(config: "ModelConfig", checkpoint: str) -> None:
+    """Look for what would keep a checkpoint, or its base, from being loaded after the data is read.
+
+    Raises:
+        ConfigError: If there is neither an adapter nor a model in the folder, or something of the base, of
+            those that :func:`check_model` tells.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config import ModelConfig
+        >>> base = str(files("vlcpt") / "demo/base")
+        >>> check_evaluated(ModelConfig(base), checkpoint=base)
+    """
+    if check_checkpoint(checkpoint) == "model":
+        read_config(checkpoint)
+    else:
+        read_adapter_config(checkpoint)
+    _checked_base(config)
+
+
+def _checked_base(config: "ModelConfig") -> PreTrainedModel:
+    """The model that training starts from, without weights."""
+    found = read_config(config.model_name_or_path)
+    if Path(config.model_name_or_path).is_dir():
+        check_files("model", config.model_name_or_path)
+    with torch.device("meta"):
+        try:
+            return bare_model(found, config.attn_implementation)
+        except (ImportError, ValueError) as error:
+            asked = not_supported_here(config.model_name_or_path, config.attn_implementation, error)
+            raise ConfigError(asked) from error
 
 
 def bare_model(found: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:

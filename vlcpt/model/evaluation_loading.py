@@ -1,6 +1,5 @@
 """What is measured: a checkpoint of any kind, and its base."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from peft import PeftModel
@@ -8,7 +7,7 @@ from transformers import PreTrainedModel
 
 from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
 from vlcpt.model.loading import load_base, turn_cache_off
-from vlcpt.model.saved_files import CONFIGS, WEIGHTS, check_files
+from vlcpt.model.saved_files import check_checkpoint
 
 if TYPE_CHECKING:
     from vlcpt.config import ModelConfig
@@ -44,21 +43,12 @@ def load_for_evaluation(
         >>> before.name_or_path == base
         True
     """
-    if not Path(checkpoint).is_dir():
-        raise ValueError(f"{checkpoint}: no such folder. Give a checkpoint or a saved model.")
-    if Path(checkpoint, CONFIGS["adapter"]).is_file():
-        check_files("adapter", checkpoint)
+    if check_checkpoint(checkpoint) == "adapter":
         # Copies of modules trained in full are float32, which flash attention refuses.
         copies = bool(getattr(read_adapter_config(checkpoint), "modules_to_save", None))
         base = _base(config, on_gpu=on_gpu and not copies)
         # Trainable, because only then are the copies float32, as they were in training.
         return _frozen(load_adapter(base, checkpoint, is_trainable=True)), None
-    if not Path(checkpoint, CONFIGS["model"]).is_file():
-        raise ValueError(
-            f"{checkpoint} holds neither an adapter ({CONFIGS['adapter']} and {WEIGHTS['adapter'][0]}) nor "
-            f"a model ({CONFIGS['model']} and {WEIGHTS['model'][0]}). Give a checkpoint or a saved model."
-        )
-    check_files("model", checkpoint)
     trained = load_base(
         checkpoint, dtype=config.dtype, attn_implementation=config.attn_implementation, on_gpu=on_gpu
     )

@@ -17,9 +17,11 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
 from vlcpt.model.families import family_of
 from vlcpt.model.four_bits import four_bits, keep_layout
+from vlcpt.model.hub_lookup import only_cached
 from vlcpt.model.saved_files import first_few, not_loaded
 from vlcpt.model.tuning import apply_tuning
 
@@ -33,19 +35,22 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     No code from the folder or the Hub is run.
 
     Raises:
-        ValueError: If nothing can be loaded from there, or it is another model's processor.
+        ConfigError: If nothing can be loaded from there, or it is another model's processor.
 
     Example:
         >>> from importlib.resources import files
         >>> load_processor(str(files("vlcpt") / "demo/base")).image_token
         '<|image_pad|>'
     """
+    cached = only_cached("processor", name_or_path)
     try:
-        processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(
+            name_or_path, local_files_only=cached, trust_remote_code=False
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ValueError(not_loaded("processor", name_or_path, error)) from error
+        raise ConfigError(not_loaded("processor", name_or_path, error)) from error
     if not isinstance(processor, Qwen2_5_VLProcessor):
-        raise ValueError(
+        raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
             "Use a folder or id with the whole processor of a Qwen2.5-VL model, processor_config.json "
             "included."
@@ -151,12 +156,15 @@ def load_base(
     """
     found = read_config(name_or_path, revision=revision)
     torch_dtype = resolve_dtype(dtype, found)
+    cached = only_cached("model", name_or_path, revision)
     try:
         # Typed as the model alone; with output_loading_info it is a pair.
         loaded: object = AutoModelForImageTextToText.from_pretrained(
             name_or_path,
             config=found,
             revision=revision,
+            local_files_only=cached,
+            adapter_kwargs={"local_files_only": cached},  # looks for an adapter in the same place
             dtype=torch_dtype,
             attn_implementation=resolve_attention(attn_implementation, torch_dtype, on_gpu=on_gpu),
             quantization_config=four_bits(torch_dtype) if in_4_bits else None,
@@ -188,19 +196,23 @@ def read_config(name_or_path: str, *, revision: str | None = None) -> PreTrained
     """The configuration of a model of a supported family.
 
     Raises:
-        ValueError: If there is none, or it is of another family.
+        ConfigError: If there is none, or it is of another family.
 
     Example:
         >>> from importlib.resources import files
         >>> read_config(str(files("vlcpt") / "demo/base")).model_type
         'qwen2_5_vl'
     """
+    cached = only_cached("model", name_or_path, revision)
     try:
-        found = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(
+            name_or_path, revision=revision, local_files_only=cached, trust_remote_code=False
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ValueError(not_loaded("model", name_or_path, error)) from error
+        raise ConfigError(not_loaded("model", name_or_path, error)) from error
     assert isinstance(found, PreTrainedConfig)
-    family_of(found.model_type)
+    with wrong_config():
+        family_of(found.model_type)
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
+from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
 from vlcpt.model.bases import find_base, run_settings
 from vlcpt.model.families import family_of
@@ -60,21 +61,21 @@ def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size:
             ``save_pretrained``.
 
     Raises:
-        ValueError: If ``checkpoint`` is no adapter, the base is not to be had or held in 4 or 8 bits, the
-            adapter's tensors do not fit it, ``output`` is taken or its disk too full, or the logits differ;
-            if the base may be one of two folders.
+        ConfigError: If ``checkpoint`` is no adapter, ``output`` is taken, or the base is not to be had, may
+            be one of two folders, or is held in 4 or 8 bits.
+        ValueError: If the adapter's tensors do not fit the base, the disk is too full, or the logits differ.
 
     Example:
         >>> from importlib.resources import files
         >>> merge_adapter(str(files("vlcpt") / "demo/base"), "merged")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: ...base holds no adapter_config.json, so there is no adapter to merge. ...
+        vlcpt.errors.ConfigError: ...base holds no adapter_config.json, so there is no adapter to merge. ...
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists and is not empty. Give a new folder for the merged model.")
+        raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
     if not (checkpoint / "adapter_config.json").is_file():
-        raise ValueError(
+        raise ConfigError(
             f"{checkpoint} holds no adapter_config.json, so there is no adapter to merge. Give the folder of "
             "a lora or qlora run; a model trained in full needs no merge."
         )
@@ -107,17 +108,18 @@ def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size:
 def _base_name(config: PeftConfig, checkpoint: Path) -> str:
     """Folder or Hub id of the base; refused where its weights are packed."""
     if not config.base_model_name_or_path:
-        raise ValueError(
+        raise ConfigError(
             f"{checkpoint}/adapter_config.json names no base model. Write its folder or Hub id "
             "into base_model_name_or_path."
         )
-    name = find_base(config.base_model_name_or_path, checkpoint)
+    with wrong_config():
+        name = find_base(config.base_model_name_or_path, checkpoint)
     try:
         found = read_config(name, revision=config.revision)
     except ValueError as error:
         raise _no_base(checkpoint, error) from error
     if getattr(found, "quantization_config", None) is not None:
-        raise ValueError(
+        raise ConfigError(
             f"{checkpoint}/adapter_config.json: the base model {name} is saved in few bits, where no adapter "
             "can be added exactly. Write the model that it was made from into base_model_name_or_path."
         )
@@ -137,7 +139,8 @@ def _load_base(name: str, config: PeftConfig, checkpoint: Path) -> PreTrainedMod
 
 
 def _no_base(checkpoint: Path, error: ValueError) -> ValueError:
-    return ValueError(
+    kind = ConfigError if isinstance(error, ConfigError) else ValueError
+    return kind(
         f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
         f"correct base_model_name_or_path. {error}"
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from vlcpt.errors import ConfigError
+
 Saved = Literal["model", "processor", "adapter"]
 
 CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
@@ -25,7 +27,7 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
     """Look whether the files of a model or adapter are there, without reading weights.
 
     Raises:
-        ValueError: If its configuration, its weights, or a shard that its index lists is missing.
+        ConfigError: If its configuration, its weights, or a shard that its index lists is missing.
 
     Example:
         >>> from importlib.resources import files
@@ -33,7 +35,7 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
         >>> check_files("model", base)
         >>> check_files("adapter", base)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: ...no adapter could be loaded from this folder... It needs adapter_config.json and ...
+        vlcpt.errors.ConfigError: ...no adapter could be loaded from this folder... It needs ...
     """
     path = Path(folder)
     weights = next((name for name in WEIGHTS[what] if (path / name).is_file()), None)
@@ -41,7 +43,7 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
     if config.is_file() and what == "model" and '"transformers_weights"' in config.read_text("utf-8"):
         return  # transformers then reads weights of the name that is written there
     if weights is None or not config.is_file():
-        raise ValueError(
+        raise ConfigError(
             not_loaded(
                 what, folder, f"It needs {config.name} and {WEIGHTS[what][0]}, one of them is missing."
             )
@@ -49,7 +51,32 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
     if weights.endswith(".index.json"):
         shards = json.loads((path / weights).read_text("utf-8"))["weight_map"].values()
         if missing := sorted({shard for shard in shards if not (path / shard).is_file()}):
-            raise ValueError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+            raise ConfigError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+
+
+def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
+    """What a folder holds, whole as far as its files' names tell.
+
+    Raises:
+        ConfigError: If that is neither, or some of its files are missing.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> check_checkpoint(str(files("vlcpt") / "demo/base"))
+        'model'
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError(f"{folder}: no such folder. Give a checkpoint or a saved model.")
+    kinds: tuple[Literal["model", "adapter"], ...] = ("adapter", "model")
+    for what in kinds:
+        if (path / CONFIGS[what]).is_file():
+            check_files(what, folder)
+            return what
+    raise ConfigError(
+        f"{folder} holds neither an adapter ({CONFIGS['adapter']} and {WEIGHTS['adapter'][0]}) nor "
+        f"a model ({CONFIGS['model']} and {WEIGHTS['model'][0]}). Give a checkpoint or a saved model."
+    )
 
 
 def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:

@@ -13,6 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from vlcpt.errors import ConfigError
 from vlcpt.model.merged_weights import MergedWeight
 
 # The names of the format's types.
@@ -33,7 +34,7 @@ def write_weights(
         max_shard_size: Bytes, or text such as ``5GB``. One weight that is larger has a file of its own.
 
     Raises:
-        ValueError: If the disk has not enough room, or ``max_shard_size`` is no size.
+        ValueError: If the disk has not enough room; ConfigError: if ``max_shard_size`` is no size.
 
     Example:
         >>> import tempfile
@@ -55,7 +56,7 @@ def write_weights(
             max_shard_size=max_shard_size,
         )
     except ValueError as error:
-        raise ValueError(f"max_shard_size {max_shard_size!r} is no size: {error} Write 5GB, say.") from error
+        raise ConfigError(f"max_shard_size {max_shard_size!r} is no size: {error} Write 5GB, say.") from error
     for file, names in plan.filename_to_tensors.items():
         _write_file(folder / file, {name: named[name] for name in names})
     if plan.is_sharded:

@@ -30,7 +30,7 @@ def check_launch(args: CPTConfig) -> None:
     Example:
         >>> check_launch(CPTConfig("out", use_cpu=True, deepspeed="zero2"))
         Traceback (most recent call last):
-        vlcpt.config.ConfigError: deepspeed zero2 would not be used: use_cpu is set. Remove one of them.
+        vlcpt.errors.ConfigError: deepspeed zero2 would not be used: use_cpu is set. Remove one of them.
     """
     if args.n_gpu > 1:
         raise ConfigError(

@@ -1,0 +1,26 @@
+"""The one error that every part may raise: what is wrong was asked for, and no data or weight is to blame."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: where it says so, which key, what was found and what to do."""
+
+
+@contextmanager
+def wrong_config() -> Iterator[None]:
+    """Make each ValueError of the block one of the configuration, with its own message.
+
+    Example:
+        >>> with wrong_config():
+        ...     raise ValueError("lora_r must be above 0.")
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: lora_r must be above 0.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
