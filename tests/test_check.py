@@ -210,6 +210,7 @@ def test_more_processes_take_fewer_steps(folder: Path) -> None:
     _, one = check(config, "--packing", "false", "--num_train_epochs", "1")
     _, eight = check(config, "--packing", "false", "--num_train_epochs", "1", num_processes=8)
 
+    assert "1 epoch" in one and "1 epochs" not in one
     found = [
         [line.split()[-1] for line in text.splitlines() if "steps an epoch" in line] for text in (one, eight)
     ]

@@ -15,7 +15,7 @@ from vlcpt.data.scanning import SourceScanner
 from vlcpt.demo import base_path
 from vlcpt.outputs import prepare_output, write_json
 from vlcpt.report.run_facts import _evaluation_file
-from vlcpt.runs import eval_run, train_run
+from vlcpt.runs import eval_run, inspect_run, train_run
 
 QUIET = Console(file=StringIO(), width=100)
 
@@ -175,6 +175,11 @@ def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
 
     assert table.note == note
     assert ("loss, other images" in table.columns) == bool(note)
+
+
+def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--rows 4: no source has so many documents; the longest has 4\."):
+        inspect_run(configs(tmp_path), slice(4, 9), QUIET)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,9 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
         for source in open_sources(source_options(entry), data.untagged, role=role)
     ]
     require_same_encoding(sources, processor, data.untagged, options)
+    if not any(range(*rows.indices(len(source))) for source in sources):
+        most = max(len(source) for source in sources)
+        raise ConfigError(f"--rows {rows.start}: no source has so many documents; the longest has {most:,}.")
     for source in sources:
         numbers = range(*rows.indices(len(source)))
         if not numbers:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vlcpt import Image
+from vlcpt import CPTDataset, Image
 from vlcpt.data.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Dropped, Ledger, count_tokens
 from vlcpt.data.splitting import Part, split_stream
 from vlcpt.data.streams import TokenStream
@@ -43,8 +43,27 @@ def test_repeated_tokens_and_those_between_parts_are_outside_or_trimmed():
 
 def test_a_part_that_is_left_away_is_trimmed():
     counts = count_tokens(stream(), [Part(10, 12, True, 1)])
-    assert (counts.targets, counts.context, counts.media, counts.special) == (1, 0, 0, 0)
-    assert counts.trimmed == 13
+    assert (counts.targets, counts.media, counts.special) == (1, 0, 0)
+    # All but the lost target, which is context wherever it stands.
+    assert (counts.trimmed, counts.context, counts.targets_without_context) == (12, 1, 1)
+
+
+def test_a_lost_target_is_counted_also_where_its_part_has_no_other(tiny_processor):
+    text = "<trainable_text>a</trainable_text>" + " b c d e f g h i j" * 20
+    rows = [{"text": text + "<trainable_text> z</trainable_text>"}]
+    ledger = CPTDataset(rows, tiny_processor, max_length=40, train_eos="never").ledger
+    assert ledger.sources["rows"].tokens["targets_without_context"] == 1
+    ledger.check()
+
+
+def test_a_document_whose_one_target_is_lost_is_dropped_and_says_so(tiny_processor):
+    rows = [{"text": "<trainable_text>a</trainable_text> b"}, {"text": "a"}]
+    ledger = CPTDataset(rows, tiny_processor, max_length=40).ledger
+    (dropped,) = ledger.dropped
+    assert (dropped.line, dropped.reason) == (1, "without_targets")
+    assert dropped.detail == "its only target is its first token, which nothing predicts"
+    assert ledger.total.tokens["targets_without_context"] == 1  # of the other, which has its end of text
+    ledger.check()
 
 
 def test_the_sources_are_written_with_every_count():
@@ -93,6 +112,13 @@ def test_two_files_are_written_and_nothing_beside_them(tmp_path):
     }
     assert "页" in line
     assert json.loads((tmp_path / "new" / "folder" / "ledger.json").read_text()) == ledger.as_json()
+
+
+def test_a_document_without_an_id_has_its_place_for_one(tmp_path):
+    ledger = Ledger(["a"])
+    ledger.dropped.append(Dropped("a.jsonl", 7, None, "markup", "not closed"))
+    ledger.write(tmp_path)
+    assert json.loads((tmp_path / "dropped.jsonl").read_text())["id"] == "a.jsonl:7"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import time
+from io import BytesIO
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 
 from tests.support import digits, png, wait_for
@@ -295,6 +297,22 @@ def test_a_medium_that_was_put_right_is_seen(data, tiny_processor, tmp_path, not
     (data.parent / "b.png").write_bytes(png(0))
     assert make(data, tiny_processor, tmp_path / "plan", **options).ledger.total.documents["used"] == 87
     assert encoded(notes) == ([9, 10, 11, 12] if on_bad_data == "skip" else list(range(9, 90)))
+
+
+def test_what_is_kept_names_no_folder_that_the_user_did_not_write(
+    data, tiny_processor, tmp_path, notes, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("rows").mkdir()
+    data.rename("rows/train.jsonl")
+    make("rows/train.jsonl", tiny_processor, "plan")
+    kept = []
+    (folder,) = Path("plan").iterdir()
+    for number in range(len(list(folder.glob("*.scan")))):
+        with np.load(BytesIO(SharedWork(folder).get(number))) as stored:
+            kept += [stored[name].tobytes() for name in stored.files]
+    assert any(b'"b.png"' in one for one in kept)  # its state is there, or nothing is shown here
+    assert not any(str(tmp_path).encode() in one for one in kept)
 
 
 def test_a_hint_left_by_a_killed_process_stops_nothing(data, tiny_processor, tmp_path, notes):

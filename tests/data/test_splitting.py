@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,6 +162,38 @@ def test_the_max_pixels_that_an_error_names_really_fits(tiny_processor, document
     assert split_stream(smaller, max_length)
     if len(stream.media) == 1:  # and does not shrink a medium more than it must
         assert sum(placed.tokens for placed in smaller.media) > 0.4 * (max_length - 4)
+
+
+@pytest.mark.parametrize(
+    ("media", "where"),
+    [
+        ([Image("a.png", png(0, 448, 448), max_pixels=300_000)], " in the row"),
+        (
+            [Image("a.png", png(0, 448, 448), max_pixels=300_000), Image("b.png", png(0, 448, 448))],
+            " in the row and in the configuration",
+        ),
+    ],
+)
+def test_advice_goes_where_it_has_an_effect(tiny_processor, media, where):
+    """What a row says of a medium wins over the configuration."""
+    stream = DocumentEncoder(tiny_processor).tokens(group(*media))
+    with pytest.raises(DocumentError, match=rf"Set max_pixels{where} to (\d+) or less, or raise") as caught:
+        split_stream(stream, 32)
+
+    limit = int(re.search(r"(\d+) or less", caught.value.reason).group(1))
+    lower = [replace(one, max_pixels=limit if one.max_pixels else None) for one in media]
+    smaller = DocumentEncoder(tiny_processor, max_pixels=limit).tokens(group(*lower))
+    assert split_stream(smaller, 32)
+
+
+def test_advice_names_the_lower_limit_that_it_would_fall_below(tiny_processor):
+    stream = DocumentEncoder(tiny_processor, min_pixels=100_000).tokens(
+        group(Image("a.png", png(0, 448, 448)))
+    )
+    with pytest.raises(
+        DocumentError, match=r"max_pixels to \d+ or less, and min_pixels, wherever it is set, to no"
+    ):
+        split_stream(stream, 32)
 
 
 def test_advice_for_a_thousand_neighbouring_images_takes_no_time():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ class FileState(NamedTuple):
     """What tells a changed file, as ``make`` and ``rsync`` have it.
 
     Args:
-        path: Its absolute path.
+        path: Its absolute path, or as a row has it.
         size: Its bytes; -1 where there is no such file.
         changed: When it was last written, in nanoseconds.
         mode: Its kind and permissions.
@@ -37,13 +36,3 @@ def file_state(path: str | Path) -> FileState:
     except (OSError, ValueError):  # no such file, or a name that no file can have
         return FileState(path, -1, 0, 0)
     return FileState(path, found.st_size, found.st_mtime_ns, found.st_mode)
-
-
-def are_unchanged(states: Iterable[FileState]) -> bool:
-    """Whether all files are as they were.
-
-    Example:
-        >>> are_unchanged([file_state(__file__)]), are_unchanged([FileState(__file__, 7, 0, 0)])
-        (True, False)
-    """
-    return all(file_state(state.path) == state for state in states)

@@ -45,7 +45,7 @@ class TokenCounts(NamedTuple):
         context: Text that is read and not trained; ``targets_without_context`` are part of it.
         media: Pad tokens.
         special: Vision start and end, and end-of-text where it is no target.
-        trimmed: After a sample's last target.
+        trimmed: After a sample's last target, or in a part without one.
         targets_without_context: A document's first token, where it is inside a span.
         repeated: Opening tokens of later parts; outside the sum.
     """
@@ -81,14 +81,16 @@ def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:
         for placed in stream.media
         if any(start <= placed.start and placed.stop <= stop for start, stop in spans)
     ]
+    # A lost target is context, also where it stands in a part that is left away.
+    alone = stream.without_context if spans and spans[0][0] > 0 else 0
     return TokenCounts(
         read=len(stream),
         targets=targets,
-        context=kept - targets - sum(media) - 2 * len(media),
+        context=kept - targets - sum(media) - 2 * len(media) + alone,
         media=sum(media),
         special=2 * len(media),
-        trimmed=len(stream) - kept,
-        targets_without_context=stream.without_context if spans and spans[0][0] == 0 else 0,
+        trimmed=len(stream) - kept - alone,
+        targets_without_context=stream.without_context,
         repeated=sum(part.repeated for part in parts),
     )
 
@@ -141,13 +143,23 @@ def told_reasons(counts: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Dropped:
-    """One document that is not used, as ``dropped.jsonl`` has it."""
+    """One document that is not used."""
 
     source: str
     line: int
     id: str | None
     reason: str
     detail: str
+
+    def as_line(self) -> str:
+        """Its line of ``dropped.jsonl``; the default of an id is its place.
+
+        Example:
+            >>> Dropped("a.jsonl", 7, None, "markup", "…").as_line()
+            '{"source": "a.jsonl", "line": 7, "id": "a.jsonl:7", "reason": "markup", "detail": "…"}\\n'
+        """
+        whole = {**vars(self), "id": self.id or f"{self.source}:{self.line}"}
+        return json.dumps(whole, ensure_ascii=False) + "\n"
 
 
 class Ledger:
@@ -204,7 +216,7 @@ class Ledger:
     def write(self, directory: Path) -> None:
         """Write ``ledger.json`` and ``dropped.jsonl``, each whole or not at all."""
         directory.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(vars(one), ensure_ascii=False) + "\n" for one in self.dropped)
+        lines = "".join(one.as_line() for one in self.dropped)
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
             partial = directory / f".{name}.partial"

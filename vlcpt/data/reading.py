@@ -10,7 +10,6 @@ from typing import Protocol, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from vlcpt.data.file_states import are_unchanged
 from vlcpt.data.scan_files import scan_from_bytes, scan_to_bytes
 from vlcpt.data.scanning import Scan
 from vlcpt.data.shared_work import SharedWork
@@ -26,6 +25,10 @@ class Scanner(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, piece: int) -> Scan: ...
+
+    def holds(self, scan: Scan) -> bool:
+        """Whether a scan that was stored is still true."""
+        ...
 
 
 class OrderedScans:
@@ -77,8 +80,8 @@ class OrderedScans:
         if number not in self._found and self._work is not None:
             stored = self._work.get(number)
             scan = None if stored is None else scan_from_bytes(stored)
-            # A medium that failed may have been put right. Those that did not fail are not looked at.
-            if scan is not None and all(are_unchanged(row.files) for row in scan.unused):
+            # Media that did not fail are not looked at.
+            if scan is not None and self._scanner.holds(scan):
                 self._found[number] = scan
         return number in self._found
 

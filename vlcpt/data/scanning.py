@@ -37,7 +37,7 @@ class BadRow(NamedTuple):
         message: The error whole.
         is_bad: Whether it counts against ``max_bad_fraction``: not if only its targets are missing, or
             if it is too long and such documents are to be dropped.
-        files: Its media as they were, where one of them is what is wrong.
+        files: Its media as they were, by the paths that the row has, where one of them is what is wrong.
     """
 
     row: int
@@ -129,6 +129,11 @@ class SourceScanner(Dataset[Scan]):
         rows = range(piece * self._piece_rows, min((piece + 1) * self._piece_rows, len(self._source)))
         return self._read(rows, len(rows))
 
+    def holds(self, scan: Scan) -> bool:
+        """Whether a stored scan is still true: a medium that failed may have been put right."""
+        files = (file for row in scan.unused for file in row.files)
+        return all(_media_state(file.path, self._source.media_root) == file for file in files)
+
     def _read(self, rows: Iterable[int], total: int) -> Scan:
         """What these rows of a piece of ``total`` gave."""
         documents: list[tuple[int, ...]] = []
@@ -148,10 +153,9 @@ class SourceScanner(Dataset[Scan]):
                 files = _media_files(document) if document else ()
                 scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
                 continue
-            if columns is None:
-                reason, detail = "without_targets", "no token of it is a target"
-                dropped = self._dropped(row, document.source, reason, detail)
-                scan.unused.append(BadRow(row, dropped, detail, False))
+            if isinstance(columns, str):
+                dropped = self._dropped(row, document.source, "without_targets", columns)
+                scan.unused.append(BadRow(row, dropped, columns, False))
             else:
                 documents.append(columns)
         scan.documents = np.array(documents, dtype=np.int32).reshape(-1, len(COLUMNS))
@@ -160,8 +164,8 @@ class SourceScanner(Dataset[Scan]):
 
     def _document(
         self, document: Document, row: int, parts: list[tuple[int, ...]], scan: Scan
-    ) -> tuple[int, ...] | None:
-        """The document's columns, None without targets; its parts and marks are entered on the way."""
+    ) -> tuple[int, ...] | str:
+        """The document's columns, or why it has no target; its parts and marks are entered on the way."""
         stream = self._encoder.tokens(document)
         try:
             found = split_stream(
@@ -176,7 +180,9 @@ class SourceScanner(Dataset[Scan]):
             scan.marks["cut_edges"] += stream.cut_edges
         if not found:
             scan.dropped_tokens["without_targets"] += len(stream)
-            return None
+            if stream.without_context:
+                return "its only target is its first token, which nothing predicts"
+            return "no token of it is a target"
         counts = count_tokens(stream, found)
         parts += [(part.start, part.stop, part.repeated, part.targets, part.media) for part in found]
         images = sum(isinstance(placed.medium, Image) for placed in stream.media)
@@ -189,14 +195,16 @@ class SourceScanner(Dataset[Scan]):
 
 def _media_files(document: Document) -> tuple[FileState, ...]:
     """The files of a document that a row may name, as they are now."""
-    root = None if document.media_root is None else Path(document.media_root)
     media: tuple[Medium, ...] = (*document.images, *document.videos)
     paths = [medium.path for medium in media if medium.path is not None and medium.data is None]
-    return tuple(file_state(_resolved(path, root)) for path in paths)
+    return tuple(_media_state(path, document.media_root) for path in paths)
 
 
-def _resolved(path: str, root: Path | None) -> Path | str:
+def _media_state(path: str, media_root: str | None) -> FileState:
+    """By the path as the row has it: what is stored shows nobody else's folders."""
+    root = None if media_root is None else Path(media_root)
     try:
-        return resolve(path, root)
+        found: Path | str = resolve(path, root)
     except MediaError:
-        return os.path.join(root or "", path)
+        found = os.path.join(root or "", path)
+    return file_state(found)._replace(path=path)

@@ -120,13 +120,23 @@ def _too_large(
     if len(group) > 1:
         what += f" and stands with {len(group) - 1} more media without text between"
     todo = (
-        f"Set max_pixels to {limit} or less, or raise max_length."
+        f"{_lower(group, limit)}, or raise max_length."
         if limit
         else f"Raise max_length to {sum(placed.tokens + 2 for placed in group) + 2} or more."
     )
     return DocumentError(
         f"{what}, which does not fit max_length {max_length}. {todo}", kind="medium_too_large", source=source
     )
+
+
+def _lower(group: list[PlacedMedium], limit: int) -> str:
+    """What to write where, for what a row says of a medium wins over the configuration."""
+    in_rows = [placed.medium.max_pixels is not None for placed in group]
+    where = " in the row" if all(in_rows) else " in the row and in the configuration" if any(in_rows) else ""
+    todo = f"Set max_pixels{where} to {limit} or less"
+    if any(placed.min_pixels > limit for placed in group):
+        todo += ", and min_pixels, wherever it is set, to no more"
+    return todo
 
 
 def _limit_that_fits(group: list[PlacedMedium], room: int) -> int | None:

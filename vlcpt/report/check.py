@@ -144,7 +144,11 @@ def course_table(
     table.add_row(
         f"steps an epoch ({devices} × {course.rows} × {course.accumulation})", f"{course.steps_per_epoch:,}"
     )
-    asked = f"max_steps {course.max_steps}" if course.max_steps > 0 else f"{course.epochs:g} epochs"
+    asked = (
+        f"max_steps {course.max_steps}"
+        if course.max_steps > 0
+        else f"{course.epochs:g} epoch{'s' * (course.epochs != 1)}"
+    )
     table.add_row(f"steps in all ({asked})", f"{course.steps:,}")
     for place, (name, tokens) in enumerate(longest):
         label = "longest documents" if place == 0 else ""

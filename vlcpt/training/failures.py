@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlcpt.data.collator import Batch
@@ -97,7 +97,7 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
         for one in batch.failed:
             if dataset.failures.enter(one) and output_dir is not None:
                 logger.warning("left out of its pack: %s", one.message)
-                lines += json.dumps(asdict(one.dropped), ensure_ascii=False) + "\n"
+                lines += one.dropped.as_line()
         if batch.any_read:
             dataset.failures.enter_read()
     if lines and output_dir is not None:
