@@ -404,6 +404,20 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("batch_eval_metrics: true", "batch_eval_metrics: "),
         ("bf16_full_eval: true", "bf16_full_eval: It would round the weights that train, in place"),
         ("dataloader_drop_last: true", "dataloader_drop_last: It would lose documents"),
+        ("ignore_data_skip: true", "ignore_data_skip: A resumed run would read documents again"),
+        ("auto_find_batch_size: true", "auto_find_batch_size: It would begin anew with trained weights"),
+        ("dataloader_in_order: false", "dataloader_in_order: Workers would change the order"),
+        ("eval_do_concat_batches: false", "eval_do_concat_batches: Evaluation needs its rows"),
+        ("train_sampling_strategy: group_by_length", "Choose one of: random, sequential"),
+        ("train_sampling_strategy: batch_rebalance", "Choose one of: random, sequential"),
+        ("accelerator_config: {split_batches: true}", "split_batches: a batch is of each process"),
+        ("accelerator_config: {dispatch_batches: true}", "dispatch_batches: rank 0 would cut batches"),
+        ("accelerator_config: {even_batches: false}", "even_batches: ranks would wait"),
+        ("accelerator_config: {use_seedable_sampler: false}", "use_seedable_sampler: a resumed run would"),
+        (
+            "accelerator_config: {gradient_accumulation_kwargs: {num_steps: 2}}",
+            "num_steps: Set gradient_accumulation_steps",
+        ),
         ("hub_always_push: true", "hub_always_push: Only the result is pushed, once"),
         ("hub_strategy: all_checkpoints", "hub_strategy: Only the result is pushed, no checkpoint"),
         ("hub_model_id: me/mine", "hub_model_id would not be used. Set push_to_hub: true"),
@@ -431,6 +445,19 @@ def test_what_cannot_work_together_is_said_with_the_line(load, lines, told):
     error = message(load, lines, essential=essential)
     assert told in error
     assert error.startswith("run.yaml"), error
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "accelerator_config: {non_blocking: true, dispatch_batches: false}",
+        "accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}",
+        "train_sampling_strategy: sequential",
+        "average_tokens_across_devices: false",
+    ],
+)
+def test_settings_of_trainer_that_change_no_result_are_passed(load, lines):
+    load(lines)
 
 
 @pytest.mark.parametrize("towers", ["merger", "vision", "[merger, vision]"])
@@ -726,7 +753,7 @@ save_steps: 7
 lr_scheduler_type: cosine
 lr_scheduler_kwargs: {{num_cycles: 1e-1}}
 activation_checkpointing: true
-accelerator_config: {{even_batches: false}}
+accelerator_config: {{non_blocking: true}}
 report_to: [tensorboard]
 run_name: '1e-5'
 debug: underflow_overflow

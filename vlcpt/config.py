@@ -249,6 +249,7 @@ class CPTConfig(TrainingArguments):
             self.deepspeed = config_trainer.resolve_deepspeed(written, Path())
             super().__post_init__()
             self.deepspeed = written  # so that no path of this installation gets into a saved configuration
+        config_trainer.check_accelerator(self)
         if self.use_cpu and torch.distributed.is_initialized():
             # transformers 5.23 gives ddp_timeout to every group but that of CPUs, which then waits for 30
             # minutes; tests/training/test_rank_watch.py tells whether it is kept.

@@ -11,6 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transformers.trainer_pt_utils import AcceleratorConfig
+
 if TYPE_CHECKING:
     from vlcpt.config import CPTConfig, DataConfig
 
@@ -36,9 +38,22 @@ _REFUSED: Mapping[str, str] = {
     "batch_eval_metrics": "Evaluation adds up rows, and no means of batches. Remove the key.",
     "bf16_full_eval": "It would round the weights that train, in place. Set bf16: true, or remove the key.",
     "fp16_full_eval": "It would round the weights that train, in place. Set fp16: true, or remove the key.",
+    "ignore_data_skip": "A resumed run would read documents again, and others never. Remove the key.",
+    "auto_find_batch_size": "It would begin anew with trained weights. Set per_device_train_batch_size: 1.",
     "dataloader_drop_last": "It would lose documents. Remove the key.",
     "enable_jit_checkpoint": "vlcpt saves at SIGTERM and SIGINT by itself. Remove the key.",
     "hub_always_push": "Only the result is pushed, once. Remove the key.",
+}
+_STAYS_ON: Mapping[str, str] = {
+    "dataloader_in_order": "Workers would change the order, on which a resume relies. Remove the key.",
+    "eval_do_concat_batches": "Evaluation needs its rows in one piece. Remove the key.",
+}
+_SAMPLING = ("random", "sequential")
+_ACCELERATOR: Mapping[str, tuple[object, str]] = {
+    "split_batches": (False, "a batch is of each process, and the end of an epoch would be lost"),
+    "dispatch_batches": (None, "rank 0 would cut batches apart, and pixels with them"),
+    "even_batches": (True, "ranks would wait for batches that others do not have"),
+    "use_seedable_sampler": (True, "a resumed run would read another order"),
 }
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 _AT_LEAST_ZERO = ("dataloader_num_workers", "dataloader_timeout")
@@ -51,6 +66,14 @@ def check_training(training: "CPTConfig") -> None:
     for name, instead in _REFUSED.items():
         if getattr(training, name):
             raise ValueError(f"{name}: {instead}")
+    for name, instead in _STAYS_ON.items():
+        if not getattr(training, name):
+            raise ValueError(f"{name}: {instead}")
+    if training.train_sampling_strategy not in _SAMPLING:
+        raise ValueError(
+            f"train_sampling_strategy {training.train_sampling_strategy}: it cannot see how long a pack is. "
+            f"Choose one of: {', '.join(_SAMPLING)}."
+        )
     if getattr(training.hub_strategy, "value", training.hub_strategy) not in ("end", "every_save"):
         raise ValueError("hub_strategy: Only the result is pushed, no checkpoint. Remove the key.")
     for name in ("hub_model_id", "hub_revision"):
@@ -77,6 +100,18 @@ def check_training(training: "CPTConfig") -> None:
         seed = getattr(training, name)
         if seed is not None and not 0 <= seed <= _LARGEST_SEED:
             raise ValueError(f"{name} {seed} must be from 0 to {_LARGEST_SEED}.")
+
+
+def check_accelerator(training: "CPTConfig") -> None:
+    """Raise ValueError where ``accelerator_config``, once read, would lose documents or reorder them."""
+    config = training.accelerator_config
+    assert isinstance(config, AcceleratorConfig)
+    for name, (needed, why) in _ACCELERATOR.items():
+        # None is the default of dispatch_batches, and False is what it means here.
+        if (getattr(config, name) or None) != (needed or None):
+            raise ValueError(f"accelerator_config: {name}: {why}. Remove it.")
+    if "num_steps" in (config.gradient_accumulation_kwargs or {}):
+        raise ValueError("accelerator_config: num_steps: Set gradient_accumulation_steps instead.")
 
 
 def checkpointing_kwargs(training: "CPTConfig") -> dict[str, object]:

@@ -60,6 +60,7 @@ OTHERS = {
     r"the plan of the training data.*data_seed": {"data": {"seed": 5, "packing": False}},
     r"seed: saved with 42, now 43": {"seed": 43},
     r"data_seed: saved with none, now 3": {"data_seed": 3},
+    r"train_sampling_strategy: saved with none, now seq": {"train_sampling_strategy": "sequential"},
     r"packs in a step: saved with 1, now 2": {"gradient_accumulation_steps": 2},
     r"optim: saved with adamw_torch_fused, now sgd": {"optim": "sgd"},
     r"LoRA: saved with r 4, now r 8 \(keep": {"model": {"lora_r": 8}},

@@ -28,6 +28,7 @@ _MEANING = {
     ),
     "seed": ("seed", "it decides the order of the data and dropout"),
     "data_seed": ("data_seed", "it decides the order of the data"),
+    "sampling": ("train_sampling_strategy", "it decides the order of the data"),
     "items_per_step": ("packs in a step", "keep processes × per_device_train_batch_size × accumulation"),
     "engine": ("the format of the states", "keep deepspeed as it was"),
     "processes": ("processes", "states of this engine are cut for a number of processes"),
@@ -69,6 +70,8 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         "data": _data(dataset),
         "seed": args.seed,
         "data_seed": args.data_seed,
+        # None, as in what was saved before there was a choice.
+        "sampling": None if (order := str(args.train_sampling_strategy)) == "random" else order,
         "items_per_step": items,
         "engine": engine,
         "processes": args.world_size,
