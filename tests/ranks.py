@@ -7,24 +7,13 @@ real, with gloo in the place of NCCL.
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
-
-
-def run_on_ranks(
-    module: str, *arguments: str, processes: int = 2, timeout: float = 400, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """``torchrun --nproc_per_node 2 -m MODULE ARGUMENTS``, ended after ``timeout`` seconds."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(processes), "-m", module, *arguments]
-    return run(command, timeout=timeout, **environment)
+from tests.processes import ROOT
 
 
 def run(

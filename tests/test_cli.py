@@ -1,7 +1,6 @@
 """The command line, as a person types it."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -10,18 +9,20 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.processes import run_module
 from vlcpt.cli import app
 from vlcpt.demo import base_path
-
-Run = "subprocess.CompletedProcess[str]"
 
 
 def vlcpt(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-m", "vlcpt", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
-    )
+    return run_module("vlcpt", *arguments, cwd=cwd, environment={"COLUMNS": "100"})
+
+
+def vlcpt_anew(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """The command from the start of Python on, imports and all."""
+    command = [sys.executable, "-m", "vlcpt", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_wrong_configuration_is_told_before_anything_is_read(
     (project / "train.jsonl").write_text("not read\n")
     edit(project, line)
     before = children_seconds()
-    run = vlcpt("train", "my.yaml", cwd=project)
+    run = vlcpt_anew("train", "my.yaml", cwd=project)
     spent = children_seconds() - before
 
     assert run.returncode == code

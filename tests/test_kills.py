@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.ranks import ROOT, run
+from tests.processes import ROOT
+from tests.ranks import run
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """Ranks of a run: the first prepares the folder, they plan together, and go on only with one plan."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
+from tests.processes import run_on_ranks
 from tests.support import digits
 from vlcpt import run_ranks
 from vlcpt.config import ConfigError
@@ -19,19 +18,8 @@ ROOT = Path(__file__).parents[1]
 ROWS = 120
 
 
-def on_two_ranks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.planning_rank", str(folder), *arguments),
-        ],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def on_two_ranks(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return run_on_ranks("tests.planning_rank", str(folder), *arguments)
 
 
 @pytest.fixture
@@ -58,7 +46,7 @@ def encoded(folder: Path) -> list[list[int]]:
 @pytest.mark.slow
 def test_two_ranks_encode_each_row_once_and_have_one_plan(folder):
     done = on_two_ranks(folder)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     plans = [json.loads((folder / f"plans-{rank}").read_text()) for rank in range(2)]
     assert plans[0] == plans[1]
     assert plans[0]["train"]["ledger"]["total"]["documents"]["used"] == ROWS
@@ -68,7 +56,7 @@ def test_two_ranks_encode_each_row_once_and_have_one_plan(folder):
     assert min(map(len, rows)) > 0  # both had a part
 
     again = on_two_ranks(folder, "--resume_from_checkpoint", "auto")
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 0, again.stdout
     assert encoded(folder) == [[], []]
     assert [json.loads((folder / f"plans-{rank}").read_text()) for rank in range(2)] == plans
 
@@ -79,7 +67,7 @@ def test_a_folder_that_is_not_free_stops_both_ranks_before_they_read(folder):
     (folder / "out" / "mine.txt").write_text("precious")
     done = on_two_ranks(folder)
     assert done.returncode != 0
-    assert "is not empty. Give another folder" in done.stderr
+    assert "is not empty. Give another folder" in done.stdout
     assert encoded(folder) == [[], []]
     assert [path.name for path in (folder / "out").iterdir()] == ["mine.txt"]
 

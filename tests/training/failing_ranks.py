@@ -1,6 +1,6 @@
 """Runs in which images break after they were planned, on each of several ranks.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.training.failing_ranks FOLDER MODEL``
+``torchrun --nproc_per_node 2 -m tests.training.failing_ranks FOLDER MODEL``
 """
 
 import json

@@ -1,6 +1,6 @@
 """One run of training, the same on one process and on two: what is compared, and how it is told.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.training.layouts FOLDER NAME…`` runs it on two.
+``torchrun --nproc_per_node 2 -m tests.training.layouts FOLDER NAME…`` runs it on two.
 """
 
 import json

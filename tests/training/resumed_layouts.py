@@ -1,6 +1,6 @@
 """Runs on two processes that are interrupted after half of their steps, and go on.
 
-``python -m torch.distributed.run --nproc_per_node 2 -m tests.training.resumed_layouts FOLDER``
+``torchrun --nproc_per_node 2 -m tests.training.resumed_layouts FOLDER``
 """
 
 import shutil

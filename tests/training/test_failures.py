@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from tests.ranks import run_on_ranks
+from tests.processes import run_on_ranks
 from tests.training.failing_ranks import RUNS
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError
 from vlcpt.data.failed import FailedSample

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import run_on_ranks
+from tests.processes import run_on_ranks
 from tests.support import largest_deviation
 from tests.training.layouts import OFFLOADED, ROUNDED, RUNS, train
 

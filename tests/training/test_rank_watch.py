@@ -1,17 +1,13 @@
 """A rank that waits in vain says for whom, and ends; two processes with gloo."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
-from tests.ranks import ROOT
+from tests.processes import Started, start_ranks
 from tests.support import digits
 from vlcpt.demo import base_path
 from vlcpt.training.rank_watch import CollectiveError, RankWatch
@@ -20,8 +16,8 @@ TIMEOUT = 20  # seconds a collective may take
 CASES = ("loading", "document", "death")
 
 
-def start(case: str, folder: Path) -> list[subprocess.Popen[str]]:
-    """Both ranks of a run, the second of which stalls."""
+def start(case: str, folder: Path) -> tuple[list[Started], object]:
+    """Both ranks of a run, the second of which stalls; and where they meet."""
     folder.mkdir()
     rows = [{"text": f"a <trainable_text>{digits(5, n)}</trainable_text>"} for n in range(8)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -29,41 +25,23 @@ def start(case: str, folder: Path) -> list[subprocess.Popen[str]]:
         f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 64\n"
         f"use_cpu: true\npacking: false\ndataloader_num_workers: 0\nddp_timeout: {TIMEOUT}\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.stalling_rank", case, str(folder / "my.yaml")],
-            env={**os.environ, **settings, "RANK": rank, "LOCAL_RANK": rank, "HF_HUB_OFFLINE": "1"},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    return start_ranks(["tests.training.stalling_rank", case, str(folder / "my.yaml")], folder / "output")
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """Exit code and output of rank 0 in each case; they run at the same time, as they mostly wait."""
+    """Exit code of rank 0, and the output, in each case; they run at the same time, as they mostly wait."""
     folder = tmp_path_factory.mktemp("stalled")
     pairs = {case: start(case, folder / case) for case in CASES}
     try:
-        found = {}
-        for case, (first, _) in pairs.items():
-            output, _ = first.communicate(timeout=240)
-            found[case] = (first.returncode, output)
-        return found
+        return {
+            case: (ranks[0].wait(240), (folder / case / "output").read_text())
+            for case, (ranks, _) in pairs.items()
+        }
     finally:
-        for pair in pairs.values():
-            for process in pair:
-                process.kill()
-                process.wait()
+        for ranks, _ in pairs.values():
+            for rank in ranks:
+                rank.kill()
 
 
 pytestmark = pytest.mark.timeout(300)

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from tests.ranks import run_on_ranks
+from tests.processes import run_on_ranks
 from tests.training.layouts import train
 from tests.training.resumed_layouts import FROM_ONE, RUNS, STEPS
 from vlcpt import ModelConfig, load_model

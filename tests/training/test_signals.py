@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.ranks import ROOT
+from tests.processes import Started, start_ranks
 from tests.support import wait_for
 from vlcpt.training.manifests import verify
 from vlcpt.training.resuming import list_checkpoints
@@ -19,7 +17,7 @@ from vlcpt.training.resuming import list_checkpoints
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
-STARTED: list[subprocess.Popen[bytes]] = []
+STARTED: list[Started] = []
 
 
 @pytest.fixture(autouse=True)
@@ -27,50 +25,36 @@ def none_left():
     """Whatever a test started ends with it."""
     yield
     while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        STARTED.pop().kill()
 
 
 class Run:
-    """A run in a process group of its own."""
+    """A run, on one rank or more, each a process group of its own."""
 
     def __init__(self, folder: Path, base: Path, *, ranks: int = 1, **settings: object) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        for old in [*folder.glob("began-*"), *folder.glob("ended-*"), *folder.glob("pid.*")]:
-            old.unlink()
-        launch = [sys.executable, "-m"]
+        for old in [*folder.glob("began-*"), *folder.glob("ended-*"), folder / "log.txt"]:
+            old.unlink(missing_ok=True)
+        command = ["tests.training.stoppable", str(folder), json.dumps({"base": str(base), **settings})]
         if ranks > 1:
-            launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
-        self.log = (folder / "log.txt").open("w+")
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen(
-            [*launch, "tests.training.stoppable", str(folder), json.dumps({"base": str(base), **settings})],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        )
+            self.processes, self.store = start_ranks(command, folder / "log.txt", ranks)
+        else:
+            self.processes = [Started(command, folder / "log.txt", environment={"DS_ACCELERATOR": "cpu"})]
+        STARTED.extend(self.processes)
 
-        STARTED.append(self.process)
+    @property
+    def has_ended(self) -> bool:
+        return any(process.poll() is not None for process in self.processes)
 
     def wait_in_step(self, step: int, rank: int = 0) -> None:
         mark = self.folder / f"began-{step}.{rank}"
-        wait_for(lambda: mark.exists() or self.process.poll() is not None, 300)
-        assert self.process.poll() is None, self.output
-
-    def pid(self, rank: int) -> int:
-        return int((self.folder / f"pid.{rank}").read_text())
+        wait_for(lambda: mark.exists() or self.has_ended, 300)
+        assert not self.has_ended, self.output
 
     def end(self) -> int:
-        try:
-            return self.process.wait(300)
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+        """The exit code of the first rank that has another than 0, once all have ended by themselves."""
+        return next(filter(None, [process.wait(300) for process in self.processes]), 0)
 
     @property
     def output(self) -> str:
@@ -107,7 +91,7 @@ def test_a_signal_saves_within_one_step_and_the_rest_follows_as_if_nothing_had_b
     """With workers the signal goes to the whole group, as a terminal or a scheduler sends it."""
     run = Run(tmp_path, tiny_model_dir, seconds=1, workers=workers, save_strategy="no")
     run.wait_in_step(3)
-    (os.killpg if workers else os.kill)(run.process.pid, number)
+    (os.killpg if workers else os.kill)(run.processes[0].pid, number)
 
     assert run.end() in (code, -number if number == signal.SIGINT else code), run.output
     assert "interrupted after step 3: checkpoint-3 is saved" in run.output
@@ -125,13 +109,13 @@ def test_a_signal_saves_within_one_step_and_the_rest_follows_as_if_nothing_had_b
 def test_a_second_signal_ends_at_once(tmp_path, tiny_model_dir):
     run = Run(tmp_path, tiny_model_dir, seconds=30)
     run.wait_in_step(1)
-    os.kill(run.process.pid, signal.SIGTERM)
-    os.kill(run.process.pid, signal.SIGTERM)  # torchrun sends it on to who has it already
+    os.kill(run.processes[0].pid, signal.SIGTERM)
+    os.kill(run.processes[0].pid, signal.SIGTERM)  # torchrun sends it on to who has it already
     time.sleep(2.5)
-    assert run.process.poll() is None
+    assert not run.has_ended
 
     sent = time.monotonic()
-    os.kill(run.process.pid, signal.SIGTERM)
+    os.kill(run.processes[0].pid, signal.SIGTERM)
 
     assert run.end() == -signal.SIGTERM
     assert time.monotonic() - sent < 5
@@ -142,7 +126,7 @@ def test_what_is_saved_already_is_not_saved_again(tmp_path, tiny_model_dir):
     run = Run(tmp_path, tiny_model_dir, seconds=1, save_strategy="steps", save_steps=1, steps=4)
     run.wait_in_step(3)
     before = (tmp_path / "out/checkpoint-2").stat().st_mtime_ns
-    os.kill(run.process.pid, signal.SIGTERM)
+    os.kill(run.processes[0].pid, signal.SIGTERM)
 
     assert run.end() == 143, run.output
     assert run.steps == [1, 2, 3]
@@ -153,7 +137,7 @@ def test_what_is_saved_already_is_not_saved_again(tmp_path, tiny_model_dir):
 def test_when_one_rank_gets_the_signal_all_save_together(tmp_path, tiny_model_dir, deepspeed):
     run = Run(tmp_path, tiny_model_dir, ranks=2, seconds=1, deepspeed=deepspeed, save_strategy="no")
     run.wait_in_step(2, rank=1)
-    os.kill(run.pid(1), signal.SIGTERM)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
 
     assert run.end() != 0
     assert "interrupted after step 2: checkpoint-2 is saved" in run.output

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.ranks import run_on_ranks
+from tests.processes import run_on_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,6 @@
 """Checkpoints and broken numbers under ZeRO-2, one after the other in one process; what came of each.
 
-``python -m torch.distributed.run --nproc_per_node 1 -m tests.training.zero_checkpoints FOLDER``
+``torchrun --nproc_per_node 1 -m tests.training.zero_checkpoints FOLDER``
 """
 
 import json
