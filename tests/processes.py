@@ -1,6 +1,6 @@
 """Processes that begin with the imports done.
 
-To import torch, transformers and peft takes ten seconds of a core, more than most of these processes need then.
+To import torch, transformers and peft takes ten seconds of a core, more than most of these processes then do.
 So a server imports them once, and forks what is asked for: Python's own ``forkserver``. A process runs a
 module as ``python -m`` does, with a folder, an environment, a session and output of its own. Only what is
 read at import is the server's, ``HF_HOME`` for one: tests of that, and of launchers, start Python itself.

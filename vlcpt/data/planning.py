@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -152,7 +152,7 @@ def make_plan(
             source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
         )
         folder = None if cache is None else cache.folder(source, max_length, on_overlong, on_bad_data)
-        scan = _scan(source, OrderedScans(scanner, num_proc, folder), max_bad_in_a_row, track)
+        scan = joined(_scans(source, OrderedScans(scanner, num_proc, folder), max_bad_in_a_row, track))
         enter_unused(ledger, ledger.sources[source.name], scan)
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
@@ -175,15 +175,16 @@ def _scanner_of(source: DocumentSource, encoder: DocumentEncoder) -> type[Source
     return PreparedScanner if is_prepared and type(encoder) is DocumentEncoder else SourceScanner
 
 
-def _scan(source: DocumentSource, scans: OrderedScans, max_bad_in_a_row: int | None, track: Track) -> Scan:
+def _scans(
+    source: DocumentSource, scans: OrderedScans, max_bad_in_a_row: int | None, track: Track
+) -> Iterator[Scan]:
     """Read a source, in order whoever reads it."""
-    found: list[Scan] = []
     last, length = -1, 0  # the last unusable row, and how many stand on end there
     with scans:
         for scan in track(scans, f"reading {source.name}"):
             if scan.error is not None:
                 raise scan.error
-            found.append(scan)
+            yield scan
             for unused in scan.unused:
                 if not unused.is_bad:
                     continue
@@ -191,7 +192,6 @@ def _scan(source: DocumentSource, scans: OrderedScans, max_bad_in_a_row: int | N
                 last = unused.row
                 if max_bad_in_a_row is not None and length >= max_bad_in_a_row:
                     raise BadDataError(f"{length} unusable rows in a row, the last: {unused.message}")
-    return joined(found)
 
 
 def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> None:

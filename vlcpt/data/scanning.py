@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -74,22 +75,27 @@ class Scan:
         return self.documents[:, COLUMNS.index(name)].astype(np.int64)
 
 
-def joined(scans: list[Scan]) -> Scan:
-    """One scan from those of neighbouring pieces.
+def joined(scans: Iterable[Scan]) -> Scan:
+    """One scan from those of neighbouring pieces, each of which is let go as soon as it is in.
 
     Example:
         >>> empty = Scan(np.zeros((0, len(COLUMNS))), np.zeros((0, len(PART_COLUMNS))), rows=3)
         >>> joined([empty, empty]).rows
         6
     """
-    return Scan(
-        documents=np.concatenate([scan.documents for scan in scans]),
-        parts=np.concatenate([scan.parts for scan in scans]),
-        rows=sum(scan.rows for scan in scans),
-        marks=sum((scan.marks for scan in scans), Counter()),
-        dropped_tokens=sum((scan.dropped_tokens for scan in scans), Counter()),
-        unused=[row for scan in scans for row in scan.unused],
-    )
+    # Growing arrays, not pieces that are put together at last: those would be held twice.
+    documents, parts = array("i"), array("i")
+    whole = Scan(np.zeros(0), np.zeros(0), 0)
+    for scan in scans:
+        documents.frombytes(scan.documents.astype(np.int32).tobytes())
+        parts.frombytes(scan.parts.astype(np.int32).tobytes())
+        whole.rows += scan.rows
+        whole.marks += scan.marks
+        whole.dropped_tokens += scan.dropped_tokens
+        whole.unused += scan.unused
+    whole.documents = np.frombuffer(documents, dtype=np.int32).reshape(-1, len(COLUMNS))
+    whole.parts = np.frombuffer(parts, dtype=np.int32).reshape(-1, len(PART_COLUMNS))
+    return whole
 
 
 class SourceScanner(Dataset[Scan]):
