@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_train_writes_the_standard_output_folder(project: Path) -> None:
     ledger = json.loads((project / "out/ledger.json").read_text())
     assert ledger["total"]["documents"]["used"] == 2
     assert "step 2/2  loss " in run.stdout
+
+
+def test_no_path_is_written_that_the_configuration_has_not(project: Path) -> None:
+    shutil.copytree(base_path(), project / "base")
+    config = project / "my.yaml"
+    config.write_text(config.read_text().replace(str(base_path()), "base"))
+    run = vlcpt("train", "my.yaml", cwd=project)
+
+    assert run.returncode == 0, run.stderr
+    files = [path for path in (project / "out").rglob("*") if path.is_file()]
+    assert len(files) >= 20
+    assert [str(path) for path in files if str(project).encode() in path.read_bytes()] == []
 
 
 def test_training_again_from_the_written_config_repeats_the_run(project: Path) -> None:

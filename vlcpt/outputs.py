@@ -18,7 +18,7 @@ from vlcpt.training.trust import RECORD
 RUN_FILES = (
     *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", RECORD),
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
-    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "README.md"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
 )
 PLANS = "plan"  # the folder in which planning is shared and kept; it can be deleted at any time
 # What a check leaves, and a run that was stopped before it trained.

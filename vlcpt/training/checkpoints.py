@@ -160,6 +160,20 @@ def cache_in_saved_config(config: PreTrainedConfig) -> Iterator[None]:
             one.use_cache = value
 
 
+@contextmanager
+def without_card(model: nn.Module) -> Iterator[None]:
+    """Let PEFT write no README.md: it names the base by this machine's path. ``vlcpt push`` makes a card."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    own = vars(model)  # before what the class has
+    own["create_or_update_model_card"] = lambda output_dir: None
+    try:
+        yield
+    finally:
+        del own["create_or_update_model_card"]
+
+
 def declare_float32(directory: Path) -> None:
     """Let a saved ``config.json`` say float32 where trained weights are: a plain load then keeps them.
 

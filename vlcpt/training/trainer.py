@@ -25,6 +25,7 @@ from vlcpt.training.checkpoints import (
     cache_in_saved_config,
     declare_float32,
     quiet_partial_load,
+    without_card,
 )
 from vlcpt.training.engine import EngineCheck, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
@@ -235,13 +236,14 @@ class CPTTrainer(Trainer):
         """Save the model as others should find it.
 
         Generation wants the cache that training must not use, a plain load must not round what was
-        trained, and Trainer's pickle of all arguments holds tokens in clear.
+        trained, Trainer's pickle of all arguments holds tokens in clear, and PEFT's card paths.
 
         Raises:
             NotFiniteError: If a weight is not finite.
         """
         self._checkpoints.begin(Path(output_dir) if _internal_call and output_dir else None)
-        with cache_in_saved_config(base_model(self.model).config), self._ranks.watched():
+        config = base_model(self.model).config
+        with cache_in_saved_config(config), without_card(self.model), self._ranks.watched():
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
