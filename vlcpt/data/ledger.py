@@ -44,7 +44,7 @@ class TokenCounts(NamedTuple):
         targets: Trained.
         context: Text that is read and not trained; ``targets_without_context`` are part of it.
         media: Pad tokens.
-        special: Vision start and end, and end-of-text where it is no target.
+        special: Vision start and end.
         trimmed: After a sample's last target, or in a part without one.
         targets_without_context: A document's first token, where it is inside a span.
         repeated: Opening tokens of later parts; outside the sum.
