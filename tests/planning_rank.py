@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from vlcpt import runs
@@ -19,6 +20,7 @@ def main(folder, options):
     def note_and_encode(self, document):
         with (folder / f"encoded-{rank}").open("a") as notes:
             notes.write(f"{document.source.line}\n")
+        time.sleep(0.02)  # for the other rank to come while something is left to read
         return encode(self, document)
 
     def tell_plans(*, train_dataset, eval_dataset, **_):

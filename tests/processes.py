@@ -127,6 +127,7 @@ def _run(command: list[str], files: tuple[str, str], cwd: str, environment: dict
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    multiprocessing.set_start_method("fork", force=True)  # of its workers: it would be that of this process
     for stream, number, file in zip((sys.stdout, sys.stderr), (1, 2), files, strict=True):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)
