@@ -129,7 +129,7 @@ class Checkpoints(TrainerCallback):
         self._load(best)
 
     def save_and_end(self, code: float) -> NoReturn:
-        """Save what the last step left, on all ranks, and end as the signal asks.
+        """Save what the last step left, if there was one, on all ranks, and end as the signal asks.
 
         Args:
             code: See :func:`end_interrupted`.
@@ -137,7 +137,10 @@ class Checkpoints(TrainerCallback):
         step = self._trainer.state.global_step
         if step and step != self._saved:
             save_now(self._trainer)
-        message = "interrupted before the first step"
+        message = (
+            "interrupted before the first step: nothing is trained yet, so there is no checkpoint. Start "
+        )
+        message += "again with --resume_from_checkpoint auto"
         if step:
             message = f"interrupted after step {step}: checkpoint-{step} is saved. Go on with "
             message += "--resume_from_checkpoint true"
