@@ -135,6 +135,25 @@ def test_auto_starts_fresh_where_nothing_was_saved(make, tmp_path):
     assert steps(tmp_path / "out") == [1]
 
 
+def test_a_model_that_names_no_pad_token_resumes(make):
+    """As published: Trainer then takes it from the tokenizer, after a checkpoint was chosen."""
+
+    def bare(steps):
+        trainer = make(steps)
+        for name in ("pad_token_id", "bos_token_id"):
+            setattr(trainer.model.config.get_text_config(), name, None)
+        return trainer
+
+    first = bare(1)
+    first.train()
+    assert first.model.config.get_text_config().pad_token_id is not None  # or nothing is shown
+
+    resumed = bare(2)
+    resumed.train(resume_from_checkpoint=True)
+
+    assert resumed.state.global_step == 2
+
+
 def test_a_checkpoint_of_another_run_is_refused_by_name(make):
     make(1).train()
 

@@ -42,7 +42,11 @@ _LORA = (
     *("r", "lora_alpha", "use_dora", "use_rslora", "bias", "rank_pattern", "alpha_pattern"),
     *("target_modules", "modules_to_save"),
 )
-_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "dtype")
+_NOT_OF_THE_MODEL = (
+    *("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "dtype"),
+    # Trainer takes them from the tokenizer when it starts to train; nothing here trains by them.
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
 _THREADS = 8
 
 
