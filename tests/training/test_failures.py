@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
+from transformers import TrainerCallback
 
 from tests.processes import run_on_ranks
 from tests.training.failing_ranks import RUNS
-from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError
+from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError, ModelConfig, load_model
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.planning import BadDataError
@@ -80,14 +82,66 @@ def test_with_skip_it_leaves_its_pack_and_enters_the_ledger(tiny_model, tiny_pro
     assert json.loads(line)["line"] == 3
 
 
-def test_a_step_of_which_nothing_is_left_takes_the_next_batches(tiny_model, tiny_processor, tmp_path):
+class Steps(TrainerCallback):
+    """Keeps the step and the loss of each line of the log, and how often the optimizer stepped."""
+
+    def __init__(self):
+        self.losses, self.updates = [], 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.losses.append((state.global_step, logs["loss"]))
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.updates += 1
+
+
+def weights(model):
+    return {name: one.detach().clone() for name, one in model.named_parameters()}
+
+
+def test_a_step_of_which_nothing_is_left_is_counted_and_a_resume_goes_on_behind_it(
+    tiny_model_dir, tiny_processor, tmp_path
+):
     rows(tmp_path)
-    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.25}
-    run, _ = trainer(tmp_path, tiny_model, tiny_processor, packing=False, **skip)
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.25, "packing": False, "num_train_epochs": 2}
+    config = ModelConfig(str(tiny_model_dir), tuning="full")
+
+    def run(**more):
+        run, _ = trainer(tmp_path, load_model(config), tiny_processor, **skip, logging_steps=1, **more)
+        run.add_callback(steps := Steps())
+        return run, steps
+
+    whole, seen = run(save_strategy="steps", save_steps=1)
     spoil(tmp_path, 1)
+    whole.train()
+    trained = [step for step, _ in seen.losses]
+    assert len(trained) == seen.updates == 6
+    assert set(trained) < set(range(1, 9))  # two are missing
+    assert all(loss > 1 for _, loss in seen.losses)  # a mean over a step that was lost would be half
+
+    for step in (trained[1], trained[3], trained[-1]):
+        again, more = run()
+        again.train(resume_from_checkpoint=str(tmp_path / f"out/checkpoint-{step}"))
+        assert more.losses == [one for one in seen.losses if one[0] > step]
+        expected = weights(whole.model)
+        assert all(torch.equal(one, expected[name]) for name, one in weights(again.model).items())
+
+
+def test_after_a_lost_step_the_last_batches_of_an_epoch_are_trained(tiny_model, tiny_processor, tmp_path):
+    """Five documents, two a step: one step is lost, and two are left, the last of which has one document."""
+    rows(tmp_path, 5)
+    skip = {"on_bad_data": "skip", "max_bad_fraction": 0.4, "packing": False}
+    run, dataset = trainer(tmp_path, tiny_model, tiny_processor, **skip, gradient_accumulation_steps=2)
+    order = [sample for batch in run.get_train_dataloader().batch_sampler for sample in batch]
+    for item in order[:2]:
+        spoil(tmp_path, int(dataset.names(item)[0].rpartition(":")[2]) - 1)
+    run.add_callback(steps := Steps())
     run.train()
 
-    assert run.state.global_step == 3
+    assert dataset.ledger.total.dropped_documents == {"medium": 2}
+    assert steps.updates == 2
+    assert all(one.grad is None for one in run.model.parameters())
 
 
 def test_failures_count_with_the_rows_that_planning_left_out_and_stop_the_run(

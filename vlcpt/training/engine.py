@@ -124,3 +124,23 @@ def unrepeat(batches: Sequence[Batch], dataset: object, args: CPTConfig) -> None
     first = args.process_index * size
     if real and first + len(labels) > real:
         labels[max(0, real - first) :] = IGNORE_INDEX
+
+
+def fill_step(batches: list[Batch], count: int) -> None:
+    """Fill a step's last batches up to ``count``, with copies without a target.
+
+    After a step that was lost the last of an epoch comes before Trainer expects it, which would keep its
+    gradient for the next epoch, because it counts batches to know when to step.
+
+    Example:
+        >>> batches = [{"labels": torch.tensor([[-100, 7]]), "loss_weights": torch.ones(1, 2)}]
+        >>> fill_step(batches, 2)
+        >>> [one["labels"].tolist() for one in batches]
+        [[[-100, 7]], [[-100, -100]]]
+    """
+    while 0 < len(batches) < count:
+        labels, weights = batches[-1]["labels"], batches[-1]["loss_weights"]
+        assert isinstance(labels, torch.Tensor)
+        assert isinstance(weights, torch.Tensor)
+        empty = {"labels": torch.full_like(labels, IGNORE_INDEX), "loss_weights": torch.zeros_like(weights)}
+        batches.append({**batches[-1], **empty})

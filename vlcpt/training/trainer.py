@@ -23,11 +23,12 @@ from vlcpt.model.tuning import limit_checkpointing, parameter_groups
 from vlcpt.training.checkpoints import (
     StepSeeds,
     cache_in_saved_config,
+    count_lost_step,
     declare_float32,
     quiet_partial_load,
     without_card,
 )
-from vlcpt.training.engine import EngineCheck, modalities_to_fill, unrepeat
+from vlcpt.training.engine import EngineCheck, fill_step, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import (
     leave_out_failed,
@@ -156,10 +157,9 @@ class CPTTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one step, and Σ weight of its targets on all ranks; none if training is to stop."""
-        if self.control.should_training_stop:
-            return [], torch.zeros((), device=device)
-        self._ranks.at(self.state.global_step + 1, "reading documents")
-        while True:
+        # Also before the first step, and after one that was lost: Trainer itself asks only after a step.
+        while not self.control.should_training_stop:
+            self._ranks.at(self.state.global_step + 1, "reading documents")
             batches: list[Batch] = []
             if not self._interruption.is_requested:
                 with self._interruption.while_loading(), named_workers(self.train_dataset):
@@ -167,6 +167,7 @@ class CPTTrainer(Trainer):
             if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
                 unrepeat(batches, self.train_dataset, self.args)
             read = [take_failed(batch) for batch in batches]
+            fill_step(batches, num_batches)
             failed = any(one.failed for one in read)
             weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
             told = torch.tensor([float(weight), failed, len(batches), self._interruption.code], device=device)
@@ -183,12 +184,13 @@ class CPTTrainer(Trainer):
                 self._finite.start_step([take_documents(batch) for batch in batches])
                 self.progress.count(batches)
                 return batches, counts[0]
-            # Documents that failed just now may have been all of a step: then the next batches are taken.
             if not failed_anywhere:
                 raise ValueError(
                     f"step {self.state.global_step + 1} has no target in any batch, so it has no loss. "
                     "CPTDataset leaves such documents out; let your own data set do the same."
                 )
+            count_lost_step(self)
+        return [], torch.zeros((), device=device)
 
     def compute_loss(
         self,
