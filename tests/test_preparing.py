@@ -137,7 +137,7 @@ def test_a_set_without_held_out_data_says_so(project: Path) -> None:
     prepare_run(configs(project, only), project / "set", console=QUIET)
 
     with pytest.raises(DocumentError, match=r"prepared without eval_data; it holds train_data a\. Give the"):
-        eval_run(configs(project, {**only, "eval_data": "[{path: set}]"}), project, console=QUIET)
+        eval_run(configs(project, {**only, "eval_data": "[{path: set}]"}), Path(base_path()), console=QUIET)
 
 
 def test_too_many_bad_rows_leave_it_unfinished_and_no_work_is_lost(

@@ -22,7 +22,7 @@ from vlcpt.data.engines import Engine
 from vlcpt.data.fingerprints import fingerprint
 from vlcpt.data.prepare import prepare_source, remove_prepared
 from vlcpt.data.readers.files import open_source
-from vlcpt.data.readers.prepared import BEGUN, SET_KIND, WHOLE, Folder, prepared_members
+from vlcpt.data.readers.prepared_folders import BEGUN, SET_KIND, WHOLE, Folder, prepared_members
 from vlcpt.model.loading import load_processor
 from vlcpt.outputs import write_json
 from vlcpt.report.screen import Screen

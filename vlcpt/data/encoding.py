@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -14,6 +15,7 @@ from transformers import ProcessorMixin
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, Video
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
+from vlcpt.data.sound_tokens import require_sound_tokens
 from vlcpt.data.streams import EncodedDocument, TokenStream
 from vlcpt.data.tokens import RunTokenizer, target_weight
 from vlcpt.data.turn_edges import TurnEdge
@@ -79,6 +81,7 @@ class DocumentEncoder:
         limits: MediaLimits | None = None,
     ) -> None:
         tokenizer = processor.tokenizer
+        self._require_sound = _sound_tokens(processor)
         self.train_eos = train_eos
         self._runs = RunTokenizer(tokenizer)
         self.vision = VisionEncoder(
@@ -103,9 +106,10 @@ class DocumentEncoder:
         A document that was encoded before has them with it: see ``vlcpt prepare``.
 
         Raises:
-            DocumentError: If a medium cannot be used.
+            DocumentError: If a medium cannot be used, or such tokens could not have been made here.
         """
         if isinstance(document, EncodedDocument):
+            self._require_sound(document)
             return document.stream
         ids: list[np.ndarray] = []
         weights: list[np.ndarray] = []
@@ -263,6 +267,21 @@ def encode_document(
 _encoders: weakref.WeakKeyDictionary[ProcessorMixin, tuple[tuple[object, ...], DocumentEncoder]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def _sound_tokens(processor: ProcessorMixin) -> partial[None]:
+    start, end, _, image, video, _, _ = (_token_id(processor, token) for token in _CONTROL_TOKENS)
+    images, videos = processor.image_processor, processor.video_processor
+    return partial(
+        require_sound_tokens,
+        vocabulary=len(processor.tokenizer),
+        edges=(start, end),
+        pads={Image: image, Video: video},
+        squares={
+            Image: (images.merge_size, images.patch_size),
+            Video: (videos.merge_size, videos.patch_size),
+        },
+    )
 
 
 def _is_text(segment: Segment) -> bool:

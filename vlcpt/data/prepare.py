@@ -22,16 +22,8 @@ from vlcpt.data.fingerprints import differences
 from vlcpt.data.plan_keys import source_key
 from vlcpt.data.planning import Track, untracked
 from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.readers.prepared import (
-    BEGUN,
-    INDEX_FILE,
-    LAYOUT,
-    PLACES_FILE,
-    SOURCE_KIND,
-    WHOLE,
-    Folder,
-    shard_name,
-)
+from vlcpt.data.readers.prepared import INDEX_FILE, LAYOUT, PLACES_FILE, shard_name
+from vlcpt.data.readers.prepared_folders import BEGUN, SOURCE_KIND, WHOLE, Folder
 from vlcpt.data.readers.schemas import SCHEMAS
 from vlcpt.data.shard_writer import PARTS, ShardWriter, arrow_bytes, put
 from vlcpt.data.shards import INDEX_SCHEMA, PLACES_SCHEMA

@@ -107,13 +107,18 @@ def document_row(
         "run_weights": stream.loss_weights[starts],
         "media": [_medium_row(placed, document, root, limits) for placed in stream.media],
     }
+    return row, index_line(document, stream)
+
+
+def index_line(document: Document, stream: TokenStream) -> list[int]:
+    """A document's integers in the order of ``INDEX``."""
     targets = np.flatnonzero(stream.labels >= 0)
     length = int(targets[-1]) + 1 if len(targets) else 0
     kept = [placed.tokens for placed in stream.media if placed.stop <= length]
     media, marks = (len(document.images), len(document.videos)), (not document.tagged, document.empty_spans)
     counts = (len(stream), length, len(targets), sum(kept), len(kept))
     marked = (stream.without_context, stream.cut_edges, *map(int, marks))
-    return row, [*counts, *media, *marked, stream.checksum]
+    return [*counts, *media, *marked, stream.checksum]
 
 
 def error_row(error: DocumentError, source: Source) -> tuple[Row, list[int]]:
@@ -131,8 +136,8 @@ def row_source(batch: pa.RecordBatch, number: int) -> Source:
     return Source(path, line, called)
 
 
-def row_document(batch: pa.RecordBatch, number: int) -> EncodedDocument:
-    """Row ``number`` of a batch as a document.
+def row_document(batch: pa.RecordBatch, number: int, folder: str = "") -> EncodedDocument:
+    """Row ``number`` of a batch as a document of a prepared source in this folder.
 
     Raises:
         DocumentError: The one that its reading gave when it was prepared, if it is no document.
@@ -165,6 +170,7 @@ def row_document(batch: pa.RecordBatch, number: int) -> EncodedDocument:
         tagged=row["tagged"],
         empty_spans=row["empty_spans"],
         stream=stream,
+        folder=folder,
     )
 
 

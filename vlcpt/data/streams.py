@@ -47,6 +47,7 @@ class EncodedDocument(Document):
 
     Args:
         stream: Its tokens.
+        folder: Of the prepared source, for messages.
 
     Example:
         >>> ids = np.array([5, 6])
@@ -56,3 +57,4 @@ class EncodedDocument(Document):
     """
 
     stream: TokenStream = field(kw_only=True, compare=False, repr=False)
+    folder: str = field(default="", kw_only=True, compare=False, repr=False)

@@ -9,7 +9,8 @@ from pathlib import Path
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.fields import id_field
-from vlcpt.data.readers.prepared import PreparedRows, prepared_members
+from vlcpt.data.readers.prepared import PreparedRows
+from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.rows import MemoryRows, Rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.readers.storage import default_name, open_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.files import DocumentSource, open_source
-from vlcpt.data.readers.prepared import prepared_members
+from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.storage import default_name
 
 Sources = str | Path | Mapping[str, object] | Sequence[object]
