@@ -319,10 +319,10 @@ def test_mutated_files_raise_nothing_but_media_errors_at_once() -> None:
     ids=["gif", "png", "jpeg", "mkv", "mp4", "avi"],
 )
 def test_a_file_of_endless_parts_is_refused_in_seconds(data: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(MediaError, match="over 1,000,000 parts"):
         check(data)
-    assert time.perf_counter() - start < 10  # under two on an idle core
+    assert time.process_time() - start < 10  # under two on an idle core
 
 
 def test_directories_that_lead_back_are_refused() -> None:
