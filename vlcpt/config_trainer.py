@@ -1,6 +1,7 @@
 """What of ``TrainingArguments`` works here, said before data or weights are read.
 
-``CPTConfig`` calls :func:`check_training` when it is built; what also depends on the rest of a configuration
+Nothing heavy is imported at the top: a misspelt key is told without it, see ``config_keys.py``. ``CPTConfig``
+calls :func:`check_training` when it is built; what also depends on the rest of a configuration
 is called by ``check_together`` in ``config_checks.py``.
 """
 
@@ -10,8 +11,6 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from transformers.trainer_pt_utils import AcceleratorConfig
 
 if TYPE_CHECKING:
     from vlcpt.config import CPTConfig, DataConfig
@@ -105,6 +104,8 @@ def check_training(training: "CPTConfig") -> None:
 def check_accelerator(training: "CPTConfig") -> None:
     """Raise ValueError where ``accelerator_config``, once read, would lose documents or reorder them."""
     config = training.accelerator_config
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
     assert isinstance(config, AcceleratorConfig)
     for name, (needed, why) in _ACCELERATOR.items():
         # None is the default of dispatch_batches, and False is what it means here.
