@@ -276,5 +276,5 @@ def test_no_markup_takes_more_than_linear_time(markup):
         parse_markup(markup)
     except DocumentError as error:
         message = str(error)
-    assert time.process_time() - before < 0.5
+    assert time.process_time() - before < 2  # a quadratic one takes minutes
     assert len(message) < 500

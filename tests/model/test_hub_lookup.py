@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import close_session, constants
+from transformers.utils import hub as transformers_hub
 
 from tests.hub_server import Repository, serve_hub
 from vlcpt.demo import base_path
@@ -33,6 +34,7 @@ def go_to(endpoint, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"  # made from the endpoint at import
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # whose endpoint is that of its first use
 
 
 @pytest.fixture
