@@ -34,7 +34,6 @@ CASES = [
     ("full", "bfloat16", True, False, "sdpa", 2048, 3, {"train_vision": True, "train_merger": True}),
     ("full", "bfloat16", True, True, "sdpa", 1024, 2, {"train_vision": True, "train_merger": True}),
     ("qlora", "bfloat16", True, True, "sdpa", 2048, 3, {}),
-    ("lora", "float32", False, True, "sdpa", 1024, 0, {}),
 ]
 GRID = (32, 32)  # patches of an image: 256 tokens
 

@@ -322,7 +322,7 @@ def test_a_file_of_endless_parts_is_refused_in_seconds(data: bytes) -> None:
     start = time.process_time()
     with pytest.raises(MediaError, match="over 1,000,000 parts"):
         check(data)
-    assert time.process_time() - start < 10  # under two on an idle core
+    assert time.process_time() - start < 5  # work, not the wait for a core: under two on an idle one
 
 
 def test_directories_that_lead_back_are_refused() -> None:

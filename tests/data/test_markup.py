@@ -270,11 +270,13 @@ def test_damaged_markup_is_a_document_or_a_document_error_at_once(document, rng:
     ],
 )
 def test_no_markup_takes_more_than_linear_time(markup):
-    message = ""
-    before = time.process_time()
-    try:
-        parse_markup(markup)
-    except DocumentError as error:
-        message = str(error)
-    assert time.process_time() - before < 2  # a quadratic one takes minutes
+    message, spent = "", []
+    for _ in range(3):  # a busy machine may slow down one
+        before = time.process_time()
+        try:
+            parse_markup(markup)
+        except DocumentError as error:
+            message = str(error)
+        spent.append(time.process_time() - before)
+    assert min(spent) < 0.5
     assert len(message) < 500
