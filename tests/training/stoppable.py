@@ -1,6 +1,7 @@
 """A run in a process of its own, to be sent signals: ``python -m tests.training.stoppable FOLDER …``."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def main(folder: Path, settings: dict[str, object]) -> None:
         from tests.ranks import allow_deepspeed
 
         allow_deepspeed()
+    (folder / f"pid.{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
     base = settings["base"]
     processor = load_processor(base)
     dataset = CPTDataset(TEN, processor, max_length=256, packing=False)

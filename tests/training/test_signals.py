@@ -29,15 +29,27 @@ def none_left():
 
 
 class Run:
-    """A run, on one rank or more, each a process group of its own."""
+    """A run, on one rank or more, each a process group of its own; or all of them by torchrun."""
 
-    def __init__(self, folder: Path, base: Path, *, ranks: int = 1, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, base: Path, *, ranks: int = 1, torchrun: bool = False, **settings: object
+    ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        for old in [*folder.glob("began-*"), *folder.glob("ended-*"), folder / "log.txt"]:
+        for old in [
+            *folder.glob("began-*"),
+            *folder.glob("ended-*"),
+            *folder.glob("pid.*"),
+            folder / "log.txt",
+        ]:
             old.unlink(missing_ok=True)
         command = ["tests.training.stoppable", str(folder), json.dumps({"base": str(base), **settings})]
-        if ranks > 1:
+        if torchrun:
+            command = [
+                *("torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"),
+                *command,
+            ]
+        if ranks > 1 and not torchrun:
             self.processes, self.store = start_ranks(command, folder / "log.txt", ranks)
         else:
             self.processes = [Started(command, folder / "log.txt", environment={"DS_ACCELERATOR": "cpu"})]
@@ -51,6 +63,9 @@ class Run:
         mark = self.folder / f"began-{step}.{rank}"
         wait_for(lambda: mark.exists() or self.has_ended, 300)
         assert not self.has_ended, self.output
+
+    def pid(self, rank: int) -> int:
+        return int((self.folder / f"pid.{rank}").read_text())
 
     def end(self) -> int:
         """The exit code of the first rank that has another than 0, once all have ended by themselves."""
@@ -135,9 +150,11 @@ def test_what_is_saved_already_is_not_saved_again(tmp_path, tiny_model_dir):
 
 @pytest.mark.parametrize("deepspeed", [None, "zero2"])
 def test_when_one_rank_gets_the_signal_all_save_together(tmp_path, tiny_model_dir, deepspeed):
-    run = Run(tmp_path, tiny_model_dir, ranks=2, seconds=1, deepspeed=deepspeed, save_strategy="no")
+    """torchrun ends the other rank as soon as it sees the first one gone."""
+    more = {"ranks": 2, "deepspeed": deepspeed}
+    run = Run(tmp_path, tiny_model_dir, torchrun=True, seconds=1, save_strategy="no", **more)
     run.wait_in_step(2, rank=1)
-    os.kill(run.processes[1].pid, signal.SIGTERM)
+    os.kill(run.pid(1), signal.SIGTERM)
 
     assert run.end() != 0
     assert "interrupted after step 2: checkpoint-2 is saved" in run.output
@@ -145,6 +162,6 @@ def test_when_one_rank_gets_the_signal_all_save_together(tmp_path, tiny_model_di
     names = verify(tmp_path / "out/checkpoint-2").files
     assert {"rng_state_0.pth", "rng_state_1.pth"} < names.keys()
 
-    resumed = Run(tmp_path, tiny_model_dir, ranks=2, resume=True, deepspeed=deepspeed)
+    resumed = Run(tmp_path, tiny_model_dir, resume=True, **more)
     assert resumed.end() == 0, resumed.output
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4, 5]
