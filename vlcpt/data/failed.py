@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import TypedDict
 
 from vlcpt.data.ledger import Dropped, told_reasons
@@ -30,9 +30,9 @@ class FailedSample:
 
 
 class FailureState(TypedDict):
-    """What :class:`Failures` knows, as JSON has it."""
+    """What :class:`Failures` knows, as JSON has it: the fields of each :class:`FailedSample`, in order."""
 
-    failed: list[dict[str, object]]
+    failed: list[tuple[int, int, tuple[str, int, str | None, str, str], str, bool]]
     in_a_row: list[tuple[int, int]]
 
 
@@ -79,14 +79,12 @@ class Failures:
 
     def state(self) -> FailureState:
         """What a run that goes on must know: the documents, and which of them stand in a row."""
-        return {"failed": [asdict(one) for one in self._failed.values()], "in_a_row": list(self._in_a_row)}
+        return {"failed": [astuple(one) for one in self._failed.values()], "in_a_row": list(self._in_a_row)}
 
     def restore(self, state: FailureState) -> None:
         """Enter the documents of a :meth:`state` of the same plan."""
-        for one in state["failed"]:
-            dropped = one["dropped"]
-            assert isinstance(dropped, Mapping)
-            self.enter(FailedSample(**(one | {"dropped": Dropped(**dropped)})))  # type: ignore[arg-type]
+        for source, row, dropped, message, stops in state["failed"]:
+            self.enter(FailedSample(source, row, Dropped(*dropped), message, stops))
         last = {(source, row) for source, row in state["in_a_row"]}
         self._in_a_row = {key: one for key, one in self._failed.items() if key in last}
 
