@@ -97,7 +97,7 @@ def planning(folder: Path) -> dict[str, object]:
             "all": lambda scanner=scanner: scanner[0],
             "reading": lambda source=source: [source.document(row) for row in range(512)],
             "encoding": lambda documents=documents: [encoder.tokens(one) for one in documents],
-            "the tokenizer alone": lambda texts=texts: [encoder._runs._plain.encode(one) for one in texts],
+            "the tokenizer alone": lambda texts=texts: [encoder.runs._plain.encode(one) for one in texts],
         }
         least = dict.fromkeys(works, float("inf"))
         for _ in range(40):

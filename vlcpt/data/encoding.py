@@ -83,7 +83,7 @@ class DocumentEncoder:
         tokenizer = processor.tokenizer
         self._require_sound = _sound_tokens(processor)
         self.train_eos = train_eos
-        self._runs = RunTokenizer(tokenizer)
+        self.runs = RunTokenizer(tokenizer)
         self.vision = VisionEncoder(
             processor,
             min_pixels=min_pixels,
@@ -93,10 +93,10 @@ class DocumentEncoder:
             limits=limits or MediaLimits(),
         )
         # By name, never `eos_token`: instruct tokenizers set that to <|im_end|>.
-        self._start, self._end, self._eos, image, video, turn_start, turn_end = (
+        self._start, self._end, self.eos, image, video, turn_start, turn_end = (
             _token_id(processor, token) for token in _CONTROL_TOKENS
         )
-        self._closing = np.array([self._eos], dtype=np.int64)
+        self._closing = np.array([self.eos], dtype=np.int64)
         self._pads = {Image: image, Video: video}
         self._turn_ids = {"start": turn_start, "end": turn_end}
 
@@ -115,13 +115,11 @@ class DocumentEncoder:
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
         length, cut_edges = 0, 0
-        last_text: Text | None = None
         for is_text, segments in groupby(document.segments, key=_is_text):
             if is_text:
                 texts = [segment for segment in segments if isinstance(segment, Text)]
-                run = self._runs.tokenize(texts)
+                run = self.runs.tokenize(texts)
                 cut_edges += run.cut_edges
-                last_text = next((text for text in reversed(texts) if not text.text.isspace()), last_text)
                 ids.append(run.ids)
                 weights.append(run.weights)
                 length += len(run.ids)
@@ -140,7 +138,7 @@ class DocumentEncoder:
                     media.append(placed)
                     length += len(pads)
         ids.append(self._closing)
-        weights.append(np.array([self._eos_weight(last_text)], dtype=np.float32))
+        weights.append(np.array([self.eos_weight(document)], dtype=np.float32))
         input_ids, loss_weights = np.concatenate(ids), np.concatenate(weights)
         without_context = int(loss_weights[0] > 0)
         loss_weights[0] = 0
@@ -199,7 +197,10 @@ class DocumentEncoder:
             name=document.name,
         )
 
-    def _eos_weight(self, last_text: Text | None) -> float:
+    def eos_weight(self, document: Document) -> float:
+        """The loss weight of the end of text: that of the last text with more than white space."""
+        texts = (one for one in reversed(document.segments) if isinstance(one, Text))
+        last_text = next((text for text in texts if not text.text.isspace()), None)
         trained = last_text is not None and last_text.trainable
         if self.train_eos == "never" or (self.train_eos == "auto" and not trained):
             return 0.0

@@ -13,18 +13,22 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Source, Text
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Text
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.ledger import Dropped, TokenCounts, count_tokens
 from vlcpt.data.media import MediaError, resolve
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.splitting import OnOverlong, split_stream
+from vlcpt.data.text_scanning import TextScan, scan_texts
+from vlcpt.data.turn_edges import TurnEdge
 
 # A piece is at least so many rows, and there are at most so many pieces: each becomes a file.
 PIECE_ROWS = 512
 MAX_PIECES = 512
-AHEAD = 16  # rows
+# So many rows are read before the first is encoded, or so many characters and bytes of media.
+AHEAD, MOST_AHEAD = 64, 1 << 16
+Opened = Document | DocumentError
 # One row a document that can be trained on. Its tokens follow the ledger's names.
 COLUMNS = ("row", "parts", "images", "videos", "checksum", *TokenCounts._fields)
 PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
@@ -146,12 +150,15 @@ class SourceScanner(Dataset[Scan]):
         documents: list[tuple[int, ...]] = []
         parts: list[tuple[int, ...]] = []
         scan = Scan(np.zeros(0), np.zeros(0), total)
-        for row, found in self._opened(rows):
+        for row, found, text in self._opened(rows):
             document = found if isinstance(found, Document) else None
             try:
                 if isinstance(found, DocumentError):
                     raise found
-                columns = self._document(found, row, parts, scan)
+                if text is None:
+                    columns = self._document(found, row, parts, scan)
+                else:
+                    columns = self._text(found, row, text, parts, scan)
             except DocumentError as error:
                 is_bad = error.kind != "overlong" or self._on_overlong != "drop"
                 if is_bad and (self._stops or error.kind == "overlong"):
@@ -170,25 +177,38 @@ class SourceScanner(Dataset[Scan]):
         scan.parts = np.array(parts, dtype=np.int32).reshape(-1, len(PART_COLUMNS))
         return scan
 
-    def _opened(self, rows: Iterable[int]) -> Iterator[tuple[int, Document | DocumentError]]:
-        """Each row's document, or what is wrong with it. Texts are read a few rows ahead of their use.
-
-        To read and to tokenise in turn takes a sixth more time: either drives the other's code and tables out
-        of the processor's cache.
-        """
-        ahead: list[tuple[int, Document | DocumentError]] = []
+    def _opened(self, rows: Iterable[int]) -> Iterator[tuple[int, Opened, TextScan | None]]:
+        """Each row's document, or what is wrong with it, and what it costs where that is known by now."""
+        ahead: list[tuple[int, Opened]] = []
+        held = 0
         for row in rows:
-            found: Document | DocumentError
+            found: Opened
             try:
                 found = self._source.document(row)
+                held += sum(map(_size, found.segments))
             except DocumentError as error:
                 found = error
             ahead.append((row, found))
-            is_text = isinstance(found, Document) and all(isinstance(one, Text) for one in found.segments)
-            if len(ahead) == AHEAD or not is_text:
-                yield from ahead
-                ahead = []
-        yield from ahead
+            if len(ahead) == AHEAD or held > MOST_AHEAD:
+                yield from self._scanned(ahead)
+                ahead, held = [], 0
+        yield from self._scanned(ahead)
+
+    def _scanned(self, opened: list[tuple[int, Opened]]) -> Iterator[tuple[int, Opened, TextScan | None]]:
+        texts = {row: found for row, found in opened if isinstance(found, Document) and _is_text(found)}
+        scans = scan_texts(self._encoder, [*texts.values()], self._max_length) if texts else []
+        of_row = dict(zip(texts, scans, strict=True))
+        for row, found in opened:
+            yield row, found, of_row.get(row)
+
+    def _text(
+        self, document: Document, row: int, text: TextScan, parts: list[tuple[int, ...]], scan: Scan
+    ) -> tuple[int, ...]:
+        """The same as :meth:`_document` of a document that :func:`scan_texts` has found to be one part."""
+        scan.marks["untagged"] += not document.tagged
+        scan.marks["empty_spans"] += document.empty_spans
+        parts.append((0, text.stop, False, text.counts.targets, 0))
+        return (row, 1, 0, 0, text.checksum, *text.counts)
 
     def _document(
         self, document: Document, row: int, parts: list[tuple[int, ...]], scan: Scan
@@ -219,6 +239,19 @@ class SourceScanner(Dataset[Scan]):
     def _dropped(self, row: int, source: Source | None, reason: str, detail: str) -> Dropped:
         place = source or self._source.rows.source(row)
         return Dropped(place.path, place.line, place.id, reason, detail)
+
+
+def _is_text(document: Document) -> bool:
+    """Whether it is to be encoded, and there is nothing but text in it."""
+    segments = document.segments
+    return type(document) is Document and bool(segments) and all(isinstance(one, Text) for one in segments)
+
+
+def _size(segment: Segment) -> int:
+    """Characters, or bytes that came with a row."""
+    if isinstance(segment, Text):
+        return len(segment.text)
+    return 0 if isinstance(segment, TurnEdge) or segment.data is None else len(segment.data)
 
 
 def _media_files(document: Document) -> tuple[FileState, ...]:
