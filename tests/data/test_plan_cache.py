@@ -16,9 +16,10 @@ import pytest
 from tests.support import digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data import reading, scanning
-from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import BadDataError
+from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.shared_work import LONG_AGO, SharedWork
 
 ROWS = 90
@@ -49,42 +50,40 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-class Noting(DocumentEncoder):
-    """Notes each document that it encodes in a file, whatever process it is in."""
+class Reading:
+    """How long reading a row takes beyond what it takes."""
 
-    notes: Path
     seconds = 0.0
-
-    def tokens(self, document):
-        with self.notes.open("a") as file:
-            file.write(f"{document.source.line}\n")
-        time.sleep(self.seconds)
-        return super().tokens(document)
-
-
-class NotingDataset(CPTDataset):
-    _encoder_class = Noting
 
 
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch) -> Path:
+    """A file with the line of each row that is read, whatever process reads it."""
     path = tmp_path / "notes"
     path.touch()
-    monkeypatch.setattr(Noting, "notes", path, raising=False)
+    read = DocumentSource.document
+
+    def document(source, number):
+        with path.open("a") as file:
+            file.write(f"{source.rows.source(number).line}\n")
+        time.sleep(Reading.seconds)
+        return read(source, number)
+
+    monkeypatch.setattr(DocumentSource, "document", document)
     return path
 
 
-def encoded(notes: Path) -> list[int]:
-    """The lines that were encoded since the last look."""
+def lines_read(notes: Path) -> list[int]:
+    """The lines that were read since the last look."""
     found = sorted(int(line) for line in notes.read_text().split())
     notes.write_text("")
     return found
 
 
-ENCODED = [line for line in range(1, ROWS + 1) if line != 13]  # all but the row that has no document
+ALL = list(range(1, ROWS + 1))
 
 
-def make(data, processor, cache_dir=None, kind=NotingDataset, **options):
+def make(data, processor, cache_dir=None, kind=CPTDataset, **options):
     options = {"max_length": 64, "on_bad_data": "skip", "max_bad_fraction": 0.1} | options
     return kind(data, processor, cache_dir=cache_dir, **options)
 
@@ -124,7 +123,7 @@ def test_the_plan_is_not_trivial(data, tiny_processor, notes):
     total = make(data, tiny_processor).ledger.total
     assert total.dropped_documents == {"medium": 1, "markup": 1, "without_targets": 2}
     assert total.documents["split"] > 10
-    assert encoded(notes) == ENCODED
+    assert lines_read(notes) == ALL
 
 
 def test_a_plan_with_a_folder_is_the_plan_without(data, tiny_processor, tmp_path, notes):
@@ -134,36 +133,36 @@ def test_a_plan_with_a_folder_is_the_plan_without(data, tiny_processor, tmp_path
 
 def test_a_second_start_reads_no_row(data, tiny_processor, tmp_path, notes):
     first = plan_of(make(data, tiny_processor, tmp_path / "plan"))
-    assert encoded(notes) == ENCODED
+    assert lines_read(notes) == ALL
     again = make(data, tiny_processor, tmp_path / "plan")
-    assert encoded(notes) == []
+    assert lines_read(notes) == []
     assert plan_of(again) == first
     assert [len(sample) for sample in again[0]]  # its items are read as ever
 
 
 def test_processes_share_the_reading_and_have_one_plan(data, tiny_processor, tmp_path, notes, monkeypatch):
     alone = plan_of(make(data, tiny_processor))
-    encoded(notes)
-    monkeypatch.setattr(Noting, "seconds", 0.005)
+    lines_read(notes)
+    monkeypatch.setattr(Reading, "seconds", 0.005)
     found = together(3, data, tiny_processor, tmp_path / "plan", tmp_path)
     assert [one["digest"] for one in found] == [alone["digest"]] * 3
     assert found == [json.loads(json.dumps(alone))] * 3
-    assert encoded(notes) == ENCODED
+    assert lines_read(notes) == ALL
 
 
 def test_workers_change_nothing(data, tiny_processor, tmp_path, notes, monkeypatch):
     monkeypatch.setattr(reading, "WORTH_WORKERS", 0.0)
     alone = plan_of(make(data, tiny_processor))
     for number, cache_dir in enumerate((None, tmp_path / "plan", tmp_path / "plan")):
-        encoded(notes)
+        lines_read(notes)
         assert plan_of(make(data, tiny_processor, cache_dir, num_proc=2)) == alone
-        assert encoded(notes) == (ENCODED if number < 2 else [])
+        assert lines_read(notes) == (ALL if number < 2 else [])
 
 
 def test_a_killed_planning_goes_on_where_it_was(data, tiny_processor, tmp_path, notes, monkeypatch):
     alone = plan_of(make(data, tiny_processor))
-    encoded(notes)
-    monkeypatch.setattr(Noting, "seconds", 0.01)
+    lines_read(notes)
+    monkeypatch.setattr(Reading, "seconds", 0.01)
     process = start(data, tiny_processor, tmp_path / "plan", tmp_path / "result")
     wait_for(lambda: len(list(tmp_path.glob("plan/*/*.scan"))) >= 5)
     os.kill(process.pid, signal.SIGKILL)
@@ -171,15 +170,15 @@ def test_a_killed_planning_goes_on_where_it_was(data, tiny_processor, tmp_path, 
     assert list(tmp_path.glob("plan/*/*.claim"))  # it was at one
     stored = len(list(tmp_path.glob("plan/*/*.scan")))
     assert 5 <= stored < 20
-    encoded(notes)
+    lines_read(notes)
     assert plan_of(make(data, tiny_processor, tmp_path / "plan")) == alone
-    assert len(encoded(notes)) <= ROWS - 4 * stored + 4
+    assert len(lines_read(notes)) <= ROWS - 4 * stored + 4
     assert not list(tmp_path.glob("plan/*/*.claim"))
 
 
 def test_a_killed_process_s_part_is_done_by_the_others(data, tiny_processor, tmp_path, notes, monkeypatch):
     alone = json.loads(json.dumps(plan_of(make(data, tiny_processor))))
-    monkeypatch.setattr(Noting, "seconds", 0.01)
+    monkeypatch.setattr(Reading, "seconds", 0.01)
     results = [tmp_path / f"result {number}" for number in range(3)]
     processes = [start(data, tiny_processor, tmp_path / "plan", result) for result in results]
     wait_for(lambda: len(list(tmp_path.glob("plan/*/*.scan"))) >= 3)
@@ -192,7 +191,7 @@ def test_a_killed_process_s_part_is_done_by_the_others(data, tiny_processor, tmp
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "gone", "all gone"])
 def test_what_is_damaged_or_deleted_is_read_again(data, tiny_processor, tmp_path, notes, damage):
     first = plan_of(make(data, tiny_processor, tmp_path / "plan"))
-    encoded(notes)
+    lines_read(notes)
     piece = next(tmp_path.glob("plan/*/00005.scan"))
     content = bytearray(piece.read_bytes())
     content[len(content) // 2] ^= 255
@@ -203,9 +202,9 @@ def test_what_is_damaged_or_deleted_is_read_again(data, tiny_processor, tmp_path
     else:
         piece.write_bytes({"cut": content[:100], "empty": b"", "flipped": bytes(content)}[damage])
     assert plan_of(make(data, tiny_processor, tmp_path / "plan")) == first
-    assert encoded(notes) == (ENCODED if damage == "all gone" else [21, 22, 23, 24])
+    assert lines_read(notes) == (ALL if damage == "all gone" else [21, 22, 23, 24])
     make(data, tiny_processor, tmp_path / "plan")
-    assert encoded(notes) == []
+    assert lines_read(notes) == []
 
 
 def test_a_changed_file_is_read_again_and_what_was_read_before_is_deleted(
@@ -213,14 +212,14 @@ def test_a_changed_file_is_read_again_and_what_was_read_before_is_deleted(
 ):
     make(data, tiny_processor, tmp_path / "plan")
     (old,) = (tmp_path / "plan").iterdir()
-    encoded(notes)
+    lines_read(notes)
     data.write_text(data.read_text().replace("say", "tell", 1))
     make(data, tiny_processor, tmp_path / "plan")
-    assert encoded(notes) == ENCODED
+    assert lines_read(notes) == ALL
     assert old.exists()  # so new that another machine, with other times of files, may be at it
     os.utime(old, (time.time() - LONG_AGO - 1,) * 2)
     make(data, tiny_processor, tmp_path / "plan")
-    assert encoded(notes) == []
+    assert lines_read(notes) == []
     assert len(list((tmp_path / "plan").iterdir())) == 1
     assert not old.exists()
 
@@ -234,7 +233,7 @@ def test_a_changed_file_is_read_again_and_what_was_read_before_is_deleted(
         ({}, {"max_pixels": 56 * 28}),
         ({}, {"untagged": "mask"}),
         ({}, {"on_bad_data": "error"}),
-        ({}, {"kind": CPTDataset}),
+        ({}, {"kind": CheckedDataset}),
         ({"format": "caption"}, {"max_bad_fraction": 1.0}),
         ({"media_root": "."}, {}),
     ],
@@ -259,11 +258,11 @@ def test_whatever_reading_depends_on_reads_again(data, tiny_processor, tmp_path,
 @pytest.mark.parametrize("option", [{"seed": 1}, {"packing": False}, {"max_bad_fraction": 0.5}], ids=str)
 def test_what_reading_does_not_depend_on_reads_nothing_again(data, tiny_processor, tmp_path, notes, option):
     make(data, tiny_processor, tmp_path / "plan")
-    encoded(notes)
+    lines_read(notes)
     assert plan_of(make(data, tiny_processor, tmp_path / "plan", **option)) == plan_of(
         make(data, tiny_processor, **option)
     )
-    assert encoded(notes) == ENCODED  # of the one without a folder
+    assert lines_read(notes) == ALL  # of the one without a folder
 
 
 def test_an_error_stops_each_process_with_the_first_one_in_order(
@@ -271,11 +270,11 @@ def test_an_error_stops_each_process_with_the_first_one_in_order(
 ):
     with pytest.raises(DocumentError, match=r"train\.jsonl:12: images: b\.png") as raised:
         make(data, tiny_processor, on_bad_data="error")
-    encoded(notes)
-    monkeypatch.setattr(Noting, "seconds", 0.01)
+    lines_read(notes)
+    monkeypatch.setattr(Reading, "seconds", 0.01)
     found = together(3, data, tiny_processor, tmp_path / "plan", tmp_path, on_bad_data="error")
     assert found == [{"error": str(raised.value)}] * 3
-    assert len(encoded(notes)) < ROWS  # the rest was not read in vain
+    assert len(lines_read(notes)) < ROWS  # the rest was not read in vain
 
 
 def test_too_many_bad_rows_stop_each_process_with_the_same_message(
@@ -293,10 +292,10 @@ def test_a_medium_that_was_put_right_is_seen(data, tiny_processor, tmp_path, not
     options = {"on_bad_data": on_bad_data, "max_bad_fraction": 0.0}
     with pytest.raises((DocumentError, BadDataError), match=r"train\.jsonl:12: images: b\.png"):
         make(data, tiny_processor, tmp_path / "plan", **options)
-    encoded(notes)
+    lines_read(notes)
     (data.parent / "b.png").write_bytes(png(0))
     assert make(data, tiny_processor, tmp_path / "plan", **options).ledger.total.documents["used"] == 87
-    assert encoded(notes) == ([9, 10, 11, 12] if on_bad_data == "skip" else list(range(9, 90)))
+    assert lines_read(notes) == ([9, 10, 11, 12] if on_bad_data == "skip" else list(range(9, 90)))
 
 
 def test_what_is_kept_names_no_folder_that_the_user_did_not_write(
@@ -329,14 +328,14 @@ def test_a_dataset_in_memory_is_known_by_its_fingerprint_and_plain_rows_are_not(
 ):
     rows = [{"text": f"a <trainable_text>{number}</trainable_text>"} for number in range(20)]
     make(datasets.Dataset.from_list(rows), tiny_processor, tmp_path / "plan")
-    assert len(encoded(notes)) == 20
+    assert len(lines_read(notes)) == 20
     make(datasets.Dataset.from_list(rows), tiny_processor, tmp_path / "plan")
-    assert len(encoded(notes)) == 0
+    assert len(lines_read(notes)) == 0
     make(datasets.Dataset.from_list(rows[1:]), tiny_processor, tmp_path / "plan")
-    assert len(encoded(notes)) == 19
+    assert len(lines_read(notes)) == 19
     for _ in range(2):
         make(rows, tiny_processor, tmp_path / "other")
-        assert len(encoded(notes)) == 20
+        assert len(lines_read(notes)) == 20
     assert not (tmp_path / "other").exists()
 
 
