@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlcpt.data.joining import SourceScan
 from vlcpt.data.ledger import Ledger, SourceLedger, TokenCounts
 from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.scanning import Scan
 
 
-def enter_unused(ledger: Ledger, account: SourceLedger, scan: Scan) -> None:
+def enter_unused(ledger: Ledger, account: SourceLedger, scan: SourceScan) -> None:
     """Enter what was read and is not used.
 
     Args:
@@ -29,7 +29,7 @@ def enter_unused(ledger: Ledger, account: SourceLedger, scan: Scan) -> None:
         ledger.dropped.append(unused.dropped)
 
 
-def enter_used(account: SourceLedger, scan: Scan, repeats: np.ndarray) -> None:
+def enter_used(account: SourceLedger, scan: SourceScan, repeats: np.ndarray) -> None:
     """Enter what is used, and what replay did not draw.
 
     Args:
@@ -38,7 +38,7 @@ def enter_used(account: SourceLedger, scan: Scan, repeats: np.ndarray) -> None:
         repeats: How often each of its documents is read.
     """
     drawn = repeats > 0
-    read, parts = scan.column("read"), scan.column("parts")
+    read, parts = scan.documents["read"], scan.documents["parts"]
     account.tokens["read"] += int(read.sum())
     account.documents["not_drawn"] += int((~drawn).sum())
     account.tokens["not_drawn"] += int(read[~drawn].sum())
@@ -48,13 +48,13 @@ def enter_used(account: SourceLedger, scan: Scan, repeats: np.ndarray) -> None:
     account.samples += int((repeats * parts).sum())
     for name in TokenCounts._fields:
         if name != "read":
-            account.tokens[name] += int(scan.column(name)[drawn].sum())
+            account.tokens[name] += int(scan.documents[name][drawn].sum())
 
 
 def enter_shares(
     ledger: Ledger,
     sources: Sequence[DocumentSource],
-    scans: Sequence[Scan],
+    scans: Sequence[SourceScan],
     repeats: Sequence[np.ndarray],
     *,
     train: int,
@@ -69,7 +69,7 @@ def enter_shares(
         replay_share: Part of all targets that replay makes up.
     """
     targets = [
-        int((scan.column("targets") * times).sum()) for scan, times in zip(scans, repeats, strict=True)
+        int((scan.documents["targets"] * times).sum()) for scan, times in zip(scans, repeats, strict=True)
     ]
     for number, source in enumerate(sources):
         account = ledger.sources[source.name]
@@ -79,7 +79,9 @@ def enter_shares(
         ledger.sources[sources[train].name].share_asked = replay_share
 
 
-def enter_failure(account: SourceLedger, scan: Scan, repeats: np.ndarray, row: int, reason: str) -> None:
+def enter_failure(
+    account: SourceLedger, scan: SourceScan, repeats: np.ndarray, row: int, reason: str
+) -> None:
     """Move a document from used to dropped, whole.
 
     Args:
@@ -89,14 +91,15 @@ def enter_failure(account: SourceLedger, scan: Scan, repeats: np.ndarray, row: i
         row: The document's row.
         reason: Why it cannot be read after all.
     """
-    place = int(np.searchsorted(scan.column("row"), row))
-    times, parts = int(repeats[place]), int(scan.column("parts")[place])
+    place = int(np.searchsorted(scan.documents["row"], row))
+    counts = scan.documents.line(place)
+    times, parts = int(repeats[place]), counts["parts"]
     account.documents["used"] -= 1
     account.documents["split"] -= parts > 1
     account.documents["repeats"] -= times - 1
     account.samples -= times * parts
     account.dropped_documents[reason] += 1
-    account.dropped_tokens[reason] += int(scan.column("read")[place])
+    account.dropped_tokens[reason] += counts["read"]
     for name in TokenCounts._fields:
         if name != "read":
-            account.tokens[name] -= int(scan.column(name)[place])
+            account.tokens[name] -= counts[name]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -139,20 +139,20 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.failures = Failures(plan, names, max_bad_fraction, self._max_bad_in_a_row)
         self.watch = WorkerWatch()
         # Flat arrays, which workers share with the parent instead of copying them.
-        self._samples, self._checksums = plan.samples(), plan.checksums().astype(np.int32)
+        self._plan, self._samples = plan, plan.samples()
         self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
         # A shuffle first, so that equal lengths fall together at random and not by file order.
-        order = np.random.default_rng(seed).permutation(len(self._samples))
-        lengths = (self._samples[:, 3] - self._samples[:, 2])[order]
-        self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1)
+        order = np.arange(len(self._samples), dtype=np.int32)
+        np.random.default_rng(seed).shuffle(order)
+        self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1, dtype=np.int32)
+        lengths = (self._samples["stop"] - self._samples["start"]).astype(np.int32)
         if packing:
             # An array, not a list of a million objects; so are the numbers that come back.
-            packs = plan_packs(array("i", lengths.tobytes()), max_length)
-            self._pack_of = order[np.fromiter(chain.from_iterable(packs), np.int64, len(order))]
-            self._pack_ends = np.cumsum([len(pack) for pack in packs])
+            packed, ends = plan_packs(array("i", lengths[order].tobytes()), max_length)
+            self._pack_of, self._pack_ends = order[np.asarray(packed)], np.asarray(ends)
         self.ledger.samples = len(self._samples)
         self.ledger.packs = len(self)
-        self.ledger.fill = round(float(lengths.sum()) / (len(self) * max_length), 6) if packing else None
+        self.ledger.fill = round(int(lengths.sum()) / (len(self) * max_length), 6) if packing else None
 
     def __len__(self) -> int:
         return len(self._pack_ends)
@@ -161,7 +161,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         """The samples of a pack. One that cannot be read after all comes as a :class:`FailedSample`."""
         numbers = self._numbers(index)
         with self.watch.working_on(index % len(self)):
-            return [self._sample_or_failure(number) for number in numbers]
+            return [self._sample_or_failure(self._samples.line(number)) for number in numbers]
 
     @property
     def has_media(self) -> bool:
@@ -184,38 +184,46 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     def digest(self) -> str:
         """The same for the same tokens and targets in the same order, on whatever machine."""
         plan = xxhash.xxh3_128()
-        for part in (self._samples, self._pack_of, self._pack_ends, self._checksums):
-            plan.update(np.ascontiguousarray(part).data)
+        for _, samples in self._samples.pieces():
+            plan.update(np.stack([*samples.values()]).data)
+        for part in (self._pack_of, self._pack_ends, *self._plan.checksums()):
+            plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
 
     def names(self, index: int) -> list[str]:
         """The documents of an item, as messages call them."""
+        samples = self._samples.lines(self._numbers(index))
         return [
             self._sources[source].document(row).name
-            for source, row in self._samples[self._numbers(index), :2].tolist()
+            for source, row in zip(samples["source"].tolist(), samples["row"].tolist(), strict=True)
         ]
 
     def targets(self, index: int) -> int:
         """Targets of an item."""
-        return int(self._samples[self._numbers(index), 5].sum())
+        return int(self._samples.lines(self._numbers(index))["targets"].sum())
 
     def pack_sizes(self) -> np.ndarray:
         """int64 (packs, 3): tokens, targets and pad tokens of each item."""
-        samples = self._samples[self._pack_of]
-        columns = np.stack([samples[:, 3] - samples[:, 2], samples[:, 5], samples[:, 6]], axis=1)
-        return np.add.reduceat(columns, np.append(0, self._pack_ends[:-1]))
+        starts = np.append(0, self._pack_ends[:-1])
+
+        def of_packs(column: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(column[self._pack_of], starts)
+
+        tokens = of_packs(self._samples["stop"]) - of_packs(self._samples["start"])
+        return np.stack(
+            [tokens, of_packs(self._samples["targets"]), of_packs(self._samples["media"])], axis=1
+        )
 
     def longest(self, count: int) -> list[tuple[str, int]]:
         """Names of the longest documents, and their tokens up to the last target."""
         found: list[tuple[str, int]] = []
-        seen: set[tuple[int, int]] = set()
-        for number in np.argsort(-self._samples[:, 3], kind="stable"):
-            source, row, _, stop = self._samples[number, :4].tolist()
-            if (source, row) not in seen:
-                seen.add((source, row))
-                found.append((self._sources[source].document(row).name, stop))
-            if len(found) == count:
-                break
+        stops = self._samples["stop"]
+        while len(found) < count and stops.any():
+            sample = self._samples.line(int(np.argmax(stops)))
+            document = self._sources[sample["source"]].document(sample["row"])
+            found.append((document.name, sample["stop"]))
+            is_same = self._samples["row"] == sample["row"]
+            stops[is_same & (self._samples["source"] == sample["source"])] = 0
         return found
 
     def with_pixels_of(self, pixels_of: PixelsOf) -> CPTDataset:
@@ -235,17 +243,18 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         first = self._pack_ends[index - 1] if index else 0
         return self._pack_of[first : self._pack_ends[index]]
 
-    def _sample_or_failure(self, number: int) -> Sample | FailedSample:
-        source, row = self._samples[number, :2].tolist()
+    def _sample_or_failure(self, planned: Mapping[str, int]) -> Sample | FailedSample:
+        source, row = planned["source"], planned["row"]
         try:
-            return self._sample(number)
+            return self._sample(planned)
         except DocumentError as error:
             place = error.source or self._sources[source].rows.source(row)
             dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
             return FailedSample(source, row, dropped, str(error), self._stops)
 
-    def _sample(self, number: int) -> Sample:
-        source, row, start, stop, repeated, targets = self._samples[number, :6].tolist()
+    def _sample(self, planned: Mapping[str, int]) -> Sample:
+        source, row, start, stop = (planned[name] for name in ("source", "row", "start", "stop"))
+        repeated, targets = bool(planned["repeated"]), planned["targets"]
         document = self._sources[source].document(row)
         stream = self._encoder.tokens(document)
         found = int((stream.labels[start + repeated : stop] >= 0).sum())
@@ -263,7 +272,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
                 self._next(others, source, row) if self._pixels_of == "next_document" else None
                 for others in (self._with_images, self._with_videos)
             )
-        return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
+        return self._encoder.sample(document, stream, start, stop, repeated=repeated, pixels_of=pixels)
 
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
         """The document after this one among those with the medium; None if there is no other."""

@@ -10,7 +10,9 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 
 from vlcpt.data.accounting import enter_failure, enter_shares, enter_unused, enter_used
+from vlcpt.data.columns import Columns
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.joining import SourceScan, joined
 from vlcpt.data.ledger import Ledger, SourceLedger, told_reasons
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.plan_cache import PlanCache
@@ -18,11 +20,12 @@ from vlcpt.data.prepared_scanning import PreparedScanner
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.reading import OrderedScans
-from vlcpt.data.scanning import Scan, SourceScanner, joined
+from vlcpt.data.scanning import PART_COLUMNS, Scan, SourceScanner
 from vlcpt.data.splitting import OnOverlong
 
 OnBadData = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100
+SAMPLE_COLUMNS = ("source", "row", *PART_COLUMNS)
 T = TypeVar("T")
 
 
@@ -64,33 +67,35 @@ class Plan:
         ledger: The account of all.
     """
 
-    scans: list[Scan]
+    scans: list[SourceScan]
     repeats: list[np.ndarray]
     ledger: Ledger
 
-    def samples(self) -> np.ndarray:
-        """Every sample of the pass: int32 (N, 7), source, row, start, stop, repeated, targets, media."""
-        found = []
+    def samples(self) -> Columns:
+        """Every sample of the pass, of ``SAMPLE_COLUMNS``."""
+        found = Columns(SAMPLE_COLUMNS)
         for source, (scan, repeats) in enumerate(zip(self.scans, self.repeats, strict=True)):
-            parts = scan.column("parts")
-            of_part = np.empty((len(scan.parts), 2 + scan.parts.shape[1]), dtype=np.int32)
-            of_part[:, 0] = source
-            of_part[:, 1] = np.repeat(scan.column("row"), parts)
-            of_part[:, 2:] = scan.parts
-            found.append(_repeat_documents_parts(of_part, parts, repeats))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            done = 0  # parts
+            for some, documents in scan.documents.pieces():
+                count = int(documents["parts"].sum())
+                parts = scan.parts.lines(slice(done, done + count))
+                done += count
+                parts["source"] = np.full(count, source)
+                parts["row"] = np.repeat(documents["row"], documents["parts"])
+                order = _repeated(documents["parts"], repeats[some])
+                found.extend({name: column[order] for name, column in parts.items()})
+        return found
 
-    def checksums(self) -> np.ndarray:
-        """Of each document that is read, its :attr:`TokenStream.checksum`, in order: int64 (N,)."""
-        return np.concatenate(
-            [scan.column("checksum")[times > 0] for scan, times in zip(self.scans, self.repeats, strict=True)]
-        )
+    def checksums(self) -> Iterator[np.ndarray]:
+        """The :attr:`TokenStream.checksum` of each document that is read: int64 (N,) of each source."""
+        for scan, times in zip(self.scans, self.repeats, strict=True):
+            yield scan.documents["checksum"][times > 0]
 
     def rows_with(self, column: str) -> np.ndarray:
         """Documents that are read and have any of ``images`` or ``videos``: int64 (N, 2), source and row."""
         found = []
         for source, (scan, repeats) in enumerate(zip(self.scans, self.repeats, strict=True)):
-            rows = scan.column("row")[(scan.column(column) > 0) & (repeats > 0)]
+            rows = scan.documents["row"][(scan.documents[column] > 0) & (repeats > 0)]
             found.append(np.column_stack([np.full(len(rows), source), rows]))
         return np.concatenate(found)
 
@@ -99,14 +104,12 @@ class Plan:
         enter_failure(account, self.scans[source], self.repeats[source], row, reason)
 
 
-def _repeat_documents_parts(of_part: np.ndarray, parts: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    """Each document's parts together, as often as the document is read."""
-    if (repeats == 1).all():
-        return of_part
+def _repeated(parts: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    """The parts of each document together, by number, as often as the document is read."""
     starts = np.repeat(np.cumsum(parts) - parts, repeats)
     counts = np.repeat(parts, repeats)
     inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return of_part[np.repeat(starts, counts) + inside]
+    return np.repeat(starts, counts) + inside
 
 
 def make_plan(
@@ -146,7 +149,7 @@ def make_plan(
     """
     sources = [*train, *replay]
     ledger = Ledger([source.name for source in sources])
-    scans: list[Scan] = []
+    scans: list[SourceScan] = []
     for source in sources:
         scanner = _scanner_of(source, encoder)(
             source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
@@ -194,7 +197,7 @@ def _scans(
                     raise BadDataError(f"{length} unusable rows in a row, the last: {unused.message}")
 
 
-def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> None:
+def _check_bad(source: DocumentSource, scan: SourceScan, max_bad_fraction: float) -> None:
     bad = [unused for unused in scan.unused if unused.is_bad]
     if len(bad) > max_bad_fraction * scan.rows:
         raise BadDataError(
@@ -206,7 +209,7 @@ def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> N
         )
 
 
-def _check_any(ledger: Ledger, scans: list[Scan], train: Sequence[DocumentSource]) -> None:
+def _check_any(ledger: Ledger, scans: list[SourceScan], train: Sequence[DocumentSource]) -> None:
     if any(len(scan.documents) for scan in scans[: len(train)]):
         return
     accounts = [ledger.sources[source.name] for source in train]
@@ -219,15 +222,17 @@ def _check_any(ledger: Ledger, scans: list[Scan], train: Sequence[DocumentSource
 
 
 def _repeats(
-    scans: list[Scan], train: Sequence[DocumentSource], replay_share: float, seed: int
+    scans: list[SourceScan], train: Sequence[DocumentSource], replay_share: float, seed: int
 ) -> list[np.ndarray]:
     """How often each document of each source is read."""
     rng = np.random.default_rng(seed)
-    targets = [scan.column("targets") for scan in scans]
+    targets = [scan.documents["targets"] for scan in scans]
     passes = passes_for_shares(
         [int(count.sum()) for count in targets[: len(train)]], [source.share for source in train]
     )
-    repeats = [repeat_documents(count, times, rng) for count, times in zip(targets, passes, strict=False)]
+    repeats = [
+        _small(repeat_documents(count, times, rng)) for count, times in zip(targets, passes, strict=False)
+    ]
     if len(scans) == len(train):
         return repeats
     trained = sum(int((count * times).sum()) for count, times in zip(targets, repeats, strict=False))
@@ -238,3 +243,9 @@ def _repeats(
     drawn = draw_documents(replayed, wanted, rng, at_least_one=True)
     ends = np.cumsum([len(count) for count in targets[len(train) :]])
     return repeats + np.split(drawn, ends[:-1])
+
+
+def _small(repeats: np.ndarray) -> np.ndarray:
+    """The same numbers, and no memory for them where all are one: as without replay and shares."""
+    is_same = len(repeats) > 0 and (repeats == repeats[0]).all()
+    return np.broadcast_to(repeats[0].copy(), len(repeats)) if is_same else repeats

@@ -64,8 +64,8 @@ class PreparedScanner(SourceScanner):
             "targets": index["targets"],
             "media": index["pads"],
         }
-        read_row = scan.column("row")
-        of_part = np.concatenate([np.repeat(read_row, scan.column("parts")), row])
+        read_row, read_parts = (scan.documents[:, COLUMNS.index(name)] for name in ("row", "parts"))
+        of_part = np.concatenate([np.repeat(read_row, read_parts), row])
         scan.documents = _in_order(scan.documents, counts, COLUMNS, np.concatenate([read_row, row]))
         scan.parts = _in_order(scan.parts, parts, PART_COLUMNS, of_part)
         return scan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -74,33 +73,6 @@ class Scan:
     dropped_tokens: Counter[str] = field(default_factory=Counter)
     unused: list[BadRow] = field(default_factory=list)
     error: DocumentError | None = None
-
-    def column(self, name: str) -> np.ndarray:
-        """One column of the documents, int64."""
-        return self.documents[:, COLUMNS.index(name)].astype(np.int64)
-
-
-def joined(scans: Iterable[Scan]) -> Scan:
-    """One scan from those of neighbouring pieces, each of which is let go as soon as it is in.
-
-    Example:
-        >>> empty = Scan(np.zeros((0, len(COLUMNS))), np.zeros((0, len(PART_COLUMNS))), rows=3)
-        >>> joined([empty, empty]).rows
-        6
-    """
-    # Growing arrays, not pieces that are put together at last: those would be held twice.
-    documents, parts = array("i"), array("i")
-    whole = Scan(np.zeros(0), np.zeros(0), 0)
-    for scan in scans:
-        documents.frombytes(scan.documents.astype(np.int32).tobytes())
-        parts.frombytes(scan.parts.astype(np.int32).tobytes())
-        whole.rows += scan.rows
-        whole.marks += scan.marks
-        whole.dropped_tokens += scan.dropped_tokens
-        whole.unused += scan.unused
-    whole.documents = np.frombuffer(documents, dtype=np.int32).reshape(-1, len(COLUMNS))
-    whole.parts = np.frombuffer(parts, dtype=np.int32).reshape(-1, len(PART_COLUMNS))
-    return whole
 
 
 class SourceScanner(Dataset[Scan]):
