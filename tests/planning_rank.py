@@ -1,4 +1,4 @@
-"""One rank of a run up to its Trainer, for tests/test_run_ranks.py: what it planned, and what it encoded."""
+"""One rank of a run up to its Trainer, for tests/test_run_ranks.py: what it planned, and what it read."""
 
 import json
 import os
@@ -9,19 +9,19 @@ from pathlib import Path
 from vlcpt import runs
 from vlcpt.config_reading import load_config
 from vlcpt.data import scanning
-from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.readers.files import DocumentSource
 
-encode = DocumentEncoder.tokens
+read = DocumentSource.document
 
 
 def main(folder, options):
     rank = os.environ["RANK"]
 
-    def note_and_encode(self, document):
-        with (folder / f"encoded-{rank}").open("a") as notes:
-            notes.write(f"{document.source.line}\n")
+    def note_and_read(self, number):
+        with (folder / f"read-{rank}").open("a") as notes:
+            notes.write(f"{self.rows.source(number).line}\n")
         time.sleep(0.02)  # for the other rank to come while something is left to read
-        return encode(self, document)
+        return read(self, number)
 
     def tell_plans(*, train_dataset, eval_dataset, **_):
         plans = {
@@ -32,7 +32,7 @@ def main(folder, options):
         raise SystemExit(0)
 
     scanning.PIECE_ROWS = 4
-    DocumentEncoder.tokens = note_and_encode
+    DocumentSource.document = note_and_read
     runs.CPTTrainer = tell_plans
     runs.train_run(load_config(folder / "my.yaml", options))
 

@@ -34,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def encoded(folder: Path) -> list[list[int]]:
-    """The lines that each rank encoded."""
-    notes = [folder / f"encoded-{rank}" for rank in range(2)]
+def lines_read(folder: Path) -> list[list[int]]:
+    """The lines that each rank read."""
+    notes = [folder / f"read-{rank}" for rank in range(2)]
     found = [list(map(int, note.read_text().split())) if note.exists() else [] for note in notes]
     for note in notes:
         note.unlink(missing_ok=True)
@@ -44,20 +44,20 @@ def encoded(folder: Path) -> list[list[int]]:
 
 
 @pytest.mark.slow
-def test_two_ranks_encode_each_row_once_and_have_one_plan(folder):
+def test_two_ranks_read_each_row_once_and_have_one_plan(folder):
     done = on_two_ranks(folder)
     assert done.returncode == 0, done.stdout
     plans = [json.loads((folder / f"plans-{rank}").read_text()) for rank in range(2)]
     assert plans[0] == plans[1]
     assert plans[0]["train"]["ledger"]["total"]["documents"]["used"] == ROWS
     assert set(plans[0]) == {"train", "held"}
-    rows = encoded(folder)
+    rows = lines_read(folder)
     assert sorted(rows[0] + rows[1]) == sorted([*range(1, ROWS + 1), *range(1, 13)])
     assert min(map(len, rows)) > 0  # both had a part
 
     again = on_two_ranks(folder, "--resume_from_checkpoint", "auto")
     assert again.returncode == 0, again.stdout
-    assert encoded(folder) == [[], []]
+    assert lines_read(folder) == [[], []]
     assert [json.loads((folder / f"plans-{rank}").read_text()) for rank in range(2)] == plans
 
 
@@ -68,7 +68,7 @@ def test_a_folder_that_is_not_free_stops_both_ranks_before_they_read(folder):
     done = on_two_ranks(folder)
     assert done.returncode != 0
     assert "is not empty. Give another folder" in done.stdout
-    assert encoded(folder) == [[], []]
+    assert lines_read(folder) == [[], []]
     assert [path.name for path in (folder / "out").iterdir()] == ["mine.txt"]
 
 

@@ -216,15 +216,18 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     def longest(self, count: int) -> list[tuple[str, int]]:
         """Names of the longest documents, and their tokens up to the last target."""
-        found: list[tuple[str, int]] = []
-        stops = self._samples["stop"]
-        while len(found) < count and stops.any():
-            sample = self._samples.line(int(np.argmax(stops)))
-            document = self._sources[sample["source"]].document(sample["row"])
-            found.append((document.name, sample["stop"]))
-            is_same = self._samples["row"] == sample["row"]
-            stops[is_same & (self._samples["source"] == sample["source"])] = 0
-        return found
+        found: dict[tuple[int, int], int] = {}
+        for _, samples in self._samples.pieces():
+            stops = samples["stop"]
+            for _ in range(count):
+                number = int(np.argmax(stops))
+                if not stops[number]:
+                    break  # no more documents in this piece
+                source, row = int(samples["source"][number]), int(samples["row"][number])
+                found[source, row] = max(int(stops[number]), found.get((source, row), 0))
+                stops[(samples["source"] == source) & (samples["row"] == row)] = 0
+        longest = sorted(found.items(), key=lambda item: -item[1])[:count]
+        return [(self._sources[source].document(row).name, stop) for (source, row), stop in longest]
 
     def with_pixels_of(self, pixels_of: PixelsOf) -> CPTDataset:
         """The same samples with other pixels: the next document's on the same grid, or none.

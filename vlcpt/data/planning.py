@@ -246,6 +246,6 @@ def _repeats(
 
 
 def _small(repeats: np.ndarray) -> np.ndarray:
-    """The same numbers, and no memory for them where all are one: as without replay and shares."""
+    """The same numbers, and no memory for them where all are alike: as without replay and shares."""
     is_same = len(repeats) > 0 and (repeats == repeats[0]).all()
     return np.broadcast_to(repeats[0].copy(), len(repeats)) if is_same else repeats
