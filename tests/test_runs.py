@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.support import png
 from vlcpt.cli import app
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import Configs, load_config
@@ -45,6 +46,28 @@ def test_evaluation_during_training_measures_each_set_by_name(tmp_path: Path) ->
     trainer = train_run(configs(tmp_path, "--eval_strategy", "steps", "--eval_steps", "1"), QUIET)
 
     assert [entry for entry in trainer.state.log_history if "eval_same_loss" in entry]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_ledger_is_shown_again_if_documents_failed_in_training(tmp_path: Path, fails: bool) -> None:
+    image = tmp_path / "a.png"
+    skips = ("--on_bad_data", "skip", "--max_bad_fraction", "1", "--packing", "false")
+    run = configs(tmp_path, *skips, "--max_steps", "-1", "--num_train_epochs", "1")
+    image.write_bytes(png(0, 56, 56)[: 60 if fails else None])  # its header is whole
+    with (tmp_path / "train.jsonl").open("a") as file:
+        row = {"text": "<image><trainable_text>one</trainable_text>", "images": ["a.png"]}
+        file.write(json.dumps(row) + "\n")
+    shown = StringIO()
+    trainer = train_run(run, Console(file=shown, width=120))
+
+    text = shown.getvalue()
+    used = trainer.train_dataset.ledger.total.documents["used"]
+    assert text.count("documents read") == 1 + fails
+    assert ("1 document failed in training, see dropped.jsonl" in text) == fails
+    if fails:
+        before, after = text.split("failed in training")
+        assert "dropped: medium" in after and "dropped: medium" not in before
+        assert f"used {used}".split() in [line.split() for line in after.splitlines()]
 
 
 def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:

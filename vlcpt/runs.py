@@ -75,6 +75,7 @@ def train_run(
     finally:
         if is_main:
             dataset.ledger.write(output)  # again: documents may have failed while they were read
+            _show_failures(dataset, console)
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
     if is_main:
@@ -82,6 +83,14 @@ def train_run(
     if repo_id is not None:
         console.print(f"pushed to {push_run(configs, repo_id).url}", highlight=False, soft_wrap=True)
     return trainer
+
+
+def _show_failures(dataset: CPTDataset, console: Console) -> None:
+    """The ledger once more, where it is another than before training."""
+    if count := len(dataset.failures):
+        documents = f"{count:,} document{'s' * (count != 1)}"
+        console.print(f"{documents} failed in training, see dropped.jsonl. The ledger is now:")
+        console.print(ledger_table(dataset.ledger))
 
 
 def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CPTTrainer:

@@ -56,6 +56,9 @@ class Failures:
         self._failed: dict[tuple[int, int], FailedSample] = {}
         self._in_a_row: dict[tuple[int, int], FailedSample] = {}
 
+    def __len__(self) -> int:
+        return len(self._failed)
+
     def enter(self, failed: FailedSample) -> bool:
         """Enter a document in the ledger; False if it is there already.
 
