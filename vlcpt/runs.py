@@ -29,7 +29,7 @@ from vlcpt.model.loading import load_model, load_processor, read_config, resolve
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import PLANS, prepare_output, write_json
 from vlcpt.report.screen import Screen
-from vlcpt.report.terminal import document_lines, ledger_table, results_table, towers_table
+from vlcpt.report.terminal import document_lines, ledger_table, legend, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
 from vlcpt.training.evaluation import SetResult, evaluate_sets
@@ -199,6 +199,7 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     if not any(range(*rows.indices(len(source))) for source in sources):
         most = max(len(source) for source in sources)
         raise ConfigError(f"--rows {rows.start}: no source has so many documents; the longest has {most:,}.")
+    console.print(legend(console), end="\n\n")
     for source in sources:
         numbers = range(*rows.indices(len(source)))
         if not numbers:

@@ -132,6 +132,27 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def legend(console: Console) -> Text:
+    """What the marks of :func:`document_lines` mean.
+
+    Example:
+        >>> legend(Console(color_system=None)).plain
+        '«trained» context  ┊ the rest is left away  ✂ next part  ×2 weight'
+    """
+    mark = "bold red"
+    trained = ("trained", _TARGET[0]) if console.color_system is not None else "«trained»"
+    return Text.assemble(
+        trained,
+        " context  ",
+        ("┊", mark),
+        " the rest is left away  ",
+        ("✂", mark),
+        " next part  ",
+        ("×2", "magenta"),
+        " weight",
+    )
+
+
 def document_lines(
     name: str,
     stream: TokenStream,
