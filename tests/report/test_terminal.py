@@ -4,12 +4,14 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from rich.console import Console
 from transformers import ProcessorMixin
 
 from vlcpt import CPTDataset, parse_markup
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.ledger import Ledger
 from vlcpt.data.splitting import split_stream
 from vlcpt.report.terminal import document_lines, ledger_table, number, results_table, towers_table
 
@@ -101,6 +103,35 @@ def test_tables_fit_a_narrow_terminal(tiny_processor: ProcessorMixin) -> None:
 
     for table in (results_table({"new": result}), towers_table(rows), ledger_table(dataset.ledger)):  # type: ignore[dict-item]
         assert max(map(len, shown(table, width=60).splitlines())) <= 60
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_number_of_a_ledger_or_an_evaluation_is_cut(width: int) -> None:
+    names = ["manuals, held out", "papers", "web pages", "replay"]
+    ledger = Ledger(names)
+    for place, account in enumerate(ledger.sources.values()):
+        account.documents.update(read=1_234_567 + place, used=1_234_560 + place)
+        account.tokens.update(read=9_234_567_890 + place, targets=8_234_567_890 + place)
+        account.dropped_documents.update(markup=7)
+    result = {
+        "loss": 1.2345,
+        "perplexity": 12345.6,
+        "bits_per_byte": 1.234,
+        "targets": 8_234_567_890,
+        "base_loss": 2.3456,
+        "shuffled_images_loss": None,
+        "blank_images_loss": 12.5,
+    }
+    for table in (ledger_table(ledger), results_table(dict.fromkeys(names, result))):  # type: ignore[arg-type]
+        text = shown(table, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        numbers = text.partition("loss in nats")[0].splitlines()
+        for label, cells in table.rows:
+            lines = [line.split() for line in numbers if line.strip().startswith(label.strip())]
+            told = [word for words in lines for word in words[len(label.split()) :]]
+            assert [cell for cell in cells if cell] == told
+        assert (text.count("documents read") or text.count("targets")) >= (2 if width == 40 else 1)
 
 
 def test_numbers_have_three_digits_and_no_exponent() -> None:

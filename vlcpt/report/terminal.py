@@ -17,6 +17,7 @@ from vlcpt.data.ledger import Ledger, SourceLedger
 from vlcpt.data.splitting import Part
 from vlcpt.data.streams import TokenStream
 from vlcpt.report.screen import visible
+from vlcpt.report.sheet import Sheet
 
 if TYPE_CHECKING:
     from vlcpt.training.evaluation import SetResult
@@ -26,29 +27,23 @@ _TARGET = ("black on green3", "black on dark_sea_green2")
 _CONTEXT = ("", "dim")
 
 
-def ledger_table(ledger: Ledger) -> Table:
+def ledger_table(ledger: Ledger) -> Sheet:
     """What came in, what is used, what was dropped and why, what is trained.
 
     Example:
-        >>> ledger_table(Ledger(["train"])).row_count
-        3
+        >>> [label for label, _ in ledger_table(Ledger(["train"])).rows]
+        ['documents read', '  used', '  targets']
     """
-    table = Table(box=box.SIMPLE, title="ledger", title_justify="left", pad_edge=False)
-    table.add_column("")
-    columns = dict(ledger.sources)
-    if len(columns) > 1:
-        columns["total"] = ledger.total
-    for name in columns:
-        table.add_column(name, justify="right")
-    table.add_section()
-    for label, count in _ledger_rows(list(columns.values())):
-        table.add_row(label, *(f"{number:,}" for number in count))
+    accounts = dict(ledger.sources)
+    if len(accounts) > 1:
+        accounts["total"] = ledger.total
+    rows = [
+        (label, [f"{number:,}" for number in counts]) for label, counts in _ledger_rows([*accounts.values()])
+    ]
     if len(ledger.sources) > 1:
-        table.add_row("share of targets", *map(_share, ledger.sources.values()), "")
-    if ledger.fill is not None:
-        table.caption = f"{ledger.packs:,} packs, {ledger.fill:.1%} full"
-        table.caption_justify = "left"
-    return table
+        rows.append(("share of targets", [*map(_share, ledger.sources.values()), ""]))
+    caption = "" if ledger.fill is None else f"{ledger.packs:,} packs, {ledger.fill:.1%} full"
+    return Sheet("ledger", [*accounts], rows, caption)
 
 
 def _share(account: SourceLedger) -> str:
@@ -100,26 +95,24 @@ def towers_table(rows: Sequence[Mapping[str, object]]) -> Table:
     return table
 
 
-def results_table(results: Mapping[str, SetResult]) -> Table:
-    """Evaluation, a row a set: perplexity, and how it changes without the adapter or the images."""
-    table = Table(box=box.SIMPLE, title="evaluation", title_justify="left", pad_edge=False)
-    for name in ("set", "targets", "loss", "perplexity", "bits/byte", "base", "shuffled", "blank"):
-        table.add_column(name, justify="left" if name == "set" else "right")
-    for name, one in results.items():
-        losses = (one["base_loss"], one["shuffled_images_loss"], one["blank_images_loss"])
-        table.add_row(
-            name,
-            f"{one['targets']:,}",
-            f"{one['loss']:.4f}",
-            number(one["perplexity"]),
-            "–" if one["bits_per_byte"] is None else f"{one['bits_per_byte']:.3f}",
-            *("–" if loss is None else f"{loss:.4f}" for loss in losses),
-        )
-    table.caption = (
-        "loss in nats per target; base: without this training; shuffled: the next document's images"
-    )
-    table.caption_justify = "left"
-    return table
+def results_table(results: Mapping[str, SetResult]) -> Sheet:
+    """Evaluation, a column a set: perplexity, and how the loss changes without the adapter or the images."""
+
+    def told(value: float | None, digits: int = 4) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    found = list(results.values())
+    rows = [
+        ("targets", [f"{one['targets']:,}" for one in found]),
+        ("loss", [told(one["loss"]) for one in found]),
+        ("perplexity", [number(one["perplexity"]) for one in found]),
+        ("bits/byte", [told(one["bits_per_byte"], 3) for one in found]),
+        ("base", [told(one["base_loss"]) for one in found]),
+        ("shuffled", [told(one["shuffled_images_loss"]) for one in found]),
+        ("blank", [told(one["blank_images_loss"]) for one in found]),
+    ]
+    caption = "loss in nats per target; base: without this training; shuffled: the next document's images"
+    return Sheet("evaluation", [*results], rows, caption)
 
 
 def number(value: float) -> str:
