@@ -59,9 +59,10 @@ def test_pieces_are_all_lines_in_order(monkeypatch):
     ]
 
 
-def test_a_number_of_more_than_32_bits_is_refused():
+@pytest.mark.parametrize("numbers", [[0, 2**31], [2**31], [-(2**31) - 1, 0]], ids=str)
+def test_a_number_of_more_than_32_bits_is_refused(numbers):
     with pytest.raises(OverflowError, match="take more than 32 bits"):
-        Columns(["a"]).extend({"a": np.array([0, 2**31])})
+        Columns(["a"]).extend({"a": np.array(numbers)})
 
 
 def test_columns_of_different_lengths_are_refused():

@@ -10,9 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.support import TEN, digits, png, row
-from vlcpt import CPTDataset, Document, DocumentError, Image, Text
+from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_document
 from vlcpt.config import DataConfig
+from vlcpt.data import columns
 from vlcpt.data.encoding import Sample
+from vlcpt.data.readers.files import open_source
 
 
 def equal(one: Sample, two: Sample) -> bool:
@@ -247,3 +249,53 @@ def test_the_digest_tells_texts_of_equally_many_tokens_apart(tiny_processor):
     found = [CPTDataset([row(text)], tiny_processor, max_length=50) for text in (*texts, weighted)]
     assert len({str(one.ledger.as_json()) for one in found}) == 1
     assert len({one.digest for one in found}) == 3
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_a_plan_put_together_in_pieces_holds_what_the_items_hold(rows, tiny_processor, monkeypatch, at_once):
+    """Documents in parts, not drawn, and read again lie over the edges of pieces, too."""
+    replay = [row(f"old {n} <trainable_text>{digits(9 + 20 * n, n)}</trainable_text>") for n in range(9)]
+    sources = [{"path": rows, "name": "a", "share": 0.3}, {"path": rows[20:], "name": "b", "share": 0.7}]
+    old = {"path": replay, "name": "old"}
+
+    def plan():
+        return CPTDataset(
+            sources, tiny_processor, max_length=72, packing=False, replay_data=old, replay_share=0.1
+        )
+
+    at_once_all = plan()
+    documents = at_once_all.ledger.total.documents
+    assert min(documents[kind] for kind in ("split", "repeats", "not_drawn")) > 0
+    monkeypatch.setattr(columns, "_AT_ONCE", at_once)
+    found = plan()
+
+    assert found.ledger.as_json() == at_once_all.ledger.as_json()
+    assert len(found) == len(at_once_all) == found.ledger.samples
+    samples = [found[number][0] for number in range(len(found))]
+    assert all(isinstance(sample, Sample) for sample in samples)  # none failed
+    names = [found.names(number) for number in range(len(found))]
+    assert names == [[sample.name] for sample in samples]
+    assert names == [at_once_all.names(number) for number in range(len(found))]
+    targets = [int((sample.labels >= 0).sum()) for sample in samples]
+    assert [found.targets(number) for number in range(len(found))] == targets
+    assert found.pack_sizes()[:, :2].tolist() == [
+        [len(sample), count] for sample, count in zip(samples, targets, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_the_longest_documents_are_those_with_the_last_targets(rows, tiny_processor, monkeypatch, at_once):
+    """One of them is in parts, which lie over the edges of pieces."""
+    rows = [*rows, rows[-1] | {"id": "twin"}, row(f"all <trainable_text>{digits(90)}</trainable_text>")]
+    monkeypatch.setattr(columns, "_AT_ONCE", at_once)
+    dataset = CPTDataset(rows, tiny_processor, max_length=72)
+    expected = []
+    source = open_source(rows)
+    for document in map(source.document, range(len(rows))):
+        labels = encode_document(document, tiny_processor).labels
+        expected.append((int((labels >= 0).nonzero()[-1]) + 1, document.name))
+
+    assert dataset.ledger.total.documents["split"] == 3
+    expected.sort(key=lambda one: -one[0])  # equal ones in the order of the rows
+    for count in (1, 4, 10):
+        assert dataset.longest(count) == [(name, length) for length, name in expected[:count]]

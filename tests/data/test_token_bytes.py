@@ -24,6 +24,9 @@ def test_tokens_of_characters_have_no_bytes():
     assert byte_sizes(json.loads(tokenizer.to_str())) == []
     tokenizer.pre_tokenizer = None
     assert byte_sizes(json.loads(tokenizer.to_str())) == []
+    tokenizer = Tokenizer(models.Unigram([("a", 0.0)]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert byte_sizes(json.loads(tokenizer.to_str())) == []
     assert part_ends([Text("a"), Text("a", trainable=True)], [0, 0], []) is None
 
 

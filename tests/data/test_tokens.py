@@ -299,6 +299,22 @@ def test_the_short_way_gives_what_the_long_one_gives(tiny_runs, real_runs, texts
     assert found.cut_edges == expected.cut_edges
 
 
+@pytest.mark.parametrize("in_batches", [False, True])
+@settings(shared, max_examples=100)
+@given(st.lists(runs_of_texts, min_size=1, max_size=6))
+def test_many_runs_at_once_are_each_of_them_alone(real_runs, in_batches, many):
+    runs = LongWay(real_runs)  # a copy, of which only the other way is taken
+    runs._in_batches = in_batches
+    found = runs.uncut(many)
+    ids, weights = (np.split(column, found.ends[:-1]) for column in (found.ids, found.weights))
+    for number, texts_of_run in enumerate(many):
+        if found.is_uncut[number]:
+            alone = runs.tokenize(texts_of_run)
+            assert alone.cut_edges == 0
+            assert ids[number].tolist() == alone.ids.tolist()
+            assert weights[number].tolist() == alone.weights.tolist()
+
+
 @pytest.mark.parametrize(
     "marked",
     ["The[ capital] of", "in [Paris]", "a\n[\n]b", "in[ ]{Paris}", "in[ Pa]{ris}", "[a]{ b}", "{a }[b]"],

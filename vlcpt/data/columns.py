@@ -77,6 +77,7 @@ class _Column:
         if not len(numbers):
             return
         least, most = int(numbers.min()), int(numbers.max())
+        needed = _kind(least, most)
         if self._number is None:
             self._number = least
         if self._numbers is None and not least == most == self._number:
@@ -84,7 +85,7 @@ class _Column:
         self._length += len(numbers)
         if self._numbers is None:
             return
-        kind = max(self._numbers.typecode, _kind(least, most), key=_KINDS.index)
+        kind = max(self._numbers.typecode, needed, key=_KINDS.index)
         if kind != self._numbers.typecode:
             self._numbers = array(
                 kind, np.frombuffer(self._numbers, self._numbers.typecode).astype(kind).tobytes()

@@ -71,6 +71,15 @@ def scan_texts(
             found.append(None)
             continue
         of_both = crc32(of_weights[4 * start : 4 * end], crc32(of_ids[4 * start : 4 * end])) & 0x7FFFFFFF
-        tokens = TokenCounts(read, trained, stop - trained, 0, 0, read - stop, lost, 0)
+        tokens = TokenCounts(
+            read=read,
+            targets=trained,
+            context=stop - trained,
+            media=0,
+            special=0,
+            trimmed=read - stop,
+            targets_without_context=lost,
+            repeated=0,
+        )
         found.append(TextScan(stop, of_both, tokens))
     return found

@@ -26,8 +26,11 @@ def byte_sizes(state: Mapping[str, object]) -> list[int]:
         return []
     if not any(step["type"] == "ByteLevel" for step in steps.get("pretokenizers", [steps])):
         return []
-    sizes = [0] * (max(model["vocab"].values()) + 1)
-    for token, number in model["vocab"].items():
+    vocab = model["vocab"]
+    if not isinstance(vocab, Mapping):  # Unigram has a list of tokens and scores
+        return []
+    sizes = [0] * (max(vocab.values()) + 1)
+    for token, number in vocab.items():
         sizes[number] = len(token)
     return sizes
 
