@@ -20,6 +20,10 @@ from tests.support import avi, png
 from vlcpt.checking import check_run
 from vlcpt.cli import app
 from vlcpt.config_reading import load_config
+from vlcpt.data import planning
+from vlcpt.data.accounting import enter_used
+from vlcpt.data.joining import SourceScan
+from vlcpt.data.ledger import SourceLedger
 from vlcpt.demo import base_path
 from vlcpt.runs import train_run
 
@@ -186,6 +190,39 @@ def test_the_ledger_is_the_one_that_training_writes(folder: Path) -> None:
     assert ledger(folder) == checked
 
 
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_an_account_that_does_not_balance_stops_the_command(
+    folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_a_token(account: SourceLedger, scan: SourceScan, repeats: np.ndarray) -> None:
+        enter_used(account, scan, repeats)
+        account.tokens["context"] -= 1
+
+    monkeypatch.setattr(planning, "enter_used", lose_a_token)
+    result = CliRunner().invoke(app, [command, str(write(folder, GOOD, "max_steps: 1"))])
+
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)  # a fault of vlcpt, which keeps its trace
+    assert "the ledger of 'train' does not balance: " in str(result.exception)
+    assert not (folder / "out/ledger.json").exists()
+    assert not list(folder.glob("out/*.safetensors"))
+
+
+def test_packs_fill_and_the_targets_of_each_source_are_shown(folder: Path) -> None:
+    (folder / "more.jsonl").write_text('{"text": "four more <trainable_text>words</trainable_text>"}\n' * 30)
+    config = write(folder, GOOD)
+    config.write_text(config.read_text().replace("train.jsonl", "[train.jsonl, more.jsonl]"))
+    _, text = check(config)
+    shown, found = " ".join(text.split()), ledger(folder)
+    targets = [found["sources"][name]["tokens"]["targets"] for name in ("train", "more")]
+
+    assert found["packs"] > 1
+    assert f"packs {found['packs']}" in shown
+    assert f"{100 * found['fill']:.1f}%" in shown
+    assert len(set(targets)) == 2
+    assert f"targets {targets[0]} {targets[1]} {sum(targets)}" in shown
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -286,6 +323,27 @@ def test_a_broken_middle_is_found_by_decoding_only(folder: Path, name: str) -> N
 
 def test_whole_media_pass_decoding(folder: Path) -> None:
     assert check(write(folder, GOOD), decode=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "line"),
+    [
+        ("max_file_bytes: 300", 1),
+        ("max_image_pixels: 9000", 1),
+        ("max_video_frames: 3", 2),
+        ("max_video_pixels: 3000", 2),
+    ],
+)
+def test_the_limits_of_media_files_are_those_of_the_configuration(
+    folder: Path, limit: str, line: int
+) -> None:
+    assert check(write(folder, GOOD))[0]
+    whole, _ = check(write(folder, GOOD, limit))
+
+    assert not whole
+    first = dropped(folder)[0]
+    assert (first["line"], first["reason"]) == (line, "medium")
+    assert limit.partition(":")[0] in first["detail"]
 
 
 # Bad rows

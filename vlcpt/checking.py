@@ -54,7 +54,8 @@ def check_run(
 
     Raises:
         DocumentError: If a source cannot be opened at all.
-        ValueError: If the model's configuration cannot be read, or the ledger does not balance.
+        ValueError: If the model's configuration cannot be read.
+        RuntimeError: If the ledger does not balance.
     """
     console = console or Screen()
     quiet_libraries()

@@ -25,7 +25,8 @@ from vlcpt.data.turn_edges import TurnEdge
 # A piece is at least so many rows, and there are at most so many pieces: each becomes a file.
 PIECE_ROWS = 512
 MAX_PIECES = 512
-# So many rows are read before the first is encoded, or so many characters and bytes of media.
+# So many rows are read before their texts are encoded, all in one call; or so many characters and bytes of
+# media, as all of them are held.
 AHEAD, MOST_AHEAD = 64, 1 << 16
 Opened = Document | DocumentError
 # One row a document that can be trained on. Its tokens follow the ledger's names.
