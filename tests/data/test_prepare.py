@@ -20,6 +20,7 @@ from vlcpt import CPTDataset, DocumentError
 from vlcpt.data import engines
 from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.encoding import DocumentEncoder
+from vlcpt.data.engines import run_pieces
 from vlcpt.data.fingerprints import fingerprint
 from vlcpt.data.planning import BadDataError
 from vlcpt.data.prepare import prepare_source
@@ -217,20 +218,50 @@ def test_several_processes_write_the_same_shards(rows, whole, tiny_processor, tm
     assert (found / "prepared.json").read_bytes() == (whole / "prepared.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_ray_writes_the_same_shards(rows, whole, tiny_processor, tmp_path):
-    """About 25 seconds, most of them the start of Ray."""
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine, which takes about 20 seconds to start."""
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        found = prepared(rows, tmp_path / "train", tiny_processor, engine="ray")
-        with pytest.raises(DocumentError, match=r"train\.jsonl:9: id open"):
-            prepared(rows, tmp_path / "other", tiny_processor, engine="ray", stops=True)
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_ray_writes_the_same_shards(rows, whole, tiny_processor, tmp_path):
+    found = prepared(rows, tmp_path / "train", tiny_processor, engine="ray")
+    with pytest.raises(DocumentError, match=r"train\.jsonl:9: id open"):
+        prepared(rows, tmp_path / "other", tiny_processor, engine="ray", stops=True)
 
     for path in whole.glob("*.arrow"):
         assert (found / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("engines", [("ray", "ray"), ("local", "ray"), ("ray", "local")], ids=str)
+def test_either_engine_goes_on_where_one_was_stopped(
+    rows, whole, tiny_processor, tmp_path, monkeypatch, engines
+):
+    def stopped(work, pieces, *rest):
+        run_pieces(work, pieces[1:3], *rest)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "train"
+    with monkeypatch.context() as patch:
+        patch.setattr("vlcpt.data.prepare.run_pieces", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(rows, folder, tiny_processor, engine=engines[0])
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("0*.arrow")}
+    assert sorted(path.name for path in before) == ["00001.arrow", "00002.arrow"]
+
+    prepared(rows, folder, tiny_processor, engine=engines[1])
+
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # not written again
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in whole.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
