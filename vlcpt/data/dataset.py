@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from vlcpt.data.markup import Untagged
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
 from vlcpt.data.plan_cache import PlanCache
-from vlcpt.data.planning import MAX_BAD_IN_A_ROW, OnBadData, Track, make_plan, untracked
+from vlcpt.data.planning import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
 from vlcpt.data.watch import WorkerWatch
@@ -184,9 +185,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     def digest(self) -> str:
         """The same for the same tokens and targets in the same order, on whatever machine."""
         plan = xxhash.xxh3_128()
-        for _, samples in self._samples.pieces():
-            plan.update(np.stack([*samples.values()]).data)
-        for part in (self._pack_of, self._pack_ends, *self._plan.checksums()):
+        columns = (self._samples[name] for name in SAMPLE_COLUMNS)
+        for part in chain(columns, (self._pack_of, self._pack_ends), self._plan.checksums()):
             plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
 

@@ -231,7 +231,7 @@ def _repeats(
         [int(count.sum()) for count in targets[: len(train)]], [source.share for source in train]
     )
     repeats = [
-        _small(repeat_documents(count, times, rng)) for count, times in zip(targets, passes, strict=False)
+        _as_one(repeat_documents(count, times, rng)) for count, times in zip(targets, passes, strict=False)
     ]
     if len(scans) == len(train):
         return repeats
@@ -245,7 +245,7 @@ def _repeats(
     return repeats + np.split(drawn, ends[:-1])
 
 
-def _small(repeats: np.ndarray) -> np.ndarray:
-    """The same numbers, and no memory for them where all are alike: as without replay and shares."""
+def _as_one(repeats: np.ndarray) -> np.ndarray:
+    """The same numbers, but one for all if they are alike, as without replay and shares."""
     is_same = len(repeats) > 0 and (repeats == repeats[0]).all()
     return np.broadcast_to(repeats[0].copy(), len(repeats)) if is_same else repeats

@@ -162,7 +162,8 @@ class SourceScanner(Dataset[Scan]):
             except DocumentError as error:
                 found = error
             ahead.append((row, found))
-            if len(ahead) == AHEAD or held > MOST_AHEAD:
+            is_last = self._stops and isinstance(found, DocumentError)
+            if is_last or len(ahead) == AHEAD or held > MOST_AHEAD:
                 yield from self._scanned(ahead)
                 ahead, held = [], 0
         yield from self._scanned(ahead)
