@@ -389,6 +389,9 @@ def test_held_out_data_are_read_as_well(folder: Path) -> None:
 
     assert not whole
     assert "of held, 1 would be lost" in text and "held.jsonl:2" in text
+    (one,) = dropped(folder)
+    assert (one["source"].rpartition("/")[2], one["line"], one["reason"]) == ("held.jsonl", 2, "medium")
+    assert json.loads((folder / "out/ledger.json").read_text())["total"]["documents"]["dropped"] == {}
 
 
 # Where it writes

@@ -200,6 +200,41 @@ def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
     assert ("loss, other images" in table.columns) == bool(note)
 
 
+@pytest.mark.parametrize("on_bad_data", ["error", "skip"])
+def test_inspect_goes_on_after_a_row_that_cannot_be_used(tmp_path: Path, on_bad_data: str) -> None:
+    run = configs(tmp_path, "--on_bad_data", on_bad_data)
+    good = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text('{"text": "<trainable_text>"}\n' + good)
+    shown = StringIO()
+    inspect_run(run, slice(0, 9), Console(file=shown, width=200))
+
+    what = {"error": "training would stop here", "skip": "not used"}[on_bad_data]
+    (line,) = [line for line in shown.getvalue().splitlines() if line.startswith(what)]
+    assert "train.jsonl:1: text, character 0: <trainable_text> is not closed" in line
+    assert all(f"train.jsonl:{line}  " in shown.getvalue() for line in (2, 3, 4, 5))
+
+
+def test_documents_that_are_not_measured_are_in_dropped_jsonl(tmp_path: Path) -> None:
+    held = json.dumps([{"path": str(tmp_path / "held.jsonl")}])
+    skips = ("--on_bad_data", "skip", "--max_bad_fraction", "1", "--eval_data", held)
+    (tmp_path / "held.jsonl").write_text('{"text": "fine"}\n{"text": "<trainable_text>"}\n')
+    train_run(configs(tmp_path, "--eval_strategy", "steps", "--eval_steps", "2", *skips), QUIET)
+
+    lines = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()]
+    assert [(one["source"].rpartition("/")[2], one["line"]) for one in lines] == [("held.jsonl", 2)]
+
+
+def test_a_folder_without_a_checkpoint_is_not_said_to_have_one(tmp_path: Path) -> None:
+    run = configs(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.yaml").touch()
+    with pytest.raises(ConfigError, match="as no checkpoint is in it, start afresh in it with --overwrite"):
+        prepare_output(run)
+    (tmp_path / "out/checkpoint-1").mkdir()
+    with pytest.raises(ConfigError, match="go on from its checkpoint with --resume_from_checkpoint true"):
+        prepare_output(run)
+
+
 def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--rows 4: no source has so many documents; the longest has 4\."):
         inspect_run(configs(tmp_path), slice(4, 9), QUIET)

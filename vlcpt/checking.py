@@ -78,6 +78,7 @@ def check_run(
     console.print()
     if dataset is not None:
         _show_plan(configs, dataset, model, processor, devices, console)
+    ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
     _write(ledger, Path(str(configs.training.output_dir)), console)
     lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
     _say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
@@ -133,6 +134,8 @@ def _show_plan(
         max_bad_fraction=data.max_bad_fraction,
         on_overlong=data.on_overlong,
         with_checkpointing=memory.get("checkpointing"),
+        max_steps=course.max_steps,
+        steps_per_epoch=course.steps_per_epoch,
     )
     if advice:
         console.print(Text("what to change", "italic"))

@@ -52,9 +52,12 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
                 path.unlink()
         remove_plans(output / PLANS)
     elif not training.resume_from_checkpoint and any(p.name not in NO_RUN for p in output.iterdir()):
+        go_on = "go on from its checkpoint with --resume_from_checkpoint true, or "
+        if not any(output.glob("checkpoint-*")):
+            go_on = "or, as no checkpoint is in it, "
         raise ConfigError(
-            f"output_dir {output} is not empty. Give another folder, go on from its checkpoint with "
-            "--resume_from_checkpoint true, or start afresh in it with --overwrite."
+            f"output_dir {output} is not empty. Give another folder, {go_on}start afresh in it with "
+            "--overwrite."
         )
 
 

@@ -123,8 +123,10 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
     for name, one in sets.items():
         require_equal(training, one.digest, f"the plan of {name}")
+    dataset.ledger.unmeasured = [dropped for one in sets.values() for dropped in one.ledger.dropped]
     if is_main:
         tell_unmeasured(sets, console)
+        dataset.ledger.write(output)
     ranks.at(0, "setting training up")
     trainer = CPTTrainer(
         model=model,
@@ -216,9 +218,9 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
                 )
             except DocumentError as error:
                 is_dropped = error.kind == "overlong" and data.on_overlong == "drop"
-                if not is_dropped and (data.on_bad_data == "error" or error.kind == "overlong"):
-                    raise
-                console.print(f"not used: {error}\n", style="red", markup=False, highlight=False)
+                stops = not is_dropped and (data.on_bad_data == "error" or error.kind == "overlong")
+                what = "training would stop here" if stops else "not used"
+                console.print(f"{what}: {error}\n", style="red", markup=False, highlight=False)
                 continue
             for line in document_lines(document.name, stream, parts, processor.tokenizer, console):
                 console.print(line)

@@ -267,6 +267,21 @@ def test_shares_repeat_documents_and_the_ledger_shows_what_was_realised(tiny_pro
     assert found["few"]["tokens"]["read"] == 20 * 11  # counted once
 
 
+def test_with_replay_a_share_is_asked_of_what_replay_leaves(tiny_processor):
+    sources = [
+        {"path": [trained(digits(10, n)) for n in range(60)], "name": name, "share": share}
+        for name, share in (("few", 0.4), ("many", 0.6))
+    ]
+    old = {"path": [trained(digits(10, n)) for n in range(60)], "name": "old"}
+    ledger = make(sources, tiny_processor, replay_data=old, replay_share=0.2).ledger
+    balance(ledger)
+    shares = {name: one["share"] for name, one in ledger.as_json()["sources"].items()}
+    assert [one["asked"] for one in shares.values()] == pytest.approx([0.32, 0.48, 0.2])
+    assert sum(one["realised"] for one in shares.values()) == pytest.approx(1, abs=1e-5)
+    for one in shares.values():
+        assert one["realised"] == pytest.approx(one["asked"], abs=0.01)
+
+
 def test_replay_is_drawn_up_to_its_share_and_the_rest_is_not_drawn(tiny_processor):
     new = {"path": [trained(digits(10 + n % 7, n)) for n in range(150)], "name": "new"}
     old = {"path": [trained(digits(5 + n % 30, n)) for n in range(200)], "name": "old"}

@@ -116,10 +116,14 @@ def test_a_longer_document_that_is_not_to_be_split_is_an_error(on_overlong):
         split_stream(stream, 9, on_overlong=on_overlong, source=Source("a.jsonl", 3))
     assert str(caught.value) == (
         "a.jsonl:3: 10 tokens up to the last target, more than max_length 9. "
-        "Raise max_length, lower max_pixels, or set on_overlong: split."
+        "Raise max_length, or set on_overlong: split."
     )
     assert caught.value.kind == "overlong"
     assert len(split_stream(stream, 10, on_overlong=on_overlong)) == 1
+    with pytest.raises(
+        DocumentError, match=r"Raise max_length, lower max_pixels, or set on_overlong: split\."
+    ):
+        split_stream(stream_of([("c", 1), ("m", 2), ("t", 9)]), 9, on_overlong=on_overlong)
 
 
 CLIP = avi(0, frames=32, rate=8, width=168, height=168)

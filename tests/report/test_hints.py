@@ -57,6 +57,11 @@ def test_documents_without_a_target_ask_for_marks() -> None:
     assert "mark some of the text" in advice(dropped_without_targets=2)
 
 
+def test_steps_that_do_not_read_all_are_told() -> None:
+    assert "max_steps 9 is less than one pass of 10 steps" in advice(max_steps=9, steps_per_epoch=10)
+    assert advice(max_steps=10, steps_per_epoch=10) == advice(max_steps=-1, steps_per_epoch=10) == ""
+
+
 def test_many_split_documents_ask_for_the_length_that_holds_the_longest() -> None:
     assert "with max_length 1,536 the longest would stay whole" in advice(split=10)
     assert advice(split=2) == ""

@@ -73,7 +73,9 @@ def enter_shares(
     ]
     for number, source in enumerate(sources):
         account = ledger.sources[source.name]
-        account.share_asked = source.share if number < train else None
+        # What replay takes is taken from all of them alike.
+        share = source.share if number < train else None
+        account.share_asked = None if share is None else round(share * (1 - replay_share), 6)
         account.share_realised = round(targets[number] / max(sum(targets), 1), 6)
     if len(sources) == train + 1:
         ledger.sources[sources[train].name].share_asked = replay_share

@@ -165,6 +165,9 @@ class Dropped:
 class Ledger:
     """The account of one planned pass over all sources.
 
+    :attr:`dropped` are its unused documents, :attr:`unmeasured` those of evaluation sets: lines of
+    ``dropped.jsonl``, and no part of the account.
+
     Args:
         sources: Their names, in order.
 
@@ -180,6 +183,7 @@ class Ledger:
     def __init__(self, sources: list[str]) -> None:
         self.sources = {name: SourceLedger() for name in sources}
         self.dropped: list[Dropped] = []
+        self.unmeasured: list[Dropped] = []
         self.samples = 0
         self.packs = 0
         self.fill: float | None = None
@@ -216,7 +220,7 @@ class Ledger:
     def write(self, directory: Path) -> None:
         """Write ``ledger.json`` and ``dropped.jsonl``, each whole or not at all."""
         directory.mkdir(parents=True, exist_ok=True)
-        lines = "".join(one.as_line() for one in self.dropped)
+        lines = "".join(one.as_line() for one in (*self.dropped, *self.unmeasured))
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
             partial = directory / f".{name}.partial"

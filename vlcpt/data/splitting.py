@@ -75,7 +75,7 @@ def split_stream(
     if on_overlong != "split":
         raise DocumentError(
             f"{length} tokens up to the last target, more than max_length {max_length}. "
-            "Raise max_length, lower max_pixels, or set on_overlong: split.",
+            f"Raise max_length, {'lower max_pixels, ' if stream.media else ''}or set on_overlong: split.",
             kind="overlong",
             source=source,
         )

@@ -19,6 +19,8 @@ def hints(
     max_bad_fraction: float,
     on_overlong: str,
     with_checkpointing: MemoryEstimate | None = None,
+    max_steps: int = -1,
+    steps_per_epoch: int = 1,
 ) -> list[str]:
     """Advice, the most pressing first; nothing where all is well.
 
@@ -26,6 +28,8 @@ def hints(
         longest: Tokens of the longest document.
         mean_length: Tokens of a sample, on average.
         with_checkpointing: The memory of a device then, where it is off.
+        max_steps: Steps asked for in place of epochs, if above 0.
+        steps_per_epoch: Those of one pass.
 
     Example:
         >>> ledger = Ledger(["train"])
@@ -54,6 +58,11 @@ def hints(
         advice.append(
             f"{_documents(count)} without a target: mark some of the text with <trainable_text>, or take "
             "it out of the data."
+        )
+    if 0 < max_steps < steps_per_epoch:
+        advice.append(
+            f"max_steps {max_steps:,} is less than one pass of {steps_per_epoch:,} steps, and documents in "
+            "the others are never trained: raise it, or set num_train_epochs instead."
         )
     if documents["split"] > 0.05 * documents["used"]:
         advice.append(

@@ -29,3 +29,14 @@ def test_untagged_rows_follow_untagged():
     assert read_row({"text": "a"}, untagged="mask").segments == (Text("a"),)
     with pytest.raises(DocumentError, match="no <trainable_text> anywhere"):
         read_row({"text": "a"}, untagged="error")
+
+
+def test_a_field_in_the_singular_is_named_where_its_files_are_missed():
+    with pytest.raises(
+        DocumentError, match=r"'images' lists 0 files.*The row has 'image': call it 'images'\."
+    ):
+        read_row({"text": "<image>a", "image": "a.png"})
+    with pytest.raises(DocumentError, match="'videos' lists 0 files") as raised:
+        read_row({"text": "<video>a", "image": "a.png"})
+    assert "call it" not in str(raised.value)
+    assert read_row({"text": "a", "image": "a.png"}).images == ()

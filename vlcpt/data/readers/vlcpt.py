@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlcpt.data.documents import Document
+from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged, parse_markup
 from vlcpt.data.readers.fields import Row, list_field, text_field
 
@@ -14,6 +14,12 @@ def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
         >>> read_row({"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a.png"]}).images
         (Image(path='a.png', min_pixels=None, max_pixels=None),)
     """
-    return parse_markup(
-        text_field(row, "text"), list_field(row, "images"), list_field(row, "videos"), untagged=untagged
-    )
+    try:
+        return parse_markup(
+            text_field(row, "text"), list_field(row, "images"), list_field(row, "videos"), untagged=untagged
+        )
+    except DocumentError as error:
+        for name in ("image", "video"):
+            if f"'{name}s' lists 0 files" in error.reason and name in row and f"{name}s" not in row:
+                error.reason += f" The row has {name!r}: call it '{name}s'."
+        raise
