@@ -11,7 +11,7 @@ from vlcpt import Document, Image, Text
 from vlcpt.data import scanning
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.readers.files import open_source
-from vlcpt.data.scanning import Scan, SourceScanner
+from vlcpt.data.scanning import COLUMNS, Scan, SourceScanner
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 media = st.sampled_from([Image(data=png(0, 28, 28)), Image(data=b"broken")])
@@ -80,6 +80,23 @@ def test_no_text_is_encoded_twice_where_no_edge_cuts_a_token(tiny_processor, mon
     found = scan(encoder, rows, 2048, stops=True)
     assert found.error is None
     assert len(found.documents) == 150
+
+
+def test_a_text_without_targets_too_long_or_cut_is_not_encoded_again(tiny_processor, monkeypatch):
+    """Its tokens are known by then; a corpus of books would be encoded twice."""
+    encoder = DocumentEncoder(tiny_processor)
+    monkeypatch.setattr(encoder, "tokens", lambda document: pytest.fail(f"again: {document}"))
+    monkeypatch.setattr(encoder.runs, "_uncut", lambda texts: pytest.fail(f"again: {texts}"))
+    rows = [
+        {"text": "none <trainable_text></trainable_text>"},
+        {"text": "<trainable_text>" + "a pump closes " * 100 + "</trainable_text>"},
+        {"text": "a pump, th<trainable_text>e</trainable_text> valve"},
+    ]
+    found = scan(encoder, rows, 64, stops=True)
+    assert found.error is None
+    assert [unused.row for unused in found.unused] == [0]
+    assert found.documents[0, COLUMNS.index("parts")] > 1
+    assert found.marks["cut_edges"] > 0
 
 
 def test_rows_with_large_texts_are_not_gathered(tiny_processor, monkeypatch):

@@ -16,12 +16,11 @@ from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, 
 from vlcpt.data.media import MediaLimits
 from vlcpt.data.positions import VisionBlock, mrope_positions
 from vlcpt.data.sound_tokens import require_sound_tokens
-from vlcpt.data.streams import EncodedDocument, TokenStream
+from vlcpt.data.streams import IGNORE_INDEX, EncodedDocument, TokenStream, closed_stream
 from vlcpt.data.tokens import RunTokenizer, target_weight
 from vlcpt.data.turn_edges import TurnEdge
 from vlcpt.data.vision import PlacedMedium, VisionEncoder
 
-IGNORE_INDEX = -100
 TrainEos = Literal["auto", "always", "never"]
 _CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
                    "<|im_start|>", "<|im_end|>")  # fmt: skip
@@ -96,7 +95,6 @@ class DocumentEncoder:
         self._start, self._end, self.eos, image, video, turn_start, turn_end = (
             _token_id(processor, token) for token in _CONTROL_TOKENS
         )
-        self._closing = np.array([self.eos], dtype=np.int64)
         self._pads = {Image: image, Video: video}
         self._turn_ids = {"start": turn_start, "end": turn_end}
 
@@ -137,18 +135,8 @@ class DocumentEncoder:
                     weights.append(np.zeros(len(pads), dtype=np.float32))
                     media.append(placed)
                     length += len(pads)
-        ids.append(self._closing)
-        weights.append(np.array([self.eos_weight(document)], dtype=np.float32))
-        input_ids, loss_weights = np.concatenate(ids), np.concatenate(weights)
-        without_context = int(loss_weights[0] > 0)
-        loss_weights[0] = 0
-        return TokenStream(
-            input_ids=input_ids,
-            labels=np.where(loss_weights > 0, input_ids, IGNORE_INDEX),
-            loss_weights=loss_weights,
-            media=tuple(media),
-            without_context=without_context,
-            cut_edges=cut_edges,
+        return closed_stream(
+            ids, weights, self.eos, self.eos_weight(document), media=media, cut_edges=cut_edges
         )
 
     def sample(

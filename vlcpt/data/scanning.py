@@ -19,6 +19,7 @@ from vlcpt.data.ledger import Dropped, TokenCounts, count_tokens
 from vlcpt.data.media import MediaError, resolve
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.splitting import OnOverlong, split_stream
+from vlcpt.data.streams import TokenStream
 from vlcpt.data.text_scanning import TextScan, scan_texts
 from vlcpt.data.turn_edges import TurnEdge
 
@@ -29,6 +30,7 @@ MAX_PIECES = 512
 # media, as all of them are held.
 AHEAD, MOST_AHEAD = 64, 1 << 16
 Opened = Document | DocumentError
+Encoded = TextScan | TokenStream | None  # None: not yet
 # One row a document that can be trained on. Its tokens follow the ledger's names.
 COLUMNS = ("row", "parts", "images", "videos", "checksum", *TokenCounts._fields)
 PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
@@ -123,15 +125,16 @@ class SourceScanner(Dataset[Scan]):
         documents: list[tuple[int, ...]] = []
         parts: list[tuple[int, ...]] = []
         scan = Scan(np.zeros(0), np.zeros(0), total)
+        columns: tuple[int, ...] | str
         for row, found, text in self._opened(rows):
             document = found if isinstance(found, Document) else None
             try:
                 if isinstance(found, DocumentError):
                     raise found
-                if text is None:
-                    columns = self._document(found, row, parts, scan)
-                else:
+                if isinstance(text, TextScan):
                     columns = self._text(found, row, text, parts, scan)
+                else:
+                    columns = self._document(found, row, text, parts, scan)
             except DocumentError as error:
                 is_bad = error.kind != "overlong" or self._on_overlong != "drop"
                 if is_bad and (self._stops or error.kind == "overlong"):
@@ -150,8 +153,8 @@ class SourceScanner(Dataset[Scan]):
         scan.parts = np.array(parts, dtype=np.int32).reshape(-1, len(PART_COLUMNS))
         return scan
 
-    def _opened(self, rows: Iterable[int]) -> Iterator[tuple[int, Opened, TextScan | None]]:
-        """Each row's document, or what is wrong with it, and what it costs where that is known by now."""
+    def _opened(self, rows: Iterable[int]) -> Iterator[tuple[int, Opened, Encoded]]:
+        """Each row's document, or what is wrong with it, and what is known by now of its tokens."""
         ahead: list[tuple[int, Opened]] = []
         held = 0
         for row in rows:
@@ -168,7 +171,7 @@ class SourceScanner(Dataset[Scan]):
                 ahead, held = [], 0
         yield from self._scanned(ahead)
 
-    def _scanned(self, opened: list[tuple[int, Opened]]) -> Iterator[tuple[int, Opened, TextScan | None]]:
+    def _scanned(self, opened: list[tuple[int, Opened]]) -> Iterator[tuple[int, Opened, Encoded]]:
         texts = {row: found for row, found in opened if isinstance(found, Document) and _is_text(found)}
         scans = scan_texts(self._encoder, [*texts.values()], self._max_length) if texts else []
         of_row = dict(zip(texts, scans, strict=True))
@@ -185,10 +188,16 @@ class SourceScanner(Dataset[Scan]):
         return (row, 1, 0, 0, text.checksum, *text.counts)
 
     def _document(
-        self, document: Document, row: int, parts: list[tuple[int, ...]], scan: Scan
+        self,
+        document: Document,
+        row: int,
+        stream: TokenStream | None,
+        parts: list[tuple[int, ...]],
+        scan: Scan,
     ) -> tuple[int, ...] | str:
         """The document's columns, or why it has no target; its parts and marks are entered on the way."""
-        stream = self._encoder.tokens(document)
+        if stream is None:
+            stream = self._encoder.tokens(document)
         try:
             found = split_stream(
                 stream, self._max_length, on_overlong=self._on_overlong, source=document.source

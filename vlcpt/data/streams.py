@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from vlcpt.data.documents import Document
 from vlcpt.data.vision import PlacedMedium
+
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,40 @@ class TokenStream:
         """Of tokens and loss weights, 31 bits: tells a text from another one of as many tokens."""
         ids = np.ascontiguousarray(self.input_ids, dtype="<i4").data
         return crc32(np.ascontiguousarray(self.loss_weights, dtype="<f4").data, crc32(ids)) & 0x7FFFFFFF
+
+
+def closed_stream(
+    ids: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    eos: int,
+    eos_weight: float,
+    *,
+    media: Sequence[PlacedMedium] = (),
+    cut_edges: int = 0,
+) -> TokenStream:
+    """A document's tokens from those of its segments: closed, the first no target.
+
+    Args:
+        ids, weights: Tokens and loss weights, segment after segment.
+        eos, eos_weight: The end of text.
+        media, cut_edges: See :class:`TokenStream`.
+
+    Example:
+        >>> closed_stream([np.array([5, 6])], [np.array([1.0, 1.0])], 2, 0.0).labels.tolist()
+        [-100, 6, -100]
+    """
+    input_ids = np.concatenate([*ids, [eos]], dtype=np.int64)
+    loss_weights = np.concatenate([*weights, [eos_weight]], dtype=np.float32, casting="same_kind")
+    without_context = int(loss_weights[0] > 0)
+    loss_weights[0] = 0
+    return TokenStream(
+        input_ids=input_ids,
+        labels=np.where(loss_weights > 0, input_ids, IGNORE_INDEX),
+        loss_weights=loss_weights,
+        media=tuple(media),
+        without_context=without_context,
+        cut_edges=cut_edges,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 from vlcpt.data.documents import Document, Text
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.ledger import TokenCounts
+from vlcpt.data.streams import TokenStream, closed_stream
+from vlcpt.data.tokens import Run
 
 
 class TextScan(NamedTuple):
@@ -29,7 +31,7 @@ class TextScan(NamedTuple):
 
 def scan_texts(
     encoder: DocumentEncoder, documents: Sequence[Document], max_length: int
-) -> list[TextScan | None]:
+) -> list[TextScan | TokenStream]:
     """Encode many documents that hold text and nothing else.
 
     Args:
@@ -38,20 +40,19 @@ def scan_texts(
         max_length: Tokens of a sample.
 
     Returns:
-        Of each document what it costs. None where there is more to say of it: without targets, longer than
-        ``max_length``, or cut at the edge of a span.
+        Of each document what it costs. Its tokens where there is more to say of it: without targets, longer
+        than ``max_length``, or cut at the edge of a span.
 
     Example:
         >>> from vlcpt import load_processor, parse_markup
         >>> from vlcpt.demo import base_path
         >>> texts = ["one <trainable_text>two</trainable_text>", "<trainable_text></trainable_text>three"]
         >>> found = scan_texts(DocumentEncoder(load_processor(base_path())), [*map(parse_markup, texts)], 64)
-        >>> [None if one is None else one.counts.targets for one in found]
-        [2, None]
+        >>> found[0].counts.targets, len(found[1])
+        (2, 2)
     """
-    runs = encoder.runs.uncut(
-        [[one for one in document.segments if isinstance(one, Text)] for document in documents]
-    )
+    texts = [[one for one in document.segments if isinstance(one, Text)] for document in documents]
+    runs = encoder.runs.uncut(texts)
     closings = np.array([encoder.eos_weight(document) for document in documents], dtype=np.float32)
     ids = np.insert(runs.ids, runs.ends, encoder.eos).astype("<i4")
     weights = np.insert(runs.weights, runs.ends, closings).astype("<f4")
@@ -65,10 +66,17 @@ def scan_texts(
     stops = np.maximum.reduceat(places, starts) - starts
     counts = np.stack([ends - starts, targets, stops, without_context, starts, ends], axis=1)
     of_ids, of_weights = ids.data.cast("B"), weights.data.cast("B")
-    found: list[TextScan | None] = []
-    for is_uncut, (read, trained, stop, lost, start, end) in zip(runs.is_uncut, counts.tolist(), strict=True):
-        if not (is_uncut and trained and stop <= max_length):
-            found.append(None)
+    found: list[TextScan | TokenStream] = []
+    for number, (read, trained, stop, lost, start, end) in enumerate(counts.tolist()):
+        if not (runs.is_uncut[number] and trained and stop <= max_length):
+            of_text = slice(start - number, end - number - 1)
+            run = Run(runs.ids[of_text], runs.weights[of_text], 0)
+            if not runs.is_uncut[number]:
+                run = encoder.runs.cut(texts[number])
+            closing = float(closings[number])
+            found.append(
+                closed_stream([run.ids], [run.weights], encoder.eos, closing, cut_edges=run.cut_edges)
+            )
             continue
         of_both = crc32(of_weights[4 * start : 4 * end], crc32(of_ids[4 * start : 4 * end])) & 0x7FFFFFFF
         tokens = TokenCounts(

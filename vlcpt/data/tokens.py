@@ -107,6 +107,10 @@ class RunTokenizer:
         """
         if (run := self._uncut(texts)) is not None:
             return run
+        return self.cut(texts)
+
+    def cut(self, texts: Sequence[Text]) -> Run:
+        """What :meth:`tokenize` gives, for texts of which :meth:`uncut` could not tell."""
         text, weights = self._characters(texts)
         inside = weights > 0
         edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
