@@ -9,10 +9,21 @@ from itertools import accumulate
 from vlcpt.data.documents import Text
 
 
-def byte_sizes(state: Mapping[str, object]) -> list[int]:
-    """The bytes of each token; none where tokens are not made of bytes.
+def token_sizes(vocabulary: Mapping[str, int]) -> list[int]:
+    """The bytes of each token of a byte-level vocabulary, which writes one letter for each byte.
 
-    A byte-level vocabulary writes one letter for each byte.
+    Example:
+        >>> token_sizes({"a": 1, "Ġthe": 0})
+        [4, 1]
+    """
+    sizes = [0] * (max(vocabulary.values()) + 1)
+    for token, number in vocabulary.items():
+        sizes[number] = len(token)
+    return sizes
+
+
+def byte_sizes(state: Mapping[str, object]) -> list[int]:
+    """The bytes of each token of a tokenizer; none where tokens are not made of bytes.
 
     Args:
         state: A tokenizer as ``tokenizer.json`` has it.
@@ -29,10 +40,7 @@ def byte_sizes(state: Mapping[str, object]) -> list[int]:
     vocab = model["vocab"]
     if not isinstance(vocab, Mapping):  # Unigram has a list of tokens and scores
         return []
-    sizes = [0] * (max(vocab.values()) + 1)
-    for token, number in vocab.items():
-        sizes[number] = len(token)
-    return sizes
+    return token_sizes(vocab)
 
 
 def part_ends(texts: Sequence[Text], ids: Sequence[int], sizes: Sequence[int]) -> list[int] | None:

@@ -13,11 +13,12 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import EvalPrediction, ProcessorMixin
 
 from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.planning import Track, untracked
+from vlcpt.data.token_bytes import token_sizes
 from vlcpt.training.failures import leave_out_failed
 from vlcpt.training.loss import BatchTensors, target_losses
 
@@ -123,7 +124,7 @@ def score(
         track, description: What shows the progress, and as what.
     """
     eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    token_bytes = _token_bytes(processor.tokenizer)
+    token_bytes = torch.tensor(token_sizes(processor.tokenizer.get_vocab()))
     loader = DataLoader(
         dataset, batch_size=batch_size, collate_fn=CPTDataCollator(processor), num_workers=num_workers
     )
@@ -207,12 +208,3 @@ def evaluate_sets(
             blank_images_loss=blank.loss if blank else None,
         )
     return results
-
-
-def _token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """UTF-8 bytes of each id: a byte-level vocabulary writes each byte as one character."""
-    vocabulary = tokenizer.get_vocab()
-    lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
-    for token, number in vocabulary.items():
-        lengths[number] = len(token)
-    return lengths
