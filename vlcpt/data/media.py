@@ -102,7 +102,7 @@ def resolve(path: str, media_root: Path | None) -> Path:
         if local.startswith("//"):
             raise MediaError(f"{shown} names another machine. Write file:///folder/name, or a plain path.")
     elif _URL.match(path):
-        raise MediaError(f"{shown_url(path)!r} is a URL, and nothing is fetched. Download it and name it.")
+        raise MediaError(f"{shown_url(path)!r} is a URL, and nothing is fetched. Download it, give its path.")
     folder = str(media_root or Path())  # as written: messages reach files, absolute paths are private
     try:
         root = os.path.realpath(folder)
