@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tests.data.strategies import texts, weights
 from tests.support import png
-from vlcpt import Document, Image, Text
-from vlcpt.data import scanning
+from vlcpt import Document, DocumentError, Image, Text, parse_markup
+from vlcpt.data import scanning, tokens
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.scanning import COLUMNS, Scan, SourceScanner
@@ -97,6 +97,24 @@ def test_a_text_without_targets_too_long_or_cut_is_not_encoded_again(tiny_proces
     assert [unused.row for unused in found.unused] == [0]
     assert found.documents[0, COLUMNS.index("parts")] > 1
     assert found.marks["cut_edges"] > 0
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_word_that_spans_cut_too_often_is_a_bad_row(tiny_processor, monkeypatch, stops):
+    monkeypatch.setattr(tokens, "_MOST_AGAIN", 1000)
+    cut = "".join(f"c<trainable_text>l</trainable_text>{letter}" for letter in "oses" * 100)
+    found = scan(
+        DocumentEncoder(tiny_processor), [{"text": "a b"}, {"text": cut}, {"text": "c d"}], 64, stops=stops
+    )
+    if stops:
+        assert str(found.error).startswith("rows:2: text: its spans cut a word of")
+        assert len(found.documents) == 1
+    else:
+        (unused,) = found.unused
+        assert (unused.row, unused.dropped.reason, unused.is_bad) == (1, "markup", True)
+        assert len(found.documents) == 2
+    with pytest.raises(DocumentError, match="its spans cut a word of"):
+        DocumentEncoder(tiny_processor).tokens(parse_markup(cut))
 
 
 def test_rows_with_large_texts_are_not_gathered(tiny_processor, monkeypatch):

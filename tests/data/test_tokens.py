@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tests.data.real_tokenizer import byte_characters
 from tests.data.strategies import CONTROL, PIECES, texts
-from vlcpt import Text
+from vlcpt import DocumentError, Text
 from vlcpt.data.tokens import RunTokenizer
 
 BYTES = {letter: byte for byte, letter in byte_characters().items()}
@@ -379,6 +379,18 @@ def test_two_thousand_cuts_in_200_kilobytes_take_seconds(tiny_runs, language):
     assert 0 < (found.weights > 0).sum() <= trained * (3 if language == "chinese" else 1)
     if language != "chinese":  # there, each character is three tokens of one byte, and none holds an edge
         assert found.cut_edges > 50
+
+
+@pytest.mark.parametrize("letters", ["closes", "pumpvalve"])
+def test_a_word_of_20_thousand_letters_that_spans_cut_everywhere_is_refused_in_seconds(tiny_runs, letters):
+    """Each cut tokenises the rest of the word again: it took minutes."""
+    word = (letters * 20_000)[:20_000]
+    before = time.process_time()
+    with pytest.raises(
+        DocumentError, match=r"cut a word of [\d,]+ characters, after [\d,]+ other cuts\. Put the"
+    ):
+        tiny_runs.tokenize([Text(letter, n % 2 == 1) for n, letter in enumerate(word)])
+    assert time.process_time() - before < 15
 
 
 def test_a_small_weight_beside_a_large_one_is_not_lost(tiny_runs):

@@ -116,7 +116,10 @@ class DocumentEncoder:
         for is_text, segments in groupby(document.segments, key=_is_text):
             if is_text:
                 texts = [segment for segment in segments if isinstance(segment, Text)]
-                run = self.runs.tokenize(texts)
+                try:
+                    run = self.runs.tokenize(texts)
+                except DocumentError as error:
+                    raise error.at(document.source) from None
                 cut_edges += run.cut_edges
                 ids.append(run.ids)
                 weights.append(run.weights)

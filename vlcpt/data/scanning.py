@@ -30,7 +30,7 @@ MAX_PIECES = 512
 # media, as all of them are held.
 AHEAD, MOST_AHEAD = 64, 1 << 16
 Opened = Document | DocumentError
-Encoded = TextScan | TokenStream | None  # None: not yet
+Encoded = TextScan | TokenStream | DocumentError | None  # None: not yet
 # One row a document that can be trained on. Its tokens follow the ledger's names.
 COLUMNS = ("row", "parts", "images", "videos", "checksum", *TokenCounts._fields)
 PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
@@ -131,6 +131,8 @@ class SourceScanner(Dataset[Scan]):
             try:
                 if isinstance(found, DocumentError):
                     raise found
+                if isinstance(text, DocumentError):
+                    raise text
                 if isinstance(text, TextScan):
                     columns = self._text(found, row, text, parts, scan)
                 else:

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from vlcpt.data.documents import Document, Text
+from vlcpt.data.documents import Document, DocumentError, Text
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.ledger import TokenCounts
 from vlcpt.data.streams import TokenStream, closed_stream
@@ -31,7 +31,7 @@ class TextScan(NamedTuple):
 
 def scan_texts(
     encoder: DocumentEncoder, documents: Sequence[Document], max_length: int
-) -> list[TextScan | TokenStream]:
+) -> list[TextScan | TokenStream | DocumentError]:
     """Encode many documents that hold text and nothing else.
 
     Args:
@@ -41,7 +41,7 @@ def scan_texts(
 
     Returns:
         Of each document what it costs. Its tokens where there is more to say of it: without targets, longer
-        than ``max_length``, or cut at the edge of a span.
+        than ``max_length``, or cut at the edge of a span; or what is wrong with it.
 
     Example:
         >>> from vlcpt import load_processor, parse_markup
@@ -66,13 +66,17 @@ def scan_texts(
     stops = np.maximum.reduceat(places, starts) - starts
     counts = np.stack([ends - starts, targets, stops, without_context, starts, ends], axis=1)
     of_ids, of_weights = ids.data.cast("B"), weights.data.cast("B")
-    found: list[TextScan | TokenStream] = []
+    found: list[TextScan | TokenStream | DocumentError] = []
     for number, (read, trained, stop, lost, start, end) in enumerate(counts.tolist()):
         if not (runs.is_uncut[number] and trained and stop <= max_length):
             of_text = slice(start - number, end - number - 1)
             run = Run(runs.ids[of_text], runs.weights[of_text], 0)
             if not runs.is_uncut[number]:
-                run = encoder.runs.cut(texts[number])
+                try:
+                    run = encoder.runs.cut(texts[number])
+                except DocumentError as error:
+                    found.append(error.at(documents[number].source))
+                    continue
             closing = float(closings[number])
             found.append(
                 closed_stream([run.ids], [run.weights], encoder.eos, closing, cut_edges=run.cut_edges)

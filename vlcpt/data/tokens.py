@@ -13,12 +13,13 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from vlcpt.data.documents import Text
+from vlcpt.data.documents import DocumentError, Text
 from vlcpt.data.token_bytes import byte_sizes, part_ends
 from vlcpt.data.turn_edges import TurnEdge
 
 # Characters on each side of an edge that decide whether they compose over it: a letter and its marks.
 _WINDOW = 32
+_MOST_AGAIN = 4_000_000  # characters that are tokenised again because of cuts: some seconds
 _OFF = ("false", "off", "no", "n", "f", "0")  # as tokenizers reads it
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -104,18 +105,25 @@ class RunTokenizer:
 
         Args:
             texts: A run of texts between two media.
+
+        Raises:
+            DocumentError: See :meth:`cut`.
         """
         if (run := self._uncut(texts)) is not None:
             return run
         return self.cut(texts)
 
     def cut(self, texts: Sequence[Text]) -> Run:
-        """What :meth:`tokenize` gives, for texts of which :meth:`uncut` could not tell."""
+        """What :meth:`tokenize` gives, for texts of which :meth:`uncut` could not tell.
+
+        Raises:
+            DocumentError: If cuts fall inside words so long that it would take minutes.
+        """
         text, weights = self._characters(texts)
         inside = weights > 0
         edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
         cuts = self._cuts_inside_characters(text, edges)
-        cut_edges = len(cuts)
+        cut_edges, again = len(cuts), 0
         pieces: list[_Tokens] = []
         # A stack: the leftmost piece on top.
         todo = [self._encode(text, start, stop) for start, stop in pairwise([0, *cuts, len(text)])][::-1]
@@ -126,10 +134,18 @@ class RunTokenizer:
                 pieces.append(tokens)
                 continue
             token, edge = found
-            cut_edges += 1
             # Only what the cut can change is tokenised again: a long document may need a thousand cuts.
             low, high = _changed_by_cut(text, tokens, token)
             start, stop = int(tokens.first[low]), int(tokens.last[high - 1])
+            again += stop - start
+            if again > max(_MOST_AGAIN, len(text)):
+                raise DocumentError(
+                    f"its spans cut a word of {stop - start:,} characters, after {cut_edges:,} other cuts. "
+                    "Put the tags where words begin or end.",
+                    kind="markup",
+                    field="text",
+                )
+            cut_edges += 1
             pieces.append(tokens.part(0, low))
             todo.append(tokens.part(high, len(tokens.ids)))
             todo += [self._encode(text, edge, stop), self._encode(text, start, edge)]
