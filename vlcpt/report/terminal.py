@@ -41,14 +41,16 @@ def ledger_table(ledger: Ledger) -> Sheet:
         (label, [f"{number:,}" for number in counts]) for label, counts in _ledger_rows([*accounts.values()])
     ]
     if len(ledger.sources) > 1:
-        rows.append(("share of targets", [*map(_share, ledger.sources.values()), ""]))
+        sources = ledger.sources.values()
+        rows.append(("share of targets", [*(_share(one.share_realised) for one in sources), ""]))
+        if any(one.share_asked is not None for one in sources):
+            rows.append(("  asked", [*(_share(one.share_asked) for one in sources), ""]))
     caption = "" if ledger.fill is None else f"{ledger.packs:,} packs, {ledger.fill:.1%} full"
     return Sheet("ledger", [*accounts], rows, caption)
 
 
-def _share(account: SourceLedger) -> str:
-    realised = "–" if account.share_realised is None else f"{account.share_realised:.0%}"
-    return realised if account.share_asked is None else f"{realised} (asked {account.share_asked:.0%})"
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[int]]]:
