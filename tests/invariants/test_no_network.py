@@ -4,8 +4,10 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import av
 import pytest
 
 from tests.support import wait_for
@@ -48,15 +50,8 @@ CONTENTS = {
     "page": '<html><img src="http://{host}/a.png"/></html>',
 }
 NAMES = (
-    *(
-        "http://{host}/a",
-        "HTTPS://{host}/a",
-        "ftp://{host}/a",
-        "rtsp://{host}/a",
-        "tcp://{host}",
-        "//{host}/a",
-    ),
-    *("hls+http://{host}/a", "async:http://{host}/a", "file://{host}/a", "udp://{host}"),
+    *("http://{host}/a", "HTTPS://{host}/a", "ftp://{host}/a", "rtsp://{host}/a", "//{host}/a"),
+    *("hls+http://{host}/a", "async:http://{host}/a", "file://{host}/a", "udp://{host}", "tcp://{host}"),
     "subfile,,start,0,end,9,,:http://{host}/a",
 )
 
@@ -88,5 +83,7 @@ def test_no_medium_leads_to_a_connection(tiny_processor, tmp_path, listener, kin
     assert total.dropped_documents == {"medium": len(found)}
     assert total.documents["used"] == len(found) > 100
     assert listener.visits == 0
-    socket.create_connection(("127.0.0.1", listener.port)).close()  # it would have been seen
+    # What the files ask for would have been seen: here it is allowed.
+    with suppress(av.error.FFmpegError):
+        av.open(str(tmp_path / "playlist.m3u8"), options={"protocol_whitelist": "file,http,tcp"})
     wait_for(lambda: listener.visits)

@@ -131,7 +131,16 @@ def test_no_number_of_a_ledger_or_an_evaluation_is_cut(width: int) -> None:
             lines = [line.split() for line in numbers if line.strip().startswith(label.strip())]
             told = [word for words in lines for word in words[len(label.split()) :]]
             assert [cell for cell in cells if cell] == told
-        assert (text.count("documents read") or text.count("targets")) >= (2 if width == 40 else 1)
+        blocks = sum(line.strip().startswith(table.rows[0][0]) for line in numbers)
+        assert blocks > 1 or width > 40
+        assert blocks == 1 or width < 200
+
+
+def test_a_chinese_name_of_a_source_stands_in_one_line_of_its_column() -> None:
+    ledger = Ledger(["维修手册", "报告"])
+    ledger.sources["报告"].documents.update(read=7, used=7)
+    text = shown(ledger_table(ledger), width=60)
+    assert [line.split() for line in text.splitlines() if "手册" in line] == [["维修手册", "报告", "total"]]
 
 
 def test_numbers_have_three_digits_and_no_exponent() -> None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
-_NAME = 20  # letters of a name's line, at most
+_NAME = 20  # cells of a name's line, at most: a Chinese character takes two
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Sheet:
         for number in range(start, stop):
             name = self.columns[number]
             # As wide as a number or a word of the name needs: of a narrow terminal, labels take what is left.
-            words = (len(word) for word in name.split())
-            widest = max(*(len(cells[number]) for _, cells in self.rows), min(_NAME, max(words, default=0)))
+            words = max(map(cell_len, name.split()), default=0)
+            widest = max(*(cell_len(cells[number]) for _, cells in self.rows), min(_NAME, words))
             table.add_column(name, justify="right", width=widest, overflow="fold")
         for label, cells in self.rows:
             table.add_row(label, *cells[start:stop])
