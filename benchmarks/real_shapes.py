@@ -75,7 +75,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # libraries settle
     gc.collect()
     held = status("VmRSS")
-    model = load_model(configs.model, on_gpu=False)
+    model = load_model(configs.model)
     # The checkpoint's files are mapped, and their pages count as the process's; a GPU has none of that.
     for parameter in model.parameters():
         if getattr(parameter, "quant_state", None) is None:

@@ -35,7 +35,11 @@ class ModelConfig:
         default="auto", metadata={"help": "Type of frozen weights; trained ones are float32."}
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = field(
-        default="auto", metadata={"help": "auto: the fastest that runs here and keeps packs apart."}
+        default="auto",
+        metadata={
+            "help": "auto: each document attends to itself alone, without a mask, on torch's own kernel for "
+            "GPUs where that is right."
+        },
     )
     tuning: Literal["full", "lora", "qlora"] = field(
         default="lora", metadata={"help": "Train all weights, adapters, or adapters on 4-bit weights."}

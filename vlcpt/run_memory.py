@@ -16,6 +16,7 @@ from vlcpt.config_reading import Configs
 from vlcpt.config_trainer import resolve_deepspeed
 from vlcpt.model.adapters import base_model
 from vlcpt.model.counting import adapter_of, count_towers
+from vlcpt.model.loading import has_sliding_window
 from vlcpt.report.activations import Attention
 from vlcpt.report.memory import LargestBatch, MemoryEstimate, estimate_memory, shape_of
 from vlcpt.report.states import Setup, TowerParameters
@@ -69,8 +70,9 @@ def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -
     zero = _section(sharding, "zero_optimization")
     mixed = bool(training.bf16 or training.fp16)
     wanted = configs.model.attn_implementation
-    found = str(base.config._attn_implementation) if wanted == "auto" else wanted
-    attention: Attention = "flash" if found.startswith("flash") else "eager" if found == "eager" else "sdpa"
+    if wanted == "auto" and has_sliding_window(base.config):
+        wanted = "sdpa"
+    attention: Attention = wanted if wanted == "sdpa" or wanted == "eager" else "documents"
     return Setup(
         weight_bytes=4 if base.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
         autocast=mixed and not sharding,

@@ -156,7 +156,7 @@ def eval_run(
     sets = evaluation_sets(configs, processor, shown(console))
     tell_unmeasured(sets, console)
     device = configs.training.device
-    model, base = load_for_evaluation(configs.model, str(checkpoint), on_gpu=device.type == "cuda")
+    model, base = load_for_evaluation(configs.model, str(checkpoint))
     for one in (model, base):
         # 4-bit weights are put on their device while they load.
         if one is not None and not getattr(one, "is_quantized", False):

@@ -98,14 +98,48 @@ def test_no_document_has_its_first_token_as_a_target(batch):
 
 def test_a_batch_of_text_alone_has_no_pixels(samples, tiny_processor):
     batch = CPTDataCollator(tiny_processor)([[samples["text"]]])
-    assert set(batch) == {"input_ids", "labels", "loss_weights", "position_ids", "use_cache"}
+    bounds = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "document_lengths"}
+    assert set(batch) == {"input_ids", "labels", "loss_weights", "position_ids", "use_cache", *bounds}
 
 
 def test_a_sample_alone_is_a_pack_of_one(samples, tiny_processor):
     collate = CPTDataCollator(tiny_processor)
     alone, packed = collate([samples["image"]]), collate([[samples["image"]]])
     assert alone.keys() == packed.keys()
-    assert all(torch.equal(alone[key], packed[key]) for key in alone if key != "use_cache")
+    for key, value in alone.items():
+        same = torch.equal(value, packed[key]) if isinstance(value, torch.Tensor) else value == packed[key]
+        assert same, key
+
+
+def test_the_bounds_are_those_of_the_documents_and_of_the_padding(batch):
+    """Told by the text row, which begins at 0 with each of them."""
+    starts = (batch["position_ids"][0].flatten() == 0).nonzero()[:, 0].tolist()
+
+    assert batch["cu_seq_lens_q"].tolist() == [*starts, batch["input_ids"].numel()]
+    assert batch["cu_seq_lens_q"].dtype == torch.int32  # what kernels take
+    assert batch["document_lengths"] == batch["cu_seq_lens_k"].diff().tolist()
+    assert batch["max_length_q"] == batch["max_length_k"] == max(batch["document_lengths"])
+
+
+def test_what_the_vision_tower_takes_is_what_it_works_out_itself(
+    batch, samples, tiny_processor, make_tiny_model
+):
+    tower = make_tiny_model().model.visual
+    collate = CPTDataCollator(tiny_processor)
+    collate.window_size = tower.config.window_size
+    given = collate([[samples["both"], samples["two"]], [samples["image"]]])
+
+    for modality, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        prefix = f"{modality}_"
+        told = {name.removeprefix(prefix): one for name, one in given.items() if name.startswith(prefix)}
+        grids = told.pop("grid_thw")
+        assert {"window_index", "cu_window_seqlens", "cu_seqlens", "position_ids"} <= told.keys()
+        # Wrong ones would be used, so that this compares what is given with what is worked out.
+        assert torch.equal(
+            tower(given[pixels], grids, **told).pooler_output, tower(given[pixels], grids).pooler_output
+        )
+        with pytest.raises(IndexError):
+            tower(given[pixels], grids, **told | {"window_index": told["window_index"] + 10_000})
 
 
 def test_the_model_takes_a_batch_as_it_is(batch, make_tiny_model):

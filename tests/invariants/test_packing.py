@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tests.exact_kernels import exact_flash_attention, exact_varlen_kernel
 from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
+from vlcpt.model.attention import BY_DOCUMENT
 
 
 class Watch:
@@ -48,15 +50,43 @@ def dataset(tiny_processor):
     return CPTDataset(TEN, tiny_processor, max_length=70)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.fixture
+def load(tiny_model_dir, monkeypatch):
+    """The tiny model with an ``attn_implementation``, and where it is not here, one with exact kernels.
+
+    Flash attention needs a GPU and a package. Its path through transformers is what is to be shown, so
+    that its kernels are replaced by exact ones, and nothing else.
+    """
+
+    def load(attention: str):
+        given = attention if attention in ("auto", "sdpa", "eager") else "sdpa"
+        if attention == "auto, with a kernel":
+            given = "auto"
+            exact_varlen_kernel(monkeypatch)
+        model = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation=given))
+        if attention.startswith("flash"):
+            exact_flash_attention(monkeypatch)
+            model.config._attn_implementation = attention
+        used = BY_DOCUMENT if attention.startswith("auto") else attention
+        assert model.config.text_config._attn_implementation == used
+        assert model.config.vision_config._attn_implementation == used
+        return model
+
+    return load
+
+
+KINDS = ["auto", "auto, with a kernel", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+
+
+@pytest.mark.parametrize("attention", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_packed_logits_equal_those_of_each_document_alone(
-    tiny_model_dir, tiny_processor, dataset, tmp_path, attention, batch_size
+    tiny_model_dir, load, tiny_processor, dataset, tmp_path, attention, batch_size
 ):
-    model = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation=attention))
-    assert model.config._attn_implementation == attention
+    plain = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation="eager"))
     with torch.no_grad():
-        alone = [run_alone(model, sample) for sample in encode_rows(TEN, tiny_processor)]
+        alone = [run_alone(plain, sample) for sample in encode_rows(TEN, tiny_processor)]
+    model = load(attention)
     trainer = make_trainer(
         model,
         dataset,
@@ -74,25 +104,41 @@ def test_packed_logits_equal_those_of_each_document_alone(
 
         assert watch.deviation(alone) < 1e-5 * float(max(one.logits.abs().max() for one in alone))
         assert watch.rows_of_several
-        assert bool(watch.batches_of_several) == watch.padded == (batch_size == 2)
+        assert bool(watch.batches_of_several) == watch.padded == (batch_size > 1)
         watch._handle.remove()
 
 
-def test_documents_that_see_each_other_would_be_noticed(tiny_model, tiny_processor, dataset):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_documents_that_see_each_other_would_be_noticed(load, tiny_processor, dataset, attention):
     """Or the comparison above proves nothing."""
-    alone = [run_alone(tiny_model, sample) for sample in encode_rows(TEN, tiny_processor)]
+    model = load(attention)
+    alone = [run_alone(model, sample) for sample in encode_rows(TEN, tiny_processor)]
     batch = CPTDataCollator(tiny_processor)([dataset[1]])
     labels, _ = batch.pop("labels"), batch.pop("loss_weights")
     keep = torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1))
     boundaries = batch["position_ids"][0, 0] == 0
     assert boundaries.sum() > 1
 
-    apart = tiny_model(**batch, logits_to_keep=keep).logits
+    apart = model(**batch, logits_to_keep=keep).logits
     batch["position_ids"][0] = torch.arange(len(boundaries))
-    together = tiny_model(**batch, logits_to_keep=keep).logits
+    together = model(**batch, logits_to_keep=keep).logits
 
     expected = torch.cat(
         [one.logits for sample in dataset[1] for one in alone if one.ids == tuple(sample.input_ids.tolist())]
     )
     assert (apart - expected).abs().max() < 1e-4
     assert (together - expected).abs().max() > 0.1
+
+
+def test_flash_attention_without_bounds_would_mix_the_documents_of_two_rows(load, tiny_processor, dataset):
+    """The bounds are what keeps them apart: transformers looks for packs in batches of one row only."""
+    model = load("flash_attention_2")
+    batch = CPTDataCollator(tiny_processor)([dataset[0], dataset[1]])
+    batch.pop("labels"), batch.pop("loss_weights")
+    with torch.no_grad():
+        apart = model(**batch).logits
+        for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"):
+            batch.pop(name)
+        together = model(**batch).logits
+
+    assert (apart - together).abs().max() > 0.1

@@ -4,12 +4,10 @@ import shutil
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlcpt.config import ModelConfig
-from vlcpt.model import loading
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model
 
@@ -140,23 +138,3 @@ def test_an_adapter_that_does_not_fit_is_not_measured(tiny_model_dir, tmp_path):
 
     with pytest.raises(ValueError, match=r"1 missing \("):
         load_for_evaluation(ModelConfig(str(tiny_model_dir)), str(tmp_path))
-
-
-@pytest.mark.parametrize(("copies", "asked"), [(False, True), (True, False)])
-def test_flash_attention_is_not_taken_for_an_adapter_with_float32_copies(
-    tiny_model_dir, tmp_path, monkeypatch, copies, asked
-):
-    load_model(ModelConfig(str(tiny_model_dir), train_embeddings=copies)).save_pretrained(tmp_path)
-    seen = []
-    resolve = loading.resolve_attention
-
-    def spy(*args, on_gpu):
-        seen.append(on_gpu)
-        return resolve(*args, on_gpu=on_gpu)
-
-    monkeypatch.setattr(loading, "resolve_attention", spy)
-
-    model, _ = load_for_evaluation(ModelConfig(str(tiny_model_dir)), str(tmp_path), on_gpu=True)
-
-    assert isinstance(model, PeftModel)
-    assert seen == [asked]

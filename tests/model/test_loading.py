@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BertConfig, BertTokenizer
 
 from vlcpt.config import ModelConfig
-from vlcpt.model import loading
+from vlcpt.model.attention import BY_DOCUMENT
 from vlcpt.model.loading import load_base, load_model, load_processor
 from vlcpt.model.tuning import tower_table
 
@@ -96,38 +96,12 @@ def test_a_named_dtype_wins_over_the_checkpoints(tiny_model_dir):
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("asked", "used"), [("auto", "sdpa"), ("eager", "eager")])
-def test_attention_is_sdpa_on_a_cpu_unless_another_is_asked_for(tiny_model_dir, asked, used):
+@pytest.mark.parametrize(("asked", "used"), [("auto", BY_DOCUMENT), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_attention_is_by_documents_unless_another_is_asked_for(tiny_model_dir, asked, used):
     model = load_model(ModelConfig(str(tiny_model_dir), attn_implementation=asked))
 
     assert model.config._attn_implementation == used
     assert model.config.vision_config._attn_implementation == used
-
-
-@pytest.mark.parametrize(
-    ("on_gpu", "cuda", "dtype", "kernel"),
-    [
-        (True, True, torch.bfloat16, "flash_attention_2"),
-        (False, True, torch.bfloat16, "sdpa"),  # evaluated or merged on the CPU of a machine with a GPU
-        (True, False, torch.bfloat16, "sdpa"),
-        (True, True, torch.float32, "sdpa"),
-    ],
-)
-def test_attention_auto_is_flash_attention_only_where_the_model_will_run_on_a_gpu(
-    monkeypatch, on_gpu, cuda, dtype, kernel
-):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
-
-    assert loading.resolve_attention("auto", dtype, on_gpu=on_gpu) == kernel
-
-
-def test_a_base_by_itself_never_takes_flash_attention_unasked(make_tiny_model, monkeypatch, tmp_path):
-    make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
-
-    assert load_base(str(tmp_path)).config._attn_implementation == "sdpa"
 
 
 def test_a_checkpoint_without_one_of_its_tensors_is_refused(model_copy):

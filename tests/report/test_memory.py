@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from vlcpt.model.attention import attend_by_document
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.report import states
 from vlcpt.report.activations import Precision, TowerShape, language_layer, vision_layer
@@ -77,7 +78,10 @@ def saved_bytes(
     """What autograd keeps in one forward pass, each storage once, parameters apart."""
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config(layers, blocks)).to(TYPES[dtype])
-    model.set_attn_implementation(attention)
+    if attention == "documents":
+        attend_by_document(model)
+    else:
+        model.set_attn_implementation(attention)
     model = apply_tuning(model, **tuning).train()
     own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
@@ -109,7 +113,7 @@ HOWS = {
 }
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("how", ["lora", "full", "frozen"])
@@ -280,8 +284,8 @@ def test_gradients_that_wait_for_the_next_batch_add_to_activations() -> None:
     assert waits - goes == 400_000_000
 
 
-def test_packs_without_flash_attention_keep_a_mask_a_layer() -> None:
-    setups = [Setup(checkpointing=False, attention=one) for one in ("sdpa", "flash")]
-    sdpa, flash = (estimate_memory(MODEL, LORA, BATCH, setup).activations for setup in setups)
+def test_packs_keep_a_mask_a_layer_unless_attention_is_by_documents() -> None:
+    setups = [Setup(checkpointing=False, attention=one) for one in ("sdpa", "documents")]
+    sdpa, documents = (estimate_memory(MODEL, LORA, BATCH, setup).activations for setup in setups)
 
-    assert sdpa - flash >= 12 * 2048 * 2048 * 2
+    assert sdpa - documents >= 12 * 2048 * 2048 * 2

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from transformers import ProcessorMixin
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from vlcpt.data.encoding import IGNORE_INDEX, Sample
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.fillers import Modality, make_fillers
 
-Batch = dict[str, torch.Tensor | bool | list[FailedSample] | list[str]]
+Batch = dict[str, torch.Tensor | bool | int | list[int] | list[FailedSample] | list[str]]
 
 
 class CPTDataCollator:
     """Makes the arguments of ``forward``, plus ``loss_weights``, from items of a data set.
 
-    There is no attention mask: transformers keeps documents apart where the text row of the
-    positions restarts at 0, and only if no mask is passed and no cache is used.
+    There is no attention mask. Documents are kept apart by their bounds, where attention takes those
+    (by documents, flash attention); elsewhere transformers reads them off the text row of the positions,
+    which restarts at 0, and only if no mask is passed and no cache is used.
 
     Args:
         processor: A ``Qwen2_5_VLProcessor``.
@@ -29,6 +32,8 @@ class CPTDataCollator:
     Attributes:
         names_documents: Whether a batch also has ``documents``, the names of its samples: for the trainer,
             which takes them out again.
+        window_size: Side of the vision tower's windows, pixels. Where it is set, a batch also has what the
+            tower would work out of the grids, asking the device for each of them.
 
     Example:
         >>> from vlcpt import encode_document, load_processor, parse_markup
@@ -45,6 +50,7 @@ class CPTDataCollator:
         self._processor = processor
         self.fill_modalities = fill_modalities
         self.names_documents = False
+        self.window_size: int | None = None
 
     @property
     def fill_modalities(self) -> tuple[Modality, ...]:
@@ -64,8 +70,10 @@ class CPTDataCollator:
         Returns:
             ``input_ids``, ``labels``, ``loss_weights`` (B, T), ``position_ids`` (4, B, T), and where
             there are media ``pixel_values`` (ΣP, D), ``image_grid_thw`` (ΣI, 3) and the same for
-            videos; ``use_cache`` is False. Samples that could not be read are left out of their packs
-            and listed in ``failed``, for the trainer.
+            videos; ``use_cache`` is False. ``cu_seq_lens_q`` and ``cu_seq_lens_k``, int32 (N+1,), are the
+            bounds of the N documents over all rows laid end to end, ``document_lengths`` the same as plain
+            numbers and ``max_length_q`` and ``max_length_k`` the longest. Samples that could not be read
+            are left out of their packs and listed in ``failed``, for the trainer.
         """
         given = [[item] if isinstance(item, Sample) else list(item) for item in items]
         packs = [[sample for sample in pack if isinstance(sample, Sample)] for pack in given]
@@ -84,17 +92,44 @@ class CPTDataCollator:
             "loss_weights": torch.stack([row[2] for row in rows]),
             "position_ids": torch.stack([row[3] for row in rows], dim=1),
             "use_cache": False,
+            **_bounds(packs, longest),
         }
         samples = [sample for pack in packs for sample in pack]
         for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
             found = [tensor for sample in samples if (tensor := getattr(sample, name)) is not None]
             if found:
                 batch[name] = torch.cat(found)
+            if found and self.window_size is not None and name.endswith("_grid_thw"):
+                batch |= self._vision_bounds(name.partition("_")[0], torch.cat(found), self.window_size)
         if failed:
             batch["failed"] = failed
         if self.names_documents:
             batch["documents"] = [sample.name for sample in samples]
         return batch
+
+    def _vision_bounds(self, modality: str, grids: torch.Tensor, window_size: int) -> Batch:
+        """What the vision tower takes instead of working it out of the grids of its media.
+
+        The names are those of ``transformers.vision_utils`` behind the modality's (transformers 5.24,
+        ``accepts_precomputed_kwargs``), and the lengths of frames and windows as plain numbers.
+        """
+        one = self._processor.image_processor if modality == "image" else self._processor.video_processor
+        frames = get_vision_cu_seqlens(grids)
+        index, windows = get_vision_window_index(
+            grids, spatial_merge_size=one.merge_size, window_size=window_size, patch_size=one.patch_size
+        )
+        frame_lengths, window_lengths = frames.diff().tolist(), windows.diff().tolist()
+        found: Batch = {
+            "position_ids": get_vision_position_ids(grids, one.merge_size),
+            "cu_seqlens": frames,
+            "max_seqlen": max(frame_lengths),
+            "frame_lengths": frame_lengths,
+            "window_index": index,
+            "cu_window_seqlens": windows,
+            "max_window_seqlen": max(window_lengths),
+            "window_lengths": window_lengths,
+        }
+        return {f"{modality}_{name}": value for name, value in found.items()}
 
     def _row(self, pack: Sequence[Sample], length: int) -> tuple[torch.Tensor, ...]:
         """Ids, labels, weights (T,) and positions (4, T) of one pack."""
@@ -106,3 +141,20 @@ class CPTDataCollator:
             torch.arange(room).expand(4, -1)
         ]
         return torch.cat(ids), torch.cat(labels), torch.cat(weights), torch.cat(positions, dim=1)
+
+
+def _bounds(packs: Sequence[Sequence[Sample]], row: int) -> Batch:
+    """Where the documents of all rows begin and end, rows of ``row`` tokens laid end to end."""
+    lengths: list[int] = []
+    for pack in packs:
+        own = [len(sample) for sample in pack]
+        padding = row - sum(own)
+        lengths += [*own, padding] if padding else own
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "document_lengths": lengths,
+    }

@@ -16,7 +16,7 @@ from vlcpt.model.adapter_loading import new_adapter, read_adapter_config
 from vlcpt.model.adapters import base_model
 from vlcpt.model.early_checks import bare_model
 from vlcpt.model.families import TOWERS, Tower, is_embedding, tower_of
-from vlcpt.model.loading import read_config, resolve_attention, resolve_dtype, tune
+from vlcpt.model.loading import read_config, resolve_dtype, tune
 
 if TYPE_CHECKING:
     from vlcpt.config import ModelConfig
@@ -58,11 +58,9 @@ def empty_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """
     found = read_config(config.model_name_or_path)
     dtype = resolve_dtype(config.dtype, found)
-    attention = resolve_attention(config.attn_implementation, dtype, on_gpu=torch.cuda.is_available())
-    if attention.startswith("flash"):
-        attention = "sdpa"  # refused where its package is not installed; the weights are the same
     with torch.device("meta"), wrong_config():
-        model = bare_model(found, attention)
+        # The weights are the same for all, and flash attention is refused where its package is missing.
+        model = bare_model(found, "sdpa")
         nn.Module.to(model, dtype)  # transformers hides the type of its own
         if config.adapter_name_or_path is None:
             return tune(model, config)

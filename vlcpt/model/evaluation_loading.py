@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, TypeVar
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
+from vlcpt.model.adapter_loading import load_adapter
 from vlcpt.model.loading import load_base, turn_cache_off
 from vlcpt.model.saved_files import check_checkpoint
 
@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=PreTrainedModel | PeftModel)
 
 
 def load_for_evaluation(
-    config: "ModelConfig", checkpoint: str, *, on_gpu: bool = False
+    config: "ModelConfig", checkpoint: str
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
     """A trained model as it was in training, and its base where that is not inside it.
 
@@ -27,7 +27,6 @@ def load_for_evaluation(
     Args:
         checkpoint: Folder of an adapter, or of a model trained in full or merged; the latter and its base
             are never in 4 bits.
-        on_gpu: Whether the caller will run them on a GPU: only then is ``auto`` flash attention.
 
     Returns:
         The model; and None if it is an adapter, to be switched off for the base, or else the base.
@@ -44,26 +43,21 @@ def load_for_evaluation(
         True
     """
     if check_checkpoint(checkpoint) == "adapter":
-        # Copies of modules trained in full are float32, which flash attention refuses.
-        copies = bool(getattr(read_adapter_config(checkpoint), "modules_to_save", None))
-        base = _base(config, on_gpu=on_gpu and not copies)
+        base = _base(config)
         # Trainable, because only then are the copies float32, as they were in training.
         return _frozen(load_adapter(base, checkpoint, is_trainable=True)), None
-    trained = load_base(
-        checkpoint, dtype=config.dtype, attn_implementation=config.attn_implementation, on_gpu=on_gpu
-    )
+    trained = load_base(checkpoint, dtype=config.dtype, attn_implementation=config.attn_implementation)
     turn_cache_off(trained)
-    return _frozen(trained), _frozen(_base(config, on_gpu=on_gpu, whole=True))
+    return _frozen(trained), _frozen(_base(config, whole=True))
 
 
-def _base(config: "ModelConfig", *, on_gpu: bool, whole: bool = False) -> PreTrainedModel:
+def _base(config: "ModelConfig", *, whole: bool = False) -> PreTrainedModel:
     """The model before training; ``whole``: not in 4 bits."""
     base = load_base(
         config.model_name_or_path,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         in_4_bits=config.tuning == "qlora" and not whole,
-        on_gpu=on_gpu,
     )
     turn_cache_off(base)
     return base

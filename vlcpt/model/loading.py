@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedModel,
     Qwen2_5_VLProcessor,
 )
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
+from vlcpt.model.attention import attend_by_document
 from vlcpt.model.families import family_of
 from vlcpt.model.four_bits import four_bits, keep_layout
 from vlcpt.model.hub_lookup import only_cached
@@ -58,17 +58,13 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     return processor
 
 
-def load_model(config: "ModelConfig", *, on_gpu: bool = True) -> PreTrainedModel | PeftModel:
+def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
     ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way.
     The KV cache is off in both configurations, because it would let packed documents see each other.
     ``qlora`` packs the language tower's linear layers only: the vision tower, the merger and the output
     layer stay as they are.
-
-    Args:
-        on_gpu: Whether it will be trained on a GPU if there is one, as Trainer does unless ``use_cpu`` is
-            set: only then is ``attn_implementation: auto`` flash attention.
 
     Raises:
         ValueError: If the checkpoint is not there, of another family or incomplete; if the adapter has
@@ -92,7 +88,6 @@ def load_model(config: "ModelConfig", *, on_gpu: bool = True) -> PreTrainedModel
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         in_4_bits=config.tuning == "qlora",
-        on_gpu=on_gpu,
     )
     turn_cache_off(model)
     if config.adapter_name_or_path is not None:
@@ -139,12 +134,10 @@ def load_base(
     attn_implementation: str = "auto",
     in_4_bits: bool = False,
     revision: str | None = None,
-    on_gpu: bool = False,
 ) -> PreTrainedModel:
     """A model of a supported family with every one of its tensors, nothing frozen or changed yet.
 
-    Args:
-        on_gpu: Whether the caller will run it on a GPU: only then is ``auto`` flash attention.
+    ``attn_implementation: auto`` is attention by documents, see :mod:`vlcpt.model.attention`.
 
     Raises:
         ValueError: If it cannot be loaded, is of another family, or its tensors are not exactly the model's.
@@ -166,7 +159,7 @@ def load_base(
             local_files_only=cached,
             adapter_kwargs={"local_files_only": cached},  # looks for an adapter in the same place
             dtype=torch_dtype,
-            attn_implementation=resolve_attention(attn_implementation, torch_dtype, on_gpu=on_gpu),
+            attn_implementation="sdpa" if attn_implementation == "auto" else attn_implementation,
             quantization_config=four_bits(torch_dtype) if in_4_bits else None,
             trust_remote_code=False,
             output_loading_info=True,
@@ -189,6 +182,8 @@ def load_base(
         )
     if in_4_bits:
         keep_layout(model)
+    if attn_implementation == "auto" and not has_sliding_window(found):
+        attend_by_document(model)
     return model
 
 
@@ -242,17 +237,17 @@ def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
     return named[dtype]
 
 
-def resolve_attention(attn_implementation: str, dtype: torch.dtype, *, on_gpu: bool) -> str:
-    """The kernel of attention: flash attention where it can and will run, else PyTorch's own.
+def has_sliding_window(config: PreTrainedConfig) -> bool:
+    """Whether a layer of the language model sees only the tokens before it that are near: none of Qwen's do.
+
+    Attention by documents does not do that, and leaves such a model to PyTorch's own with a mask.
 
     Example:
-        >>> resolve_attention("auto", torch.bfloat16, on_gpu=False)
-        'sdpa'
+        >>> from importlib.resources import files
+        >>> has_sliding_window(read_config(str(files("vlcpt") / "demo/base")))
+        False
     """
-    if attn_implementation != "auto":
-        return attn_implementation
-    can_flash = on_gpu and torch.cuda.is_available() and is_flash_attn_2_available()
-    return "flash_attention_2" if can_flash and dtype != torch.float32 else "sdpa"
+    return "sliding_attention" in (config.get_text_config().layer_types or ())
 
 
 def not_supported_here(name_or_path: str, asked: str, error: Exception) -> str:

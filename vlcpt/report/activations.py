@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 How = Literal["frozen", "lora", "full"]
-Attention = Literal["sdpa", "flash", "eager"]
+# "documents": by their bounds and without a mask, as flash attention also does.
+Attention = Literal["documents", "sdpa", "eager"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def language_layer(
     4H·tokens); MLP 3ic; inputs of layers that learn; and once a layer what ``cast_weights`` says.
 
     Args:
-        masked: A row holds several documents, so that attention needs a mask; flash-attention does not.
+        masked: A row holds several documents, so that sdpa and eager attention need a mask.
         rank: Of the adapters.
         dropout: Whether adapters drop some of their input.
 
@@ -88,7 +89,9 @@ def language_layer(
     elif attention == "sdpa" and masked:
         token += (4 * h + tokens) * c + 4 * shape.heads
     else:
-        token += (2 * h + 2 * shape.kv_width) * c + 4 * shape.heads
+        # Documents one by one are joined again; a kernel for all of them keeps the result once.
+        kept = how == "full" or (how == "lora" and _shared(precision, dropout))
+        token += ((2 + kept) * h + 2 * shape.kv_width) * c + 4 * shape.heads
     if how == "full":
         token += 2 * h * precision.hidden  # normed, for the norms' own weights
         token += (5 if precision.hidden != c else 2) * h * c + i * c

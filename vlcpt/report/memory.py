@@ -158,7 +158,7 @@ def estimate_memory(
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
     waiting = gradients if setup.accumulates else states.buckets(trained, setup)
     inputs = batch.patches * shape.patch * (4 + language.compute) + batch.rows * batch.tokens * 60
-    inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "flash")
+    inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "documents")
     moments: dict[Moment, tuple[int, int, int]] = {
         "looking": (waiting, looking + gathered, 0),
         "learning": (waiting, kept + seen + max(work - logits, 0) + gathered, max(logits, head)),

@@ -15,6 +15,8 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encoding import IGNORE_INDEX
 from vlcpt.data.fillers import Modality
+from vlcpt.model.adapters import base_model
+from vlcpt.model.attention import describe_kernels
 from vlcpt.model.families import tower_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,30 @@ class EngineCheck(TrainerCallback):
             )
         if state.is_world_process_zero:
             self._console.print(describe_engine(wrapped, args.world_size), highlight=False)
+
+
+class AttentionCheck(TrainerCallback):
+    """Says which kernel attention by documents has; one that is wrong here is found before step 1.
+
+    Args:
+        trainer: Its model is looked at when training begins.
+        console: Where the kernel is named.
+    """
+
+    def __init__(self, trainer: Trainer, console: Console) -> None:
+        self._trainer, self._console = trainer, console
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Compare the kernel with PyTorch's own attention, on each rank's own GPU."""
+        model = self._trainer.model
+        assert isinstance(model, nn.Module)
+        base = base_model(model)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else base.dtype
+        found = describe_kernels(base, args.device, dtype)
+        if found and state.is_world_process_zero:
+            self._console.print(found, highlight=False)
 
 
 def asked_stage(args: TrainingArguments) -> int | None:

@@ -19,6 +19,7 @@ from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.planning import Track, untracked
 from vlcpt.data.token_bytes import token_sizes
+from vlcpt.model.adapters import base_model
 from vlcpt.training.failures import leave_out_failed
 from vlcpt.training.loss import BatchTensors, target_losses
 
@@ -125,9 +126,9 @@ def score(
     """
     eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     token_bytes = torch.tensor(token_sizes(processor.tokenizer.get_vocab()))
-    loader = DataLoader(
-        dataset, batch_size=batch_size, collate_fn=CPTDataCollator(processor), num_workers=num_workers
-    )
+    collator = CPTDataCollator(processor)
+    collator.window_size = base_model(model).config.vision_config.window_size
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
     device = next(model.parameters()).device
     nll, text_nll, targets, text_bytes = 0.0, 0.0, 0, 0
     was_training = model.training

@@ -28,7 +28,7 @@ from vlcpt.training.checkpoints import (
     quiet_partial_load,
     without_card,
 )
-from vlcpt.training.engine import EngineCheck, fill_step, modalities_to_fill, unrepeat
+from vlcpt.training.engine import AttentionCheck, EngineCheck, fill_step, modalities_to_fill, unrepeat
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import (
     leave_out_failed,
@@ -108,6 +108,7 @@ class CPTTrainer(Trainer):
         )
         _remove_upstream_progress(self)
         self.add_callback(EngineCheck(self, self.progress.console))
+        self.add_callback(AttentionCheck(self, self.progress.console))
         self.add_callback(NoStepLeft(self.progress.console))
         self._interruption = Interruption()
         self._finite = FiniteNumbers(self)
@@ -121,6 +122,7 @@ class CPTTrainer(Trainer):
             given = [one for one in (train_dataset, *sets) if one is not None]
             self.data_collator.fill_modalities = modalities_to_fill(model, args, given)
             self.data_collator.names_documents = True
+            self.data_collator.window_size = base_model(model).config.vision_config.window_size
         self.loss_is_scaled_for_ga = True
 
     def train(

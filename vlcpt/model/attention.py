@@ -1,0 +1,361 @@
+"""Attention by documents: each document of a batch attends to itself alone, at any number of rows.
+
+The documents are given by their bounds over all rows laid end to end, as ``cu_seq_lens_q`` of the forward
+pass, so that no mask is made and nothing is guessed from positions. One function serves the language model
+(causal) and the vision tower (its windows and frames), through ``AttentionInterface`` of transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+logger = logging.getLogger(__name__)
+
+# With "flash" in the name the vision tower hands over the bounds of its windows and calls this once a layer;
+# without, it calls attention once a window (transformers 5.24, Qwen2_5_VLVisionAttention.forward).
+BY_DOCUMENT = "flash_by_document"
+
+# Of query, key and value (tokens, heads, width), bounds, longest, scaling and causal: (tokens, heads, width).
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float | None, bool], torch.Tensor
+]
+
+
+class Proof(NamedTuple):
+    """The kernel that may be used on a device, or why there is none."""
+
+    kernel: Kernel | None
+    reason: str
+
+
+def attend_by_document(model: PreTrainedModel) -> None:
+    """Make every tower of a model attend by documents.
+
+    A name given at loading, with "flash" in it, would start a search for kernels on the Hub, so it is set
+    afterwards. It is a property of the run and never saved.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> model = load_base(base_path())
+        >>> attend_by_document(model)
+        >>> "attn" in model.config.to_json_string()
+        False
+    """
+    AttentionInterface.register(BY_DOCUMENT, by_document)
+    AttentionMaskInterface.register(BY_DOCUMENT, _mask)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._attn_implementation = BY_DOCUMENT
+
+
+def by_document(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    document_lengths: Sequence[int] | None = None,
+    frame_lengths: Sequence[int] | None = None,
+    window_lengths: Sequence[int] | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each document to itself, as transformers calls it.
+
+    Args:
+        module: The attention layer; ``is_causal`` says whether a token sees those after it.
+        query, key, value: (B, heads, T, width); key and value may have fewer heads.
+        attention_mask: None, or a mask of the caller's own (as in ``generate``), which then decides alone.
+        position_ids: (B, T), from 0 in each document; used where there are no bounds.
+        cu_seq_lens_q: int32 (N+1,), where documents begin and end over all rows.
+        max_length_q: Tokens of the longest one.
+        document_lengths, frame_lengths, window_lengths: Those of the language model, and of the tower's two
+            kinds of layers, as plain numbers, so that nothing waits for the device to tell them.
+
+    Returns:
+        (B, T, heads, width), and None for the weights.
+    """
+    causal = bool(module.is_causal) if is_causal is None else is_causal
+    rows, tokens = query.shape[0], query.shape[2]
+    if attention_mask is not None or tokens != key.shape[2]:
+        found, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
+        )
+        return found, None
+    if cu_seq_lens_q is None:
+        cu_seq_lens_q = _bounds_of(position_ids, rows, tokens, query.device)
+    # The vision tower gets the bounds of windows or of frames: the same ones where there are as many of both.
+    given = (document_lengths,) if causal else (window_lengths, frame_lengths)
+    lengths = next((one for one in given if one and len(one) == len(cu_seq_lens_q) - 1), None)
+    dtype = _compute_type(value)
+    kernel = None if dropout else kernel_for(query, key, dtype, causal=causal).kernel
+    # (B, heads, T, width) -> (B·T, heads, width)
+    query, key, value = (one.transpose(1, 2).flatten(0, 1) for one in (query, key, value))
+    if kernel is not None:
+        longest = max_length_q or max(lengths or cu_seq_lens_q.diff().tolist())
+        query, key, value = (one.to(dtype) for one in (query, key, value))
+        out = kernel(query, key, value, cu_seq_lens_q, longest, scaling, causal)
+    else:
+        if lengths is None:
+            lengths = cu_seq_lens_q.diff().tolist()
+        out = _by_length(module, query, key, value, lengths, dropout, scaling, causal)
+    return out.unflatten(0, (rows, tokens)), None
+
+
+def _by_length(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    dropout: float,
+    scaling: float | None,
+    causal: bool,
+) -> torch.Tensor:
+    """PyTorch's attention of each document, those of one length as one batch: (tokens, heads, width)."""
+    runs = [(length, length * len(list(same))) for length, same in groupby(lengths)]
+    together: dict[int, list[int]] = {}
+    for number, (length, _) in enumerate(runs):
+        together.setdefault(length, []).append(number)
+    sizes = [size for _, size in runs]
+    parts = [one.split(sizes) for one in (query, key, value)]
+    found: dict[int, torch.Tensor] = {}
+    for length, numbers in together.items():
+        # (n·length, heads, width) -> (n, heads, length, width); a single run is not copied.
+        query, key, value = (
+            (part[numbers[0]] if len(numbers) == 1 else torch.cat([part[number] for number in numbers]))
+            .unflatten(0, (-1, length))
+            .transpose(1, 2)
+            for part in parts
+        )
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, None, dropout=dropout, scaling=scaling, is_causal=causal
+        )
+        pieces = out.flatten(0, 1).split([sizes[number] for number in numbers])
+        found.update(zip(numbers, pieces, strict=True))
+    return found[0] if len(runs) == 1 else torch.cat([found[number] for number in range(len(runs))])
+
+
+def _bounds_of(
+    position_ids: torch.Tensor | None, rows: int, tokens: int, device: torch.device
+) -> torch.Tensor:
+    """Where documents begin and end, by positions that do not go on by one; without any, a row is one."""
+    if position_ids is None or position_ids.shape[-1] != tokens:
+        return torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=device)
+    positions = position_ids.expand(rows, -1)
+    is_start = torch.diff(positions, prepend=positions[:, :1]) != 1  # the first of a row is one
+    starts = is_start.flatten().nonzero()[:, 0]
+    return nn.functional.pad(starts, (0, 1), value=rows * tokens).to(torch.int32)
+
+
+def _mask(
+    *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: object
+) -> torch.Tensor | None:
+    """No mask where documents say what is seen; PyTorch's for padding of the caller's and for caches."""
+    if attention_mask is None and q_length == kv_length:
+        return None
+    mask: torch.Tensor | None = sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        attention_mask=attention_mask,
+        **kwargs,  # type: ignore[arg-type]
+    )
+    return mask
+
+
+def _compute_type(value: torch.Tensor) -> torch.dtype:
+    """The type in which attention is computed: autocast's, or that of the values."""
+    # Under autocast the rotation of queries and keys makes them float32 again; the values stay narrow.
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+
+
+def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> str:
+    """What attention by documents runs on for a model, each tower's kernel proven on the device.
+
+    Empty where a model does not attend by documents, or not on a GPU, where there is nothing to choose.
+
+    Args:
+        dtype: In which the run computes.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> describe_kernels(load_base(base_path()), torch.device("cpu"), torch.float32)
+        ''
+    """
+    if model.config._attn_implementation != BY_DOCUMENT or device.type != "cuda":
+        return ""
+    text, vision = model.config.get_text_config(), model.config.vision_config
+    group = text.num_attention_heads // text.num_key_value_heads
+    layers = {
+        "language model": (text.hidden_size // text.num_attention_heads, group, True),
+        "vision tower": (vision.hidden_size // vision.num_heads, 1, False),
+    }
+    found = {name: _proof(device, dtype, *layer) for name, layer in layers.items()}
+    if all(one.kernel for one in found.values()):
+        return "attention by documents: torch.nn.attention.varlen, which agrees with PyTorch's attention here"
+    slow = "; ".join(f"{name}: {one.reason}" for name, one in found.items() if not one.kernel)
+    return f"attention by documents runs on PyTorch's own attention, which is slower ({slow})"
+
+
+# --- the kernel of GPUs ---
+
+
+def kernel_for(query: torch.Tensor, key: torch.Tensor, dtype: torch.dtype, *, causal: bool) -> Proof:
+    """The kernel for tensors of these shapes, if it was seen to be right on their device.
+
+    Args:
+        query, key: (B, heads, T, width).
+        dtype: In which attention is computed.
+        causal: Whether a token sees only those before it.
+    """
+    return _proof(query.device, dtype, query.shape[-1], query.shape[1] // key.shape[1], causal)
+
+
+@cache
+def _proof(device: torch.device, dtype: torch.dtype, width: int, group: int, causal: bool) -> Proof:
+    """Compare the kernel with PyTorch's attention, forward and backward, once a process and shape."""
+    if device.type != "cuda":
+        return Proof(None, "the kernel is for GPUs")
+    if dtype not in (torch.bfloat16, torch.float16):
+        return Proof(
+            None, f"it computes in {str(dtype).removeprefix('torch.')}, and the kernel needs 16 bits"
+        )
+    try:
+        kernel = _varlen_kernel()
+        # Over 128 tokens another library may serve the call, so longer documents are compared as well.
+        for lengths in ((48, 16), (96, 160)):
+            if wrong := compare(kernel, lengths, device, dtype, width, group, causal):
+                return _refused(device, wrong)
+    # Older cards and ROCm refuse with a RuntimeError, older releases of torch have other arguments or none.
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        return _refused(device, f"it does not run: {(str(error) or repr(error)).splitlines()[0]}")
+    return Proof(kernel, "torch.nn.attention.varlen agrees with PyTorch's attention")
+
+
+def _refused(device: torch.device, reason: str) -> Proof:
+    logger.warning(
+        "attention by documents runs on PyTorch's own attention on %s, which is slower: "
+        "torch.nn.attention.varlen is not used, because %s.",
+        device,
+        reason,
+    )
+    return Proof(None, reason)
+
+
+def _varlen_kernel() -> Kernel:
+    """``torch.nn.attention.varlen.varlen_attn`` (torch 2.14), for one set of bounds."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bounds: torch.Tensor,
+        longest: int,
+        scaling: float | None,
+        causal: bool,
+    ) -> torch.Tensor:
+        out = varlen_attn(
+            query,
+            key,
+            value,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=scaling,
+            window_size=(-1, 0) if causal else (-1, -1),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        assert isinstance(out, torch.Tensor)  # a pair only where more is asked for
+        return out
+
+    return attend
+
+
+def compare(
+    kernel: Kernel,
+    lengths: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    group: int,
+    causal: bool,
+) -> str:
+    """What is wrong with a kernel: empty if its error is that of rounding.
+
+    Two documents, forward and backward. The error is measured against float32; PyTorch's own attention in
+    ``dtype`` says how large rounding makes it, and a kernel may be off by twice that.
+
+    Args:
+        lengths: Tokens of the documents.
+        width: Of a head.
+        group: Query heads to one head of keys.
+    """
+    generator = torch.Generator().manual_seed(0)  # the run's own random numbers stay as they are
+    heads = 2
+    shapes = [(sum(lengths), count, width) for count in (heads * group, heads, heads)]
+    inputs = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    upstream = torch.randn(shapes[0], generator=generator).to(device, dtype)
+    layer = _Grouped(group)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    scaling = width**-0.5
+
+    def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _by_length(layer, query, key, value, lengths, 0.0, scaling, causal)
+
+    def fast(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return kernel(query, key, value, bounds, max(lengths), scaling, causal)
+
+    exact = list(_results(plain, inputs, upstream, torch.float32))
+    rounded = list(_results(plain, inputs, upstream, dtype))
+    found = list(_results(fast, inputs, upstream, dtype))
+    names = ("output", "gradient of the queries", "gradient of the keys", "gradient of the values")
+    for name, right, near, one in zip(names, exact, rounded, found, strict=True):
+        error = float((one - right).abs().max())
+        allowed = 2 * float((near - right).abs().max()) + torch.finfo(dtype).eps * float(right.abs().max())
+        if not error <= allowed:  # also where it is NaN
+            return f"its {name} is off by {error:.2g}, where rounding explains {allowed:.2g}"
+    return ""
+
+
+class _Grouped(nn.Module):
+    """As much of a layer as PyTorch's attention asks for."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = group
+
+
+def _results(
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    upstream: torch.Tensor,
+    dtype: torch.dtype,
+) -> Iterator[torch.Tensor]:
+    """Output and the gradients of the inputs, in float32."""
+    with torch.enable_grad(), torch.autocast(upstream.device.type, enabled=False):
+        leaves = [one.detach().to(dtype).requires_grad_() for one in inputs]
+        out = attend(leaves[0], leaves[1], leaves[2])
+        grads = torch.autograd.grad(out, leaves, upstream.to(dtype))
+    for one in (out.detach(), *grads):
+        yield one.float()
