@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.processing_utils import ProcessorMixin
+
+from tests.published import Vocabulary, spread_weights, write_published
 
 DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"
 MakeTinyModel = Callable[..., Qwen2_5_VLForConditionalGeneration]
@@ -78,13 +81,7 @@ def make_tiny_model(tiny_processor: ProcessorMixin) -> MakeTinyModel:
         )
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-        # The usual 0.02 leaves all logits near zero: inputs that differ would give logits that agree.
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0.0, 1.0 if "embed" in name else 0.2)
-                elif name.endswith("bias"):
-                    parameter.normal_(0.0, 0.1)
+        spread_weights(model)
         return model.to(dtype)
 
     return make
@@ -105,6 +102,23 @@ def tiny_model_dir(
     make_tiny_model().save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def published_dirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the folder of a base in the published layout, made once. Not to be written to."""
+
+    @cache
+    def made(vocabulary: Vocabulary = "small", tied: bool = True) -> Path:
+        return write_published(tmp_path_factory.mktemp("published"), vocabulary=vocabulary, tied=tied)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def published_dir(published_dirs: Callable[..., Path]) -> Path:
+    """A tiny base laid out as Qwen publishes the 3B: tied embeddings. Not to be written to."""
+    return published_dirs()
 
 
 @pytest.fixture(scope="session")
