@@ -1,4 +1,4 @@
-"""A tiny random base in the layout in which Qwen publishes Qwen2.5-VL: what users load, before vlcpt saved it.
+"""A tiny random base in the layout in which Qwen publishes Qwen2.5-VL, which is what users load.
 
     python -m tests.published FOLDER
 
