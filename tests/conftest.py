@@ -17,16 +17,26 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.processing_utils import ProcessorMixin
 
-from tests.published import Vocabulary, spread_weights, write_published
+from tests.published import PUBLISHED, Vocabulary, spread_weights, write_published
 
 DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"
 MakeTinyModel = Callable[..., Qwen2_5_VLForConditionalGeneration]
 
 
 @pytest.fixture(scope="session")
-def tiny_processor() -> ProcessorMixin:
+def layout(request: pytest.FixtureRequest) -> str:
+    """How the tiny model lies on disk: ``saved`` by this transformers, or published as one of ``PUBLISHED``.
+
+    A test runs on other layouts by ``@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)``.
+    """
+    return getattr(request, "param", "saved")
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(layout: str, published_dirs: Callable[..., Path]) -> ProcessorMixin:
     """The processor of the embedded demo: about a thousand tokens, every special string of Qwen2.5-VL."""
-    return AutoProcessor.from_pretrained(DEMO_BASE)
+    folder = DEMO_BASE if layout == "saved" else published_dirs(*PUBLISHED[layout])
+    return AutoProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -88,16 +98,29 @@ def make_tiny_model(tiny_processor: ProcessorMixin) -> MakeTinyModel:
 
 
 @pytest.fixture
-def tiny_model(make_tiny_model: MakeTinyModel) -> Qwen2_5_VLForConditionalGeneration:
-    """A fresh tiny model in float32, its embeddings not tied."""
-    return make_tiny_model()
+def tiny_model(
+    layout: str, make_tiny_model: MakeTinyModel, tiny_model_dir: Path
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A fresh tiny model in float32; its embeddings are not tied, unless published so."""
+    if layout == "saved":
+        return make_tiny_model()
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(
-    make_tiny_model: MakeTinyModel, tiny_processor: ProcessorMixin, tmp_path_factory: pytest.TempPathFactory
+    layout: str,
+    make_tiny_model: MakeTinyModel,
+    tiny_processor: ProcessorMixin,
+    published_dirs: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder that ``from_pretrained`` reads: the tiny model with its processor. Not to be written to."""
+    """A folder that ``from_pretrained`` reads: the tiny model with its processor. Not to be written to.
+
+    What was published is in bfloat16: ``dtype="float32"`` loads every layout alike.
+    """
+    if layout != "saved":
+        return published_dirs(*PUBLISHED[layout])
     folder = tmp_path_factory.mktemp("tiny_model")
     make_tiny_model().save_pretrained(folder)
     tiny_processor.save_pretrained(folder)

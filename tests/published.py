@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
@@ -20,6 +21,18 @@ from tests.data.real_tokenizer import ADDED, SPECIAL, load_real_tokenizer
 
 Vocabulary = Literal["small", "real"]
 DEMO_TOKENIZER = Path(__file__).parents[1] / "vlcpt" / "demo" / "base" / "tokenizer.json"
+# Names of layouts: the vocabulary, and whether the embeddings are tied.
+PUBLISHED: dict[str, tuple[Vocabulary, bool]] = {
+    "3B": ("small", True),
+    "7B": ("small", False),
+    "3B, real vocabulary": ("real", True),
+}
+REAL = "3B, real vocabulary"
+# For tests that run on each layout of a model. The published two differ in one key and one tensor, so one is
+# enough with the real vocabulary.
+LAYOUTS = ["saved", "3B", "7B", pytest.param(REAL, marks=pytest.mark.slow)]
+# For tests of the processor alone, which is the same in the 3B and the 7B.
+PROCESSOR_LAYOUTS = ["saved", "3B", pytest.param(REAL, marks=pytest.mark.slow)]
 # The published 3B and 7B have more rows of embeddings than tokens.
 ROWS = {"small": 1040, "real": 151_936}
 CHAT_TEMPLATE = (
