@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.published import LAYOUTS
 from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
 
@@ -48,12 +49,14 @@ def dataset(tiny_processor):
     return CPTDataset(TEN, tiny_processor, max_length=70)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_packed_logits_equal_those_of_each_document_alone(
     tiny_model_dir, tiny_processor, dataset, tmp_path, attention, batch_size
 ):
-    model = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation=attention))
+    config = ModelConfig(str(tiny_model_dir), dtype="float32", tuning="full", attn_implementation=attention)
+    model = load_model(config)
     assert model.config._attn_implementation == attention
     with torch.no_grad():
         alone = [run_alone(model, sample) for sample in encode_rows(TEN, tiny_processor)]
