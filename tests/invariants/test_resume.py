@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 
+from tests.published import REAL
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
 
@@ -106,16 +107,18 @@ def same(first: object, second: object) -> bool:
 
 
 CASES = [
-    *((way, 0, step) for way in ("full", "lora") for step in range(2, STEPS + 1)),
-    ("full", 2, 3),
-    ("lora", 2, 3),
-    ("lora", 2, 4),  # between two epochs
-    ("lora and a tower in full", 0, 3),
-    ("bfloat16", 0, 3),
+    *(("saved", way, 0, step) for way in ("full", "lora") for step in range(2, STEPS + 1)),
+    ("saved", "full", 2, 3),
+    ("saved", "lora", 2, 3),
+    ("saved", "lora", 2, 4),  # between two epochs
+    ("saved", "lora and a tower in full", 0, 3),
+    ("saved", "bfloat16", 0, 3),
+    *((layout, way, 0, 3) for layout in ("3B", "7B") for way in ("full", "lora and a tower in full")),
+    *(pytest.param(REAL, way, 0, 3, marks=pytest.mark.slow) for way in ("full", "lora")),
 ]
 
 
-@pytest.mark.parametrize(("way", "workers", "step"), CASES)
+@pytest.mark.parametrize(("layout", "way", "workers", "step"), CASES, indirect=["layout"])
 def test_interrupted_and_resumed_is_uninterrupted(run, uninterrupted, tmp_path, way, workers, step):
     log, weights, optimizer, scheduler, _ = uninterrupted(way, workers)
     with pytest.raises(Interrupted):
