@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.processes import run_on_ranks
 from tests.training.layouts import train
-from tests.training.resumed_layouts import FROM_ONE, RUNS, STEPS
+from tests.training.resumed_layouts import CONVERTED, FROM_ONE, RUNS, STEPS
 from vlcpt import ModelConfig, load_model
 from vlcpt.training.manifests import CheckpointError
 
@@ -33,7 +33,7 @@ def on_two(folder: Path, on_one: object) -> dict[str, list[dict[str, dict[str, o
     """What each run did whole and resumed, by its name: on rank 0 and on rank 1."""
     done = run_on_ranks("tests.training.resumed_layouts", str(folder))
     assert done.returncode == 0, done.stdout
-    return {name: [torch.load(folder / f"{name}.{rank}.pt") for rank in (0, 1)] for name in RUNS}
+    return {name: [torch.load(folder / f"{name}.{rank}.pt") for rank in (0, 1)] for name in RUNS | CONVERTED}
 
 
 def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -41,7 +41,7 @@ def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", RUNS | CONVERTED)
 def test_interrupted_and_resumed_ends_with_the_losses_and_weights_of_the_whole_run(name, on_two):
     for rank in on_two[name]:
         whole, resumed = rank["whole"], rank["resumed"]

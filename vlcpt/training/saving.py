@@ -62,10 +62,10 @@ class Checkpoints(TrainerCallback):
         Raises:
             CheckpointError: If none can be used, or it is of another run.
         """
-        self._saved = None
+        self._saved = self._facts = None
+        facts = self._run_facts()  # of a fresh start as of a resume: before the model is wrapped
         if not resume_from_checkpoint:
             return None
-        facts = self._run_facts()
         args = self._trainer.args
         found: list[Path | None] = [None]
 
