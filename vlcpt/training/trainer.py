@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -136,21 +137,24 @@ class CPTTrainer(Trainer):
             trial, ignore_keys_for_eval: As for ``Trainer.train``.
 
         Raises:
+            ConfigError: If another process trains in output_dir.
             CheckpointError: If the checkpoint cannot be used, or one cannot be written.
             NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
-        with self._ranks.watched():
-            checkpoint = self._checkpoints.resume(resume_from_checkpoint)
-        with (
-            quiet_partial_load(),
-            self.progress,
-            self._interruption.caught(),
-            self._checkpoints.kept(),
-            self._ranks.watched(),
-        ):
-            output = super().train(checkpoint, trial, ignore_keys_for_eval)
-        self._checkpoints.restore_best()
+        with ExitStack() as held:
+            with self._ranks.watched():
+                held.enter_context(self._checkpoints.held())
+                checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+            with (
+                quiet_partial_load(),
+                self.progress,
+                self._interruption.caught(),
+                self._checkpoints.kept(),
+                self._ranks.watched(),
+            ):
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            self._checkpoints.restore_best()
         return output
 
     def get_batch_samples(
