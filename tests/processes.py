@@ -91,7 +91,10 @@ class Started:
     def kill(self) -> None:
         """End it, and all that it started, at once."""
         if self.poll() is None:
-            os.killpg(self.pid, 9)
+            try:
+                os.killpg(self.pid, 9)
+            except ProcessLookupError:  # it has not come to its session yet
+                self._process.kill()
             self._process.join()
 
 
