@@ -27,7 +27,7 @@ CONVERTED = {
     )
     for engine, name, model in (
         *((engine, "lora", LORA) for engine in ("zero1", "zero2", "zero3")),
-        ("zero2", "full, language alone", LANGUAGE),
+        *((engine, "full, language alone", LANGUAGE) for engine in ("zero2", "zero3")),
     )
 }
 # One process saved after step 3, and two go on.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.processes import run_on_ranks
@@ -72,6 +73,19 @@ def test_what_is_saved_at_the_end_is_what_was_trained(name, on_two, folder, tiny
     untrained = AutoModelForImageTextToText.from_pretrained(folder / "base", dtype=torch.float32)
     with torch.no_grad():
         assert (untrained.eval()(**inputs).logits - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("where", ["", f"checkpoint-{STEPS}"])
+@pytest.mark.parametrize("name", [name for name in CONVERTED if "full" in name])
+def test_a_config_says_the_16_bits_that_deepspeed_saves(name, where, on_two, folder):
+    saved = load_file(folder / name / where / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+    loaded = AutoModelForImageTextToText.from_pretrained(folder / name / where)
+
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.bfloat16}
+    weights = on_two[name][0]["resumed"]["weights"]
+    assert furthest(weights, dict(loaded.named_parameters())) == 0
 
 
 @pytest.mark.parametrize("name", FROM_ONE)

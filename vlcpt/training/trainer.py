@@ -25,7 +25,7 @@ from vlcpt.training.checkpoints import (
     StepSeeds,
     cache_in_saved_config,
     count_lost_step,
-    declare_float32,
+    declare_dtype,
     quiet_partial_load,
     without_card,
 )
@@ -253,7 +253,7 @@ class CPTTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            declare_float32(directory)
+            declare_dtype(directory)
             (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(
