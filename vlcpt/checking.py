@@ -20,6 +20,7 @@ from vlcpt.data.checking import CheckedDataset, DecodedDataset
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.ledger import Ledger
 from vlcpt.data.planning import BadDataError
+from vlcpt.folder_locks import holder
 from vlcpt.model.counting import empty_model
 from vlcpt.model.loading import load_processor
 from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines
@@ -152,7 +153,8 @@ def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
 
 def _write(ledger: Ledger, output: Path, console: Console) -> None:
     """Write the ledger where it takes nobody's place."""
-    folder = output / "check" if (output / "config.yaml").exists() else output
+    is_taken = (output / "config.yaml").exists() or holder(output) is not None
+    folder = output / "check" if is_taken else output
     ledger.write(folder)
     instead = f", because {output} holds a run" if folder != output else ""
     _say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
 from vlcpt.data.splitting import split_stream
+from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
@@ -45,12 +47,23 @@ def train_run(
     """Train, from reading the data to saving the model.
 
     Raises:
-        ConfigError: Before anything is read, if the output folder is not free.
+        ConfigError: Before anything is read, if the output folder is not free, or another run's.
         ValueError: If the data or the run failed.
     """
     console = console or Screen()
     training = configs.training
     check_launch(training)
+    output = Path(str(training.output_dir))
+    ranks = RankWatch(training)
+    with ExitStack() as held:
+        with ranks.watched():
+            first_rank_only(training, lambda: held.enter_context(hold(output)))
+        return _train_held(configs, console, ranks, config_path)
+
+
+def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_path: Path | None) -> CPTTrainer:
+    """The run, in an output folder into which no other one writes."""
+    training = configs.training
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
     repo_id: str | None = None
@@ -64,7 +77,6 @@ def train_run(
 
     if training.overwrite and training.local_process_index == 0:
         remove_plans(output / PLANS)  # also where machines do not share the folder
-    ranks = RankWatch(training)
     with ranks.watched():
         first_rank_only(training, open_outputs)
         trainer = _prepare_trainer(configs, console, ranks)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.exact_kernels import exact_flash_attention, exact_varlen_kernel
-from tests.published import LAYOUTS
+from tests.published import REAL
 from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
 from vlcpt.model.attention import BY_DOCUMENT
@@ -84,7 +84,8 @@ KINDS = ["auto", "auto, with a kernel", "sdpa", "eager", "flash_attention_2", "f
     ("layout", "attention", "batch_size"),
     [
         *(("saved", attention, rows) for attention in KINDS for rows in (1, 2, 4)),
-        *((layout, attention, 2) for layout in LAYOUTS[1:] for attention in ("auto", "sdpa", "eager")),
+        *((layout, attention, 2) for layout in ("3B", "7B") for attention in ("auto", "sdpa", "eager")),
+        pytest.param(REAL, "auto", 2, marks=pytest.mark.slow),
     ],
     indirect=["layout"],
 )

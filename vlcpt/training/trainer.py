@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from vlcpt.training.checkpoints import (
     StepSeeds,
     cache_in_saved_config,
     count_lost_step,
-    declare_float32,
+    declare_dtype,
     quiet_partial_load,
     without_card,
 )
@@ -138,21 +139,24 @@ class CPTTrainer(Trainer):
             trial, ignore_keys_for_eval: As for ``Trainer.train``.
 
         Raises:
+            ConfigError: If another process trains in output_dir.
             CheckpointError: If the checkpoint cannot be used, or one cannot be written.
             NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
-        with self._ranks.watched():
-            checkpoint = self._checkpoints.resume(resume_from_checkpoint)
-        with (
-            quiet_partial_load(),
-            self.progress,
-            self._interruption.caught(),
-            self._checkpoints.kept(),
-            self._ranks.watched(),
-        ):
-            output = super().train(checkpoint, trial, ignore_keys_for_eval)
-        self._checkpoints.restore_best()
+        with ExitStack() as held:
+            with self._ranks.watched():
+                held.enter_context(self._checkpoints.held())
+                checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+            with (
+                quiet_partial_load(),
+                self.progress,
+                self._interruption.caught(),
+                self._checkpoints.kept(),
+                self._ranks.watched(),
+            ):
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            self._checkpoints.restore_best()
         return output
 
     def get_batch_samples(
@@ -251,7 +255,7 @@ class CPTTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            declare_float32(directory)
+            declare_dtype(directory)
             (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(
