@@ -142,7 +142,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         # Flat arrays, which workers share with the parent instead of copying them.
         self._plan, self._samples = plan, plan.samples()
         self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
-        # A shuffle first, so that equal lengths fall together at random and not by file order.
+        # A shuffle first: packs take samples in this order, and are as mixed as it is.
         order = np.arange(len(self._samples), dtype=np.int32)
         np.random.default_rng(seed).shuffle(order)
         self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1, dtype=np.int32)
