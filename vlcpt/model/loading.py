@@ -22,6 +22,7 @@ from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
 from vlcpt.model.attention import attend_by_document
 from vlcpt.model.families import family_of
+from vlcpt.model.finite_weights import require_finite_base
 from vlcpt.model.four_bits import four_bits, keep_layout
 from vlcpt.model.hub_lookup import only_cached
 from vlcpt.model.saved_files import first_few, not_loaded
@@ -148,7 +149,8 @@ def load_base(
     ``attn_implementation: auto`` is attention by documents, see :mod:`vlcpt.model.attention`.
 
     Raises:
-        ValueError: If it cannot be loaded, is of another family, or its tensors are not exactly the model's.
+        ValueError: If it cannot be loaded, is of another family, its tensors are not exactly the model's,
+            or one of them is not finite.
 
     Example:
         >>> from importlib.resources import files
@@ -188,6 +190,7 @@ def load_base(
             f"{name_or_path}: the checkpoint's tensors are not the model's: {first_few(wrong)}. "
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
+    require_finite_base(model, name_or_path, torch_dtype)
     if in_4_bits:
         keep_layout(model)
     if attn_implementation == "auto" and not has_sliding_window(found):
