@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from vlcpt.config import ConfigError
+from vlcpt.config_precision import autocast_type, slow_products, used_devices
 from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
@@ -27,13 +28,14 @@ from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
-from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype
+from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype, with_native_dtype
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import PLANS, prepare_output, write_json
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import document_lines, ledger_table, legend, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
+from vlcpt.training.engine import require_media
 from vlcpt.training.evaluation import SetResult, evaluate_sets
 from vlcpt.training.rank_watch import RankWatch
 from vlcpt.training.refusals import check_launch, check_packed
@@ -112,6 +114,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     is_main = training.process_index == 0
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
+    configs = replace(configs, model=with_native_dtype(configs.model, used_devices(training)))
+    precision = str(autocast_type(training) or torch.float32)
+    require_equal(training, precision, f"the type of products ({precision}, see bf16)")
     if configs.model.tuning == "qlora":
         stored = resolve_dtype(configs.model.dtype, read_config(configs.model.model_name_or_path))
         check_packed(stored, training)
@@ -125,9 +130,10 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
+    require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     set_seed(training.seed)  # Trainer seeds later than adapters are drawn
-    model = load_model(configs.model)
+    model = load_model(configs.model, on_gpu=not training.use_cpu)
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
     ranks.at(0, "reading the evaluation data")
@@ -168,7 +174,10 @@ def eval_run(
     sets = evaluation_sets(configs, processor, shown(console))
     tell_unmeasured(sets, console)
     device = configs.training.device
-    model, base = load_for_evaluation(configs.model, str(checkpoint))
+    used = used_devices(configs.training)
+    if (slow := slow_products(configs.training, used)) is not None:
+        console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    model, base = load_for_evaluation(with_native_dtype(configs.model, used), str(checkpoint))
     for one in (model, base):
         # 4-bit weights are put on their device while they load.
         if one is not None and not getattr(one, "is_quantized", False):
@@ -180,6 +189,7 @@ def eval_run(
         base=base,
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
+        autocast=autocast_type(configs.training),
         track=shown(console),
     )
     console.print(results_table(results))

@@ -1,5 +1,6 @@
 """Model and processor, as training loads them: precision, attention, 4 bits, adapters, every tensor."""
 
+from dataclasses import replace
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
+from vlcpt.config_precision import DeviceFacts, device_facts
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
 from vlcpt.model.attention import attend_by_document
 from vlcpt.model.families import family_of
+from vlcpt.model.finite_weights import require_finite_base
 from vlcpt.model.four_bits import four_bits, keep_layout
 from vlcpt.model.hub_lookup import only_cached
 from vlcpt.model.saved_files import first_few, not_loaded
@@ -58,13 +61,17 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     return processor
 
 
-def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
+def load_model(config: "ModelConfig", *, on_gpu: bool = True) -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
-    ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way.
+    ``dtype: auto`` keeps frozen weights in the checkpoint's type, but for bfloat16 on a GPU that only
+    emulates it: float32 there. What trains is float32 either way.
     The KV cache is off in both configurations, because it would let packed documents see each other.
     ``qlora`` packs the language tower's linear layers only: the vision tower, the merger and the output
     layer stay as they are.
+
+    Args:
+        on_gpu: Whether it will be trained on a GPU if there is one, as Trainer does without ``use_cpu``.
 
     Raises:
         ValueError: If the checkpoint is not there, of another family or incomplete; if the adapter has
@@ -78,6 +85,8 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
         >>> [row.how for row in tower_table(model)]
         ['frozen', 'frozen', 'LoRA r=4']
     """
+    if on_gpu:
+        config = with_native_dtype(config, device_facts())
     if config.adapter_name_or_path is not None and config.tuning == "full":
         raise ValueError(
             "adapter_name_or_path goes on with an adapter, but tuning is full. Set tuning: lora or "
@@ -140,7 +149,8 @@ def load_base(
     ``attn_implementation: auto`` is attention by documents, see :mod:`vlcpt.model.attention`.
 
     Raises:
-        ValueError: If it cannot be loaded, is of another family, or its tensors are not exactly the model's.
+        ValueError: If it cannot be loaded, is of another family, its tensors are not exactly the model's,
+            or one of them is not finite.
 
     Example:
         >>> from importlib.resources import files
@@ -180,6 +190,7 @@ def load_base(
             f"{name_or_path}: the checkpoint's tensors are not the model's: {first_few(wrong)}. "
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
+    require_finite_base(model, name_or_path, torch_dtype)
     if in_4_bits:
         keep_layout(model)
     if attn_implementation == "auto" and not has_sliding_window(found):
@@ -223,6 +234,26 @@ def turn_cache_off(model: PreTrainedModel) -> None:
     """
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
+
+
+def with_native_dtype(config: "ModelConfig", facts: DeviceFacts) -> "ModelConfig":
+    """A configuration whose ``dtype: auto`` is not bfloat16 on GPUs that only emulate it: float32 there.
+
+    Args:
+        facts: Of the GPUs that the model will run on; without one nothing changes.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config import ModelConfig
+        >>> config = ModelConfig(str(files("vlcpt") / "demo/base"), dtype="bfloat16")
+        >>> with_native_dtype(config, DeviceFacts(("Tesla T4",), ((7, 5),))).dtype  # as it was asked for
+        'bfloat16'
+    """
+    if config.dtype != "auto" or not facts.names or facts.has_bf16:
+        return config
+    if resolve_dtype(config.dtype, read_config(config.model_name_or_path)) != torch.bfloat16:
+        return config
+    return replace(config, dtype="float32")
 
 
 def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:

@@ -29,7 +29,14 @@ from vlcpt.training.checkpoints import (
     quiet_partial_load,
     without_card,
 )
-from vlcpt.training.engine import AttentionCheck, EngineCheck, fill_step, modalities_to_fill, unrepeat
+from vlcpt.training.engine import (
+    AttentionCheck,
+    EngineCheck,
+    allow_unused,
+    fill_step,
+    modalities_to_fill,
+    unrepeat,
+)
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import (
     leave_out_failed,
@@ -96,6 +103,9 @@ class CPTTrainer(Trainer):
         # Trainer turns off only the outer one; the text model reads its own, and a cache lets the
         # documents of a pack see each other.
         base_model(model).config.get_text_config().use_cache = False
+        sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+        filled = modalities_to_fill(model, args, [one for one in (train_dataset, *sets) if one is not None])
+        allow_unused(model, args, filled)
         self.progress = RunProgress(args.max_length if args.packing else None, console)
         super().__init__(
             model=model,
@@ -119,9 +129,7 @@ class CPTTrainer(Trainer):
         self._checkpoints = Checkpoints(self)
         self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
-            sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
-            given = [one for one in (train_dataset, *sets) if one is not None]
-            self.data_collator.fill_modalities = modalities_to_fill(model, args, given)
+            self.data_collator.fill_modalities = filled
             self.data_collator.names_documents = True
             self.data_collator.window_size = base_model(model).config.vision_config.window_size
         self.loss_is_scaled_for_ga = True
