@@ -214,6 +214,12 @@ def test_a_kernel_that_is_off_by_rounding_alone_is_right(causal, group):
     assert compare(exact, (48, 16), **COMPARED | {"causal": causal, "group": group}) == ""
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_kernel_is_also_compared_where_no_gradient_is_kept(mode):
+    with mode():
+        assert compare(exact, (48, 16), **COMPARED) == ""
+
+
 @pytest.mark.parametrize(
     ("kernel", "wrong"),
     [
