@@ -167,5 +167,6 @@ def test_frozen_bfloat16_weights_are_float32_where_bfloat16_is_emulated(
     make_tiny_model, tmp_path, facts, dtype, used
 ):
     make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    config = ModelConfig(str(tmp_path), dtype=dtype)
 
-    assert with_native_dtype(ModelConfig(str(tmp_path), dtype=dtype), facts).dtype == used
+    assert with_native_dtype(config, emulates_bf16=facts.emulates_bf16).dtype == used

@@ -64,7 +64,10 @@ def check_run(
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
-    configs = replace(configs, model=with_native_dtype(configs.model, used_devices(configs.training)))
+    configs = replace(
+        configs,
+        model=with_native_dtype(configs.model, emulates_bf16=used_devices(configs.training).emulates_bf16),
+    )
     model = empty_model(configs.model)  # before the data: a wrong model is told at once
     lenient = replace(configs, data=_lenient(configs.data))
     track, kind = shown(console), DecodedDataset if decode else CheckedDataset

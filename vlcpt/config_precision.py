@@ -44,6 +44,11 @@ class DeviceFacts:
             return False
         return self.is_hip or all(major >= _FIRST_WITH_BF16 for major, _ in self.capabilities)
 
+    @property
+    def emulates_bf16(self) -> bool:
+        """Whether there is a GPU that has bfloat16 in software alone."""
+        return bool(self.names) and not self.has_bf16
+
 
 @dataclass(frozen=True)
 class AskedPrecision:

@@ -114,7 +114,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     is_main = training.process_index == 0
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    configs = replace(configs, model=with_native_dtype(configs.model, used_devices(training)))
+    configs = replace(
+        configs, model=with_native_dtype(configs.model, emulates_bf16=used_devices(training).emulates_bf16)
+    )
     precision = str(autocast_type(training) or torch.float32)
     require_equal(training, precision, f"the type of products ({precision}, see bf16)")
     if configs.model.tuning == "qlora":
@@ -133,7 +135,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     set_seed(training.seed)  # Trainer seeds later than adapters are drawn
-    model = load_model(configs.model, on_gpu=not training.use_cpu)
+    model = load_model(configs.model)
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
     ranks.at(0, "reading the evaluation data")
@@ -177,7 +179,9 @@ def eval_run(
     used = used_devices(configs.training)
     if (slow := slow_products(configs.training, used)) is not None:
         console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    model, base = load_for_evaluation(with_native_dtype(configs.model, used), str(checkpoint))
+    model, base = load_for_evaluation(
+        with_native_dtype(configs.model, emulates_bf16=used.emulates_bf16), str(checkpoint)
+    )
     for one in (model, base):
         # 4-bit weights are put on their device while they load.
         if one is not None and not getattr(one, "is_quantized", False):

@@ -17,7 +17,6 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from vlcpt.config_precision import DeviceFacts, device_facts
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
 from vlcpt.model.attention import attend_by_document
@@ -61,17 +60,14 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     return processor
 
 
-def load_model(config: "ModelConfig", *, on_gpu: bool = True) -> PreTrainedModel | PeftModel:
+def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
-    ``dtype: auto`` keeps frozen weights in the checkpoint's type, but for bfloat16 on a GPU that only
-    emulates it: float32 there. What trains is float32 either way.
+    ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way. For a
+    GPU that only emulates bfloat16 see :func:`with_native_dtype`.
     The KV cache is off in both configurations, because it would let packed documents see each other.
     ``qlora`` packs the language tower's linear layers only: the vision tower, the merger and the output
     layer stay as they are.
-
-    Args:
-        on_gpu: Whether it will be trained on a GPU if there is one, as Trainer does without ``use_cpu``.
 
     Raises:
         ValueError: If the checkpoint is not there, of another family or incomplete; if the adapter has
@@ -85,8 +81,6 @@ def load_model(config: "ModelConfig", *, on_gpu: bool = True) -> PreTrainedModel
         >>> [row.how for row in tower_table(model)]
         ['frozen', 'frozen', 'LoRA r=4']
     """
-    if on_gpu:
-        config = with_native_dtype(config, device_facts())
     if config.adapter_name_or_path is not None and config.tuning == "full":
         raise ValueError(
             "adapter_name_or_path goes on with an adapter, but tuning is full. Set tuning: lora or "
@@ -236,20 +230,20 @@ def turn_cache_off(model: PreTrainedModel) -> None:
     model.config.get_text_config().use_cache = False
 
 
-def with_native_dtype(config: "ModelConfig", facts: DeviceFacts) -> "ModelConfig":
+def with_native_dtype(config: "ModelConfig", *, emulates_bf16: bool) -> "ModelConfig":
     """A configuration whose ``dtype: auto`` is not bfloat16 on GPUs that only emulate it: float32 there.
 
     Args:
-        facts: Of the GPUs that the model will run on; without one nothing changes.
+        emulates_bf16: Whether the model will run on such GPUs; else nothing changes.
 
     Example:
         >>> from importlib.resources import files
         >>> from vlcpt.config import ModelConfig
         >>> config = ModelConfig(str(files("vlcpt") / "demo/base"), dtype="bfloat16")
-        >>> with_native_dtype(config, DeviceFacts(("Tesla T4",), ((7, 5),))).dtype  # as it was asked for
+        >>> with_native_dtype(config, emulates_bf16=True).dtype  # as it was asked for
         'bfloat16'
     """
-    if config.dtype != "auto" or not facts.names or facts.has_bf16:
+    if config.dtype != "auto" or not emulates_bf16:
         return config
     if resolve_dtype(config.dtype, read_config(config.model_name_or_path)) != torch.bfloat16:
         return config
