@@ -117,6 +117,9 @@ class CPTTrainer(Trainer):
             compute_metrics=trainer_metrics,
             callbacks=[*(callbacks or []), self.progress, StepSeeds(), *_TRAINER_CALLBACKS],
         )
+        # accelerate's sampler would take its seed from torch, which StepSeeds moves: a second train() would
+        # read another order, and each rank its own.
+        self.accelerator.dataloader_config.data_seed = args.seed if args.data_seed is None else args.data_seed
         _remove_upstream_progress(self)
         self.add_callback(EngineCheck(self, self.progress.console))
         self.add_callback(AttentionCheck(self, self.progress.console))
