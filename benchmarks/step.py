@@ -278,7 +278,7 @@ def make_sides(folder: Path, rows: list[Row]) -> list[Side]:
             max_length=PACK,
             **shared,
         )
-        quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+        quiet = Console(quiet=True)
         return Side(
             name,
             lambda: CPTTrainer(own, args, train_dataset=dataset, processing_class=processor, console=quiet),
