@@ -135,7 +135,8 @@ def _by_length(
     for number, (length, _) in enumerate(runs):
         together.setdefault(length, []).append(number)
     sizes = [size for _, size in runs]
-    parts = [one.split(sizes) for one in (query, key, value)]
+    # A split would cost a copy in the backward pass, and is none where all have one length.
+    parts = [one.split(sizes) if len(sizes) > 1 else (one,) for one in (query, key, value)]
     found: dict[int, torch.Tensor] = {}
     for length, numbers in together.items():
         # (n·length, heads, width) -> (n, heads, length, width); a single run is not copied.
