@@ -1,7 +1,11 @@
 """Tests of vlcpt/training/resuming.py."""
 
-import pytest
+import shutil
 
+import pytest
+import torch
+
+from tests.processes import run_on_ranks
 from vlcpt.training.manifests import MANIFEST, UNFINISHED, CheckpointError, write_manifest
 from vlcpt.training.resuming import find_checkpoint, list_checkpoints
 
@@ -122,3 +126,20 @@ def test_only_folders_of_a_step_are_checkpoints(output):
         "checkpoint-10",
         "checkpoint-100",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_that_resume_in_the_same_process_read_each_document_of_the_pass_once(
+    tiny_model_dir, tmp_path
+):
+    """Torch's seed is another on each rank by then, and must not choose the order."""
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+
+    done = run_on_ranks("tests.training.resuming_rank", str(tmp_path))
+
+    assert done.returncode == 0, done.stdout
+    ranks = [torch.load(tmp_path / f"read.{rank}.pt") for rank in (0, 1)]
+    for whole, resumed in ranks:
+        assert resumed == whole[4:]  # after four of eight steps
+    assert sorted(number for whole, _ in ranks for number in whole) == list(range(16))
