@@ -112,7 +112,7 @@ def _plain_type(node: ast.AnnAssign) -> object:
         return None
 
 
-def read_given(path: Path, overrides: Sequence[str], known: Iterable[str] | None) -> dict[str, Given]:
+def read_given(path: Path, overrides: Sequence[str], known: Iterable[str] | None = None) -> dict[str, Given]:
     """What the file says, and the command line over it, by key.
 
     Args:
@@ -125,7 +125,7 @@ def read_given(path: Path, overrides: Sequence[str], known: Iterable[str] | None
             and for repeated and unknown keys, all in one message.
 
     Example:
-        >>> read_given(Path("/none.yaml"), [], None)
+        >>> read_given(Path("/none.yaml"), [])
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: /none.yaml: No such file or directory. Give the path of a YAML file.
     """
