@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,26 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.processing_utils import ProcessorMixin
 
+from tests.published import PUBLISHED, Vocabulary, spread_weights, write_published
+
 DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"
 MakeTinyModel = Callable[..., Qwen2_5_VLForConditionalGeneration]
 
 
 @pytest.fixture(scope="session")
-def tiny_processor() -> ProcessorMixin:
+def layout(request: pytest.FixtureRequest) -> str:
+    """How the tiny model lies on disk: ``saved`` by this transformers, or published as one of ``PUBLISHED``.
+
+    A test runs on other layouts by ``@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)``.
+    """
+    return getattr(request, "param", "saved")
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(layout: str, published_dirs: Callable[..., Path]) -> ProcessorMixin:
     """The processor of the embedded demo: about a thousand tokens, every special string of Qwen2.5-VL."""
-    return AutoProcessor.from_pretrained(DEMO_BASE)
+    folder = DEMO_BASE if layout == "saved" else published_dirs(*PUBLISHED[layout])
+    return AutoProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -78,33 +91,57 @@ def make_tiny_model(tiny_processor: ProcessorMixin) -> MakeTinyModel:
         )
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-        # The usual 0.02 leaves all logits near zero: inputs that differ would give logits that agree.
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0.0, 1.0 if "embed" in name else 0.2)
-                elif name.endswith("bias"):
-                    parameter.normal_(0.0, 0.1)
+        spread_weights(model)
         return model.to(dtype)
 
     return make
 
 
 @pytest.fixture
-def tiny_model(make_tiny_model: MakeTinyModel) -> Qwen2_5_VLForConditionalGeneration:
-    """A fresh tiny model in float32, its embeddings not tied."""
-    return make_tiny_model()
+def tiny_model(
+    layout: str, make_tiny_model: MakeTinyModel, tiny_model_dir: Path
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A fresh tiny model in float32; its embeddings are not tied, unless published so."""
+    if layout == "saved":
+        return make_tiny_model()
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(
-    make_tiny_model: MakeTinyModel, tiny_processor: ProcessorMixin, tmp_path_factory: pytest.TempPathFactory
+    layout: str,
+    make_tiny_model: MakeTinyModel,
+    tiny_processor: ProcessorMixin,
+    published_dirs: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder that ``from_pretrained`` reads: the tiny model with its processor. Not to be written to."""
+    """A folder that ``from_pretrained`` reads: the tiny model with its processor. Not to be written to.
+
+    What was published is in bfloat16: ``dtype="float32"`` loads every layout alike.
+    """
+    if layout != "saved":
+        return published_dirs(*PUBLISHED[layout])
     folder = tmp_path_factory.mktemp("tiny_model")
     make_tiny_model().save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def published_dirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the folder of a base in the published layout, made once. Not to be written to."""
+
+    @cache
+    def made(vocabulary: Vocabulary = "small", tied: bool = True) -> Path:
+        return write_published(tmp_path_factory.mktemp("published"), vocabulary=vocabulary, tied=tied)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def published_dir(published_dirs: Callable[..., Path]) -> Path:
+    """A tiny base laid out as Qwen publishes the 3B: tied embeddings. Not to be written to."""
+    return published_dirs()
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["vlcpt.cli", "vlcpt.runs", "vlcpt.training.trainer"])
+
+
+_HOLDS = """
+import os, sys, time
+from pathlib import Path
+from vlcpt.folder_locks import hold
+with hold(Path(sys.argv[1])):
+    child = os.fork() if "fork" in sys.argv else 0
+    if not child and "fork" in sys.argv:
+        time.sleep(60)
+    print(child, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(folder: Path, *options: str) -> Iterator["tuple[subprocess.Popen[str], int]"]:
+    """A process that holds a folder, as a run does, and the one that it forked if that is asked for."""
+    command = [sys.executable, "-c", _HOLDS, str(folder), *options]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdin and process.stdout
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.stdin.close()
 
 
 class Started:
@@ -63,7 +91,10 @@ class Started:
     def kill(self) -> None:
         """End it, and all that it started, at once."""
         if self.poll() is None:
-            os.killpg(self.pid, 9)
+            try:
+                os.killpg(self.pid, 9)
+            except ProcessLookupError:  # it has not come to its session yet
+                self._process.kill()
             self._process.join()
 
 

@@ -20,9 +20,10 @@ MODULES = {
 # What a part may import of vlcpt, by the beginnings of names; cli, runs and demo may import all.
 ALLOWED = {
     "vlcpt.data": ("vlcpt.data", "vlcpt.__version__"),
-    "vlcpt.model": ("vlcpt.model", "vlcpt.errors"),
+    "vlcpt.model": ("vlcpt.model", "vlcpt.errors", "vlcpt.folder_locks"),
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
+        "vlcpt.folder_locks",
     ),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
     # Formats and names of sources are checked before data is read.
@@ -37,6 +38,7 @@ FORBIDDEN = {
     "vlcpt.cli": ("torch", "transformers"),
     "vlcpt.config_keys": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
+    "vlcpt.folder_locks": ("torch", "transformers"),
     "vlcpt.__main__": ("torch", "transformers"),
 }
 PRINTS = {"vlcpt.cli", "vlcpt.__main__"}

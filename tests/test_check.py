@@ -16,6 +16,7 @@ from rich.console import Console
 from transformers import ProcessorMixin
 from typer.testing import CliRunner
 
+from tests.processes import holding
 from tests.support import avi, png
 from vlcpt.checking import check_run
 from vlcpt.cli import app
@@ -465,3 +466,10 @@ def test_the_command_takes_its_options(folder: Path) -> None:
 
     assert result.exit_code == 1, result.output
     assert "4 processes × 1 × 1" in result.output and "rotten.png" in result.output
+
+
+def test_a_check_beside_a_run_that_has_only_begun_does_not_take_its_ledgers_place(folder: Path) -> None:
+    config = write(folder, GOOD)
+    with holding(folder / "out"):
+        check(config)
+        assert sorted(path.name for path in (folder / "out").iterdir()) == [".vlcpt.lock", "check"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.processes import run_module
+from tests.processes import Started, holding, run_module
+from tests.support import wait_for
 from vlcpt.cli import app
 from vlcpt.demo import base_path
 
@@ -207,3 +208,50 @@ def test_env_names_versions_and_no_path() -> None:
     assert result.exit_code == 0
     assert "transformers" in result.output and "torch" in result.output
     assert str(Path.home()) not in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "prepare"])
+def test_a_folder_in_use_is_refused_before_torch_is_imported(project: Path, command: str) -> None:
+    arguments = {
+        "train": ["train", "my.yaml", "--overwrite"],
+        "demo": ["demo", "--output_dir", "out", "--overwrite"],
+        "prepare": ["prepare", "my.yaml", "--output", "out"],
+    }
+    code = (
+        "import sys\nfrom vlcpt.__main__ import main\ntry:\n    main()\nexcept SystemExit as end:\n"
+        "    assert not {'torch', 'transformers'} & set(sys.modules)\n    raise\n"
+    )
+    with holding(project / "out") as (first, _):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments[command]], capture_output=True, text=True, cwd=project
+        )
+
+    assert done.returncode == 2, done.stderr
+    assert f"out is in use by process {first.pid} on host " in done.stderr
+
+
+def test_a_second_run_leaves_the_first_alone_and_takes_over_when_that_is_killed(project: Path) -> None:
+    edit(project, "save_strategy: steps\nsave_steps: 1\nsave_total_limit: 2")
+    environment = {"COLUMNS": "100"}
+    train = ["vlcpt", "train", "my.yaml"]
+    first = Started(
+        [*train, "--max_steps", "100000"], project / "first", cwd=project, environment=environment
+    )
+    try:
+        wait_for(lambda: (project / "out/checkpoint-3").exists() or first.poll() is not None, 120)
+        second = run_module(*train, "--overwrite", cwd=project, environment=environment)
+
+        assert second.returncode == 2, second.stderr
+        assert f"is in use by process {first.pid} on host " in second.stderr
+        last = max(int(path.name.rpartition("-")[2]) for path in (project / "out").glob("checkpoint-*"))
+        wait_for(lambda: (project / f"out/checkpoint-{last + 2}").exists() or first.poll() is not None, 60)
+        assert first.poll() is None, (project / "first").read_text()  # it was not disturbed
+    finally:
+        first.kill()
+    more = ["--resume_from_checkpoint", "true", "--max_steps", "200000"]
+    third = Started([*train, *more], project / "third", cwd=project, environment=environment)
+    try:
+        wait_for(lambda: "step" in (project / "third").read_text() or third.poll() is not None, 120)
+        assert third.poll() is None, (project / "third").read_text()
+    finally:
+        third.kill()

@@ -22,14 +22,17 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from tests.hub_server import OWNER, TOKEN, Hub, Repository, environment, serve_hub
+from tests.processes import holding
 from vlcpt import merge_adapter, push_adapter
 from vlcpt.cli import app
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path
+from vlcpt.folder_locks import LOCK
 from vlcpt.hub_runs import open_repository, push_run
 from vlcpt.report.card import Licence
 from vlcpt.runs import train_run
+from vlcpt.training.manifests import UNFINISHED
 
 QUIET = Console(file=StringIO(), width=100)
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -537,3 +540,17 @@ def test_of_two_processes_one_pushes(hub, tmp_path):
     assert (
         len([request for request in hub.requests if request == "POST /api/repos/create"]) == 2
     )  # before, after
+
+
+def test_a_folder_into_which_a_run_still_writes_is_not_pushed_and_its_whole_checkpoints_are(adapter):
+    (adapter / "checkpoint-9").mkdir()
+    (adapter / "checkpoint-9" / UNFINISHED).touch()
+    with holding(adapter) as (first, _):
+        with pytest.raises(ConfigError, match=rf"the run's folder .* is in use by process {first.pid} on"):
+            push_adapter(adapter, "me/mine", base_model=BASE, dry_run=True)
+        with pytest.raises(ConfigError, match="checkpoint-9 was not saved to its end"):
+            push_adapter(adapter / "checkpoint-9", "me/mine", base_model=BASE, dry_run=True)
+        push_adapter(adapter / "checkpoint-2", "me/mine", base_model=BASE, dry_run=True)
+    (adapter / LOCK).write_text("1 elsewhere")  # as a run that was killed leaves it
+    push = push_adapter(adapter, "me/mine", base_model=BASE, dry_run=True)
+    assert LOCK not in [file.name for file in push.files]

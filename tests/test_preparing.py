@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.processes import holding
 from tests.support import png
 from vlcpt.checking import check_run
 from vlcpt.cli import app
@@ -235,3 +236,14 @@ def test_overwrite_starts_afresh_only_where_something_was_prepared(project: Path
         prepare_run(found, project / "mine", console=QUIET)
 
     assert (project / "mine/sub/set/prepared.json").is_file()
+
+
+def test_a_folder_that_another_process_prepares_is_refused(project: Path) -> None:
+    run = configs(project)
+    with (
+        holding(project / "set") as (first, _),
+        pytest.raises(ConfigError, match=rf"--output .*set is in use by process {first.pid} on host "),
+    ):
+        prepare_run(run, project / "set", console=QUIET)
+    prepare_run(run, project / "set", console=QUIET)
+    assert not list((project / "set").rglob(".vlcpt.lock"))

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.processes import holding, run_on_ranks, start_ranks
 from tests.support import png
 from vlcpt.cli import app
 from vlcpt.config import ConfigError
@@ -276,3 +277,75 @@ def test_a_wrong_model_is_told_before_the_data_is_read_with_2(tmp_path, monkeypa
 
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split()) and "Traceback" not in result.output
+
+
+def test_a_run_in_a_folder_that_another_process_holds_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    train_run(configs(tmp_path, "--save_strategy", "steps", "--save_steps", "1"), QUIET)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    with holding(tmp_path / "out") as (first, _):
+        for more in ([], ["--overwrite"], ["--resume_from_checkpoint", "true"]):
+            with pytest.raises(ConfigError, match=rf"is in use by process {first.pid} on host "):
+                train_run(configs(tmp_path, *more), QUIET)
+        (tmp_path / "out/.vlcpt.lock").stat()
+        after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path: time for path, time in after.items() if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
+
+
+def test_a_start_that_failed_before_step_1_is_repeated_without_overwrite(tmp_path: Path, monkeypatch) -> None:
+    arguments = ("--eval_strategy", "epoch", "--eval_on_start", "true")
+    run = configs(tmp_path, *arguments)
+
+    def out_of_memory(*_, **__):
+        raise RuntimeError("out of memory")
+
+    for where in ("vlcpt.runs.load_model", "vlcpt.training.trainer.target_losses"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, out_of_memory)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                train_run(run, QUIET)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert "config.yaml" in left and "train_log.jsonl" in left  # or nothing would be shown
+
+    train_run(configs(tmp_path, *arguments), QUIET)
+
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
+    assert steps.count(0) == 1 and max(steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "seed: 3\n"),
+        ("train_log.jsonl", '{"step": 0, "eval_loss": 1}\n{"step": 1, "loss": 1}\n'),
+        ("runs/mine.txt", "precious"),
+        ("model.safetensors", ""),
+        ("checkpoint-1/model.safetensors", ""),
+    ],
+)
+def test_what_holds_work_needs_overwrite(tmp_path: Path, name: str, content: str) -> None:
+    run = configs(tmp_path)
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(ConfigError, match="is not empty"):
+        prepare_output(run)
+
+
+def test_where_ranks_are_on_several_machines_all_of_them_end_with_the_refusal(tmp_path: Path) -> None:
+    configs(tmp_path)
+    command, output = ["vlcpt", "train", str(tmp_path / "my.yaml")], tmp_path / "output"
+    with holding(tmp_path / "out") as (first, _):
+        ranks, store = start_ranks(command, output, LOCAL_WORLD_SIZE="1")
+        codes = [rank.wait(100) for rank in ranks]
+    del store
+    assert codes == [2, 2], output.read_text()
+    assert output.read_text().count(f"is in use by process {first.pid} on host") == 2
+
+
+def test_a_launcher_on_one_machine_gets_the_refusals_exit_code(tmp_path: Path) -> None:
+    configs(tmp_path)
+    with holding(tmp_path / "out") as (first, _):
+        done = run_on_ranks("vlcpt", "train", str(tmp_path / "my.yaml"), timeout=100)
+    assert done.returncode == 2, done.stdout
+    assert f"is in use by process {first.pid} on host" in done.stdout

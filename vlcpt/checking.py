@@ -15,13 +15,15 @@ from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlcpt.config import DataConfig
+from vlcpt.config_precision import slow_products, used_devices
 from vlcpt.config_reading import Configs
 from vlcpt.data.checking import CheckedDataset, DecodedDataset
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.ledger import Ledger
 from vlcpt.data.planning import BadDataError
+from vlcpt.folder_locks import holder
 from vlcpt.model.counting import empty_model
-from vlcpt.model.loading import load_processor
+from vlcpt.model.loading import load_processor, with_native_dtype
 from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines
 from vlcpt.report.hints import hints
 from vlcpt.report.screen import Screen, visible
@@ -29,6 +31,7 @@ from vlcpt.report.terminal import ledger_table
 from vlcpt.run_data import evaluation_entries, evaluation_set, shown, train_dataset
 from vlcpt.run_memory import foresee
 from vlcpt.runs import quiet_libraries
+from vlcpt.training.engine import require_media
 
 LONGEST = 5
 
@@ -61,6 +64,10 @@ def check_run(
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
+    configs = replace(
+        configs,
+        model=with_native_dtype(configs.model, emulates_bf16=used_devices(configs.training).emulates_bf16),
+    )
     model = empty_model(configs.model)  # before the data: a wrong model is told at once
     lenient = replace(configs, data=_lenient(configs.data))
     track, kind = shown(console), DecodedDataset if decode else CheckedDataset
@@ -80,6 +87,8 @@ def check_run(
         _show_plan(configs, dataset, model, processor, devices, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
     _write(ledger, Path(str(configs.training.output_dir)), console)
+    if dataset is not None:
+        require_media(configs.model.trained_towers, dataset)
     lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
     _say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
     return not lost
@@ -124,6 +133,8 @@ def _show_plan(
     console.print(course_table(course, ledger, longest, training.max_length))
     memory = foresee(configs, model, packs, devices=devices, merge=processor.image_processor.merge_size**2)
     console.print(memory_table(memory))
+    if (slow := slow_products(training, used_devices(training))) is not None:
+        _say(console, slow)
     advice = hints(
         ledger,
         max_length=training.max_length,
@@ -152,7 +163,8 @@ def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
 
 def _write(ledger: Ledger, output: Path, console: Console) -> None:
     """Write the ledger where it takes nobody's place."""
-    folder = output / "check" if (output / "config.yaml").exists() else output
+    is_taken = (output / "config.yaml").exists() or holder(output) is not None
+    folder = output / "check" if is_taken else output
     ledger.write(folder)
     instead = f", because {output} holds a run" if folder != output else ""
     _say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")

@@ -49,6 +49,9 @@ def demo(
 ) -> None:
     """The whole main job on the embedded model and data, in minutes on a CPU."""
     with _told():
+        from vlcpt.folder_locks import require_free
+
+        require_free(output_dir)
         from vlcpt.demo.run import run_demo
 
         run_demo(output_dir, overwrite=overwrite)
@@ -58,7 +61,7 @@ def demo(
 def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     with _told():
-        configs = _read(config, context.args)
+        configs = _read(config, context.args, writes=True)
         from vlcpt.run_ranks import leave_group
         from vlcpt.runs import train_run
 
@@ -127,6 +130,9 @@ def prepare(
 ) -> None:
     """Encode the data once, into shards that train reads. Run again after an interruption, it goes on."""
     with _told():
+        from vlcpt.folder_locks import require_free
+
+        require_free(output, "--output")
         configs = _read(config, context.args)
         from vlcpt.preparing import prepare_run
 
@@ -215,11 +221,20 @@ def env() -> None:
     typer.echo(describe())
 
 
-def _read(config: Path, overrides: list[str]) -> Configs:
-    """The configuration. Most mistakes are told within a second, the others before a run is imported."""
-    from vlcpt.config_keys import check_early
+def _read(config: Path, overrides: list[str], *, writes: bool = False) -> Configs:
+    """The configuration. Most mistakes are told within a second, the others before a run is imported.
+
+    Args:
+        writes: Whether output_dir must be no other run's.
+    """
+    from vlcpt.config_keys import check_early, given_output
+    from vlcpt.folder_locks import require_free
 
     check_early(config, overrides)
+    # Where one launcher started all ranks, it ends the others; else rank 0 says it to all of them later.
+    rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if writes and rank in (None, "0") and ranks == here:
+        require_free(given_output(config, overrides))
     from vlcpt.config_reading import load_config
 
     return load_config(config, overrides)

@@ -5,13 +5,12 @@ Importing this module imports transformers (five seconds), so ``vlcpt`` and its 
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
 
-from vlcpt import config_checks, config_trainer
+from vlcpt import config_checks, config_precision, config_trainer
 from vlcpt.config_sources import SourceConfig, as_sources
 from vlcpt.errors import ConfigError as ConfigError
 
@@ -203,6 +202,14 @@ class CPTConfig(TrainingArguments):
             "help": "Let DeepSpeed unpickle a checkpoint that this run did not write: it may hold code."
         },
     )
+    # Wider than in TrainingArguments: None is what nobody has said.
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16. Default: true on a GPU that has it in hardware, unless fp16 or the "
+            "DeepSpeed config says otherwise."
+        },
+    )
     per_device_train_batch_size: int = field(
         default=1, metadata={"help": "Packs (or samples) per device in one forward pass."}
     )
@@ -247,12 +254,15 @@ class CPTConfig(TrainingArguments):
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # torch refuses it without workers
         written = self.deepspeed
-        if not isinstance(written, str) or written.startswith("{"):
-            super().__post_init__()
-        else:
-            self.deepspeed = config_trainer.resolve_deepspeed(written, Path())
-            super().__post_init__()
-            self.deepspeed = written  # so that no path of this installation gets into a saved configuration
+        sharding = config_trainer.read_deepspeed(written)
+        asked = config_precision.read_asked(self, sharding)
+        precision = config_precision.choose_precision(asked, config_precision.device_facts())
+        # Both are asked for only where the user did so, which transformers refuses.
+        self.bf16, self.fp16 = precision == "bf16", self.fp16 or precision == "fp16"
+        if sharding is not None:
+            self.deepspeed = config_precision.with_precision(sharding)
+        super().__post_init__()
+        self.deepspeed = written  # so that no path of this installation gets into a saved configuration
         config_trainer.check_accelerator(self)
         if self.use_cpu and torch.distributed.is_initialized():
             # transformers 5.23 gives ddp_timeout to every group but that of CPUs, which then waits for 30

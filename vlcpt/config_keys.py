@@ -58,6 +58,20 @@ def check_early(path: Path, overrides: Sequence[str] = ()) -> None:
     check_required(path, given)
 
 
+def given_output(path: Path, overrides: Sequence[str] = ()) -> Path:
+    """The ``output_dir`` of what :func:`check_early` let pass.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (file := Path(folder, "run.yaml")).write_text("output_dir: out") and None
+        ...     given_output(file).relative_to(folder).name, given_output(file, ["--output_dir", "b"]).name
+        ('out', 'b')
+    """
+    given = read_given(path, overrides)["output_dir"]
+    return given.base / Path(str(convert(given, str))).expanduser()
+
+
 @cache
 def plain_types() -> Mapping[str, Any] | None:
     """The known keys, with their types where these are made of Python's own; None if the source differs.

@@ -189,6 +189,32 @@ def shipped_deepspeed() -> dict[str, str]:
     return {Path(entry.name).stem: str(entry) for entry in folder.iterdir() if entry.name.endswith(".json")}
 
 
+def read_deepspeed(given: dict[str, object] | str | None) -> dict[str, object] | None:
+    """A DeepSpeed config, whatever it is given as: a mapping, JSON, a path, the name of a shipped one.
+
+    Raises:
+        ValueError: If it is no mapping, or there is no such file.
+
+    Example:
+        >>> read_deepspeed('{"zero_optimization": {"stage": 2}}')
+        {'zero_optimization': {'stage': 2}}
+        >>> read_deepspeed("zero3")["zero_optimization"]["stage"]
+        3
+    """
+    if not given:
+        return None
+    found = given
+    if isinstance(given, str):
+        text = given if given.startswith("{") else Path(resolve_deepspeed(given, Path())).read_text("utf-8")
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"deepspeed is not JSON: {error}. Correct it.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"deepspeed: expected a mapping, found {type(found).__name__}. Correct it.")
+    return found
+
+
 def resolve_deepspeed(name: str, base: Path) -> str:
     """Find a DeepSpeed config: the name of a shipped one, or a path, from ``base`` if it is relative.
 

@@ -16,10 +16,12 @@ from peft import PeftConfig
 
 from vlcpt import __version__
 from vlcpt.config import ConfigError
+from vlcpt.folder_locks import require_free
 from vlcpt.hub_files import PushedFile, is_allowed, kind_of, pushed_files
 from vlcpt.hub_names import check_names, hub_base, hub_id, is_revision
 from vlcpt.report.card import Licence, model_card
 from vlcpt.report.run_facts import read_run
+from vlcpt.training.manifests import is_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +161,10 @@ def plan_push(
     check_names(repo_id, base_model, revision)
     if not checkpoint.is_dir():
         raise ConfigError(f"{checkpoint}: no such folder. Give a run's folder, or a checkpoint in it.")
+    # A checkpoint in it is whole; the result is written file by file.
+    require_free(checkpoint, "the run's folder")
+    if is_unfinished(checkpoint):
+        raise ConfigError(f"{checkpoint} was not saved to its end. Give another checkpoint.")
     if evaluation is not None and not evaluation.is_file():
         raise ConfigError(f"{evaluation}: no such file. Give what `vlcpt eval --output` wrote.")
     if not Path(run_folder).is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import RESOLVED_HEADER, Configs
 from vlcpt.data.plan_cache import remove_plans
+from vlcpt.folder_locks import LOCK
 from vlcpt.training.disk import delete_checkpoint
+from vlcpt.training.progress import has_steps
 from vlcpt.training.trust import RECORD
 
 # What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
@@ -21,8 +24,8 @@ RUN_FILES = (
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
 )
 PLANS = "plan"  # the folder in which planning is shared and kept; it can be deleted at any time
-# What a check leaves, and a run that was stopped before it trained.
-NO_RUN = ("ledger.json", "dropped.jsonl", PLANS)
+# What a check leaves, and a run that was stopped before it trained; the lock is that of the run itself.
+NO_RUN = ("ledger.json", "dropped.jsonl", "check", PLANS, LOCK)
 
 
 def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
@@ -51,7 +54,7 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
             if path.is_file():
                 path.unlink()
         remove_plans(output / PLANS)
-    elif not training.resume_from_checkpoint and any(p.name not in NO_RUN for p in output.iterdir()):
+    elif not training.resume_from_checkpoint and any(not is_leftover(path) for path in output.iterdir()):
         go_on = "go on from its checkpoint with --resume_from_checkpoint true, or "
         if not any(output.glob("checkpoint-*")):
             go_on = "or, as no checkpoint is in it, "
@@ -59,6 +62,27 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
             f"output_dir {output} is not empty. Give another folder, {go_on}start afresh in it with "
             "--overwrite."
         )
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or folder in an output folder is what a start leaves that failed before step 1.
+
+    Its config.yaml, log of the evaluation before step 1 and TensorBoard files hold no work, and the next
+    start writes them anew.
+
+    Example:
+        >>> is_leftover(Path("out/ledger.json")), is_leftover(Path("out/model.safetensors"))
+        (True, False)
+    """
+    match path.name:
+        case "config.yaml":
+            return path.is_file() and is_resolved(path)
+        case "train_log.jsonl":
+            return path.is_file() and not has_steps(path)
+        case "runs":
+            files = [one for one in path.rglob("*") if not one.is_dir()]
+            return path.is_dir() and all(one.name.startswith("events.out.tfevents.") for one in files)
+    return path.name in NO_RUN or re.fullmatch(r"\..*\.partial", path.name) is not None
 
 
 def is_resolved(path: Path) -> bool:
@@ -69,7 +93,7 @@ def is_resolved(path: Path) -> bool:
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON file whole or not at all; a number that JSON does not have becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two may write to one name
     try:
         text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from vlcpt.data.fingerprints import fingerprint
 from vlcpt.data.prepare import prepare_source, remove_prepared
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.prepared_folders import BEGUN, SET_KIND, WHOLE, Folder, prepared_members
+from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
 from vlcpt.outputs import write_json
 from vlcpt.report.screen import Screen
@@ -43,12 +44,18 @@ def prepare_run(
         engine: Where the work is done; the result is the same.
 
     Raises:
-        ConfigError: Before anything is read, if the folder is not free or Ray is not installed.
+        ConfigError: Before anything is read, if the folder is not free or another process's, or Ray is not
+            installed.
         ValueError: If the data failed.
     """
     console = console or Screen()
-    data, training = configs.data, configs.training
     _check(output, engine)
+    with hold(output, "--output"):
+        _prepare(configs, output, engine, console)
+
+
+def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -> None:
+    data, training = configs.data, configs.training
     if training.overwrite:
         for folder in (*(one for role in ROLES for one in output.glob(f"{role}/*/")), output):
             remove_prepared(folder)
@@ -98,7 +105,7 @@ def _check(output: Path, engine: Engine) -> None:
         raise ConfigError(f"--output {output} is a file. Give a folder.")
     if engine == "ray" and find_spec("ray") is None:
         raise ConfigError('--engine ray needs Ray: pip install "vlcpt[ray]". Or leave the option away.')
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or all(path.name == LOCK for path in output.iterdir()):
         return
     if all(Folder(str(output)).json(name, (SET_KIND,)) is None for name in (WHOLE, BEGUN)):
         raise ConfigError(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from vlcpt.config import CPTConfig
 from vlcpt.config_reading import Configs
-from vlcpt.config_trainer import resolve_deepspeed
+from vlcpt.config_trainer import read_deepspeed
 from vlcpt.model.adapters import base_model
 from vlcpt.model.counting import adapter_of, count_towers
 from vlcpt.model.loading import has_sliding_window
@@ -66,7 +63,7 @@ def _largest(
 
 def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -> Setup:
     training, base, adapter = configs.training, base_model(model), adapter_of(model)
-    sharding = _deepspeed(training)
+    sharding = read_deepspeed(training.deepspeed) or {}
     zero = _section(sharding, "zero_optimization")
     mixed = bool(training.bf16 or training.fp16)
     wanted = configs.model.attn_implementation
@@ -91,18 +88,6 @@ def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -
         bucket=_number(zero, "reduce_bucket_size", 200_000_000),
         live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
     )
-
-
-def _deepspeed(training: CPTConfig) -> Mapping[str, object]:
-    """The DeepSpeed configuration of a run; empty without one."""
-    given = training.deepspeed
-    if not given:
-        return {}
-    if isinstance(given, str):
-        text = given if given.startswith("{") else Path(resolve_deepspeed(given, Path())).read_text("utf-8")
-        given = json.loads(text)
-    assert isinstance(given, Mapping)
-    return given
 
 
 def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from vlcpt.config import ConfigError
+from vlcpt.config_precision import autocast_type, slow_products, used_devices
 from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
@@ -22,16 +24,18 @@ from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
 from vlcpt.data.splitting import split_stream
+from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
-from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype
+from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype, with_native_dtype
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import PLANS, prepare_output, write_json
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import document_lines, ledger_table, legend, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
 from vlcpt.run_ranks import first_rank_only, require_equal
+from vlcpt.training.engine import require_media
 from vlcpt.training.evaluation import SetResult, evaluate_sets
 from vlcpt.training.rank_watch import RankWatch
 from vlcpt.training.refusals import check_launch, check_packed
@@ -45,12 +49,23 @@ def train_run(
     """Train, from reading the data to saving the model.
 
     Raises:
-        ConfigError: Before anything is read, if the output folder is not free.
+        ConfigError: Before anything is read, if the output folder is not free, or another run's.
         ValueError: If the data or the run failed.
     """
     console = console or Screen()
     training = configs.training
     check_launch(training)
+    output = Path(str(training.output_dir))
+    ranks = RankWatch(training)
+    with ExitStack() as held:
+        with ranks.watched():
+            first_rank_only(training, lambda: held.enter_context(hold(output)))
+        return _train_held(configs, console, ranks, config_path)
+
+
+def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_path: Path | None) -> CPTTrainer:
+    """The run, in an output folder into which no other one writes."""
+    training = configs.training
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
     repo_id: str | None = None
@@ -64,7 +79,6 @@ def train_run(
 
     if training.overwrite and training.local_process_index == 0:
         remove_plans(output / PLANS)  # also where machines do not share the folder
-    ranks = RankWatch(training)
     with ranks.watched():
         first_rank_only(training, open_outputs)
         trainer = _prepare_trainer(configs, console, ranks)
@@ -100,6 +114,11 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     is_main = training.process_index == 0
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
+    configs = replace(
+        configs, model=with_native_dtype(configs.model, emulates_bf16=used_devices(training).emulates_bf16)
+    )
+    precision = str(autocast_type(training) or torch.float32)
+    require_equal(training, precision, f"the type of products ({precision}, see bf16)")
     if configs.model.tuning == "qlora":
         stored = resolve_dtype(configs.model.dtype, read_config(configs.model.model_name_or_path))
         check_packed(stored, training)
@@ -113,6 +132,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
+    require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     set_seed(training.seed)  # Trainer seeds later than adapters are drawn
     model = load_model(configs.model)
@@ -156,7 +176,12 @@ def eval_run(
     sets = evaluation_sets(configs, processor, shown(console))
     tell_unmeasured(sets, console)
     device = configs.training.device
-    model, base = load_for_evaluation(configs.model, str(checkpoint))
+    used = used_devices(configs.training)
+    if (slow := slow_products(configs.training, used)) is not None:
+        console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    model, base = load_for_evaluation(
+        with_native_dtype(configs.model, emulates_bf16=used.emulates_bf16), str(checkpoint)
+    )
     for one in (model, base):
         # 4-bit weights are put on their device while they load.
         if one is not None and not getattr(one, "is_quantized", False):
@@ -168,6 +193,7 @@ def eval_run(
         base=base,
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
+        autocast=autocast_type(configs.training),
         track=shown(console),
     )
     console.print(results_table(results))

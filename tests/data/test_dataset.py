@@ -3,8 +3,11 @@
 import json
 import pickle
 import random
+import re
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -14,6 +17,7 @@ from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_docum
 from vlcpt.config import DataConfig
 from vlcpt.data import columns
 from vlcpt.data.encoding import Sample
+from vlcpt.data.failed import FailedSample
 from vlcpt.data.readers.files import open_source
 
 
@@ -299,3 +303,68 @@ def test_the_longest_documents_are_those_with_the_last_targets(rows, tiny_proces
     expected.sort(key=lambda one: -one[0])  # equal ones in the order of the rows
     for count in (1, 4, 10):
         assert dataset.longest(count) == [(name, length) for length, name in expected[:count]]
+
+
+def changed(dataset: CPTDataset) -> str:
+    """The one sample that could not be read: what stops the run."""
+    failed = [one for item in dataset for one in item if isinstance(one, FailedSample)]
+    assert failed
+    assert all(one.stops and one.dropped.reason == "changed" for one in failed)
+    return failed[-1].message
+
+
+@pytest.mark.parametrize("on_bad_data", ["error", "skip"])
+@pytest.mark.parametrize(
+    ("now", "what"),
+    [
+        (
+            "a <trainable_text>1 2 4</trainable_text>",
+            "its tokens and targets are not those that were planned",
+        ),
+        ("a 1 <trainable_text>2 3</trainable_text>", "its tokens and targets are not"),  # other targets
+        ("", "its file was changed since the run was planned, and now gives: not JSON"),
+    ],
+    ids=["another token", "other targets", "cut"],
+)
+def test_a_row_that_is_rewritten_after_planning_stops_as_changed(
+    tiny_processor, tmp_path, on_bad_data, now, what
+):
+    path = tmp_path / "train.jsonl"
+    kept, then = '{"text": "one two"}\n', "a <trainable_text>1 2 3</trainable_text>"
+    path.write_text(kept + json.dumps({"text": then}) + "\n")
+    dataset = CPTDataset(path, tiny_processor, max_length=50, packing=False, on_bad_data=on_bad_data)
+    if now:
+        line = json.dumps({"text": now})
+        assert len(line) == len(json.dumps({"text": then}))
+        path.write_text(kept + line + "\n")
+    else:
+        path.write_text(kept)
+
+    assert re.match(rf".*train\.jsonl:2: {what}", changed(dataset))
+
+
+@pytest.mark.parametrize("rows", [["a 1 2 3", "a 1 2 4"], ["a 1 2 3"]], ids=["another token", "a row less"])
+def test_a_parquet_file_that_is_rewritten_after_planning_stops_as_changed(tiny_processor, tmp_path, rows):
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"text": ["a 1 2 3", "a 1 2 3"]}), path)
+    dataset = pickle.loads(  # as in a worker, which opens it itself
+        pickle.dumps(CPTDataset(path, tiny_processor, max_length=50, packing=False, on_bad_data="skip"))
+    )
+    pq.write_table(pa.table({"text": rows}), tmp_path / "new")
+    (tmp_path / "new").replace(path)
+
+    assert re.search(r"train\.parquet:2: its .*changed\s+since", changed(dataset))
+
+
+def test_an_image_that_takes_as_many_tokens_on_another_grid_stops_as_changed(tiny_processor, tmp_path):
+    """One of the same grid is trained: pixels are not in the plan."""
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"text": "<image>a b", "images": ["a.png"]}))
+    image = tmp_path / "a.png"
+    image.write_bytes(png(0, 56, 112))
+    dataset = CPTDataset(path, tiny_processor, max_length=50, on_bad_data="skip")
+    image.write_bytes(png(1, 56, 112))
+    assert isinstance(dataset[0][0], Sample)
+    image.write_bytes(png(0, 112, 56))
+
+    assert "the row or a medium was changed since" in changed(dataset)

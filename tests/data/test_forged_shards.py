@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,8 @@ class Forged:
         row, line = self.rows[number], self.index[number]
         weights = np.repeat(np.array(row["run_weights"], np.float32), row["run_lengths"])
         ids = np.array(row["input_ids"])
-        line["checksum"] = TokenStream(ids, ids, weights, (), 0, 0).checksum
+        grids = tuple(SimpleNamespace(grid_thw=one["grid_thw"]) for one in row["media"])
+        line["checksum"] = TokenStream(ids, ids, weights, grids, 0, 0).checksum
         targets = np.flatnonzero(weights)
         line.update(targets=len(targets), length=int(targets[-1]) + 1)
         if row["media"]:

@@ -36,6 +36,7 @@ def size(low=784, high=200_704):
     return {"shortest_edge": low, "longest_edge": high}
 
 
+@pytest.mark.parametrize("layout", ["saved", "3B"], indirect=True)
 @settings(shared, max_examples=120)
 @given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([None, 784, 5_000, 50_176, 1_000_000]))
 @example(28, 28, None)
@@ -45,7 +46,8 @@ def test_an_images_grid_equals_the_processors(tiny_processor, height, width, max
     if max(height, width) > 200 * min(height, width):
         return
     picture = PIL.Image.new("RGB", (width, height))
-    options = {} if max_pixels is None else {"size": size(high=max_pixels)}
+    low = tiny_processor.image_processor.size["shortest_edge"]
+    options = {} if max_pixels is None else {"size": size(min(low, max_pixels), max_pixels)}
     wanted = tiny_processor.image_processor(images=[picture], return_tensors="pt", **options)
 
     placed = place(tiny_processor, Image(data=blank(height, width)), max_pixels=max_pixels)
@@ -94,6 +96,7 @@ def test_an_image_thinner_than_1_to_200_is_refused(tiny_processor, height, width
     assert caught.value.kind == "medium"
 
 
+@pytest.mark.parametrize("layout", ["saved", "3B"], indirect=True)
 def test_an_images_patches_equal_the_processors_to_the_bit(tiny_processor):
     files = [png(1, 56, 56), png(2, 90, 41), png(3, 700, 500), png(4, 28, 300)]
     text = "<|vision_start|><|image_pad|><|vision_end|>" * 4 + "<|endoftext|>"
@@ -137,6 +140,7 @@ def sampled(processor, frames, rate, width, height, options):
     return video, clip, made
 
 
+@pytest.mark.parametrize("layout", ["saved", "3B"], indirect=True)
 @pytest.mark.parametrize(("frames", "rate", "width", "height", "options"), VIDEOS)
 def test_a_videos_grid_and_patches_equal_the_processors(tiny_processor, frames, rate, width, height, options):
     video, clip, wanted = sampled(tiny_processor, frames, rate, width, height, options)

@@ -1,8 +1,11 @@
 """Invariant 4: the gradient of a step depends on its documents only."""
 
+import itertools
+
 import pytest
 import torch
 
+from tests.published import PROCESSOR_LAYOUTS, REAL
 from tests.support import (
     FOUR,
     FOUR_TARGETS,
@@ -16,7 +19,7 @@ from tests.support import (
 )
 from vlcpt import CPTDataset, ModelConfig, load_model
 
-EVERYTHING = {"tuning": "full", "train_merger": True, "train_vision": True}
+EVERYTHING = {"dtype": "float32", "tuning": "full", "train_merger": True, "train_vision": True}
 
 # rows, max_length, packing, packs, batch size, accumulation
 STEPS = {
@@ -32,14 +35,21 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("layout", PROCESSOR_LAYOUTS, indirect=True)
 def test_the_four_documents_have_15_1_40_and_7_targets(tiny_processor):
     found = [int((sample.labels != -100).sum()) for sample in encode_rows(FOUR, tiny_processor)]
 
     assert found == FOUR_TARGETS
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("layout", "step", "attention"),
+    [
+        *itertools.product(("saved", "3B", "7B"), STEPS, ("sdpa", "eager")),
+        pytest.param(REAL, "packed 2x2", "sdpa", marks=pytest.mark.slow),
+    ],
+    indirect=["layout"],
+)
 def test_a_step_has_the_gradient_of_its_documents_computed_one_by_one(
     tiny_model_dir, tiny_processor, tmp_path, step, attention
 ):
@@ -89,6 +99,7 @@ def test_an_equal_weight_for_every_document_would_be_seen(tiny_model, tiny_proce
     assert difference > 0.1
 
 
+@pytest.mark.parametrize("layout", ["saved", "3B", "7B"], indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "activation checkpointing"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("train_merger", [False, True], ids=["language", "language and merger"])

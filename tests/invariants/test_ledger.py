@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.published import PROCESSOR_LAYOUTS
 from tests.support import FOUR, TEN, digits, encode_rows, make_trainer, png, row
 from vlcpt import CPTDataset
 
@@ -34,6 +35,7 @@ def make(processor, on_overlong="split", packing=True, untagged="train", **setti
     )
 
 
+@pytest.mark.parametrize("layout", PROCESSOR_LAYOUTS, indirect=True)
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("untagged", ["train", "mask"])
 @pytest.mark.parametrize("on_overlong", ["split", "drop"])
@@ -69,6 +71,7 @@ def test_the_ledger_balances_and_says_what_items_hold(tiny_processor, on_overlon
     )
 
 
+@pytest.mark.parametrize("layout", PROCESSOR_LAYOUTS, indirect=True)
 def test_each_kind_of_token_is_counted_as_it_stands_in_the_documents(tiny_processor):
     """Against the encoded documents, counted here by ids."""
     whole = encode_rows(FOUR, tiny_processor)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.exact_kernels import exact_flash_attention, exact_varlen_kernel
+from tests.published import REAL
 from tests.support import TEN, Alone, encode_rows, make_trainer, run_alone
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
 from vlcpt.model.attention import BY_DOCUMENT
@@ -63,7 +64,8 @@ def load(tiny_model_dir, monkeypatch):
         if attention == "auto, with a kernel":
             given = "auto"
             exact_varlen_kernel(monkeypatch)
-        model = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation=given))
+        config = ModelConfig(str(tiny_model_dir), dtype="float32", tuning="full", attn_implementation=given)
+        model = load_model(config)
         if attention.startswith("flash"):
             exact_flash_attention(monkeypatch)
             model.config._attn_implementation = attention
@@ -78,12 +80,19 @@ def load(tiny_model_dir, monkeypatch):
 KINDS = ["auto", "auto, with a kernel", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
 
 
-@pytest.mark.parametrize("attention", KINDS)
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("layout", "attention", "batch_size"),
+    [
+        *(("saved", attention, rows) for attention in KINDS for rows in (1, 2, 4)),
+        *((layout, attention, 2) for layout in ("3B", "7B") for attention in ("auto", "sdpa", "eager")),
+        pytest.param(REAL, "auto", 2, marks=pytest.mark.slow),
+    ],
+    indirect=["layout"],
+)
 def test_packed_logits_equal_those_of_each_document_alone(
-    tiny_model_dir, load, tiny_processor, dataset, tmp_path, attention, batch_size
+    load, tiny_processor, dataset, tmp_path, attention, batch_size
 ):
-    plain = load_model(ModelConfig(str(tiny_model_dir), tuning="full", attn_implementation="eager"))
+    plain = load("eager")
     with torch.no_grad():
         alone = [run_alone(plain, sample) for sample in encode_rows(TEN, tiny_processor)]
     model = load(attention)

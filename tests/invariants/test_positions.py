@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from tests.published import LAYOUTS
 from tests.support import TEN, avi, digits, encode_rows, own_positions, png, row
 from vlcpt import CPTDataCollator, CPTDataset, Video, encode_document, parse_markup
+
+pytestmark = pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
 
 
 def test_positions_in_a_batch_are_those_of_each_document(tiny_model, tiny_processor):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 
+from tests.published import REAL
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
 
@@ -47,7 +48,9 @@ def dataset(tiny_processor):
 def run(tiny_model_dir, tiny_processor, dataset):
     """A function that trains and returns the log, the weights and the optimizer's state."""
 
-    def train(folder, way, workers, *, init_seed=1, resume=None, save_steps=1, callbacks=()):
+    def train(
+        folder, way, workers, *, init_seed=1, resume=None, save_steps=1, callbacks=(), interrupted_at=None
+    ):
         set_seed(init_seed)  # a resumed process starts with other adapters and other random state
         model = load_model(ModelConfig(str(tiny_model_dir), **WAYS[way]))
         trainer = make_trainer(
@@ -69,6 +72,11 @@ def run(tiny_model_dir, tiny_processor, dataset):
             callbacks=list(callbacks),
         )
         torch.rand(init_seed)
+        if interrupted_at is not None:
+            trainer.add_callback(InterruptAt(interrupted_at))
+            with pytest.raises(Interrupted):
+                trainer.train()
+            trainer.remove_callback(InterruptAt)
         trainer.train(resume_from_checkpoint=resume)
         assert trainer.state.global_step == STEPS
         log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
@@ -106,16 +114,18 @@ def same(first: object, second: object) -> bool:
 
 
 CASES = [
-    *((way, 0, step) for way in ("full", "lora") for step in range(2, STEPS + 1)),
-    ("full", 2, 3),
-    ("lora", 2, 3),
-    ("lora", 2, 4),  # between two epochs
-    ("lora and a tower in full", 0, 3),
-    ("bfloat16", 0, 3),
+    *(("saved", way, 0, step) for way in ("full", "lora") for step in range(2, STEPS + 1)),
+    ("saved", "full", 2, 3),
+    ("saved", "lora", 2, 3),
+    ("saved", "lora", 2, 4),  # between two epochs
+    ("saved", "lora and a tower in full", 0, 3),
+    ("saved", "bfloat16", 0, 3),
+    *((layout, way, 0, 3) for layout in ("3B", "7B") for way in ("full", "lora and a tower in full")),
+    *(pytest.param(REAL, way, 0, 3, marks=pytest.mark.slow) for way in ("full", "lora")),
 ]
 
 
-@pytest.mark.parametrize(("way", "workers", "step"), CASES)
+@pytest.mark.parametrize(("layout", "way", "workers", "step"), CASES, indirect=["layout"])
 def test_interrupted_and_resumed_is_uninterrupted(run, uninterrupted, tmp_path, way, workers, step):
     log, weights, optimizer, scheduler, _ = uninterrupted(way, workers)
     with pytest.raises(Interrupted):
@@ -129,6 +139,20 @@ def test_interrupted_and_resumed_is_uninterrupted(run, uninterrupted, tmp_path, 
     assert same(rest[1:], [optimizer, scheduler])
     assert resumed_log == log
     assert [line["step"] for line in log if "loss" in line] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(("way", "workers", "step"), [("full", 0, 3), ("lora", 0, 3), ("lora", 2, 5)])
+def test_the_same_trainer_goes_on_as_if_it_had_not_been_interrupted(
+    run, uninterrupted, tmp_path, way, workers, step
+):
+    """Torch's seed is by then that of the last step, on each rank another one."""
+    log, weights, optimizer, scheduler, _ = uninterrupted(way, workers)
+
+    resumed_log, *rest = run(tmp_path, way, workers, interrupted_at=step, resume=True)
+
+    assert same(rest[0], weights)
+    assert same(rest[1:], [optimizer, scheduler])
+    assert resumed_log == log
 
 
 def test_log_lines_past_the_checkpoint_are_written_anew(run, uninterrupted, tmp_path):

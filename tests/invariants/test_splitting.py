@@ -5,8 +5,11 @@ import itertools
 import pytest
 import torch
 
+from tests.published import PROCESSOR_LAYOUTS
 from tests.support import encode_rows, png, row
 from vlcpt import CPTDataset
+
+pytestmark = pytest.mark.parametrize("layout", PROCESSOR_LAYOUTS, indirect=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,16 @@
 
 import unicodedata
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.published import PROCESSOR_LAYOUTS
 from tests.support import TEN, png, row
 from vlcpt import CPTDataCollator, CPTDataset, Document, Image, Text, encode_document
+
+pytestmark = pytest.mark.parametrize("layout", PROCESSOR_LAYOUTS, indirect=True)
 
 WORDS = ["a", "Word", "'s", "e", "\u0301", "中文", "。", "🧑‍🔬", "한글", "12", "if x:\n    y", "\\"]
 SPACES = [" ", "\n", "\t", "\u3000"]

@@ -125,10 +125,27 @@ class Looks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture
+def looks_of(monkeypatch):
+    """A function that calls another one and counts its looks at the device."""
+
+    def looks_of(call):
+        looks, own = Looks(), torch.Tensor.tolist
+
+        def tolist(tensor):  # passes by the dispatcher
+            looks.count += 1
+            return own(tensor)
+
+        with monkeypatch.context() as patched, looks:
+            patched.setattr(torch.Tensor, "tolist", tolist)
+            return call(), looks.count
+
+    return looks_of
+
+
 def test_the_vision_tower_calls_attention_once_a_layer_and_looks_at_nothing(
-    models, tiny_processor, monkeypatch
+    models, tiny_processor, monkeypatch, looks_of
 ):
-    """``.tolist()`` of a tensor is one such look for each of its numbers."""
     tower = models[0].get_base_model().model.visual
     collator = CPTDataCollator(tiny_processor)
     collator.window_size = tower.config.window_size
@@ -143,15 +160,15 @@ def test_the_vision_tower_calls_attention_once_a_layer_and_looks_at_nothing(
     given = {name.removeprefix("image_"): value for name, value in batch.items() if name.startswith("image_")}
     plain = tower(batch["pixel_values"], given["grid_thw"])
     calls.clear()
-    with Looks() as looks:
-        found = tower(batch["pixel_values"], **given)
+    found, looks = looks_of(lambda: tower(batch["pixel_values"], **given))
 
     assert torch.equal(found.pooler_output, plain.pooler_output)
     assert len(calls) == len(tower.blocks)
-    assert looks.count == 0
-    with Looks() as looks:
-        tower(batch["pixel_values"], given["grid_thw"])
-    assert looks.count > 0  # or counting proves nothing
+    assert looks == 0
+    # Or counting proves nothing: lengths that are not given are a ``tolist`` in each layer.
+    without = {name: value for name, value in given.items() if not name.endswith("_lengths")}
+    assert looks_of(lambda: tower(batch["pixel_values"], **without))[1] == len(tower.blocks)
+    assert looks_of(lambda: tower(batch["pixel_values"], given["grid_thw"]))[1] > len(tower.blocks)
 
 
 def test_a_kernel_is_called_once_a_layer_of_both_towers(models, tiny_processor, monkeypatch, tmp_path):
@@ -195,6 +212,12 @@ COMPARED = {
 @pytest.mark.parametrize("group", [1, 3])
 def test_a_kernel_that_is_off_by_rounding_alone_is_right(causal, group):
     assert compare(exact, (48, 16), **COMPARED | {"causal": causal, "group": group}) == ""
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_kernel_is_also_compared_where_no_gradient_is_kept(mode):
+    with mode():
+        assert compare(exact, (48, 16), **COMPARED) == ""
 
 
 @pytest.mark.parametrize(

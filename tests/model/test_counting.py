@@ -19,6 +19,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.parametrize("layout", ["saved", "3B", "7B"], indirect=True)
 @pytest.mark.parametrize("options", CONFIGS)
 def test_the_counts_are_those_of_the_loaded_model(tiny_model_dir: Path, options: dict[str, object]) -> None:
     config = ModelConfig(str(tiny_model_dir), **options)
@@ -31,6 +32,26 @@ def test_the_counts_are_those_of_the_loaded_model(tiny_model_dir: Path, options:
         assert [one.frozen + one.trained for one in counts] == [row.total for row in rows]
     else:  # adapters and copies stand beside weights that stay as they are
         assert [one.frozen for one in counts] == [row.total for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "matrices"),
+    [
+        ("saved", {"tuning": "full"}, 1),
+        ("7B", {"tuning": "full"}, 1),
+        ("3B", {"tuning": "full"}, 1),  # the one matrix is both
+        ("3B", {"train_embeddings": True}, 1),
+        ("3B", {"train_merger": True}, 0),
+    ],
+    indirect=["layout"],
+)
+def test_a_trained_matrix_that_makes_the_logits_is_counted_once(
+    tiny_model_dir: Path, options: dict[str, object], matrices: int
+) -> None:
+    model = empty_model(ModelConfig(str(tiny_model_dir), **options))
+    *_, language = count_towers(model)
+
+    assert language.trained_head == matrices * model.get_input_embeddings().weight.numel()
 
 
 def test_the_frozen_weights_keep_the_configured_type(tiny_model_dir: Path) -> None:

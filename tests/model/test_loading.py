@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BertConfig, BertTokenizer
 
 from vlcpt.config import ModelConfig
+from vlcpt.errors import ConfigError
 from vlcpt.model.attention import BY_DOCUMENT
 from vlcpt.model.loading import load_base, load_model, load_processor
 from vlcpt.model.tuning import tower_table
@@ -60,8 +61,21 @@ def test_another_models_processor_is_refused(tmp_path):
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     BertConfig().save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match=r"holds a \w+, not a Qwen2_5_VLProcessor"):
+    with pytest.raises(
+        ValueError,
+        match=r"not a Qwen2_5_VLProcessor\. .* preprocessor_config\.json, .* processor_config\.json, ",
+    ):
         load_processor(str(tmp_path))
+
+
+@pytest.mark.parametrize("layout", ["3B"], indirect=True)
+def test_the_file_that_a_published_processor_lacks_is_named(model_copy):
+    (model_copy / "preprocessor_config.json").unlink()
+
+    with pytest.raises(
+        ConfigError, match=r"no processor could be loaded .* a preprocessor_config\.json file"
+    ):
+        load_processor(str(model_copy))
 
 
 def test_a_loaded_model_gives_the_logits_of_transformers(tiny_model_dir, tiny_inputs):

@@ -1,9 +1,12 @@
 """Tests of vlcpt/model/merging.py."""
 
+import fcntl
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -436,3 +439,42 @@ def test_a_merge_takes_the_memory_of_about_one_copy_of_the_model():
     assert found["effect"] > 0  # there was something to merge
     # Beside the copy: the output layer's work, and what the libraries load late. Two copies would be 4 GiB.
     assert found["peak"] - found["libraries"] < size + 0.75 * 2**30
+
+
+KILLED = """
+import os, signal, sys
+from vlcpt.model import merging
+
+merging._compare = lambda before, folder: os.kill(os.getpid(), signal.SIGKILL)
+merging.merge_adapter(*sys.argv[1:])
+"""
+
+
+def test_what_a_killed_merge_left_is_removed_by_the_next(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    before = set(tmp_path.iterdir())
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    assert subprocess.run(command, cwd=tmp_path).returncode == -signal.SIGKILL
+    (left,) = set(tmp_path.iterdir()) - before
+    assert (left / "model.safetensors").is_file()
+    (tmp_path / ".merged-of-mine").mkdir()
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "merged", tmp_path / ".merged-of-mine"}
+
+
+def test_the_folder_of_a_merge_that_still_runs_is_left_alone(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path
+):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    other = tmp_path / ".merged.vlcpt-merge-abcdefgh"
+    other.mkdir()
+    (other / "config.json").touch()
+    held = os.open(other, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+    assert (other / "config.json").is_file()
+    os.close(held)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tests.ranks import allow_deepspeed, forget_deepspeed
-from tests.training.layouts import FULL, Run, train
+from tests.training.layouts import FULL, LANGUAGE, Run, train
 
 LORA = {"lora_r": 4, "train_merger": True, "lora_towers": ("language",)}  # the merger in full
 SAVES = {"save_strategy": "steps", "save_steps": 3}
@@ -19,6 +19,16 @@ RUNS = {
     f"{engine} {name}": Run(engine, model, rows=2 * STEPS, settings=SAVES)
     for engine in ("ddp", "zero1", "zero2", "zero3")
     for name, model in (("full", FULL), ("lora", LORA))
+}
+# DeepSpeed converts the weights when it wraps them: the base is in float32, as a full run leaves it.
+CONVERTED = {
+    f"{engine} {name}, bf16": Run(
+        engine, {**model, "dtype": "float32"}, rows=2 * STEPS, settings={**SAVES, "bf16": True}
+    )
+    for engine, name, model in (
+        *((engine, "lora", LORA) for engine in ("zero1", "zero2", "zero3")),
+        *((engine, "full, language alone", LANGUAGE) for engine in ("zero2", "zero3")),
+    )
 }
 # One process saved after step 3, and two go on.
 FROM_ONE = {name: run for name, run in RUNS.items() if run.engine == "ddp"}
@@ -35,7 +45,7 @@ def main(folder: Path) -> None:
     """Each run whole, and then again from its half; then those that one process began."""
     allow_deepspeed()
     rank, base = torch.distributed.get_rank(), str(folder / "base")
-    for name, run in RUNS.items():
+    for name, run in (RUNS | CONVERTED).items():
         whole = train(run, folder / name, base=base, processes=2)
         interrupt(folder / name)
         resumed = train(run, folder / name, base=base, processes=2, resume=True)

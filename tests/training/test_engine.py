@@ -3,13 +3,17 @@
 import os
 
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 from transformers import TrainerControl, TrainerState
 
-from tests.support import FOUR, make_trainer
-from vlcpt import CPTDataset
-from vlcpt.training.engine import EngineCheck, describe_engine, engine_stage
+from tests.processes import run_on_ranks
+from tests.support import FOUR, avi, make_trainer, png, row
+from tests.training.blind_rank import train
+from vlcpt import CPTDataset, ModelConfig, load_model
+from vlcpt.errors import ConfigError
+from vlcpt.training.engine import EngineCheck, describe_engine, engine_stage, require_media
 
 
 class DeepSpeedEngine(nn.Module):
@@ -33,3 +37,75 @@ def test_an_engine_that_nobody_asked_for_stops_the_run(tiny_model, tiny_processo
 
     with pytest.raises(ValueError, match=r"has 1 process, DeepSpeed ZeRO-2, but .* asks for no DeepSpeed"):
         check.on_train_begin(trainer.args, TrainerState(), TrainerControl())
+
+
+TEXT = [row(f"a valve <trainable_text>{number}</trainable_text>") for number in range(4)]
+SEEN = [row("<image>a valve", images=[png(0, 56, 56)])]
+
+
+@pytest.mark.parametrize("tower", ["merger", "vision"])
+def test_a_run_that_trains_a_tower_without_media_is_refused(tiny_processor, tower):
+    text = CPTDataset(TEXT, tiny_processor, max_length=128)
+
+    with pytest.raises(
+        ConfigError, match=f"train_{tower}: true, but no document .* Set train_{tower}: false"
+    ):
+        require_media([tower, "language"], text)
+
+    require_media(["language"], text)
+    require_media([tower], CPTDataset(SEEN, tiny_processor, max_length=128))
+
+
+def test_a_video_teaches_the_towers_as_an_image_does(tiny_model_dir, tiny_processor, tmp_path):
+    model = load_model(ModelConfig(str(tiny_model_dir), train_vision=True, lora_r=4))
+    films = [row("<video>a valve", videos=[avi(0, frames=8, width=28, height=28)])]
+    dataset = CPTDataset(films, tiny_processor, max_length=128)
+
+    trainer = make_trainer(model, dataset, tiny_processor, tmp_path)
+
+    assert trainer.data_collator.fill_modalities == ("video",)
+
+
+def test_a_data_set_of_ones_own_may_hold_media_and_is_filled(tiny_model_dir, tiny_processor, tmp_path):
+    model = load_model(ModelConfig(str(tiny_model_dir), train_merger=True, lora_r=4))
+    planned = CPTDataset(FOUR, tiny_processor, max_length=128)
+
+    trainer = make_trainer(model, None, tiny_processor, tmp_path, eval_dataset=[planned[0]])
+
+    assert trainer.data_collator.fill_modalities == ("image", "video")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_are_told_of_a_tower_without_media_before_weights_are_read(tiny_model_dir, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "run.yaml").write_text(
+        f"model_name_or_path: {tiny_model_dir}\ntuning: full\ntrain_merger: true\ntrain_data: train.jsonl\n"
+        "output_dir: out\nuse_cpu: true\nmax_length: 64\ndataloader_num_workers: 0\nmax_steps: 2\n"
+    )
+
+    done = run_on_ranks("vlcpt", "train", str(tmp_path / "run.yaml"))
+
+    assert done.returncode != 0
+    assert "train_merger: true, but no document that would be trained has an image or a video" in done.stdout
+    assert "reducer" not in done.stdout
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_train_on_texts_as_one_does_though_a_tower_waits_for_images(folder):
+    """With activation checkpoints, and weight decay, which moves whatever has a gradient."""
+    expected = train(folder, str(folder / "base"))
+
+    done = run_on_ranks("tests.training.blind_rank", str(folder))
+
+    assert done.returncode == 0, done.stdout
+    before = load_model(ModelConfig(str(folder / "base"), tuning="full")).state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in expected.items())
+    for rank in (0, 1):
+        found = torch.load(folder / f"blind.{rank}.pt")
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            assert torch.allclose(value, expected[name], atol=1e-5), name
+            assert "visual" not in name or torch.equal(value, before[name]), name

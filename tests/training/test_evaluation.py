@@ -212,3 +212,20 @@ def test_metrics_add_up_rows_and_do_not_average_them():
 
 def test_a_perplexity_too_large_for_a_number_is_infinite():
     assert perplexity(1000.0) == math.inf
+
+
+def test_evaluation_in_bfloat16_is_that_of_the_trainer(tiny_model, tiny_processor, tmp_path):
+    """As training computes; in the weights' own float32 the numbers are others."""
+    rows = [row(f"page {number} <trainable_text>{number * 7}</trainable_text>.") for number in range(6)]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64)
+
+    def loss(autocast):
+        return evaluate_sets(tiny_model, {"one": dataset}, tiny_processor, autocast=autocast)["one"]["loss"]
+
+    found, in_float32 = loss(torch.bfloat16), loss(None)
+    # Last: accelerate puts its autocast into the model.
+    trainer = make_trainer(tiny_model, None, tiny_processor, tmp_path, bf16=True, eval_dataset=dataset)
+    expected = trainer.evaluate()["eval_loss"]
+
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert abs(in_float32 - expected) > 1e-5

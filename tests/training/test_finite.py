@@ -6,7 +6,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from tests.support import make_trainer, row
-from vlcpt import CPTDataset
+from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.training import trainer as trainer_module
 from vlcpt.training.finite import NotFiniteError
 from vlcpt.training.loss import target_losses
@@ -163,3 +163,16 @@ def test_the_model_of_the_docstring_is_checked_by_its_trained_weights_alone():
     layer.bias.requires_grad_(False)
 
     require_finite(layer)
+
+
+def test_weights_that_were_not_finite_before_step_1_are_named_and_no_document_is(
+    tiny_model_dir, tiny_processor, tmp_path
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), lora_r=4))
+    frozen = "base_model.model.model.visual.merger.mlp.0.weight"
+    with torch.no_grad():
+        model.get_parameter(frozen)[0, 0] = float("nan")
+    dataset = CPTDataset(ROWS, tiny_processor, max_length=128)
+
+    with pytest.raises(NotFiniteError, match=f"^{frozen} is not finite before step 1, so no document"):
+        make_trainer(model, dataset, tiny_processor, tmp_path).train()

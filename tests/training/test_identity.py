@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support import FOUR
 from vlcpt import CPTConfig, CPTDataset, ModelConfig, load_model
@@ -121,3 +122,34 @@ def test_what_trains_is_not_in_the_digest(make_tiny_model):
     model.lm_head.weight.data.add_(1)
 
     assert frozen_digest(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_conversion_by_the_engine_does_not_change_the_digest_and_a_weight_does(make_tiny_model, dtype):
+    model = make_tiny_model().requires_grad_(False)
+    before = frozen_digest(model, dtype)
+
+    assert frozen_digest(model) != frozen_digest(model.to(dtype))  # or it converts nothing
+    assert frozen_digest(model, dtype) == before
+    model.lm_head.weight.data[0, 0] += 1
+    assert frozen_digest(model, dtype) != before
+
+
+def test_bytes_of_4_bit_weights_are_hashed_as_they_are():
+    packed = nn.ParameterDict({"w": nn.Parameter(torch.arange(8, dtype=torch.uint8), requires_grad=False)})
+    before = frozen_digest(packed, torch.bfloat16)
+
+    packed["w"].data[0] = 255
+
+    assert frozen_digest(packed, torch.bfloat16) != before
+
+
+def test_a_save_does_not_make_it_another_run(facts, tmp_path):
+    def without_architectures(model):
+        model.get_base_model().config.architectures = None
+
+    def saved(model):
+        without_architectures(model)
+        model.get_base_model().save_pretrained(tmp_path)
+
+    require_same_run("checkpoint-2", facts(edit=without_architectures), facts(edit=saved))

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.processes import run_on_ranks
 from tests.training.layouts import train
-from tests.training.resumed_layouts import FROM_ONE, RUNS, STEPS
+from tests.training.resumed_layouts import CONVERTED, FROM_ONE, RUNS, STEPS
 from vlcpt import ModelConfig, load_model
 from vlcpt.training.manifests import CheckpointError
 
@@ -33,7 +34,7 @@ def on_two(folder: Path, on_one: object) -> dict[str, list[dict[str, dict[str, o
     """What each run did whole and resumed, by its name: on rank 0 and on rank 1."""
     done = run_on_ranks("tests.training.resumed_layouts", str(folder))
     assert done.returncode == 0, done.stdout
-    return {name: [torch.load(folder / f"{name}.{rank}.pt") for rank in (0, 1)] for name in RUNS}
+    return {name: [torch.load(folder / f"{name}.{rank}.pt") for rank in (0, 1)] for name in RUNS | CONVERTED}
 
 
 def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -41,7 +42,7 @@ def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", RUNS | CONVERTED)
 def test_interrupted_and_resumed_ends_with_the_losses_and_weights_of_the_whole_run(name, on_two):
     for rank in on_two[name]:
         whole, resumed = rank["whole"], rank["resumed"]
@@ -72,6 +73,19 @@ def test_what_is_saved_at_the_end_is_what_was_trained(name, on_two, folder, tiny
     untrained = AutoModelForImageTextToText.from_pretrained(folder / "base", dtype=torch.float32)
     with torch.no_grad():
         assert (untrained.eval()(**inputs).logits - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("where", ["", f"checkpoint-{STEPS}"])
+@pytest.mark.parametrize("name", [name for name in CONVERTED if "full" in name])
+def test_a_config_says_the_16_bits_that_deepspeed_saves(name, where, on_two, folder):
+    saved = load_file(folder / name / where / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+    loaded = AutoModelForImageTextToText.from_pretrained(folder / name / where)
+
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.bfloat16}
+    weights = on_two[name][0]["resumed"]["weights"]
+    assert furthest(weights, loaded.state_dict()) == 0
 
 
 @pytest.mark.parametrize("name", FROM_ONE)

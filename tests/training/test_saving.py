@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from tests.processes import holding
 from tests.support import FOUR, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
+from vlcpt.errors import ConfigError
+from vlcpt.folder_locks import LOCK
 from vlcpt.training.manifests import MANIFEST, UNFINISHED, CheckpointError, verify, write_manifest
 from vlcpt.training.resuming import list_checkpoints
 from vlcpt.training.trust import RECORD
@@ -390,3 +393,15 @@ def test_a_pickle_in_a_checkpoint_does_not_run(make, tmp_path, name):
     assert not (tmp_path / "ran").exists()
     torch.load(folder / name, weights_only=False)
     assert (tmp_path / "ran").exists()  # or the file would be no bomb
+
+
+def test_training_where_another_process_trains_is_refused_and_deletes_nothing(make, tmp_path):
+    make(3).train()
+    with holding(tmp_path / "out") as (first, _):
+        for resume in (None, True):
+            with pytest.raises(ConfigError, match=rf"is in use by process {first.pid} on host "):
+                make(3, save_total_limit=1).train(resume_from_checkpoint=resume)
+    assert steps(tmp_path / "out") == [1, 2, 3]
+    make(4).train(resume_from_checkpoint=True)  # when that has ended
+    make(4).train()  # and twice in one process
+    assert not (tmp_path / "out" / LOCK).exists()

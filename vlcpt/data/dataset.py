@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from vlcpt.data.media import MediaLimits
 from vlcpt.data.packing import plan_packs
 from vlcpt.data.plan_cache import PlanCache
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
+from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
 from vlcpt.data.watch import WorkerWatch
@@ -104,6 +104,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         train = open_sources(sources, untagged)
         replay = open_sources(replay_data, untagged, "replay", "replay_data") if replay_share else []
         self._sources = distinct([*train, *replay])
+        self._states = [_state(source) for source in self._sources]  # before they are read
         encoder = partial(
             self._encoder_class,
             processor,
@@ -142,7 +143,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         # Flat arrays, which workers share with the parent instead of copying them.
         self._plan, self._samples = plan, plan.samples()
         self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
-        # A shuffle first, so that equal lengths fall together at random and not by file order.
+        # A shuffle first: packs take samples in this order, and are as mixed as it is.
         order = np.arange(len(self._samples), dtype=np.int32)
         np.random.default_rng(seed).shuffle(order)
         self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1, dtype=np.int32)
@@ -186,7 +187,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         """The same for the same tokens and targets in the same order, on whatever machine."""
         plan = xxhash.xxh3_128()
         columns = (self._samples[name] for name in SAMPLE_COLUMNS)
-        for part in chain(columns, (self._pack_of, self._pack_ends), self._plan.checksums()):
+        for part in (*columns, self._pack_of, self._pack_ends):
             plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
 
@@ -253,19 +254,19 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         except DocumentError as error:
             place = error.source or self._sources[source].rows.source(row)
             dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
-            return FailedSample(source, row, dropped, str(error), self._stops)
+            # What was changed is no bad row: nobody knows what else is another one now.
+            stops = self._stops or error.kind in ("changed", "source")  # the latter: a prepared one
+            return FailedSample(source, row, dropped, str(error), stops)
 
     def _sample(self, planned: Mapping[str, int]) -> Sample:
         source, row, start, stop = (planned[name] for name in ("source", "row", "start", "stop"))
-        repeated, targets = bool(planned["repeated"]), planned["targets"]
-        document = self._sources[source].document(row)
+        repeated = bool(planned["repeated"])
+        document = self._document(source, row)
         stream = self._encoder.tokens(document)
-        found = int((stream.labels[start + repeated : stop] >= 0).sum())
-        if len(stream) < stop or found != targets:
+        if stream.checksum != planned["checksum"]:
             raise DocumentError(
-                f"it was planned with {targets} targets up to token {stop}, but now has {found} and "
-                f"{len(stream)} tokens: the row or a medium was changed since. Delete the run's folder "
-                "plan and start it again.",
+                "its tokens and targets are not those that were planned: the row or a medium was changed "
+                "since. Delete the run's folder plan and start it again.",
                 kind="changed",
                 source=document.source,
             )
@@ -277,6 +278,19 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             )
         return self._encoder.sample(document, stream, start, stop, repeated=repeated, pixels_of=pixels)
 
+    def _document(self, source: int, row: int) -> Document:
+        try:
+            return self._sources[source].document(row)
+        except DocumentError as error:
+            if _state(self._sources[source]) == self._states[source]:
+                raise
+            raise DocumentError(
+                f"its file was changed since the run was planned, and now gives: {error.reason} Put it back "
+                "as it was, or delete the run's folder plan and start it again.",
+                kind="changed",
+                source=error.source or self._sources[source].rows.source(row),
+            ) from None
+
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
         """The document after this one among those with the medium; None if there is no other."""
         if len(found) < 2:
@@ -286,3 +300,9 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
+
+
+def _state(source: DocumentSource) -> object:
+    """What tells whether a source's files changed; None where nothing does."""
+    state = getattr(source.rows, "state", None)
+    return None if state is None else state()

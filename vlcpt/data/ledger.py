@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -223,7 +224,7 @@ class Ledger:
         lines = "".join(one.as_line() for one in (*self.dropped, *self.unmeasured))
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
-            partial = directory / f".{name}.partial"
+            partial = directory / f".{name}.{os.getpid()}.partial"  # two may write to one name
             try:
                 partial.write_text(content, encoding="utf-8")
                 partial.replace(directory / name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.plan_keys import encoding_key, key_of, source_key
 from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.scanning import COLUMNS, MAX_PIECES, PIECE_ROWS
+from vlcpt.data.scanning import COLUMNS, MAX_PIECES, PART_COLUMNS, PIECE_ROWS
 from vlcpt.data.shared_work import LONG_AGO, remove_work, unused_for
 
 _FOLDER = re.compile(r"[0-9a-f]{32}")
@@ -50,7 +50,7 @@ class PlanCache:
         state = source_key(source)
         if state is None:
             return None
-        name = key_of(self._encoding, state, options, COLUMNS, PIECE_ROWS, MAX_PIECES)
+        name = key_of(self._encoding, state, options, COLUMNS, PART_COLUMNS, PIECE_ROWS, MAX_PIECES)
         self._used.add(name)
         return self._path / name
 

@@ -86,11 +86,6 @@ class Plan:
                 found.extend({name: column[order] for name, column in parts.items()})
         return found
 
-    def checksums(self) -> Iterator[np.ndarray]:
-        """The :attr:`TokenStream.checksum` of each document that is read: int64 (N,) of each source."""
-        for scan, times in zip(self.scans, self.repeats, strict=True):
-            yield scan.documents["checksum"][times > 0]
-
     def rows_with(self, column: str) -> np.ndarray:
         """Documents that are read and have any of ``images`` or ``videos``: int64 (N, 2), source and row."""
         found = []

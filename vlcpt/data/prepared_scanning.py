@@ -47,7 +47,6 @@ class PreparedScanner(SourceScanner):
             "parts": nothing + 1,
             "images": index["images"],
             "videos": index["videos"],
-            "checksum": index["checksum"],
             "read": index["tokens"],
             "targets": index["targets"],
             "context": length - index["targets"] - index["pads"] - 2 * index["media"],
@@ -63,6 +62,7 @@ class PreparedScanner(SourceScanner):
             "repeated": nothing,
             "targets": index["targets"],
             "media": index["pads"],
+            "checksum": index["checksum"],
         }
         read_row, read_parts = (scan.documents[:, COLUMNS.index(name)] for name in ("row", "parts"))
         of_part = np.concatenate([np.repeat(read_row, read_parts), row])

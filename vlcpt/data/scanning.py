@@ -32,8 +32,10 @@ AHEAD, MOST_AHEAD = 64, 1 << 16
 Opened = Document | DocumentError
 Encoded = TextScan | TokenStream | DocumentError | None  # None: not yet
 # One row a document that can be trained on. Its tokens follow the ledger's names.
-COLUMNS = ("row", "parts", "images", "videos", "checksum", *TokenCounts._fields)
-PART_COLUMNS = ("start", "stop", "repeated", "targets", "media")
+COLUMNS = ("row", "parts", "images", "videos", *TokenCounts._fields)
+# The checksum is that of the whole document. Its 31 bits are enough: a row that was rewritten escapes once in
+# two billion, and the first that does not stops the run.
+PART_COLUMNS = ("start", "stop", "repeated", "targets", "media", "checksum")
 
 
 class BadRow(NamedTuple):
@@ -186,8 +188,8 @@ class SourceScanner(Dataset[Scan]):
         """The same as :meth:`_document` of a document that :func:`scan_texts` has found to be one part."""
         scan.marks["untagged"] += not document.tagged
         scan.marks["empty_spans"] += document.empty_spans
-        parts.append((0, text.stop, False, text.counts.targets, 0))
-        return (row, 1, 0, 0, text.checksum, *text.counts)
+        parts.append((0, text.stop, False, text.counts.targets, 0, text.checksum))
+        return (row, 1, 0, 0, *text.counts)
 
     def _document(
         self,
@@ -217,9 +219,12 @@ class SourceScanner(Dataset[Scan]):
                 return "its only target is its first token, which nothing predicts"
             return "no token of it is a target"
         counts = count_tokens(stream, found)
-        parts += [(part.start, part.stop, part.repeated, part.targets, part.media) for part in found]
+        checksum = stream.checksum
+        parts += [
+            (part.start, part.stop, part.repeated, part.targets, part.media, checksum) for part in found
+        ]
         images = sum(isinstance(placed.medium, Image) for placed in stream.media)
-        return (row, len(found), images, len(stream.media) - images, stream.checksum, *counts)
+        return (row, len(found), images, len(stream.media) - images, *counts)
 
     def _dropped(self, row: int, source: Source | None, reason: str, detail: str) -> Dropped:
         place = source or self._source.rows.source(row)

@@ -39,9 +39,11 @@ class TokenStream:
 
     @property
     def checksum(self) -> int:
-        """Of tokens and loss weights, 31 bits: tells a text from another one of as many tokens."""
+        """Of tokens, loss weights and grids, 31 bits: tells a text from another one of as many tokens."""
         ids = np.ascontiguousarray(self.input_ids, dtype="<i4").data
-        return crc32(np.ascontiguousarray(self.loss_weights, dtype="<f4").data, crc32(ids)) & 0x7FFFFFFF
+        of_both = crc32(np.ascontiguousarray(self.loss_weights, dtype="<f4").data, crc32(ids))
+        grids = np.array([placed.grid_thw for placed in self.media], dtype="<i4")
+        return crc32(grids.tobytes(), of_both) & 0x7FFFFFFF
 
 
 def closed_stream(

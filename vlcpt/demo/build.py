@@ -28,7 +28,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import (
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
 
 from vlcpt.demo.build_data import CHINESE, GENERAL_TEXT, Domain, Sheet, Split, make_sheets, make_texts
 from vlcpt.demo.build_tokenizer import build_processor, build_tokenizer
@@ -125,7 +130,14 @@ def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGener
         vision_end_token_id=ids("<|vision_end|>"),
         dtype="float32",
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    # As the published models have it: continued pre-training ends documents with the second one.
+    model.generation_config = GenerationConfig(
+        bos_token_id=ids("<|endoftext|>"),
+        pad_token_id=ids("<|endoftext|>"),
+        eos_token_id=[ids("<|im_end|>"), ids("<|endoftext|>")],
+    )
+    return model
 
 
 def train_base(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, steps: int) -> None:

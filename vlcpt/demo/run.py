@@ -13,6 +13,7 @@ from rich.table import Table
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path, data_path
+from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.outputs import write_json
 from vlcpt.report.screen import Screen
@@ -31,9 +32,14 @@ def run_demo(output_dir: Path, *, overwrite: bool = False, console: Console | No
         output_dir: Must be empty or not exist, but for ``overwrite``.
 
     Raises:
-        ConfigError: If the folder holds something.
+        ConfigError: If the folder holds something, or another process writes into it.
     """
     console = console or Screen()
+    with hold(output_dir):
+        _run_demo(output_dir, console, overwrite=overwrite)
+
+
+def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     started = time.monotonic()
     config = copy_inputs(output_dir, overwrite=overwrite)
     console.print(
@@ -81,7 +87,8 @@ def copy_inputs(output_dir: Path, *, overwrite: bool) -> Path:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir {output_dir} is a file. Give a folder.")
-    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
+    # A person may have changed the inputs of a demo that failed, so they are replaced only if asked for.
+    if output_dir.exists() and any(one.name != LOCK for one in output_dir.iterdir()) and not overwrite:
         raise ConfigError(
             f"output_dir {output_dir} is not empty. Give another one with --output_dir, "
             "or replace what is there with --overwrite."

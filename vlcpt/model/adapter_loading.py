@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from vlcpt.errors import ConfigError
 from vlcpt.model.bases import is_same_base
 from vlcpt.model.families import TOWERS, is_embedding, tower_of
+from vlcpt.model.finite_weights import first_not_finite, not_finite, weight_files
 from vlcpt.model.hub_lookup import only_cached
 from vlcpt.model.saved_files import first_few, not_loaded
 from vlcpt.model.tuning import finish_tuning
@@ -32,7 +33,8 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     Another base than the adapter names is only warned of: it may be the same under a new name.
 
     Raises:
-        ValueError: If there is no adapter there, or a tensor is missing, unexpected or of another shape.
+        ValueError: If there is no adapter there, or a tensor is missing, unexpected, of another shape or not
+            finite.
 
     Example:
         >>> from importlib.resources import files
@@ -65,6 +67,9 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
             f"{model.name_or_path}: {first_few(wrong)}. Use the base model it was trained on, and the "
             "versions of transformers and peft it was saved with, or save it anew."
         )
+    if (broken := first_not_finite(weights.items())) is not None:
+        held = weight_files(name_or_path, "adapter")
+        raise not_finite(held[0] if held else name_or_path, broken)
     set_peft_model_state_dict(tuned, weights)
     return tuned
 

@@ -292,6 +292,7 @@ def _varlen_kernel() -> Kernel:
     return attend
 
 
+@torch.inference_mode(False)  # the first pass may be one without gradients
 def compare(
     kernel: Kernel,
     lengths: Sequence[int],

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from vlcpt.errors import wrong_config
 from vlcpt.model.adapter_loading import new_adapter, read_adapter_config
-from vlcpt.model.adapters import base_model
+from vlcpt.model.adapters import base_model, is_tied
 from vlcpt.model.early_checks import bare_model
-from vlcpt.model.families import TOWERS, Tower, is_embedding, tower_of
+from vlcpt.model.families import TOWERS, Tower, family_of, is_embedding, tower_of
 from vlcpt.model.loading import read_config, resolve_dtype, tune
 
 if TYPE_CHECKING:
@@ -107,9 +107,12 @@ def _packed_weights(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def _is_head(model: nn.Module, name: str) -> bool:
     """Whether a trained parameter makes the logits: the output layer, or embeddings tied to it."""
-    return is_embedding(name) and (
-        "lm_head" in name or base_model(model).config.get_text_config().tie_word_embeddings
-    )
+    if not is_embedding(name):
+        return False
+    # The tensors are asked, and not the configuration: as published it says for the whole model whether they
+    # are tied, as this transformers saves it also for the text part, and a copy that trains may differ.
+    base = base_model(model)
+    return "lm_head" in name or is_tied(base, family_of(base.config.model_type))
 
 
 def adapter_of(model: nn.Module) -> LoraConfig | None:

@@ -1,5 +1,6 @@
 """Model and processor, as training loads them: precision, attention, 4 bits, adapters, every tensor."""
 
+from dataclasses import replace
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
 from vlcpt.model.attention import attend_by_document
 from vlcpt.model.families import family_of
+from vlcpt.model.finite_weights import require_finite_base
 from vlcpt.model.four_bits import four_bits, keep_layout
 from vlcpt.model.hub_lookup import only_cached
 from vlcpt.model.saved_files import first_few, not_loaded
@@ -52,8 +54,8 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
-            "Use a folder or id with the whole processor of a Qwen2.5-VL model, processor_config.json "
-            "included."
+            "Use a folder or id with the whole processor of a Qwen2.5-VL model: beside the tokenizer's files "
+            "preprocessor_config.json, as it is published, or processor_config.json, as it is saved today."
         )
     return processor
 
@@ -61,7 +63,8 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
 def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
-    ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way.
+    ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way. For a
+    GPU that only emulates bfloat16 see :func:`with_native_dtype`.
     The KV cache is off in both configurations, because it would let packed documents see each other.
     ``qlora`` packs the language tower's linear layers only: the vision tower, the merger and the output
     layer stay as they are.
@@ -140,7 +143,8 @@ def load_base(
     ``attn_implementation: auto`` is attention by documents, see :mod:`vlcpt.model.attention`.
 
     Raises:
-        ValueError: If it cannot be loaded, is of another family, or its tensors are not exactly the model's.
+        ValueError: If it cannot be loaded, is of another family, its tensors are not exactly the model's,
+            or one of them is not finite.
 
     Example:
         >>> from importlib.resources import files
@@ -180,6 +184,7 @@ def load_base(
             f"{name_or_path}: the checkpoint's tensors are not the model's: {first_few(wrong)}. "
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
+    require_finite_base(model, name_or_path, torch_dtype)
     if in_4_bits:
         keep_layout(model)
     if attn_implementation == "auto" and not has_sliding_window(found):
@@ -223,6 +228,26 @@ def turn_cache_off(model: PreTrainedModel) -> None:
     """
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
+
+
+def with_native_dtype(config: "ModelConfig", *, emulates_bf16: bool) -> "ModelConfig":
+    """A configuration whose ``dtype: auto`` is not bfloat16 on GPUs that only emulate it: float32 there.
+
+    Args:
+        emulates_bf16: Whether the model will run on such GPUs; else nothing changes.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config import ModelConfig
+        >>> config = ModelConfig(str(files("vlcpt") / "demo/base"), dtype="bfloat16")
+        >>> with_native_dtype(config, emulates_bf16=True).dtype  # as it was asked for
+        'bfloat16'
+    """
+    if config.dtype != "auto" or not emulates_bf16:
+        return config
+    if resolve_dtype(config.dtype, read_config(config.model_name_or_path)) != torch.bfloat16:
+        return config
+    return replace(config, dtype="float32")
 
 
 def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:

@@ -87,8 +87,10 @@ def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size:
     processor = load_processor(str(checkpoint) if has_processor else base_name)
 
     output.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(output)
     # Beside the output, so that the last step is one rename on one file system.
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(output), dir=output.parent))
+    held = _hold(staging)
     try:
         before = _write_merged(_load_base(base_name, config, checkpoint), checkpoint, staging, max_shard_size)
         gc.collect()  # the base: its modules refer to each other
@@ -102,7 +104,40 @@ def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size:
         _sync(output.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if held is not None:
+            os.close(held)
     return merge
+
+
+def _staging_prefix(output: Path) -> str:
+    return f".{output.name}.vlcpt-merge-"
+
+
+def _remove_left(output: Path) -> None:
+    """Remove what merges into the same folder have left that were killed; each may be as large as a model."""
+    for folder in output.parent.iterdir():
+        if not folder.name.startswith(_staging_prefix(output)) or folder.is_symlink() or not folder.is_dir():
+            continue
+        held = _hold(folder)
+        if held is not None:
+            logger.info("removing %s, which a merge left that did not end", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """A lock on a folder, which a crash releases; None where another process has it, or there are none."""
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _base_name(config: PeftConfig, checkpoint: Path) -> str:

@@ -48,10 +48,22 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
                 what, folder, f"It needs {config.name} and {WEIGHTS[what][0]}, one of them is missing."
             )
         )
-    if weights.endswith(".index.json"):
-        shards = json.loads((path / weights).read_text("utf-8"))["weight_map"].values()
-        if missing := sorted({shard for shard in shards if not (path / shard).is_file()}):
-            raise ConfigError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+    shards = shards_of(path / weights) if weights.endswith(".index.json") else []
+    if missing := [shard for shard in shards if not (path / shard).is_file()]:
+        raise ConfigError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of weights lists, in order.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> index = Path(mkdtemp(), "model.safetensors.index.json")
+        >>> _ = index.write_text('{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}')
+        >>> shards_of(index)
+        ['1.safetensors', '2.safetensors']
+    """
+    return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
 
 
 def check_checkpoint(folder: str) -> Literal["model", "adapter"]:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.modeling_utils import str_to_torch_dtype
 
 from vlcpt.model.saved_files import first_few
 from vlcpt.training.manifests import CheckpointError
@@ -188,17 +190,41 @@ def without_card(model: nn.Module) -> Iterator[None]:
         del own["create_or_update_model_card"]
 
 
-def declare_float32(directory: Path) -> None:
-    """Let a saved ``config.json`` say float32 where trained weights are: a plain load then keeps them.
+def declare_dtype(directory: Path) -> None:
+    """Let a saved ``config.json`` say a type that holds every saved weight: a plain load then rounds none.
 
-    ``save_pretrained`` of transformers 5.23 writes the type of the first parameter, which may be a
-    frozen one in bfloat16, and ``from_pretrained`` would round the trained ones to it.
+    ``save_pretrained`` of transformers 5.24 writes the type of the first parameter in memory. That may be a
+    frozen one in bfloat16 beside trained ones in float32, to which ``from_pretrained`` would round them; or
+    float32 where DeepSpeed has saved its own weights of 16 bits.
+
+    Args:
+        directory: Of a model. One of an adapter has no ``config.json``, and stays as it is.
     """
     path = directory / "config.json"
-    if not path.is_file():  # an adapter
+    dtype = _saved_dtype(directory)
+    if dtype is None or not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
+    name = str(dtype).removeprefix("torch.")
     for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
-        if "dtype" in part:
-            part["dtype"] = "float32"
+        # What a part lacks it takes from the whole. `torch_dtype` is the key's name before transformers 4.56.
+        part |= {key: name for key in ("dtype", "torch_dtype") if key in part}
+    if "torch_dtype" not in config:
+        config["dtype"] = name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _saved_dtype(directory: Path) -> torch.dtype | None:
+    """The smallest type that holds the weights in a folder's safetensors files; None if it has none."""
+    names = ["model.safetensors"]
+    if not (directory / names[0]).is_file():
+        index = directory / "model.safetensors.index.json"
+        names = sorted(
+            set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else ()
+        )
+    found: set[torch.dtype] = set()
+    for name in names:
+        with safe_open(directory / name, framework="pt") as file:
+            found |= {str_to_torch_dtype[file.get_slice(key).get_dtype()] for key in file.keys()}  # noqa: SIM118
+    weights = [dtype for dtype in found if dtype.is_floating_point]
+    return reduce(torch.promote_types, weights) if weights else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Sequence, Sized
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,17 +10,20 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config import CPTConfig
+from vlcpt.config import ConfigError, CPTConfig
+from vlcpt.config_precision import slow_products, used_devices
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encoding import IGNORE_INDEX
 from vlcpt.data.fillers import Modality
 from vlcpt.model.adapters import base_model
 from vlcpt.model.attention import describe_kernels
-from vlcpt.model.families import tower_of
+from vlcpt.model.families import Tower, tower_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+SEEING: tuple[Tower, ...] = ("vision", "merger")  # towers that only media reach
 
 
 def describe_engine(wrapped: nn.Module, processes: int) -> str:
@@ -50,7 +53,7 @@ def engine_stage(wrapped: nn.Module) -> int | None:
 
 
 class EngineCheck(TrainerCallback):
-    """Says which engine a run has, and stops where it is not the one asked for.
+    """Says which engine a run has and where its products are slow; stops where it is not the one asked for.
 
     Args:
         trainer: Its ``model_wrapped`` is looked at when training begins.
@@ -75,6 +78,8 @@ class EngineCheck(TrainerCallback):
             )
         if state.is_world_process_zero:
             self._console.print(describe_engine(wrapped, args.world_size), highlight=False)
+            if (slow := slow_products(args, used_devices(args))) is not None:
+                self._console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class AttentionCheck(TrainerCallback):
@@ -98,7 +103,7 @@ class AttentionCheck(TrainerCallback):
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else base.dtype
         found = describe_kernels(base, args.device, dtype)
         if found and state.is_world_process_zero:
-            self._console.print(found, highlight=False)
+            self._console.print(found, markup=False, highlight=False, soft_wrap=True)
 
 
 def asked_stage(args: TrainingArguments) -> int | None:
@@ -114,6 +119,59 @@ def asked_stage(args: TrainingArguments) -> int | None:
     return int(config.get_value("zero_optimization.stage", 0))
 
 
+def trained_towers(model: nn.Module) -> set[Tower]:
+    """The towers of which a parameter trains, its own or an adapter's.
+
+    Example:
+        >>> from vlcpt import ModelConfig, load_model
+        >>> from vlcpt.demo import base_path
+        >>> sorted(trained_towers(load_model(ModelConfig(base_path(), lora_r=4, train_merger=True))))
+        ['language', 'merger']
+    """
+    return {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def require_media(towers: Collection[str], dataset: object) -> None:
+    """Refuse a run that would train a tower that sees on documents of which none has anything to see.
+
+    Its gradient would be zero in every step, so it could only be moved by weight decay. ``CPTTrainer``
+    itself passes it, for a model that was given whole: see :func:`allow_unused`.
+
+    Args:
+        towers: Those that train.
+        dataset: Of the training. Any but a ``CPTDataset`` does not say what it holds, and is passed.
+
+    Raises:
+        ConfigError: With what to do instead.
+
+    Example:
+        >>> require_media(["vision"], [])
+    """
+    seeing = [tower for tower in SEEING if tower in towers]
+    if not seeing or not isinstance(dataset, CPTDataset) or dataset.has_media:
+        return
+    keys, off = (", ".join(f"train_{tower}: {value}" for tower in seeing) for value in ("true", "false"))
+    raise ConfigError(
+        f"{keys}, but no document that would be trained has an image or a video, so nothing would teach "
+        f"{'it' if len(seeing) == 1 else 'them'}. Set {off}, or add documents with media to train_data or "
+        "replay_data."
+    )
+
+
+def allow_unused(model: nn.Module, args: CPTConfig, filled: Sequence[Modality]) -> None:
+    """Let DDP go without the gradients of a tower that trains and that no batch calls, as one process does.
+
+    With activation checkpoints Trainer has it wait for all, and it stops in step 2. Without a gradient a
+    weight does not move, not even by weight decay.
+
+    Args:
+        filled: See :func:`modalities_to_fill`; with any, each batch calls the tower.
+    """
+    unseen = not filled and bool(trained_towers(model) & set(SEEING))
+    if unseen and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True
+
+
 def modalities_to_fill(model: nn.Module, args: CPTConfig, datasets: Sequence[object]) -> tuple[Modality, ...]:
     """What every batch must hold, because ranks share the tower that sees it.
 
@@ -122,8 +180,7 @@ def modalities_to_fill(model: nn.Module, args: CPTConfig, datasets: Sequence[obj
     gradient is zero, but not one without a gradient. Of data sets that do not say what they hold,
     anything may come.
     """
-    towers = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if asked_stage(args) != 3 and not towers & {"vision", "merger"}:
+    if asked_stage(args) != 3 and not trained_towers(model) & set(SEEING):
         return ()
     found: set[Modality] = set()
     for dataset in datasets:

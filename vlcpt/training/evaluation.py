@@ -113,6 +113,7 @@ def score(
     *,
     batch_size: int = 1,
     num_workers: int = 0,
+    autocast: torch.dtype | None = None,
     track: Track = untracked,
     description: str = "measuring",
 ) -> Score:
@@ -122,6 +123,7 @@ def score(
         model: In the state it is to be measured in; its mode is restored.
         dataset: Packed or not.
         batch_size: Items in one forward pass.
+        autocast: The type of products, as in training; None for that of the weights.
         track, description: What shows the progress, and as what.
     """
     eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -133,7 +135,7 @@ def score(
     nll, text_nll, targets, text_bytes = 0.0, 0.0, 0, 0
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
         for batch in track(loader, description):
             leave_out_failed(batch)
             inputs = {
@@ -160,6 +162,7 @@ def evaluate_sets(
     with_base: bool = True,
     batch_size: int = 1,
     num_workers: int = 0,
+    autocast: torch.dtype | None = None,
     track: Track = untracked,
 ) -> dict[str, SetResult]:
     """What ``vlcpt eval --output`` writes under ``sets``.
@@ -170,6 +173,7 @@ def evaluate_sets(
         base: The model before training, where there are no adapters to switch off.
         with_base: Whether to measure what came before training at all.
         batch_size: Items in one forward pass; no number depends on it.
+        autocast: The type of products, as in training; None for that of the weights.
         track: What shows the progress.
     """
     base_model: nn.Module | None = base
@@ -188,6 +192,7 @@ def evaluate_sets(
                     processor,
                     batch_size=batch_size,
                     num_workers=num_workers,
+                    autocast=autocast,
                     track=track,
                     description=f"{name}, {what}",
                 )

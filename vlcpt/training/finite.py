@@ -11,6 +11,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlcpt.model.finite_weights import first_not_finite, tensors_of
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -22,7 +24,7 @@ class NotFiniteError(ValueError):
 
 
 class FiniteNumbers(TrainerCallback):
-    """Looks at the loss of each micro-batch and the gradient's norm of each step.
+    """Looks at all weights before step 1, the loss of each micro-batch and the gradient's norm of each step.
 
     A loss that is not finite makes every gradient NaN, so the norm alone tells each rank what any rank saw:
     it costs one look at the device a step, and no collective. DeepSpeed steps inside its backward, so there
@@ -47,6 +49,25 @@ class FiniteNumbers(TrainerCallback):
 
         # Trainer asks for the norm before each step and tells no callback; after clipping it is gone.
         trainer.accelerator.clip_grad_norm_ = clip_and_note
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Look at all weights, so that no document is blamed for what came with them.
+
+        Raises:
+            NotFiniteError: With the first name.
+        """
+        if model is not None and (name := first_not_finite(tensors_of(model))) is not None:
+            raise NotFiniteError(
+                f"{name} is not finite before step {state.global_step + 1}, so no document can be trained "
+                "on. Look at the files that the model was loaded from, or what changed it since."
+            )
 
     def start_step(self, documents: Sequence[list[str]]) -> None:
         """Note the documents of each micro-batch that this rank is about to use."""

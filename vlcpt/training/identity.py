@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import xxhash
@@ -44,6 +45,7 @@ _LORA = (
 )
 _NOT_OF_THE_MODEL = (
     *("_name_or_path", "transformers_version", "use_cache", "_commit_hash", "dtype"),
+    "architectures",  # set when a model is saved, also where its base names none
     # Trainer takes them from the tokenizer when it starts to train; nothing here trains by them.
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
@@ -81,7 +83,7 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         "processes": args.world_size,
         "optimizer": str(getattr(args.optim, "value", args.optim)),
         "model": _config_digest(base_model(model)),
-        "base_weights": frozen_digest(model),
+        "base_weights": frozen_digest(model, _converted_to(args)),
         "lora": _lora(model),
         "trained": _shapes(model),
     }
@@ -119,8 +121,13 @@ def require_same_run(checkpoint: str, saved: Facts, now: Facts) -> None:
         )
 
 
-def frozen_digest(model: nn.Module) -> str:
+def frozen_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
     """A hash over every parameter that does not train, with its name, type and shape.
+
+    Args:
+        model: Before it is wrapped, or after.
+        dtype: That wrapping converts numbers to, as DeepSpeed does; the digest is then of the converted
+            numbers, so it is the same before and after. None: they stay as they are.
 
     Example:
         >>> layer = nn.Linear(2, 2).requires_grad_(False)
@@ -132,17 +139,17 @@ def frozen_digest(model: nn.Module) -> str:
     whole = xxhash.xxh3_128()
     with ThreadPoolExecutor(_THREADS) as pool:
         # A few at a time: those of a GPU, or of other ranks, come into memory for it.
-        for digests in _batches(model, pool):
+        for digests in _batches(model, dtype, pool):
             whole.update("".join(digests).encode())
     return whole.hexdigest()
 
 
-def _batches(model: nn.Module, pool: ThreadPoolExecutor) -> Iterator[list[str]]:
+def _batches(model: nn.Module, dtype: torch.dtype | None, pool: ThreadPoolExecutor) -> Iterator[list[str]]:
     frozen = [(name, one) for name, one in model.named_parameters() if not one.requires_grad]
     for first in range(0, len(frozen), _THREADS):
         some = frozen[first : first + _THREADS]
         with _gathered([parameter for _, parameter in some]):
-            yield list(pool.map(_tensor_digest, some))
+            yield list(pool.map(partial(_tensor_digest, dtype=dtype), some))
 
 
 def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
@@ -154,12 +161,21 @@ def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
     return gathered
 
 
-def _tensor_digest(named: tuple[str, nn.Parameter]) -> str:
+def _tensor_digest(named: tuple[str, nn.Parameter], dtype: torch.dtype | None) -> str:
     name, parameter = named
     values = parameter.detach().cpu().contiguous()
+    if dtype is not None and values.is_floating_point():
+        values = values.to(dtype)
     found = xxhash.xxh3_128(f"{name} {values.dtype} {tuple(values.shape)}".encode())
     found.update(values.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _converted_to(args: CPTConfig) -> torch.dtype | None:
+    """What DeepSpeed of 16 bits converts every weight to when it wraps the model; None where nothing does."""
+    config = getattr(args, "hf_deepspeed_config", None)
+    dtype = None if config is None else config.dtype()
+    return None if dtype == torch.float32 else dtype
 
 
 def _engine(args: CPTConfig) -> str:

@@ -62,7 +62,8 @@ class RunProgress(TrainerCallback):
         self._reset()
         if not state.is_world_process_zero:
             return
-        _keep_steps(Path(str(args.output_dir)) / LOG_NAME, state.global_step)
+        # A start that failed may have left its evaluation before step 1, which is now made again.
+        _keep_steps(Path(str(args.output_dir)) / LOG_NAME, state.global_step or -1)
         if self.console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(
                 TextColumn("training"),
@@ -131,6 +132,11 @@ class RunProgress(TrainerCallback):
         line = _line(state, logs)
         if line:
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def has_steps(path: Path) -> bool:
+    """Whether a log tells of a step, and not only of an evaluation before the first."""
+    return any(_step(line) > 0 for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def _keep_steps(path: Path, last: int) -> None:

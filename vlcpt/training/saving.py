@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlcpt.folder_locks import hold
 from vlcpt.training.checkpoints import check_adapter, restore_weights, save_now
 from vlcpt.training.disk import (
     delete_checkpoint,
@@ -62,10 +63,10 @@ class Checkpoints(TrainerCallback):
         Raises:
             CheckpointError: If none can be used, or it is of another run.
         """
-        self._saved = None
+        self._saved = self._facts = None
+        facts = self._run_facts()  # of a fresh start as of a resume: before the model is wrapped
         if not resume_from_checkpoint:
             return None
-        facts = self._run_facts()
         args = self._trainer.args
         found: list[Path | None] = [None]
 
@@ -89,6 +90,22 @@ class Checkpoints(TrainerCallback):
         if found[0].resolve().parent == self._output.resolve():
             self._saved = int(found[0].name.rpartition("-")[2])
         return str(found[0])
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Around all of it: no other process trains in this folder, or its checkpoints would be mixed.
+
+        Raises:
+            ConfigError: If one does; on other ranks a CheckpointError with the same message.
+        """
+        with ExitStack() as stack:
+
+            def take() -> None:
+                if self._trainer.args.process_index == 0:
+                    stack.enter_context(hold(self._output))
+
+            self._together(take)
+            yield
 
     @contextmanager
     def kept(self) -> Iterator[None]:

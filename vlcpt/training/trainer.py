@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,11 +25,18 @@ from vlcpt.training.checkpoints import (
     StepSeeds,
     cache_in_saved_config,
     count_lost_step,
-    declare_float32,
+    declare_dtype,
     quiet_partial_load,
     without_card,
 )
-from vlcpt.training.engine import AttentionCheck, EngineCheck, fill_step, modalities_to_fill, unrepeat
+from vlcpt.training.engine import (
+    AttentionCheck,
+    EngineCheck,
+    allow_unused,
+    fill_step,
+    modalities_to_fill,
+    unrepeat,
+)
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import (
     leave_out_failed,
@@ -95,6 +103,9 @@ class CPTTrainer(Trainer):
         # Trainer turns off only the outer one; the text model reads its own, and a cache lets the
         # documents of a pack see each other.
         base_model(model).config.get_text_config().use_cache = False
+        sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+        filled = modalities_to_fill(model, args, [one for one in (train_dataset, *sets) if one is not None])
+        allow_unused(model, args, filled)
         self.progress = RunProgress(args.max_length if args.packing else None, console)
         super().__init__(
             model=model,
@@ -106,6 +117,9 @@ class CPTTrainer(Trainer):
             compute_metrics=trainer_metrics,
             callbacks=[*(callbacks or []), self.progress, StepSeeds(), *_TRAINER_CALLBACKS],
         )
+        # accelerate's sampler would take its seed from torch, which StepSeeds moves: a second train() would
+        # read another order, and each rank its own.
+        self.accelerator.dataloader_config.data_seed = args.seed if args.data_seed is None else args.data_seed
         _remove_upstream_progress(self)
         self.add_callback(EngineCheck(self, self.progress.console))
         self.add_callback(AttentionCheck(self, self.progress.console))
@@ -118,9 +132,7 @@ class CPTTrainer(Trainer):
         self._checkpoints = Checkpoints(self)
         self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
-            sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
-            given = [one for one in (train_dataset, *sets) if one is not None]
-            self.data_collator.fill_modalities = modalities_to_fill(model, args, given)
+            self.data_collator.fill_modalities = filled
             self.data_collator.names_documents = True
             self.data_collator.window_size = base_model(model).config.vision_config.window_size
         self.loss_is_scaled_for_ga = True
@@ -138,21 +150,24 @@ class CPTTrainer(Trainer):
             trial, ignore_keys_for_eval: As for ``Trainer.train``.
 
         Raises:
+            ConfigError: If another process trains in output_dir.
             CheckpointError: If the checkpoint cannot be used, or one cannot be written.
             NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
-        with self._ranks.watched():
-            checkpoint = self._checkpoints.resume(resume_from_checkpoint)
-        with (
-            quiet_partial_load(),
-            self.progress,
-            self._interruption.caught(),
-            self._checkpoints.kept(),
-            self._ranks.watched(),
-        ):
-            output = super().train(checkpoint, trial, ignore_keys_for_eval)
-        self._checkpoints.restore_best()
+        with ExitStack() as held:
+            with self._ranks.watched():
+                held.enter_context(self._checkpoints.held())
+                checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+            with (
+                quiet_partial_load(),
+                self.progress,
+                self._interruption.caught(),
+                self._checkpoints.kept(),
+                self._ranks.watched(),
+            ):
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            self._checkpoints.restore_best()
         return output
 
     def get_batch_samples(
@@ -251,7 +266,7 @@ class CPTTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            declare_float32(directory)
+            declare_dtype(directory)
             (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(

@@ -15,7 +15,7 @@ from vlcpt.data.streams import EncodedDocument
 
 INDEX_FILE = "index.arrow"
 PLACES_FILE = "places.arrow"
-LAYOUT = 1
+LAYOUT = 2
 _CHUNK = 1 << 20
 # What a batch gives that no vlcpt wrote.
 _MALFORMED = (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)

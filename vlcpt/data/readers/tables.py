@@ -65,7 +65,7 @@ class ParquetRows:
         start = int(self._ends[group - 1]) if group else 0
         try:
             return _row(self._group(group), number - start)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, IndexError) as error:  # the last: fewer rows than it had
             raise DocumentError(
                 f"row group {group} cannot be read: {error}. Write the file again.", kind="row"
             ) from None

@@ -1,0 +1,196 @@
+"""One process at a time writes into a folder: a lock that ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vlcpt.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".vlcpt.lock"
+_TRIES, _PAUSE = 6, 0.1  # another process may just be looking at the lock, or letting go of it
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # what it leads to would be emptied
+
+# What this process holds. Processes that it forks have another number, and hold nothing.
+_held: set[tuple[int, str]] = set()
+
+
+@contextmanager
+def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
+    """Be the only process that writes into a folder, which is made if it is not there.
+
+    A process that has the folder may take it again. One that was killed has let go of it. Where the file
+    system has no locks, a warning says so.
+
+    Args:
+        folder: The folder.
+        name: What it is called in the message.
+
+    Raises:
+        ConfigError: If another process holds it, with its number and host.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with hold(Path(folder)):
+        ...         print(holder(Path(folder)), [one.name for one in Path(folder).iterdir()])
+        ...     print(any(Path(folder).iterdir()))
+        None ['.vlcpt.lock']
+        False
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{name} {folder} is a file. Give a folder.")
+    key = (os.getpid(), str(folder.resolve()))
+    if key in _held:
+        yield
+        return
+    is_new = not folder.exists()
+    descriptor = _take(folder, name)
+    _held.add(key)
+    try:
+        yield
+    finally:
+        _held.discard(key)
+        if descriptor is not None:
+            _let_go(folder / LOCK, descriptor)
+        if is_new:
+            with suppress(OSError):  # something was written into it
+                folder.rmdir()
+
+
+def holder(folder: Path) -> str | None:
+    """Which other process holds a folder; None if none does, or none that can be known.
+
+    Example:
+        >>> holder(Path("no/such/folder")) is None
+        True
+    """
+    path = folder / LOCK
+    # Closing any descriptor of a file ends this process's own locks on it.
+    if (os.getpid(), str(folder.resolve())) in _held:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        _lock(descriptor)
+    except (BlockingIOError, PermissionError):
+        return _described(path)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def require_free(folder: Path, name: str = "output_dir") -> None:
+    """Raise if another process writes into a folder; nothing is made or taken.
+
+    Raises:
+        ConfigError: With the other process's number and host.
+
+    Example:
+        >>> require_free(Path("no/such/folder"))
+    """
+    if (other := holder(folder)) is not None:
+        raise _in_use(folder, name, other)
+
+
+def _in_use(folder: Path, name: str, other: str) -> ConfigError:
+    return ConfigError(
+        f"{name} {folder} is in use by {other}, which writes into it. Wait until that has ended, stop it, "
+        "or give another folder."
+    )
+
+
+def _take(folder: Path, name: str) -> int | None:
+    """The descriptor of the locked file; None where the file system has no locks."""
+    path = folder / LOCK
+    for _ in range(_TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+        except FileNotFoundError:  # the folder was deleted by the process that had made it
+            continue
+        try:
+            _lock(descriptor)
+            if _is_at(path, descriptor):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+                return descriptor
+        except (BlockingIOError, PermissionError):
+            time.sleep(_PAUSE)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning(
+                "%s %s: its file system has no locks (%s), so a second run in it would not be noticed. "
+                "Give each run a folder of its own.",
+                name,
+                folder,
+                error.strerror,
+            )
+            return None
+        os.close(descriptor)
+    raise _in_use(folder, name, _described(path))
+
+
+def _let_go(path: Path, descriptor: int) -> None:
+    """Delete the file while it is locked, so that nobody can lock one that has no name any more."""
+    if sys.platform == "win32":  # where an open file cannot be deleted
+        os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+        return
+    with suppress(OSError):
+        if _is_at(path, descriptor):
+            path.unlink()
+    os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a file that is open still has its name: who held it before may have deleted it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _described(path: Path) -> str:
+    try:
+        process, host = path.read_text("utf-8").split()
+    except (OSError, ValueError):  # it has only just taken it, or is on a system where it cannot be read
+        return "another process"
+    return f"process {process} on host {host}"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # what is locked there cannot be read: not the text
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        # Not flock: a forked worker of a loader would inherit that, and hold the folder after a run that
+        # was killed. These locks are one process's alone, and reach other machines over NFS.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
