@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from vlcpt.config_checks import nearest
+from vlcpt.config_packages import NEEDING, missing_packages
 from vlcpt.config_secrets import holds_secret
 from vlcpt.config_synonyms import BY_NAME, FAMILIES, LAUNCHERS, tools
 from vlcpt.config_values import Dumper, Given, Loader, compose, convert
@@ -56,6 +57,23 @@ def check_early(path: Path, overrides: Sequence[str] = ()) -> None:
         if (hint := types[key]) is not None:
             convert(value, hint)
     check_required(path, given)
+
+
+def check_packages(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Raise where a run, of what :func:`check_early` let pass, would lack a package.
+
+    Raises:
+        ConfigError: With a line for each package, and how to install it.
+    """
+    given = read_given(path, overrides)
+    told = [
+        given[key].told(message)
+        for key in NEEDING
+        if key in given
+        for message in missing_packages(key, _plain_value(given[key]))
+    ]
+    if told:
+        raise ConfigError("\n".join(told))
 
 
 def given_output(path: Path, overrides: Sequence[str] = ()) -> Path:
