@@ -61,7 +61,7 @@ def demo(
 def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     with _told():
-        configs = _read(config, context.args, writes=True)
+        configs = _read(config, context.args, trains=True)
         from vlcpt.run_ranks import leave_group
         from vlcpt.runs import train_run
 
@@ -221,19 +221,21 @@ def env() -> None:
     typer.echo(describe())
 
 
-def _read(config: Path, overrides: list[str], *, writes: bool = False) -> Configs:
+def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Configs:
     """The configuration. Most mistakes are told within a second, the others before a run is imported.
 
     Args:
-        writes: Whether output_dir must be no other run's.
+        trains: Whether output_dir must be no other run's, and the packages of a run be there.
     """
-    from vlcpt.config_keys import check_early, given_output
+    from vlcpt.config_keys import check_early, check_packages, given_output
     from vlcpt.folder_locks import require_free
 
     check_early(config, overrides)
+    if trains:
+        check_packages(config, overrides)
     # Where one launcher started all ranks, it ends the others; else rank 0 says it to all of them later.
     rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if writes and rank in (None, "0") and ranks == here:
+    if trains and rank in (None, "0") and ranks == here:
         require_free(given_output(config, overrides))
     from vlcpt.config_reading import load_config
 

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Give the known name that this one is a misspelling of; None if it is like no other.
+
+    Example:
+        >>> nearest("lerning_rate", ["learning_rate", "seed"]), nearest("rate", ["learning_rate", "seed"])
+        ('learning_rate', None)
+    """
+    # 0.8: two letters of ten. What is less alike is another word, and naming it would mislead.
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Give the end of an error message about an unknown name.
 
@@ -29,8 +40,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         'Did you mean learning_rate?'
     """
     known = list(known)
-    if near := get_close_matches(name, known, n=1, cutoff=0.5):
-        return f"Did you mean {near[0]}?"
+    if near := nearest(name, known):
+        return f"Did you mean {near}?"
     return (
         f"Known: {', '.join(known)}." if len(known) <= 12 else "See docs/configuration.md for the known keys."
     )

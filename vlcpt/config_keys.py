@@ -7,7 +7,7 @@ Which keys there are is read from the source of the dataclasses, without running
 import ast
 import builtins
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +15,17 @@ from typing import Any, Literal
 
 import yaml
 
-from vlcpt.config_checks import did_you_mean
+from vlcpt.config_checks import nearest
+from vlcpt.config_packages import NEEDING, missing_packages
 from vlcpt.config_secrets import holds_secret
-from vlcpt.config_values import Given, compose, convert
+from vlcpt.config_synonyms import BY_NAME, FAMILIES, LAUNCHERS, tools
+from vlcpt.config_values import Dumper, Given, Loader, compose, convert
 from vlcpt.errors import ConfigError
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
+_Classes = tuple[tuple[str, str, tuple[str, ...]], ...]
 # In this order, for a later class may say a field of an earlier one anew.
-_CLASSES = (
+_CLASSES: _Classes = (
     ("transformers", "training_args.py", ("TrainingArguments",)),
     ("vlcpt", "config.py", ("ModelConfig", "DataConfig", "CPTConfig")),
 )
@@ -46,15 +49,31 @@ def check_early(path: Path, overrides: Sequence[str] = ()) -> None:
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: .../run.yaml:1: max_lenght: unknown key. Did you mean max_length?
     """
-    given = read_given(path, overrides)
     types = plain_types()
+    given = read_given(path, overrides, types)
     if types is None:  # transformers is not as expected: all is told later
         return
     for key, value in given.items():
-        check_key(value, types)
         if (hint := types[key]) is not None:
             convert(value, hint)
     check_required(path, given)
+
+
+def check_packages(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Raise where a run, of what :func:`check_early` let pass, would lack a package.
+
+    Raises:
+        ConfigError: With a line for each package, and how to install it.
+    """
+    given = read_given(path, overrides)
+    told = [
+        given[key].told(message)
+        for key in NEEDING
+        if key in given
+        for message in missing_packages(key, _plain_value(given[key]))
+    ]
+    if told:
+        raise ConfigError("\n".join(told))
 
 
 def given_output(path: Path, overrides: Sequence[str] = ()) -> Path:
@@ -80,8 +99,15 @@ def plain_types() -> Mapping[str, Any] | None:
         >>> types["seed"], types["max_length"], types["lr_scheduler_type"]
         (<class 'int'>, <class 'int'>, None)
     """
-    types: dict[str, Any] = {}
-    for package, file, names in _CLASSES:
+    fields = _fields(_CLASSES)
+    return None if fields is None else {name: _plain_type(node) for name, node in fields.items()}
+
+
+@cache
+def _fields(sources: _Classes) -> Mapping[str, ast.AnnAssign] | None:
+    """How the source defines each key; None if it is not as expected."""
+    fields: dict[str, ast.AnnAssign] = {}
+    for package, file, names in sources:
         spec = find_spec(package)
         try:
             if spec is None or spec.origin is None:
@@ -95,8 +121,17 @@ def plain_types() -> Mapping[str, Any] | None:
         for name in names:
             for node in classes[name].body:
                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    types[node.target.id] = _plain_type(node)
-    return types
+                    fields[node.target.id] = node
+    return fields
+
+
+def _is_default(key: str, value: object) -> bool:
+    """Whether a key has this value where nobody sets it, as far as the source says it in plain words."""
+    node = (_fields(_CLASSES) or {}).get(key)
+    for keyword in getattr(node and node.value, "keywords", ()):
+        if keyword.arg == "default" and isinstance(keyword.value, ast.Constant):
+            return type(keyword.value.value) is type(value) and bool(keyword.value.value == value)
+    return False
 
 
 def _plain_type(node: ast.AnnAssign) -> object:
@@ -109,31 +144,111 @@ def _plain_type(node: ast.AnnAssign) -> object:
         return None
 
 
-def read_given(path: Path, overrides: Sequence[str]) -> dict[str, Given]:
+def read_given(path: Path, overrides: Sequence[str], known: Iterable[str] | None = None) -> dict[str, Given]:
     """What the file says, and the command line over it, by key.
 
+    Args:
+        path: The YAML file.
+        overrides: Tokens of the command line.
+        known: The keys that there are; None if that is not known yet.
+
     Raises:
-        ConfigError: If the file cannot be read, is no YAML or not flat; for an override that is no option.
+        ConfigError: If the file cannot be read, is no YAML or not flat; for an override that is no option;
+            and for repeated and unknown keys, all in one message.
 
     Example:
         >>> read_given(Path("/none.yaml"), [])
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: /none.yaml: No such file or directory. Give the path of a YAML file.
     """
-    return _read_file(path) | _read_overrides(overrides)
+    wrong: list[str] = []
+    given = _read_file(path, wrong) | _read_overrides(overrides)
+    if known is not None:
+        wrong += wrong_keys(given, set(known))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return given
 
 
-def check_key(given: Given, known: Iterable[str]) -> None:
-    """Raise for a key that there is not, and for a secret where it would be written down."""
-    if given.key == "trust_remote_code":
-        raise given.error("no code from a model's folder or the Hub is ever run. Remove the key.")
-    if given.key not in known:
-        raise given.error(f"unknown key. {did_you_mean(given.key, known)}")
-    if holds_secret(given.key, given.node):
-        raise given.error(
-            "it holds what looks like an access token or a password, and is written to config.yaml. "
-            "Log in with `hf auth login`, or set HF_TOKEN or hub_token."
-        )
+def wrong_keys(given: Mapping[str, Given], known: Collection[str]) -> list[str]:
+    """A line for each key that there is not, or whose value is a secret that would be written down.
+
+    Where another tool has the key, its line says what to write here; if these are several, they follow once
+    more, for a person to paste.
+    """
+    file = {key: _plain_value(value) for key, value in given.items()}
+    lines: list[str] = []
+    pasted: dict[str, None] = {}
+    for key, value in given.items():
+        if key == "trust_remote_code":
+            lines.append(value.told("no code from a model's folder or the Hub is ever run. Remove the key."))
+        elif key not in known or (value.line is not None and key in LAUNCHERS.names):
+            message, written = _explain(value, file, known)
+            lines.append(value.told(message))
+            pasted |= dict.fromkeys(written)
+        elif holds_secret(key, value.node):
+            lines.append(value.told(_SECRET))
+    if len(pasted) > 1:
+        lines += ["In their place, write:", *pasted]
+    return lines
+
+
+_SECRET = (
+    "it holds what looks like an access token or a password, and is written to config.yaml. "
+    "Log in with `hf auth login`, or set HF_TOKEN or hub_token."
+)
+
+
+def _explain(given: Given, file: Mapping[str, object], known: Collection[str]) -> tuple[str, list[str]]:
+    """What an unknown key is here, and the lines that stand for it, where these can be pasted."""
+    key = given.key
+    if (row := BY_NAME.get(key)) is LAUNCHERS:
+        return f"is of a process, not of a run. {row.en} Remove the key.", []
+    if row is None:
+        for start, instead in FAMILIES.items():
+            if key.startswith(start):
+                return f"unknown key. vlcpt has no such method: {instead}. Remove the key.", []
+        # Never a name that another tool has, or a launcher sets: it is a guess already.
+        near = nearest(key, (*known, *BY_NAME))
+        if near in LAUNCHERS.names:  # no help to a run
+            near = None
+        hint = "See docs/configuration.md for the known keys." if near is None else f"Did you mean {near}?"
+        if near is not None and near in BY_NAME:  # misspelt, of another tool
+            hint += f" Here that is {BY_NAME[near].key}." if BY_NAME[near].key else f" {BY_NAME[near].en}"
+        return f"unknown key. {hint}", []
+    told = f"unknown key ({tools(key)}). {row.en}".rstrip()
+    lines = {} if file[key] is None else row.translate(file[key], file)
+    if not lines:
+        return f"{told} Remove the key.", []
+    if holds_secret(key, given.node):
+        return f"{told} {_SECRET}", []
+    written = [_written(name, value, given) for name, value in lines.items()]
+    if again := [name for name in lines if name in file]:
+        return f"{told} It is {' and '.join(written)}; {again[0]} is given too. Keep one of them.", []
+    if given.line is None:
+        return f"{told} Write: {' '.join('--' + line.replace(': ', ' ', 1) for line in written)}", []
+    written = [
+        line + ("  # the default" if _is_default(name, value) else "")
+        for line, (name, value) in zip(written, lines.items(), strict=True)
+    ]
+    return f"{told} Write: {', and '.join(written)}", written
+
+
+def _written(key: str, value: object, given: Given) -> str:
+    """One line of YAML; a plain value stays as the user wrote it."""
+    node = given.node
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None and not isinstance(value, bool)
+    if is_plain and value == _plain_value(given):
+        return f"{key}: {node.value}"
+    text: str = yaml.dump([value], Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=10**9)
+    return f"{key}: {text.strip()[1:-1]}"
+
+
+def _plain_value(given: Given) -> object:
+    try:
+        return Loader("").construct_object(given.node, deep=True)
+    except (yaml.YAMLError, ValueError):  # a tag that plain YAML does not have
+        return None
 
 
 def check_required(path: str | Path, given: Mapping[str, Given]) -> None:
@@ -143,14 +258,14 @@ def check_required(path: str | Path, given: Mapping[str, Given]) -> None:
             raise ConfigError(f"{path}: {key} is missing. Add a line {key}: …")
 
 
-def _read_file(path: Path) -> dict[str, Given]:
+def _read_file(path: Path, repeated: list[str]) -> dict[str, Given]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-    node = compose(text, str(path))
+    node = compose(text, str(path), repeated)
     if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
         kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "text"}
         found = "nothing" if node is None else kinds.get(type(node), f"!<{node.tag}>")
@@ -159,6 +274,8 @@ def _read_file(path: Path) -> dict[str, Given]:
         )
     given = {}
     for key, value in node.value:
+        if str(key.value) in given:  # told already
+            continue
         given[str(key.value)] = Given(str(key.value), value, path.parent, str(path), key.start_mark.line + 1)
     return given
 

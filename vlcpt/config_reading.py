@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
 from vlcpt.config_checks import build, check_together, did_you_mean
-from vlcpt.config_keys import REQUIRED, check_key, check_required, read_given
+from vlcpt.config_keys import REQUIRED, check_required, read_given
 from vlcpt.config_paths import HUB_NAME, check_paths, moved, moved_source
 from vlcpt.config_secrets import is_secret
 from vlcpt.config_trainer import name_best_metric
@@ -86,11 +86,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
         ...     load_config(path, ["--learning-rate", "1e-5", "--use_cpu"]).training.learning_rate
         1e-05
     """
-    given = read_given(Path(path), overrides)
     known = {item.name: (cls, item) for cls in (ModelConfig, DataConfig, CPTConfig) for item in fields(cls)}
+    given = read_given(Path(path), overrides, known)
     values: dict[type, dict[str, object]] = {ModelConfig: {}, DataConfig: {}, CPTConfig: {}}
     for key, value in given.items():
-        check_key(value, known)
         cls, item = known[key]
         values[cls][key] = _read_value(value, get_type_hints(cls)[key], item)
     check_required(path, given)

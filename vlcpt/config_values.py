@@ -74,12 +74,14 @@ class Given:
     origin: str
     line: int | None = None
 
-    def error(self, message: str) -> ConfigError:
-        """Make an error that begins with the place: ``run.yaml:3: max_length: …``."""
+    def told(self, message: str) -> str:
+        """Put the place before a message: ``run.yaml:3: max_length: …``."""
         place = self.origin if self.line is None else f"{self.origin}:{self.line}"
-        return ConfigError(
-            f"{place}: {message}" if message.startswith(self.key) else f"{place}: {self.key}: {message}"
-        )
+        return f"{place}: {message}" if message.startswith(self.key) else f"{place}: {self.key}: {message}"
+
+    def error(self, message: str) -> ConfigError:
+        """Make an error of a message, with the place before it."""
+        return ConfigError(self.told(message))
 
     def inside(self, key: str, node: yaml.Node) -> "Given":
         """Give the value ``node`` inside this one."""
@@ -87,21 +89,27 @@ class Given:
         return Given(self.key + key, node, self.base, self.origin, line)
 
 
-def compose(text: str, origin: str) -> yaml.Node | None:
+def compose(text: str, origin: str, repeated: list[str] | None = None) -> yaml.Node | None:
     """Parse YAML into nodes, which know their lines; None for nothing but comments.
 
+    Args:
+        text: The YAML.
+        origin: What messages call it.
+        repeated: Where to put a message for each repeated key, instead of raising for all of them.
+
     Raises:
-        ConfigError: For broken or very deep YAML, and for a key that is repeated at any depth.
+        ConfigError: For broken or very deep YAML, and for keys that are repeated, at any depth.
 
     Example:
         >>> compose("seed: 1\\nseed: 2", "run.yaml")
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: run.yaml:2: seed is repeated, first on line 1. Keep one of them.
     """
+    found: list[str] = []
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
         if node is not None:
-            _check_nodes(node, origin, {})
+            _check_nodes(node, origin, {}, found)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
@@ -113,11 +121,15 @@ def compose(text: str, origin: str) -> yaml.Node | None:
         raise ConfigError(f"{origin}: not YAML: {problem}. Save it as plain UTF-8 text.") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: {_TOO_DEEP}") from error
+    if repeated is not None:
+        repeated += found
+    elif found:
+        raise ConfigError("\n".join(found))
     return node
 
 
-def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int]) -> int:
-    """Give how deep lists and mappings stand inside each other; raise for too deep and for repeated keys."""
+def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int], repeated: list[str]) -> int:
+    """Give how deep lists and mappings stand inside each other; raise for too deep, note repeated keys."""
     if id(node) in depths:  # an alias, which may point back to what it stands in
         return depths[id(node)]
     depths[id(node)] = 0
@@ -135,12 +147,12 @@ def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int]) -> int:
                 )
             name = key.value
             if name in lines:
-                raise ConfigError(
+                repeated.append(
                     f"{origin}:{line}: {name} is repeated, first on line {lines[name]}. Keep one of them."
                 )
-            lines[name] = line
+            lines.setdefault(name, line)
     depth = isinstance(node, yaml.CollectionNode) + max(
-        (_check_nodes(item, origin, depths) for item in inside), default=0
+        (_check_nodes(item, origin, depths, repeated) for item in inside), default=0
     )
     if depth > _DEEPEST:
         raise ConfigError(f"{origin}:{node.start_mark.line + 1}: {_TOO_DEEP}")

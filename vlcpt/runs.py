@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from vlcpt.config import ConfigError
+from vlcpt.config_packages import NEEDING, require_packages
 from vlcpt.config_precision import autocast_type, slow_products, used_devices
 from vlcpt.config_reading import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
@@ -54,6 +55,7 @@ def train_run(
     """
     console = console or Screen()
     training = configs.training
+    require_packages({key: getattr(configs.model, key, getattr(training, key, None)) for key in NEEDING})
     check_launch(training)
     output = Path(str(training.output_dir))
     ranks = RankWatch(training)
