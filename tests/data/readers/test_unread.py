@@ -164,3 +164,26 @@ def test_columns_that_hold_no_media_are_named_without_being_read(tmp_path):
     source = open_source(path)
     assert source.document(3).not_read == ("source", "tokens")
     assert source.rows.row(3) == TEXT
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag"])
+@pytest.mark.parametrize("way", ["jsonl", "parquet"])
+def test_a_conversation_that_is_marked_as_bad_is_an_error_unless_the_field_is_ignored(
+    tmp_path, rows, way, name
+):
+    row = CHAT | {name: False}
+    path = rows(row)
+    if way == "parquet":
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.raises(DocumentError, match=rf"{name}: false marks a bad answer .*ignore_fields: \[{name}\]"):
+        list(read_documents(path, targets="all"))
+    (document,) = read_documents(path, ignore_fields=[name])
+    assert document.not_read == ()
+
+
+def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):
+    with pytest.raises(DocumentError, match="rejected: the row is a pair"):
+        list(read_documents(rows(CHAT | {"rejected": {"from": "gpt", "value": "No."}})))
+    (document,) = read_documents(rows(CHAT | {"label": "physics"}))
+    assert document.not_read == ("label",)

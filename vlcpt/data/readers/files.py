@@ -14,6 +14,7 @@ from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.rows import MemoryRows, Rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
 
 
@@ -54,8 +55,11 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
+            unread = self.unread
+            if unread is not None and unread.ignored:  # as if they were not there
+                row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
             document = self.read(row)
-            not_read = self.unread.of(row, document) if self.unread is not None else ()
+            not_read = unread.of(row, document) if unread is not None else ()
             return _placed(document, source, self.media_root, not_read)
         except DocumentError as error:
             raise error.at(source) from None
@@ -169,7 +173,10 @@ def _only_needed(
         first += [] if isinstance(row, Document) else [row]
     others = {str(name): None for row in first for name in row if name not in fields and name not in ignored}
     looked_at = [
-        name for name in others if format != "text" and may_hold_media(name, [row.get(name) for row in first])
+        name
+        for name in others
+        if (format != "text" and may_hold_media(name, [row.get(name) for row in first]))
+        or (SCHEMAS[format].chat and name in PREFERENCES)
     ]
     # What cannot hold a medium is never read: a column of texts may be larger than all others.
     return only((*fields, *looked_at)), tuple(name for name in others if name not in looked_at)
