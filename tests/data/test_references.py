@@ -43,7 +43,7 @@ def test_a_video_has_its_own_sampling():
     ("reference", "message"),
     [
         (None, "must be a path, a data: URI, or a dict with 'path' or 'bytes'; found NoneType."),
-        (b"x", "found bytes."),
+        (b"", "found bytes."),
         (["a.png"], "found list."),
         (7, "found int."),
         ("", "a media reference is an empty path."),
@@ -100,3 +100,7 @@ def test_bare_base64_is_an_error_that_stays_short(encode):
     with pytest.raises(DocumentError, match=r"data:image/…;base64,") as caught:
         image_from(encode(bytes(range(256)) * 4000).decode())
     assert len(str(caught.value)) < 300
+
+
+def test_bytes_alone_are_a_file_as_binary_columns_have_it():
+    assert image_from(b"GIF89a").data == b"GIF89a"

@@ -52,6 +52,8 @@ def video_from(reference: object) -> Video:
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
     if isinstance(reference, str):
         return _split_data_uri(reference)
+    if isinstance(reference, bytes) and reference:  # a binary column of a table
+        return {"data": reference}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "

@@ -59,7 +59,7 @@ class DocumentSource:
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
             document = self.read(row)
-            not_read = unread.of(row, document) if unread is not None else ()
+            not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
             return _placed(document, source, self.media_root, not_read)
         except DocumentError as error:
             raise error.at(source) from None

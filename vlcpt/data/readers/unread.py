@@ -96,7 +96,8 @@ class Unread:
                 if found is not None:
                     raise self._lost(name, found)
             names += self._in_text(document)
-        return [*names, *self.untouched]
+        # Rows in memory keep all their fields, and have just been counted.
+        return [*names, *(name for name in self.untouched if name not in row)]
 
     def _in_text(self, document: Document) -> list[str]:
         links = False
