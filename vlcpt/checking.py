@@ -24,7 +24,7 @@ from vlcpt.data.planning import BadDataError
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import empty_model
 from vlcpt.model.loading import load_processor, with_native_dtype
-from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines
+from vlcpt.report.check import Course, course_table, fold, memory_table, problem_lines, unread_lines
 from vlcpt.report.hints import hints
 from vlcpt.report.screen import Screen, visible
 from vlcpt.report.terminal import ledger_table
@@ -80,6 +80,9 @@ def check_run(
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
         _say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
+    for one in (ledger, *held_out.values()):
+        for line in unread_lines(one):
+            _say(console, line)
     for name, one in {"the training data": ledger, **held_out}.items():
         _show_problems(name, one, console)
     console.print()

@@ -38,8 +38,13 @@ class SourceConfig:
     chat_template: bool = field(
         default=False, metadata={"help": "Keep the model's turn markers, of replayed chats for example."}
     )
+    ignore_fields: tuple[str, ...] = field(
+        default=(), metadata={"help": "Fields that are not read on purpose: nothing is said of them."}
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.ignore_fields, str):
+            object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
         if not self.name:
             object.__setattr__(self, "name", default_name(self.path))
         config_checks.check_source(self)

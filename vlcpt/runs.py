@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -20,10 +21,11 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.fingerprints import require_same_encoding
-from vlcpt.data.ledger import told_reasons
+from vlcpt.data.ledger import Ledger, told_reasons
 from vlcpt.data.plan_cache import remove_plans
 from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
+from vlcpt.data.readers.unread import told_unread
 from vlcpt.data.splitting import split_stream
 from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
@@ -32,6 +34,7 @@ from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype, with_native_dtype
 from vlcpt.model.tuning import tower_table
 from vlcpt.outputs import PLANS, prepare_output, write_json
+from vlcpt.report.check import unread_lines
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import document_lines, ledger_table, legend, results_table, towers_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
@@ -101,6 +104,11 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     return trainer
 
 
+def _tell_unread(ledger: Ledger, console: Console) -> None:
+    for line in unread_lines(ledger):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _show_failures(dataset: CPTDataset, console: Console) -> None:
     """The ledger once more, where it is another than before training."""
     if count := len(dataset.failures):
@@ -134,6 +142,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
+        _tell_unread(dataset.ledger, console)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     set_seed(training.seed)  # Trainer seeds later than adapters are drawn
@@ -148,6 +157,8 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     dataset.ledger.unmeasured = [dropped for one in sets.values() for dropped in one.ledger.dropped]
     if is_main:
         tell_unmeasured(sets, console)
+        for one in sets.values():
+            _tell_unread(one.ledger, console)
         dataset.ledger.write(output)
     ranks.at(0, "setting training up")
     trainer = CPTTrainer(
@@ -232,11 +243,13 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     console.print(legend(console), end="\n\n")
     for source in sources:
         numbers = range(*rows.indices(len(source)))
+        unread: Counter[str] = Counter()
         if not numbers:
             console.print(f"{source.name} has {len(source):,} documents, none of them in --rows.")
         for number in numbers:
             try:
                 document = source.document(number)
+                unread.update(document.not_read)
                 stream = encoder.tokens(document)
                 parts = split_stream(
                     stream,
@@ -252,6 +265,9 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
                 continue
             for line in document_lines(document.name, stream, parts, processor.tokenizer, console):
                 console.print(line)
+        if unread:
+            told = f"{source.name}: {told_unread(dict(unread.most_common()))}"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def tell_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:

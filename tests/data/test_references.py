@@ -43,7 +43,7 @@ def test_a_video_has_its_own_sampling():
     ("reference", "message"),
     [
         (None, "must be a path, a data: URI, or a dict with 'path' or 'bytes'; found NoneType."),
-        (b"x", "found bytes."),
+        (b"", "found bytes."),
         (["a.png"], "found list."),
         (7, "found int."),
         ("", "a media reference is an empty path."),
@@ -54,7 +54,7 @@ def test_a_video_has_its_own_sampling():
         ({"path": "a", "fps": 1}, "has no key 'fps'."),
         ({"path": "a", "data": b""}, "has no key 'data'."),
         ({"path": 7}, "'path' of a media reference must be str; found int."),
-        ({"bytes": "x"}, "'bytes' of a media reference must be bytes; found str."),
+        ({"bytes": "x"}, "'bytes' of a media reference holds no valid base64"),
         (
             {"path": "a", "max_pixels": 0},
             "'max_pixels' of a media reference must be a number above 0; found 0.",
@@ -79,3 +79,28 @@ def test_a_long_data_uri_is_not_repeated_in_the_message():
     with pytest.raises(DocumentError) as caught:
         image_from("data:" + "x" * 100_000)
     assert len(caught.value.reason) < 300
+
+
+def test_base64_may_have_line_breaks_and_stand_under_bytes():
+    data = bytes(range(256)) * 3
+    wrapped = base64.encodebytes(data).decode()
+    assert "\n" in wrapped
+    for reference in (
+        f"data:image/png;base64,{wrapped}",
+        {"bytes": wrapped},
+        {"bytes": wrapped, "path": None},
+    ):
+        assert image_from(reference).data == data
+    with pytest.raises(DocumentError, match="holds no valid base64"):
+        image_from({"bytes": "not base64!"})
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
+def test_bare_base64_is_an_error_that_stays_short(encode):
+    with pytest.raises(DocumentError, match=r"data:image/…;base64,") as caught:
+        image_from(encode(bytes(range(256)) * 4000).decode())
+    assert len(str(caught.value)) < 300
+
+
+def test_bytes_alone_are_a_file_as_binary_columns_have_it():
+    assert image_from(b"GIF89a").data == b"GIF89a"

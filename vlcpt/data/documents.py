@@ -200,6 +200,7 @@ class Document:
         media_root: The folder that its media paths start from and may not leave; None: as trusted.
         tagged: Whether the row marked its spans itself (False: ``untagged`` decided).
         empty_spans: Spans without a character, counted for the ledger.
+        not_read: Fields of its row that its format does not read.
 
     Example:
         >>> Document((Text("a"), Text("b"), Text("", trainable=True))).segments
@@ -212,6 +213,7 @@ class Document:
     media_root: str | None = field(default=None, compare=False)
     tagged: bool = field(default=True, compare=False)
     empty_spans: int = field(default=0, compare=False)
+    not_read: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         merged: list[Segment] = []

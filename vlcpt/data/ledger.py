@@ -36,6 +36,8 @@ TOKEN_COUNTS = (
     "repeated",
 )
 
+NOT_READ = "not read: "  # before the name of a field, among a source's counts of documents
+
 
 class TokenCounts(NamedTuple):
     """The tokens of one document, by what becomes of them; they add up to ``read``.
@@ -108,6 +110,15 @@ class SourceLedger:
     share_asked: float | None = None
     share_realised: float | None = None
 
+    @property
+    def not_read(self) -> dict[str, int]:
+        """Fields that the source's format does not read, with their documents, the most frequent first."""
+        return {
+            name.removeprefix(NOT_READ): count
+            for name, count in self.documents.most_common()
+            if name.startswith(NOT_READ)
+        }
+
     def imbalance(self) -> str | None:
         """What does not add up, or None."""
         documents, tokens = self.documents, self.tokens
@@ -127,6 +138,8 @@ class SourceLedger:
         documents["dropped"] = dict(sorted(self.dropped_documents.items()))
         tokens["dropped"] = dict(sorted(self.dropped_tokens.items()))
         found: dict[str, object] = {"documents": documents, "tokens": tokens, "samples": self.samples}
+        if self.not_read:
+            found["not_read"] = self.not_read
         if self.share_realised is not None:
             found["share"] = {"asked": self.share_asked, "realised": self.share_realised}
         return found

@@ -69,7 +69,8 @@ def source_key(source: DocumentSource) -> str | None:
     found = None if state is None else state()
     if found is None:
         return None
-    return key_of(found, len(source), _named(source.read), source.media_root)
+    ignored = [] if source.unread is None else sorted(source.unread.ignored)
+    return key_of(found, len(source), _named(source.read), source.media_root, ignored)
 
 
 def _named(read: Callable[..., object]) -> object:

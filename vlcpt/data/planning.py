@@ -13,12 +13,14 @@ from vlcpt.data.accounting import enter_failure, enter_shares, enter_unused, ent
 from vlcpt.data.columns import Columns
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.joining import SourceScan, joined
-from vlcpt.data.ledger import Ledger, SourceLedger, told_reasons
+from vlcpt.data.ledger import NOT_READ, Ledger, SourceLedger, told_reasons
 from vlcpt.data.mixing import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.plan_cache import PlanCache
 from vlcpt.data.prepared_scanning import PreparedScanner
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import PreparedRows
+from vlcpt.data.readers.rows import MemoryRows
+from vlcpt.data.readers.unread import BESIDE, media_beside
 from vlcpt.data.reading import OrderedScans
 from vlcpt.data.scanning import PART_COLUMNS, Scan, SourceScanner
 from vlcpt.data.splitting import OnOverlong
@@ -152,6 +154,7 @@ def make_plan(
         folder = None if cache is None else cache.folder(source, max_length, on_overlong, on_bad_data)
         scan = joined(_scans(source, OrderedScans(scanner, num_proc, folder), max_bad_in_a_row, track))
         enter_unused(ledger, ledger.sources[source.name], scan)
+        _enter_beside(ledger.sources[source.name], source, scan)
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
     if cache is not None:
@@ -164,6 +167,16 @@ def make_plan(
     enter_shares(ledger, sources, scans, repeats, train=len(train), replay_share=replay_share)
     ledger.check()
     return plan
+
+
+def _enter_beside(account: SourceLedger, source: DocumentSource, scan: SourceScan) -> None:
+    """Media files that lie beside rows of which none has a medium, which may be theirs."""
+    if source.unread is None or source.unread.format == "text" or source.media_root is None:
+        return
+    if isinstance(source.rows, MemoryRows):  # a saved data set, or one from the Hub: nothing is beside it
+        return
+    if not (scan.documents["images"].any() or scan.documents["videos"].any()):
+        account.documents[NOT_READ + BESIDE] = media_beside(source.media_root)
 
 
 def _scanner_of(source: DocumentSource, encoder: DocumentEncoder) -> type[SourceScanner]:

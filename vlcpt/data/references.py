@@ -11,6 +11,8 @@ from dataclasses import fields
 
 from vlcpt.data.documents import DocumentError, Image, Video
 
+_BARE = re.compile(r"[A-Za-z0-9+/]{100,}=*")
+
 
 def shown_url(url: str) -> str:
     """A URL for a message: without user, password, query and fragment, where secrets are, and not endless.
@@ -50,6 +52,8 @@ def video_from(reference: object) -> Video:
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
     if isinstance(reference, str):
         return _split_data_uri(reference)
+    if isinstance(reference, bytes) and reference:  # a binary column of a table
+        return {"data": reference}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
@@ -85,6 +89,12 @@ def _checked(key: str, value: object) -> object:
         wanted: type = str if key == "path" else bytes
         if isinstance(value, wanted):
             return value
+        if key == "bytes" and isinstance(value, str):  # JSON has no bytes
+            try:
+                return _split_data_uri(value)["data"] if value[:5].lower() == "data:" else _decoded(value)
+            except binascii.Error as error:
+                reason = f"'bytes' of a media reference holds no valid base64: {error}."
+                raise DocumentError(reason, kind="reference") from None
         raise DocumentError(
             f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
             kind="reference",
@@ -101,6 +111,12 @@ def _split_data_uri(reference: str) -> dict[str, object]:
     if reference[:5].lower() != "data:":
         if not reference:
             raise DocumentError("a media reference is an empty path.", kind="reference")
+        if len(reference) > 255 and _BARE.fullmatch("".join(reference[:120].split())):
+            raise DocumentError(
+                f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
+                'kind of the file, or as {"bytes": …}.',
+                kind="reference",
+            )
         return {"path": reference}
     header, comma, payload = reference.partition(",")
     if not comma or not header.lower().endswith(";base64"):
@@ -110,6 +126,11 @@ def _split_data_uri(reference: str) -> dict[str, object]:
             kind="reference",
         )
     try:
-        return {"data": base64.b64decode(payload, validate=True)}
+        return {"data": _decoded(payload)}
     except binascii.Error as error:
         raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None
+
+
+def _decoded(text: str) -> bytes:
+    """Base64 as MIME writes it: with line breaks, of which a decoder that checks all else knows nothing."""
+    return base64.b64decode("".join(text.split()), validate=True)

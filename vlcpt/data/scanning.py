@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Text
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.file_states import FileState, file_state
-from vlcpt.data.ledger import Dropped, TokenCounts, count_tokens
+from vlcpt.data.ledger import NOT_READ, Dropped, TokenCounts, count_tokens
 from vlcpt.data.media import MediaError, resolve
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.splitting import OnOverlong, split_stream
@@ -135,6 +135,8 @@ class SourceScanner(Dataset[Scan]):
                     raise found
                 if isinstance(text, DocumentError):
                     raise text
+                assert document is not None
+                scan.marks.update(NOT_READ + name for name in document.not_read)
                 if isinstance(text, TextScan):
                     columns = self._text(found, row, text, parts, scan)
                 else:

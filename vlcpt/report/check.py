@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from vlcpt.data.ledger import Dropped, Ledger
+from vlcpt.data.readers.unread import told_unread
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
 
 _GIB = 2**30
@@ -121,6 +122,22 @@ def problem_lines(problems: Sequence[Problem], most: int = 12) -> list[str]:
     if len(problems) > most:
         lines.append(f"{len(problems) - most:,} other kinds of message: see dropped.jsonl")
     return lines
+
+
+def unread_lines(ledger: Ledger) -> list[str]:
+    """What of each source was not read: a line each, for sources where anything was not.
+
+    Example:
+        >>> ledger = Ledger(["pages"])
+        >>> ledger.sources["pages"].documents["not read: source"] = 12000
+        >>> unread_lines(ledger)
+        ['pages: not read: source (12,000 rows)']
+    """
+    return [
+        f"{name}: {told_unread(source.not_read)}"
+        for name, source in ledger.sources.items()
+        if source.not_read
+    ]
 
 
 def course_table(

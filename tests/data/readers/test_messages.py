@@ -3,6 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
+from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.messages import read_row
 
 # The shape of LLaMA-Factory's data/mllm_demo.json.
@@ -140,8 +141,8 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
             "expected a reference under 'image_url', found",
         ),
         (
-            {"role": "user", "content": [{"type": "image", "image": "a", "nframes": 4}]},
-            "messages[0].content[0].nframes: a part of type 'image' has no such key. Known: bytes",
+            {"role": "user", "content": [{"type": "image", "image": "a", "nframe": 4}]},
+            "messages[0].content[0].nframe: a part of type 'image' has no such key. Known: bytes",
         ),
         (
             {"role": "user", "content": [{"type": "image", "image": 5, "max_pixels": 784}]},
@@ -181,3 +182,32 @@ def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(message
 def test_images_without_a_marker_are_an_error():
     with pytest.raises(DocumentError, match="there are 0 <image> markers but the row lists 1 image"):
         read_row({**user("What?"), "images": ["a.png"]})
+
+
+def parted(*parts, **row):
+    text = {"type": "text", "text": "What?", "index": None}
+    return {
+        "messages": [{"role": "user", "content": [*parts, text]}, {"role": "assistant", "content": "So."}],
+        **row,
+    }
+
+
+def test_index_chooses_the_picture_of_a_part():
+    row = parted({"type": "image", "index": 1}, {"type": "image", "index": 0}, images=["a.png", "b.png"])
+    assert [image.path for image in read_row(row).images] == ["b.png", "a.png"]
+    for wrong in (2, 1, "0", True):
+        row["messages"][0]["content"][1]["index"] = wrong
+        with pytest.raises(
+            DocumentError, match=r"expected the place of an image in 'images', 0 to 1, each once"
+        ):
+            read_row(row)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["detail", "cache_control", "nframes", "resized_height", "resized_width", "video_start", "video_end"],
+)
+def test_keys_of_a_part_that_are_not_used_are_named(key):
+    document = open_source([parted({"type": "image", "image": "a.png", key: 8}, source="web")]).document(0)
+    assert [image.path for image in document.images] == ["a.png"]
+    assert document.not_read == (f"messages[].content[].{key}", "source")

@@ -9,7 +9,7 @@ from tests.support import png
 from vlcpt import DocumentError, Text, encode_document
 from vlcpt.data.readers.messages import read_row as read_messages
 from vlcpt.data.readers.sharegpt import read_row as read_sharegpt
-from vlcpt.data.readers.turns import ROLES, TARGETS
+from vlcpt.data.readers.turns import ROLES, TARGETS, turn_weight
 
 turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
 
@@ -99,3 +99,12 @@ def test_what_a_chat_cannot_hold_is_an_error():
         read_messages({"messages": [{"role": "tool", "content": "a"}]}, chat_template=True)
     with pytest.raises(DocumentError, match=r"edges have no markup\. Read it without chat_template"):
         read_messages({"messages": CHAT[:1]}, chat_template=True).to_markup()
+
+
+@pytest.mark.parametrize("switch", [{"loss_weight": 0}, {"train": False}, {"loss_weight": 0.0, "train": 0}])
+def test_what_other_tools_turn_a_turn_off_with_is_obeyed(switch):
+    entry = {"role": "assistant", "content": "Since.", **switch}
+    assert turn_weight(entry, "messages[1]") == 0
+    assert turn_weight(entry | {"loss_weight": 0.5, "train": True}, "messages[1]") == 0.5
+    with pytest.raises(DocumentError, match=r"messages\[1\]\.train_detail: spans of characters"):
+        turn_weight(entry | {"train_detail": [{"begin_offset": 0, "train": False}]}, "messages[1]")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers.fields import id_field
+from vlcpt.data.readers.fields import Row, id_field
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.rows import MemoryRows, Rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.turns import PREFERENCES
+from vlcpt.data.readers.unread import Unread, may_hold_media
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class DocumentSource:
         read: The schema's reader.
         media_root: Folder of its media; None: paths are trusted.
         share: The part of all targets asked for.
+        unread: Names what the schema does not read of a row; None: nothing does.
     """
 
     name: str
@@ -33,6 +36,7 @@ class DocumentSource:
     read: Callable[..., Document]
     media_root: str | None
     share: float | None = None
+    unread: Unread | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +55,12 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
-            return _placed(self.read(row), source, self.media_root)
+            unread = self.unread
+            if unread is not None and unread.ignored:  # as if they were not there
+                row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
+            document = self.read(row)
+            not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
+            return _placed(document, source, self.media_root, not_read)
         except DocumentError as error:
             raise error.at(source) from None
         except OSError as error:
@@ -61,10 +70,12 @@ class DocumentSource:
             ) from None
 
 
-def _placed(document: Document, source: Source, media_root: str | None) -> Document:
+def _placed(document: Document, source: Source, media_root: str | None, not_read: Sequence[str]) -> Document:
     """The document as read from there, without ``replace``, which would look at its segments again."""
     placed = object.__new__(Document)
-    placed.__dict__.update(document.__dict__, id=source.id, source=source, media_root=media_root)
+    placed.__dict__.update(
+        document.__dict__, id=source.id, source=source, media_root=media_root, not_read=tuple(not_read)
+    )
     return placed
 
 
@@ -78,6 +89,7 @@ def open_source(
     share: float | None = None,
     targets: str | None = None,
     chat_template: bool = False,
+    ignore_fields: Sequence[str] = (),
     untagged: Untagged = "train",
 ) -> DocumentSource:
     """Open a data file, a folder, a data set on the Hub, a prepared source, or rows in memory.
@@ -94,6 +106,7 @@ def open_source(
         share: The part of all targets asked for.
         targets: What trains, where the format leaves a choice: see ``docs/data.md``.
         chat_template: Whether turns keep the model's markers; formats of conversations alone.
+        ignore_fields: Fields of which nothing is said, though the format does not read them.
         untagged: What becomes of text without any tag; format ``vlcpt`` alone.
 
     Raises:
@@ -138,10 +151,35 @@ def open_source(
     except OSError as error:
         reason = f"it cannot be opened: {error.strerror or error}. Check its permissions and the disk."
         raise DocumentError(reason, kind="source", field=str(path)[:200]) from None
+    fields = frozenset(("id", *SCHEMAS[format].fields))
+    rows, untouched = _only_needed(rows, format, fields, frozenset(ignore_fields))
+    unread = Unread(format, fields, frozenset(ignore_fields), root, untouched)
+    return DocumentSource(name, rows, read, root, share, unread)
+
+
+def _only_needed(
+    rows: Rows, format: str, fields: frozenset[str], ignored: frozenset[str]
+) -> tuple[Rows, tuple[str, ...]]:
+    """Of tables, the columns that the schema reads and those that may hold media; the names of the others."""
     only = getattr(rows, "only", None)
-    if only is not None:  # tables: columns that the schema does not read are never touched
-        rows = only(("id", *SCHEMAS[format].fields))
-    return DocumentSource(name, rows, read, root, share)
+    if only is None:
+        return rows, ()
+    first: list[Row] = []
+    for number in range(min(len(rows), 20)):
+        try:
+            row = rows.row(number)
+        except DocumentError:
+            continue
+        first += [] if isinstance(row, Document) else [row]
+    others = {str(name): None for row in first for name in row if name not in fields and name not in ignored}
+    looked_at = [
+        name
+        for name in others
+        if (format != "text" and may_hold_media(name, [row.get(name) for row in first]))
+        or (SCHEMAS[format].chat and name in PREFERENCES)
+    ]
+    # What cannot hold a medium is never read: a column of texts may be larger than all others.
+    return only((*fields, *looked_at)), tuple(name for name in others if name not in looked_at)
 
 
 def _open_prepared(
@@ -176,6 +214,7 @@ def read_documents(
     format: str = "auto",
     media_root: str | Path | None = None,
     targets: str | None = None,
+    ignore_fields: Sequence[str] = (),
 ) -> Iterator[Document]:
     """Every document of a file, each with its source.
 
@@ -185,6 +224,7 @@ def read_documents(
         format: The rows' schema.
         media_root: Folder of its media; default: the data file's.
         targets: What trains, where the format leaves a choice.
+        ignore_fields: Fields of which nothing is said, though the format does not read them.
 
     Raises:
         DocumentError: At the first row that cannot be read.
@@ -194,6 +234,13 @@ def read_documents(
         >>> next(read_documents(data_path("old_eval.jsonl"))).source.line
         1
     """
-    source = open_source(path, split=split, format=format, media_root=media_root, targets=targets)
+    source = open_source(
+        path,
+        split=split,
+        format=format,
+        media_root=media_root,
+        targets=targets,
+        ignore_fields=ignore_fields,
+    )
     for number in range(len(source)):
         yield source.document(number)

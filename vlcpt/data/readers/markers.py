@@ -111,7 +111,7 @@ def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]
         )
     name = given[0] if row[given[0]] else given[-1]
     value = row[name]
-    if isinstance(value, str | Mapping | Image | Video):
+    if isinstance(value, str | bytes | Mapping | Image | Video):
         return [(value, name)] if value else []
     return [(one, f"{name}[{number}]") for number, one in enumerate(list_field(row, name))]
 

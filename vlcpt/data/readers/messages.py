@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError, Image, Video
 from vlcpt.data.readers.fields import Row, required_list
-from vlcpt.data.readers.markers import Piece, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
     document_of_turns,
+    refuse_preferences,
     system_turn,
     turn_entry,
     turn_role,
@@ -27,6 +28,11 @@ _MEDIA_KEYS = {
     "video_url": ("video_url",),
 }
 _SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
+# What other tools write into a part and nothing here is like: named as not read.
+_HINTS = (
+    *("detail", "cache_control", "nframes", "resized_height", "resized_width"),
+    *("video_start", "video_end"),
+)
 # Words of a turn that are not in its content: without them something of the turn would be lost.
 _UNREAD = ("tool_calls", "function_call", "reasoning_content")
 
@@ -45,6 +51,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         '<image><trainable_text>What?</trainable_text>'
     """
     refuse_unread(row)
+    refuse_preferences(row)
     turns: list[Turn] = []
     pieces: list[list[Piece]] = []
     for number, one in enumerate(required_list(row, "messages", "turns")):
@@ -60,9 +67,54 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
                 )
         turns.append(Turn(place, role, (), turn_weight(entry, place)))
         pieces.append(_content(entry.get("content"), f"{place}.content"))
+    row = _ordered(row, row["messages"])  # type: ignore[arg-type]
     placed = place_media(pieces, row, "messages")
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
-    return document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+    hints = _hints(row["messages"])  # type: ignore[arg-type]
+    return replace(document, not_read=hints) if hints else document
+
+
+def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:
+    """Every part of every turn, with its place; a content that is a string has none."""
+    for number, entry in enumerate(messages):
+        content = entry.get("content") if isinstance(entry, Mapping) else None
+        for place, part in enumerate(content if isinstance(content, list | tuple) else ()):
+            if isinstance(part, Mapping):
+                yield part, f"messages[{number}].content[{place}]"
+
+
+def _hints(messages: Sequence[object]) -> tuple[str, ...]:
+    """Keys of parts that are not read, as the fields of a row are named."""
+    found = {key: None for part, _ in _parts(messages) for key in _HINTS if part.get(key) is not None}
+    return tuple(f"messages[].content[].{key}" for key in found)
+
+
+def _ordered(row: Row, messages: Sequence[object]) -> Row:
+    """The row with its images in the order in which parts take them, where they say which by ``index``."""
+    parts = [
+        (part.get("index"), place)
+        for part, place in _parts(messages)
+        if part.get("type") == "image" and all(part.get(key) is None for key in _MEDIA_KEYS["image"])
+    ]
+    if all(index is None for index, _ in parts):
+        return row
+    images, _ = media_files(row)
+    if not images:  # an error about markers without files says more
+        return row
+    for number, (index, place) in enumerate(parts):
+        used = [other for other, _ in parts[:number]]
+        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(images)
+        if not is_known or index in used:
+            raise DocumentError(
+                f"expected the place of an image in 'images', 0 to {len(images) - 1}, each once; found "
+                f"{index!r:.60}.",
+                kind="row",
+                field=f"{place}.index",
+            )
+    unused = [image for number, image in enumerate(images) if number not in {index for index, _ in parts}]
+    chosen = [images[index] for index, _ in parts if isinstance(index, int)]  # all are, by now
+    return {**row, "images": [*chosen, *unused], "image": None}
 
 
 def _content(content: object, place: str) -> list[Piece]:
@@ -99,7 +151,7 @@ def _part(part: object, place: str) -> Piece:
             kind="row",
             field=f"{place}.type",
         )
-    known = {"type", "text", *_MEDIA_KEYS[kind], *_SIZES}
+    known = {"type", "text", "index", *_MEDIA_KEYS[kind], *_SIZES, *_HINTS}
     # Null is how Arrow fills the keys that other parts of a row have.
     unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:

@@ -11,6 +11,7 @@ from vlcpt.data.readers.turns import (
     Targets,
     Turn,
     document_of_turns,
+    refuse_preferences,
     system_turn,
     turn_entry,
     turn_role,
@@ -29,6 +30,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
     refuse_unread(row)
+    refuse_preferences(row)
     turns: list[Turn] = []
     pieces: list[list[Piece]] = []
     for number, one in enumerate(required_list(row, "conversations", "turns")):

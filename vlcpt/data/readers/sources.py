@@ -54,7 +54,10 @@ def open_sources(
     return [open_source(sources, untagged=untagged, name=memory_name)]
 
 
-_SOURCE_KEYS = {"path", "split", "format", "media_root", "name", "share", "targets", "chat_template"}
+_SOURCE_KEYS = {
+    *("path", "split", "format", "media_root", "name", "share", "targets", "chat_template"),
+    "ignore_fields",
+}
 
 
 def _is_source(one: object) -> bool:

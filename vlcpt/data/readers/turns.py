@@ -21,6 +21,11 @@ ROLES = {
 }
 
 
+# Keys of a turn that turn its loss on or off; others scale it.
+_SWITCHES = ("loss", "train")
+# Fields that say of a whole row that its text is not one to learn from.
+PREFERENCES = ("label", "kto_tag", "chosen", "rejected")
+
 # What the model's chat template calls a role. Of tools it writes more than the turn says.
 _IN_CHAT = {
     **dict.fromkeys(("assistant", "gpt"), "assistant"),
@@ -125,7 +130,8 @@ def turn_role(entry: Mapping[str, object], key: str, place: str) -> str:
 
 
 def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
-    """What a turn says about its loss: ``loss``, ``loss_scale`` (ms-swift) or ``weight`` (OpenAI).
+    """What a turn says about its loss: ``loss``, ``loss_scale`` (ms-swift), ``weight`` (OpenAI, Mistral),
+    ``loss_weight`` (LLaMA-Factory) or ``train`` (axolotl).
 
     Returns:
         The weight, 0 for context, None where it says nothing.
@@ -135,13 +141,20 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         (0.0, 0.5)
     """
     weights = {}
-    for key in ("loss", "loss_scale", "weight"):
+    if entry.get("train_detail"):
+        raise DocumentError(
+            "spans of characters are not read here. Write the row as format segments, where each text says "
+            "whether it is trained.",
+            kind="row",
+            field=f"{place}.train_detail",
+        )
+    for key in (*_SWITCHES, "loss_scale", "weight", "loss_weight"):
         value = entry.get(key)
         if value is None:
             continue
         # JSON has booleans, tables often 0 and 1.
-        if not isinstance(value, bool | int | float) or (key == "loss" and value not in (0, 1)):
-            wanted = "true or false" if key == "loss" else "a number from 0 to 100"
+        if not isinstance(value, bool | int | float) or (key in _SWITCHES and value not in (0, 1)):
+            wanted = "true or false" if key in _SWITCHES else "a number from 0 to 100"
             raise DocumentError(
                 f"expected {wanted}, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
             )
@@ -154,8 +167,30 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         found = " and ".join(f"{key} {entry[key]}" for key in weights)
         raise DocumentError(f"{found} contradict each other. Keep one.", kind="row", field=place)
     # `loss: true` beside a scale only says that there is one.
-    scales = [weight for key, weight in weights.items() if key != "loss"]
+    scales = [weight for key, weight in weights.items() if key not in _SWITCHES]
     return next(iter(scales or weights.values()), None)
+
+
+def refuse_preferences(row: Mapping[str, object]) -> None:
+    """An error for a conversation that is a bad example (KTO), or has a better and a worse answer (DPO).
+
+    Example:
+        >>> refuse_preferences({"label": "physics", "kto_tag": True})
+    """
+    for name in PREFERENCES:
+        value = row.get(name)
+        if value is False and name in ("label", "kto_tag"):
+            reason = "false marks a bad answer (KTO), which is no text to learn from."
+        elif value and name in ("chosen", "rejected"):
+            reason = "the row is a pair of a better and a worse answer (DPO), no text to learn from."
+        else:
+            continue
+        raise DocumentError(
+            f"{reason} Remove the row, or set ignore_fields: [{name}] for the source if the field means "
+            "something else.",
+            kind="row",
+            field=name,
+        )
 
 
 def system_turn(row: Mapping[str, object]) -> list[Turn]:

@@ -1,0 +1,189 @@
+"""What of a row is not read is named; a row that would lose its only medium by it is an error."""
+
+import base64
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as PILImage
+
+from tests.support import png
+from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
+from vlcpt.data.readers.files import open_source
+from vlcpt.demo import base_path
+
+PNG = png(1)
+TEXT = {"text": "Fig. 1 shows a valve."}
+CHAT = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Noise."}]}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Writes rows beside the picture a.png."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "plain").write_bytes(PNG)
+
+    def write(*found):
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        (TEXT | {"image_path": "a.png"}, "image_path"),
+        (TEXT | {"file_name": "a.png"}, "file_name"),
+        (TEXT | {"image_url": "a.png"}, "image_url"),
+        (TEXT | {"image_url": "https://example.org/b.jpg?w=9"}, "image_url"),
+        (TEXT | {"image_url": {"url": "b.webp"}}, "image_url"),
+        (TEXT | {"Image": "a.png"}, "Image"),
+        (TEXT | {"image_list": ["a.png"]}, "image_list"),
+        (TEXT | {"image_list": "['gone.png']"}, "image_list"),
+        (TEXT | {"photo": "gone.HEIC"}, "photo"),
+        (TEXT | {"picture": "gone.avif"}, "picture"),
+        (TEXT | {"videoFile": "gone.mp4"}, "videoFile"),
+        (TEXT | {"image_file": "plain"}, "image_file"),
+        (TEXT | {"meta": {"source": {"path": "a.png"}}}, "meta"),
+        (TEXT | {"content": base64.b64encode(PNG).decode()}, "content"),
+        (TEXT | {"content": "data:image/png;base64," + base64.b64encode(PNG).decode()}, "content"),
+        (TEXT | {"content": {"bytes": base64.b64encode(PNG).decode()}}, "content"),
+        (CHAT | {"image_path": "a.png"}, "image_path"),
+        ({"messages": [{"role": "assistant", "content": "Noise."}], "img": "a.png"}, "img"),
+        ({"segments": [{"type": "text", "text": "a", "trainable": True}], "image": "a.png"}, "image"),
+        ({"text_list": ["a"], "image_info": [], "images": ["a.png"]}, "images"),
+    ],
+)  # fmt: skip
+def test_a_row_that_would_lose_its_medium_is_an_error_that_names_the_field(rows, row, field):
+    with pytest.raises(DocumentError, match=r"does not read this field") as caught:
+        list(read_documents(rows(row)))
+    assert caught.value.field == field
+    assert f"ignore_fields: [{field}]" in caught.value.reason
+    assert len(str(caught.value)) < 600
+
+
+def test_fields_that_are_ignored_on_purpose_are_neither_errors_nor_named(rows):
+    path = rows(TEXT | {"image_path": "a.png", "source": "web"})
+    (document,) = read_documents(path, ignore_fields=["image_path"])
+    assert document.not_read == ("source",)
+
+
+@pytest.mark.parametrize("way", ["memory", "parquet", "saved"])
+def test_bytes_in_a_column_that_is_not_read_are_an_error_from_every_table(tmp_path, way):
+    found = [TEXT | {"content": None}] * 3 + [TEXT | {"content": {"bytes": PNG, "path": None}}]
+    source = found
+    if way == "parquet":
+        source = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist(found[::-1]), source)
+    if way == "saved":
+        source = tmp_path / "saved"
+        datasets.Dataset.from_list(found[::-1]).save_to_disk(source)
+    opened = open_source(source)
+    bad = 3 if way == "memory" else 0
+    with pytest.raises(DocumentError, match="content: it holds the bytes of a PNG"):
+        opened.document(bad)
+    assert opened.document(2).not_read == ()
+
+
+def test_a_picture_in_memory_under_another_name_is_an_error():
+    with pytest.raises(DocumentError, match="page: it holds an image"):
+        open_source([TEXT | {"page": PILImage.new("RGB", (30, 30))}]).document(0)
+
+
+HONEST = [
+    TEXT | {"image_id": 7, "img_width": 640, "image_height": 480, "video_title": "My trip.mp4"},
+    TEXT | {"image_id": "000000391895", "image_caption": "A valve, see a.png", "image_count": 0},
+    TEXT | {"url": "https://example.org/a.png", "source": "cc", "timestamp": "2024-01-01", "score": 0.3},
+    {"text": "import os\n", "path": "src/a.py", "repo_name": "o/r", "license": ["mit"], "size": "12"},
+    {"text": "def a(): pass", "max_stars_repo_path": "docs/logo.png", "content_sha": "a" * 64},
+    {"text": "<html><img src='https://example.org/a.png'><picture><img></img></picture></html>"},
+    {"text": "![a](https://example.org/a.png) [gone](gone.png) <img>gone.png</img>"},
+    TEXT | {"image": None, "photos": [], "images": None, "picture": ""},
+    TEXT | {"hash": "A" * 100, "key": "/9j/short"},
+]
+
+
+@pytest.mark.parametrize("row", HONEST)
+def test_an_honest_row_goes_on_and_its_other_fields_are_named(rows, row):
+    (document,) = read_documents(rows(row), format="vlcpt")
+    filled = {name for name, value in row.items() if value not in (None, [], "")}
+    assert set(document.not_read) == filled - {"text"}
+
+
+def test_a_row_with_a_medium_may_have_another_field_with_its_name(rows):
+    row = {"text": "<image>a", "images": ["a.png"], "image_path": "a.png"}
+    (document,) = read_documents(rows(row))
+    assert document.not_read == ("image_path",)
+
+
+def test_img_around_the_name_of_a_file_that_is_there_is_an_error(rows):
+    with pytest.raises(DocumentError, match=r"'<img>a\.png</img>' names a file .*<image>.*format: text"):
+        list(read_documents(rows({"text": "Picture 1: <img>a.png</img> A valve."})))
+    turn = {"from": "human", "value": "Picture 1: <img>a.png</img>"}
+    with pytest.raises(DocumentError, match="'images' or 'videos' and put <image> or <video> into a turn"):
+        list(read_documents(rows({"conversations": [turn]})))
+
+
+def test_format_text_takes_rows_with_anything_in_them_and_says_nothing(rows):
+    row = {"text": "<image> <img>a.png</img> ![a](a.png)", "image_path": "a.png", "source": "web"}
+    (document,) = read_documents(rows(row), format="text")
+    assert document.not_read == ()
+    assert document.segments[0].text == row["text"]
+
+
+def planned(path, **options):
+    dataset = CPTDataset(
+        {"path": path, "name": "train", **options}, load_processor(base_path()), max_length=64
+    )
+    return dataset.ledger.sources["train"].as_json().get("not_read", {})
+
+
+def test_the_ledger_counts_the_rows_of_each_field_that_is_not_read(rows):
+    path = rows(*[TEXT | {"source": "web"}] * 700, *[TEXT | {"url": "http://example.org"}] * 3)
+    assert planned(path) == {"source": 700, "url": 3, "media files beside the rows": 1}
+    assert planned(path, ignore_fields=["source"]) == {"url": 3, "media files beside the rows": 1}
+    assert planned(path, format="text") == {}
+
+
+def test_links_to_files_that_are_there_are_counted(rows):
+    found = [{"text": "![a](a.png)"}, {"text": '<p><img src="a.png" alt="a">'}, {"text": "[b](b.png)"}]
+    assert planned(rows(*found))["files that its Markdown or HTML links to"] == 2
+
+
+def test_nothing_is_said_of_media_files_beside_rows_that_have_media(rows):
+    assert planned(rows({"text": "<image>a", "images": ["a.png"]}, TEXT)) == {}
+
+
+def test_columns_that_hold_no_media_are_named_without_being_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([TEXT | {"source": "web", "tokens": [1, 2]}] * 5), path)
+    source = open_source(path)
+    assert source.document(3).not_read == ("source", "tokens")
+    assert source.rows.row(3) == TEXT
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag"])
+@pytest.mark.parametrize("way", ["jsonl", "parquet"])
+def test_a_conversation_that_is_marked_as_bad_is_an_error_unless_the_field_is_ignored(
+    tmp_path, rows, way, name
+):
+    row = CHAT | {name: False}
+    path = rows(row)
+    if way == "parquet":
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.raises(DocumentError, match=rf"{name}: false marks a bad answer .*ignore_fields: \[{name}\]"):
+        list(read_documents(path, targets="all"))
+    (document,) = read_documents(path, ignore_fields=[name])
+    assert document.not_read == ()
+
+
+def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):
+    with pytest.raises(DocumentError, match="rejected: the row is a pair"):
+        list(read_documents(rows(CHAT | {"rejected": {"from": "gpt", "value": "No."}})))
+    (document,) = read_documents(rows(CHAT | {"label": "physics"}))
+    assert document.not_read == ("label",)

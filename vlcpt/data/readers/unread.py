@@ -1,0 +1,300 @@
+"""What of a row was not read: named, and an error where a medium would be lost by it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
+from vlcpt.data.media import MediaError, resolve
+from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+LINKS = "files that its Markdown or HTML links to"
+BESIDE = "media files beside the rows"
+
+# HEIC and AVIF are not read, but whoever has them has pictures all the same.
+_NOT_READ = ("heic", "heif", "avif")
+_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *_NOT_READ))
+_SAYS_MEDIUM = re.compile(r"image|img|picture|photo|video", re.IGNORECASE)
+# `video_title: "How to open clip.mp4"` is a text about a file.
+_IS_TEXT = re.compile(r"(?:title|caption|text|description|alt|prompt|question|answer)s?$", re.IGNORECASE)
+
+
+@lru_cache(maxsize=4096)
+def _says_medium(name: str) -> bool:
+    return _SAYS_MEDIUM.search(name) is not None
+
+
+_QUOTED_FILE = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})[\"']", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{48}")
+_QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
+_LINK = re.compile(r"""\]\(\s*<?([^\s()<>]{1,500})|(?:src|href)\s*=\s*["']?([^\s"'<>]{1,500})""")
+_ENDING = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})\b", re.IGNORECASE)
+_MOST_NAME = 1000  # characters that a path has at most
+_LOOKED_AT = 8  # of a list's entries
+_MOST_BESIDE = 10_000  # entries of a folder
+
+_REMEDIES = {
+    "vlcpt": "list it in 'images' or 'videos' and put <image> or <video> into the text",
+    "segments": 'give it a segment of its own: {"type": "image", "image": …}',
+    "sharegpt": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
+    "messages": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
+    "caption": "call the field 'image' or 'video'",
+    "obelics": "put it into 'images', where 'texts' has null",
+    "mmc4": "put it into 'image_info', as 'image_name'",
+}
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Names the fields of a row that its format does not read.
+
+    Args:
+        format: The format, for what to do.
+        fields: What it reads.
+        ignored: What the user said is not to be looked at.
+        media_root: Folder of the source's media; None: paths are trusted.
+        untouched: Columns of a table that hold no medium and were never read.
+
+    Example:
+        >>> unread = Unread("vlcpt", frozenset({"id", "text"}), frozenset(), None)
+        >>> unread.of({"text": "a", "source": "web"}, Document((Text("a"),)))
+        ['source']
+    """
+
+    format: str
+    fields: frozenset[str]
+    ignored: frozenset[str]
+    media_root: str | None
+    untouched: tuple[str, ...] = ()
+
+    def of(self, row: Row, document: Document) -> list[str]:
+        """The names, and pseudo-names for what the text links to.
+
+        Raises:
+            DocumentError: If no medium of the row was read, though one of them holds a medium.
+        """
+        if self.format == "text":  # all of it is plain characters
+            return []
+        names = [
+            str(name)
+            for name, value in row.items()
+            if name not in self.fields and name not in self.ignored and not _is_empty(value)
+        ]
+        if self.format == "caption" and row.get("caption") is not None and "text" in row:
+            names += ["text"] if row["text"] and "text" not in self.ignored else []
+        if all(isinstance(segment, Text) for segment in document.segments):
+            for name in names:
+                found = medium_in(row.get(name), name, self.media_root)
+                if found is not None:
+                    raise self._lost(name, found)
+            names += self._in_text(document)
+        # Rows in memory keep all their fields, and have just been counted.
+        return [*names, *(name for name in self.untouched if name not in row)]
+
+    def _in_text(self, document: Document) -> list[str]:
+        links = False
+        for segment in document.segments:
+            text = segment.text if isinstance(segment, Text) else ""
+            for match in _QWEN.finditer(text) if "<img>" in text else ():
+                if _is_there(match[1], self.media_root):
+                    raise self._lost("text", match.group())
+            # Many pages link, few to media: the cheap look first.
+            if not links and _ENDING.search(text):
+                links = any(
+                    _has_suffix(name) and _is_there(name, self.media_root)
+                    for match in _LINK.finditer(text)
+                    if "://" not in (name := match[1] or match[2])
+                )
+        return [LINKS] if links else []
+
+    def _lost(self, name: str, found: str) -> DocumentError:
+        if name == "text":
+            return DocumentError(
+                f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of "
+                f"the row is. To train on it, {_REMEDIES[self.format]} in its place; otherwise set "
+                "format: text for the source, where nothing is markup.",
+                kind="row",
+                field=name,
+            )
+        return DocumentError(
+            f"it holds {found}, but format {self.format} does not read this field, and no medium of the row "
+            f"is read. To train on it, {_REMEDIES[self.format]}; otherwise set ignore_fields: [{name}] for "
+            "the source.",
+            kind="row",
+            field=name[:60],
+        )
+
+
+def medium_in(value: object, name: str, media_root: str | None, depth: int = 4) -> str | None:
+    """What medium a field holds, as a message says it; None: none.
+
+    Args:
+        value: The field's.
+        name: The field's; it tells whether a file's name is one of a medium.
+        media_root: Folder that files may be in.
+        depth: How deep lists and structs are looked into.
+
+    Example:
+        >>> medium_in("a.png", "image_path", "/no/such/folder"), medium_in(7, "image_id", None)
+        ("the name 'a.png'", None)
+    """
+    if isinstance(value, str):
+        return _named(value, name, media_root)
+    if isinstance(value, bytes | bytearray | memoryview):
+        kind = _sniffed(bytes(value[:32]))
+        return f"the bytes of {kind}" if kind else "bytes" if _says_medium(name) and value else None
+    if isinstance(value, Image | Video) or type(value).__module__.startswith("PIL."):
+        return "an image or a video"
+    if depth == 0:
+        return None
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            inner_name = name if _says_medium(name) else str(key)
+            if (found := medium_in(inner, inner_name, media_root, depth - 1)) is not None:
+                return found
+    elif isinstance(value, Sequence):
+        filled = (inner for inner in value[: 8 * _LOOKED_AT] if inner is not None)
+        for _, inner in zip(range(_LOOKED_AT), filled, strict=False):
+            if (found := medium_in(inner, name, media_root, depth - 1)) is not None:
+                return found
+    return None
+
+
+def may_hold_media(name: str, values: Iterable[object]) -> bool:
+    """Whether a column of a table has to be looked at in each row, by its name and its first values.
+
+    Example:
+        >>> may_hold_media("url", ["http://example.org/"]), may_hold_media("file_name", ["a.png"])
+        (False, True)
+    """
+    if _says_medium(name):
+        return True
+    known = False
+    for value in values:
+        known = known or value is not None
+        if isinstance(value, bytes) or medium_in(value, "image", None) is not None:
+            return True
+    return not known  # of nulls alone nothing is known
+
+
+def media_beside(media_root: str) -> int:
+    """How many media files are in a folder and the folders in it; few looks, however large it is.
+
+    Example:
+        >>> media_beside("/no/such/folder")
+        0
+    """
+    found, looked = 0, 0
+    folders = [media_root]
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    looked += 1
+                    if looked > _MOST_BESIDE:
+                        return found
+                    if entry.name.startswith("."):
+                        continue
+                    if folder == media_root and entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    found += _has_suffix(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+def told_unread(counts: Mapping[str, int]) -> str:
+    """Names with their rows, as every command shows them; empty where all was read.
+
+    Example:
+        >>> told_unread({"source": 12000, "url": 1})
+        'not read: source (12,000 rows), url (1 row)'
+    """
+    named = []
+    for name, count in counts.items():
+        unit = "file" if name == BESIDE else "row"
+        named.append(f"{name[:60]} ({count:,} {unit}{'s' * (count != 1)})")
+    return "not read: " + ", ".join(named) if named else ""
+
+
+def _is_empty(value: object) -> bool:
+    """Null is how Arrow fills the fields that other rows have."""
+    if isinstance(value, str | int | float):  # most are; a 0 is something
+        return value == ""
+    return value is None or (isinstance(value, bytes | Mapping | Sequence) and not len(value))
+
+
+def _named(value: str, name: str, media_root: str | None) -> str | None:
+    """The same for a string: a data: URI, base64, or a file's name."""
+    if value[:11].lower() in ("data:image/", "data:video/"):
+        return "a data: URI"
+    if len(value) > 64 and (kind := _sniffed_base64(value)):
+        return f"base64 of {kind}"
+    says = _says_medium(name)
+    if says and value[:1] in "[{" and _QUOTED_FILE.search(value[:_MOST_NAME]):
+        return f"the names {value[:80]!r}"
+    if len(value) > _MOST_NAME or "\n" in value:
+        return None
+    if says and _has_suffix(value) and not _IS_TEXT.search(name):
+        return f"the name {value[:80]!r}"
+    if (says or _has_suffix(value)) and "://" not in value and _is_there(value, media_root):
+        return f"the name of a file that is there, {value[:80]!r}"
+    return None
+
+
+def _has_suffix(name: str) -> bool:
+    """Whether a path or URL ends like a medium."""
+    if "://" in name[:20]:
+        name = name.partition("?")[0].partition("#")[0]
+        if name.count("/") < 3:  # a host alone
+            return False
+    _, point, suffix = name[-6:].rpartition(".")
+    return point == "." and suffix.lower() in _SUFFIXES
+
+
+def _is_there(name: str, media_root: str | None) -> bool:
+    """Whether a name is a file that a row may name."""
+    try:
+        return resolve(name, None if media_root is None else Path(media_root)).is_file()
+    except (MediaError, OSError, ValueError):
+        return False
+
+
+def _sniffed_base64(value: str) -> str | None:
+    start = "".join(value[:80].split())[:48]
+    if not _BASE64.fullmatch(start):
+        return None
+    try:
+        return _sniffed(base64.b64decode(start))
+    except binascii.Error:
+        return None
+
+
+_MAGIC: Collection[tuple[bytes, str]] = (
+    (b"\x89PNG\r\n", "a PNG"),
+    (b"\xff\xd8\xff", "a JPEG"),
+    (b"GIF8", "a GIF"),
+    (b"II*\0", "a TIFF"),
+    (b"MM\0*", "a TIFF"),
+    (b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"),
+)
+
+
+def _sniffed(start: bytes) -> str | None:
+    """The kind of a medium by its first bytes."""
+    for magic, kind in _MAGIC:
+        if start.startswith(magic):
+            return kind
+    if start[:4] == b"RIFF" and start[8:12] in (b"WEBP", b"AVI "):
+        return "a WebP" if start[8:12] == b"WEBP" else "a video (AVI)"
+    if start[4:8] == b"ftyp":
+        return "a medium (HEIC, AVIF, MP4 or MOV)"
+    return "a BMP" if start[:2] == b"BM" and start[6:10] == bytes(4) else None
