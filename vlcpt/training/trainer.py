@@ -19,7 +19,6 @@ from transformers.training_args import OptimizerNames
 from vlcpt.config import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.model.adapters import base_model
-from vlcpt.model.base_files import BaseFiles, find_base_files
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
 from vlcpt.training.checkpoints import (
     StepSeeds,
@@ -115,7 +114,6 @@ class CPTTrainer(Trainer):
         self.add_callback(self._finite)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
         self.add_callback(self._ranks)
-        self._base: list[BaseFiles | None] | None = None
         self._checkpoints = Checkpoints(self)
         self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
@@ -252,19 +250,8 @@ class CPTTrainer(Trainer):
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             declare_float32(directory)
-            if base := self._base_files():
-                whole = None if isinstance(self.model, PeftModel) else base_model(self.model)
-                base.restore(directory, model=whole)
-                if whole is not None:
-                    base.restore_config(directory)
+            self._checkpoints.restore_base_files(directory)
             (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-    def _base_files(self) -> BaseFiles | None:
-        """Found once: a base on the Hub is asked for the files that loading it did not need."""
-        if self._base is None:
-            config = base_model(self.model).config
-            self._base = [find_base_files(config._name_or_path, getattr(config, "_commit_hash", None))]
-        return self._base[0]
 
     def prediction_step(
         self,
