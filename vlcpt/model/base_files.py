@@ -87,18 +87,13 @@ class BaseFiles:
             if is_licence(path.name) and path.is_file():
                 self._copy(path.name, target)
 
-    def restore_config(self, target: Path, *, tied: bool | None = None) -> None:
+    def restore_config(self, target: Path) -> None:
         """Give a result's config.json the layout of the base's, with the type that the saved one says.
 
         Left as it is where the model's shape or working is another than the base's.
-
-        Args:
-            tied: Whether the embeddings share one weight, where a merge has decided that.
         """
         saved, path = target / "config.json", self.folder / "config.json"
         written, ours = AutoConfig.from_pretrained(target), AutoConfig.from_pretrained(self.folder)
-        if tied is not None:
-            ours.tie_word_embeddings = ours.get_text_config().tie_word_embeddings = tied
         if not _is_same(written, ours):
             logger.info("%s: config.json is not the base's, so it is saved as it is.", target)
             return
@@ -108,10 +103,6 @@ class BaseFiles:
         dtype = found.get("dtype") or found.get("torch_dtype")
         before = json.dumps(config)
         set_type(config, dtype)
-        if tied is not None:
-            for part in (config, config.get("text_config", {})):
-                if part is config or "tie_word_embeddings" in part:
-                    part["tie_word_embeddings"] = tied
         if json.dumps(config) == before:
             shutil.copyfile(path, saved)
         else:
@@ -197,37 +188,6 @@ def set_type(config: dict[str, object], dtype: str) -> None:
                 part[key] = dtype
     if not {"dtype", "torch_dtype"} & set(config):
         config["torch_dtype"] = dtype
-
-
-def set_pixels(folder: Path, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Write the limits of pixels that were trained with into a merged model's processor.
-
-    In each key that its file has: ``max_pixels`` of the published layout, ``size`` of transformers 5.
-    """
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    edges = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    if min_pixels is None and max_pixels is None:
-        return
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        config = json.loads(path.read_text("utf-8"))
-        parts = [config.get("image_processor"), config.get("video_processor")]
-        for part in parts if name == "processor_config.json" else [config]:
-            if not isinstance(part, dict):
-                continue
-            has_size = isinstance(part.get("size"), dict)
-            if has_size:
-                part["size"].update({key: value for key, value in edges.items() if value is not None})
-            part.update(
-                {
-                    key: value
-                    for key, value in limits.items()
-                    if value is not None and (key in part or not has_size)
-                }
-            )
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _is_same(
