@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.folder_locks import hold
+from vlcpt.model.adapters import base_model
+from vlcpt.model.base_files import BaseFiles, find_base_files
 from vlcpt.training.checkpoints import check_adapter, restore_weights, save_now
 from vlcpt.training.disk import (
     delete_checkpoint,
@@ -52,6 +55,7 @@ class Checkpoints(TrainerCallback):
         self._writing: Path | None = None
         self._limit: int | None = None
         self._saved: int | None = None  # the step whose checkpoint is there
+        self._base: list[BaseFiles | None] | None = None
 
     @property
     def _output(self) -> Path:
@@ -194,6 +198,19 @@ class Checkpoints(TrainerCallback):
 
         self._together(prepare)
         self._writing = folder
+
+    def restore_base_files(self, directory: Path) -> None:
+        """Give what was saved the base's own files, wherever training did not change what they say."""
+        model = base_model(self._trainer.model)
+        if self._base is None:  # a base on the Hub is asked once for files that loading did not need
+            revision = getattr(model.config, "_commit_hash", None)
+            self._base = [find_base_files(model.config._name_or_path, revision)]
+        if (base := self._base[0]) is None:
+            return
+        is_adapter = isinstance(self._trainer.model, PeftModel)
+        base.restore(directory, model=None if is_adapter else model)
+        if not is_adapter:
+            base.restore_config(directory)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -267,6 +267,7 @@ class CPTTrainer(Trainer):
         directory = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             declare_dtype(directory)
+            self._checkpoints.restore_base_files(directory)
             (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(

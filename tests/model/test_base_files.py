@@ -1,0 +1,110 @@
+"""Tests of vlcpt/model/base_files.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.published import PUBLISHED, write_published
+from vlcpt.cli import app
+from vlcpt.model.base_files import find_base_files
+from vlcpt.model.loading import load_processor
+
+ROOT = Path(__file__).parents[2]
+OTHERS = "VLCPT_OTHER_TRANSFORMERS"
+
+
+def train(folder: Path, base: Path, **settings: object) -> Path:
+    """Train two steps; gives output_dir."""
+    rows = [{"text": f"Figure {number} shows the valve."} for number in range(4)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model_name_or_path": str(base),
+        "train_data": "train.jsonl",
+        "output_dir": "out",
+        "max_steps": 2,
+        "save_steps": 2,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "max_length": 64,
+        **settings,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    done = CliRunner().invoke(app, ["train", str(folder / "config.yaml")])
+    assert done.exit_code == 0, done.output
+    return folder / "out"
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_what_a_run_does_not_change_is_the_bases_byte_for_byte(tmp_path, tuning):
+    base = write_published(tmp_path / "base")
+    output = train(tmp_path, base, tuning=tuning)
+
+    for result in (output, output / "checkpoint-2"):
+        for path in base.iterdir():
+            if path.name.startswith("model") or path.name == "config.json":
+                continue
+            assert (result / path.name).read_bytes() == path.read_bytes(), path.name
+        assert not (result / "processor_config.json").exists()
+        assert not (result / "chat_template.jinja").exists()
+        ours = json.loads((base / "config.json").read_text())
+        if tuning == "lora":
+            assert not (result / "config.json").exists()
+        else:
+            saved = json.loads((result / "config.json").read_text())
+            assert saved == ours | {"torch_dtype": "float32"}
+            assert list(saved) == list(ours)
+
+
+def test_a_processor_that_was_changed_in_python_is_not_overwritten(tmp_path):
+    base = write_published(tmp_path / "base")
+    processor = load_processor(str(base))
+    processor.tokenizer.add_tokens(["<figure>"])
+    processor.save_pretrained(tmp_path / "result")
+
+    found = find_base_files(str(base))
+    assert found is not None
+    found.restore(tmp_path / "result", model=None)
+
+    assert load_processor(str(tmp_path / "result")).tokenizer.convert_tokens_to_ids("<figure>") == 1024
+    kept = "preprocessor_config.json"
+    assert (tmp_path / "result" / kept).read_bytes() == (base / kept).read_bytes()
+
+
+def load_elsewhere(base: Path, result: Path, packages: str, logits: Path) -> tuple[dict[str, object], str]:
+    environment = os.environ | {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "elsewhere.py"), str(base), str(result), str(logits)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=base)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    return told["facts"], told["version"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    OTHERS not in os.environ, reason=f"{OTHERS} names no folders of other versions; .ci/run does"
+)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("layout", ["3B", "7B"])
+def test_results_load_in_other_versions_and_give_the_same_logits(tmp_path, tuning, layout):
+    vocabulary, tied = PUBLISHED[layout]
+    base = write_published(tmp_path / "base", vocabulary=vocabulary, tied=tied)
+    output = train(tmp_path, base, tuning=tuning)
+    expected, here = load_elsewhere(base, output, "", tmp_path / "here.npy")
+    assert expected["wrong tensors"] == {}
+
+    for packages in os.environ[OTHERS].split(os.pathsep):
+        facts, version = load_elsewhere(base, output, packages, tmp_path / "there.npy")
+        assert version != here
+        assert facts == expected
+        np.testing.assert_allclose(
+            np.load(tmp_path / "there.npy"), np.load(tmp_path / "here.npy"), atol=1e-4, rtol=1e-4
+        )

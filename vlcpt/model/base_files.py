@@ -1,0 +1,217 @@
+"""The files of a base that training does not change: beside a result they stand byte for byte.
+
+What transformers 5 writes, transformers 4.57 cannot read: lists where it expects mappings, and a nested
+config.json. The base's own files are read wherever the base itself is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from vlcpt.errors import ConfigError
+from vlcpt.model.hub_lookup import only_cached
+from vlcpt.model.loading import load_processor
+
+logger = logging.getLogger(__name__)
+
+# What belongs together: a tokenizer of two origins would be neither.
+GROUPS = (
+    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    ("chat_template.jinja", "chat_template.json"),
+)
+# Beside a tokenizer.json these two are read by older tools only.
+_VOCABULARY = ("vocab.json", "merges.txt")
+GENERATION = "generation_config.json"
+_LICENCE = re.compile(r"(?i)(licen[cs]e|notice|copying)([-_.][\w.-]*)?")
+_CODE = (".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
+# Of a configuration: where and how it was loaded, and what Trainer copies from the tokenizer.
+_PASSING = re.compile(
+    r"_.*|dtype|torch_dtype|use_cache|transformers_version|architectures|(pad|bos|eos)_token_id"
+)
+
+_LOADING = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "processor_class")
+
+
+def is_licence(name: str) -> bool:
+    """Whether a file of this name says under which terms a model is given away.
+
+    Example:
+        >>> is_licence("LICENSE"), is_licence("Notice.txt"), is_licence("license.py"), is_licence("a.txt")
+        (True, True, False, False)
+    """
+    return _LICENCE.fullmatch(name) is not None and not name.endswith(_CODE)
+
+
+class BaseFiles:
+    """The files of a base, beside its weights.
+
+    Args:
+        folder: Where they are, for a name on the Hub in its cache.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._as_written: dict[str, str] | None = None  # digests of what its processor saves
+
+    def restore(self, target: Path, *, model: PreTrainedModel | None) -> None:
+        """Put the base's own files in place of those of a result that say the same in another layout.
+
+        A tokenizer, processor or template that differs from the base's, because the caller has changed it,
+        stays as it was saved.
+
+        Args:
+            target: Folder of the result, as ``save_pretrained`` of this transformers left it.
+            model: What is saved there in full; None for an adapter, which gets no config.json.
+        """
+        unchanged = [group for group in GROUPS if self._is_unchanged(group, target)]
+        for group in unchanged:
+            for name in (*group, *(_VOCABULARY if group is GROUPS[0] else ())):
+                (target / name).unlink(missing_ok=True)
+                self._copy(name, target)
+        if model is None or _is_same(model.generation_config, self._generation()):
+            (target / GENERATION).unlink(missing_ok=True)
+            self._copy(GENERATION, target)
+        for path in self.folder.iterdir():
+            if is_licence(path.name) and path.is_file():
+                self._copy(path.name, target)
+
+    def restore_config(self, target: Path) -> None:
+        """Give a result's config.json the layout of the base's, with the type that the saved one says.
+
+        Left as it is where the model's shape or working is another than the base's.
+        """
+        saved, path = target / "config.json", self.folder / "config.json"
+        written, ours = AutoConfig.from_pretrained(target), AutoConfig.from_pretrained(self.folder)
+        if not _is_same(written, ours):
+            logger.info("%s: config.json is not the base's, so it is saved as it is.", target)
+            return
+        text = path.read_text("utf-8")
+        config = json.loads(text)
+        found = json.loads(saved.read_text("utf-8"))
+        dtype = found.get("dtype") or found.get("torch_dtype")
+        before = json.dumps(config)
+        set_type(config, dtype)
+        if json.dumps(config) == before:
+            shutil.copyfile(path, saved)
+        else:
+            saved.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _copy(self, name: str, target: Path) -> None:
+        if (self.folder / name).is_file():
+            shutil.copyfile(self.folder / name, target / name)
+
+    def _generation(self) -> GenerationConfig | None:
+        if not (self.folder / GENERATION).is_file():
+            return None
+        return GenerationConfig.from_pretrained(self.folder)
+
+    def _is_unchanged(self, group: tuple[str, ...], target: Path) -> bool:
+        """Whether a result's files are what the base's own processor saves, or the base's, or not there."""
+        found = {name: _digest(target / name) for name in group if (target / name).is_file()}
+        if all(digest == _digest(self.folder / name) for name, digest in found.items()):
+            return True
+        written = self._written()
+        return found == {name: written[name] for name in group if name in written}
+
+    def _written(self) -> dict[str, str]:
+        if self._as_written is None:
+            with tempfile.TemporaryDirectory() as folder:
+                load_processor(str(self.folder)).save_pretrained(folder)
+                self._as_written = {path.name: _digest(path) for path in Path(folder).iterdir()}
+        return self._as_written
+
+
+def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles | None:
+    """The files of a base, without its weights; None where it has no place, as a model made in Python.
+
+    Of a name on the Hub those that are not cached yet are fetched, unless it does not answer.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> files = find_base_files(base_path())
+        >>> (files.folder / "config.json").is_file(), find_base_files("")
+        (True, None)
+    """
+    folder = Path(name_or_path).expanduser()
+    if not name_or_path:
+        return None
+    if not folder.is_dir():
+        try:
+            folder = Path(
+                snapshot_download(
+                    name_or_path,
+                    revision=revision,
+                    allow_patterns=["*.json", "*.txt", "*.jinja", "[Ll][Ii][Cc]*", "NOTICE*", "COPYING*"],
+                    local_files_only=only_cached("model", name_or_path, revision),
+                )
+            )
+        except (OSError, ConfigError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            logger.warning(
+                "%s: the base's own files could not be read, so tokenizer and configuration are saved as "
+                "this transformers writes them, which older versions may not read: %s",
+                name_or_path,
+                str(error).strip().split("\n")[0],
+            )
+            return None
+    has_all = (folder / "config.json").is_file() and any(
+        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    )
+    return BaseFiles(folder) if has_all else None
+
+
+def set_type(config: dict[str, object], dtype: str) -> None:
+    """Write a type into a config.json, under the key that the file has.
+
+    Example:
+        >>> config = {"torch_dtype": "bfloat16", "vision_config": {"dtype": "bfloat16"}}
+        >>> set_type(config, "float32")
+        >>> config
+        {'torch_dtype': 'float32', 'vision_config': {'dtype': 'float32'}}
+    """
+    parts = [config, *(one for one in (config.get("text_config"), config.get("vision_config")) if one)]
+    for part in parts:
+        assert isinstance(part, dict)
+        for key in ("dtype", "torch_dtype"):
+            if key in part:
+                part[key] = dtype
+    if not {"dtype", "torch_dtype"} & set(config):
+        config["torch_dtype"] = dtype
+
+
+def _is_same(
+    one: PreTrainedConfig | GenerationConfig | None, other: PreTrainedConfig | GenerationConfig | None
+) -> bool:
+    if one is None or other is None:
+        return one is other or one is None
+    return _lasting(one.to_dict()) == _lasting(other.to_dict())
+
+
+def _lasting(values: Mapping[str, object]) -> dict[str, object]:
+    return {
+        key: _lasting(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not _PASSING.fullmatch(str(key))
+    }
+
+
+def _digest(path: Path) -> str:
+    """Of what a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
+    if not path.is_file():
+        return ""
+    content = path.read_bytes()
+    if path.name in ("tokenizer_config.json", "processor_config.json"):
+        said = {key: value for key, value in json.loads(content).items() if key not in _LOADING}
+        content = json.dumps(said, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
