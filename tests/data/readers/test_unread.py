@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
+from vlcpt.data.planning import BadDataError
 from vlcpt.data.readers.files import open_source
 from vlcpt.demo import base_path
 
@@ -187,3 +188,15 @@ def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):
         list(read_documents(rows(CHAT | {"rejected": {"from": "gpt", "value": "No."}})))
     (document,) = read_documents(rows(CHAT | {"label": "physics"}))
     assert document.not_read == ("label",)
+
+
+@pytest.mark.parametrize(
+    ("row", "helps"), [({"text": 7}, False), ({"text": "<trainable_text></trainable_text>a"}, True)]
+)
+def test_marking_targets_is_advised_only_where_that_helps(row, helps):
+    with pytest.raises(BadDataError, match="none of 1 documents can be trained on") as caught:
+        CPTDataset(
+            [row], load_processor(base_path()), max_length=64, on_bad_data="skip", max_bad_fraction=1.0
+        )
+    assert ("Mark targets with <trainable_text>" in str(caught.value)) == helps
+    assert ("expected a string, found int" in str(caught.value)) != helps
