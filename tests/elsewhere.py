@@ -14,26 +14,32 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-base, result, logits_file = sys.argv[1:]
-processor = AutoProcessor.from_pretrained(result)
-image = Image.fromarray((np.arange(90 * 120 * 3).reshape(90, 120, 3) % 251).astype("uint8"))
-text = "<|vision_start|><|image_pad|><|vision_end|> Fig. 1 shows a valve."
-inputs = processor(text=[text], images=[image], return_tensors="pt")
-is_adapter = Path(result, "adapter_config.json").is_file()
-model, info = AutoModelForImageTextToText.from_pretrained(
-    base if is_adapter else result, dtype="auto", output_loading_info=True
-)
-dtype = str(model.dtype)
-if is_adapter:
-    model = PeftModel.from_pretrained(model, result)
-with torch.no_grad():
-    np.save(logits_file, model.float().eval()(**inputs).logits.numpy())
-message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}
-facts = {
-    "ids": inputs["input_ids"].tolist(),
-    "tokens": AutoTokenizer.from_pretrained(result)("Fig. <tool_call> é").input_ids,
-    "chat": processor.apply_chat_template([message], add_generation_prompt=True),
-    "wrong tensors": {kind: sorted(map(str, names)) for kind, names in info.items() if names},
-    "dtype": dtype,
-}
-print(json.dumps({"version": transformers.__version__, "facts": facts}))
+
+def main() -> None:
+    base, result, logits_file = sys.argv[1:]
+    processor = AutoProcessor.from_pretrained(result)
+    image = Image.fromarray((np.arange(90 * 120 * 3).reshape(90, 120, 3) % 251).astype("uint8"))
+    text = "<|vision_start|><|image_pad|><|vision_end|> Fig. 1 shows a valve."
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    is_adapter = Path(result, "adapter_config.json").is_file()
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        base if is_adapter else result, dtype="auto", output_loading_info=True
+    )
+    dtype = str(model.dtype)
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, result)
+    with torch.no_grad():
+        np.save(logits_file, model.float().eval()(**inputs).logits.numpy())
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}
+    facts = {
+        "ids": inputs["input_ids"].tolist(),
+        "tokens": AutoTokenizer.from_pretrained(result)("Fig. <tool_call> é").input_ids,
+        "chat": processor.apply_chat_template([message], add_generation_prompt=True),
+        "wrong tensors": {kind: sorted(map(str, names)) for kind, names in info.items() if names},
+        "dtype": dtype,
+    }
+    print(json.dumps({"version": transformers.__version__, "facts": facts}))
+
+
+if __name__ == "__main__":
+    main()
