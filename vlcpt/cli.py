@@ -141,17 +141,20 @@ def prepare(
 
 @app.command()
 def merge(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Run's folder or checkpoint: an adapter or a model.")],
     output: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: that of the base.")
+    ] = None,
     max_shard_size: Annotated[
         str, typer.Option("--max_shard_size", "--max-shard-size", help="Size of a file of weights at most.")
     ] = "50GB",
 ) -> None:
-    """Merge an adapter into its base, on the CPU; written only if the merged logits match."""
+    """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
     with _told():
         from vlcpt.model.merging import merge_adapter
 
-        merge_adapter(checkpoint, output, max_shard_size=max_shard_size)
+        merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
         typer.echo(f"merged into {output}")
 
 

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image as PILImage
+from safetensors.torch import load_file
+from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from tests.published import PUBLISHED, write_published
 from vlcpt.cli import app
 from vlcpt.model.base_files import find_base_files
 from vlcpt.model.loading import load_processor
+from vlcpt.model.merging import merge_adapter
+from vlcpt.report.run_facts import read_run
 
 ROOT = Path(__file__).parents[2]
 OTHERS = "VLCPT_OTHER_TRANSFORMERS"
@@ -64,6 +70,54 @@ def test_what_a_run_does_not_change_is_the_bases_byte_for_byte(tmp_path, tuning)
             assert list(saved) == list(ours)
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_merged_folder_has_the_bases_files_type_and_layout_and_the_runs_record(tmp_path, tuning):
+    base = write_published(tmp_path / "base")
+    output = train(tmp_path, base, tuning=tuning)
+    merged = tmp_path / "merged"
+
+    merge = merge_adapter(output, merged)
+
+    assert merge.dtype == torch.bfloat16  # a run in full is saved in float32
+    stored = {one.dtype for file in merged.glob("*.safetensors") for one in load_file(file).values()}
+    assert stored == {torch.bfloat16}
+    for path in base.iterdir():
+        if not path.name.startswith("model"):  # config.json too: its type is the base's
+            assert (merged / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not (merged / "processor_config.json").exists()
+    assert not (merged / "adapter_config.json").exists()
+    for name in ("config.yaml", "ledger.json", "train_log.jsonl"):
+        assert (merged / name).read_bytes() == (output / name).read_bytes(), name
+    assert read_run(merged).trained == read_run(output).trained
+    assert read_run(merged).settings == read_run(output).settings
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_merged_checkpoint_has_the_log_up_to_its_step(tmp_path, tuning):
+    base = write_published(tmp_path / "base")
+    output = train(tmp_path, base, tuning=tuning, max_steps=4, logging_steps=1)
+
+    merge_adapter(output / "checkpoint-2", tmp_path / "merged")
+
+    lines = (tmp_path / "merged/train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines][-1] == 2
+    assert (tmp_path / "merged/ledger.json").read_bytes() == (output / "ledger.json").read_bytes()
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["published", "saved"])
+def test_the_limit_of_pixels_reaches_a_merged_models_processor(tmp_path, tiny_model_dir, published):
+    base = write_published(tmp_path / "base") if published else tiny_model_dir
+    output = train(tmp_path, base, max_pixels=4 * 28 * 28)
+
+    merge_adapter(output, tmp_path / "merged")
+
+    image = PILImage.new("RGB", (280, 280))
+    plain = AutoProcessor.from_pretrained(tmp_path / "merged").image_processor
+    assert plain(images=[image], return_tensors="pt").image_grid_thw.prod() <= 4 * 4
+    before = AutoProcessor.from_pretrained(base).image_processor
+    assert before(images=[image], return_tensors="pt").image_grid_thw.prod() == 400
+
+
 def test_a_processor_that_was_changed_in_python_is_not_overwritten(tmp_path):
     base = write_published(tmp_path / "base")
     processor = load_processor(str(base))
@@ -97,14 +151,18 @@ def load_elsewhere(base: Path, result: Path, packages: str, logits: Path) -> tup
 def test_results_load_in_other_versions_and_give_the_same_logits(tmp_path, tuning, layout):
     vocabulary, tied = PUBLISHED[layout]
     base = write_published(tmp_path / "base", vocabulary=vocabulary, tied=tied)
-    output = train(tmp_path, base, tuning=tuning)
-    expected, here = load_elsewhere(base, output, "", tmp_path / "here.npy")
-    assert expected["wrong tensors"] == {}
+    output = train(tmp_path, base, tuning=tuning, max_pixels=4 * 28 * 28)
+    merge_adapter(output, tmp_path / "merged")
 
-    for packages in os.environ[OTHERS].split(os.pathsep):
-        facts, version = load_elsewhere(base, output, packages, tmp_path / "there.npy")
-        assert version != here
-        assert facts == expected
-        np.testing.assert_allclose(
-            np.load(tmp_path / "there.npy"), np.load(tmp_path / "here.npy"), atol=1e-4, rtol=1e-4
-        )
+    for result in (output, tmp_path / "merged"):
+        expected, here = load_elsewhere(base, result, "", tmp_path / "here.npy")
+        assert expected["wrong tensors"] == {}
+        for packages in os.environ[OTHERS].split(os.pathsep):
+            facts, version = load_elsewhere(base, result, packages, tmp_path / "there.npy")
+            assert version != here
+            assert facts == expected
+            np.testing.assert_allclose(
+                np.load(tmp_path / "there.npy"), np.load(tmp_path / "here.npy"), atol=1e-4, rtol=1e-4
+            )
+    pads = [token for token in expected["ids"][0] if token == load_processor(str(base)).image_token_id]
+    assert len(pads) <= 4  # of an image of 12 without the limit

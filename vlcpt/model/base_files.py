@@ -87,13 +87,19 @@ class BaseFiles:
             if is_licence(path.name) and path.is_file():
                 self._copy(path.name, target)
 
-    def restore_config(self, target: Path) -> None:
+    def restore_config(self, target: Path, *, tied: bool | None = None) -> None:
         """Give a result's config.json the layout of the base's, with the type that the saved one says.
 
         Left as it is where the model's shape or working is another than the base's.
+
+        Args:
+            tied: Whether the embeddings share one weight, where a merge has decided that.
         """
         saved, path = target / "config.json", self.folder / "config.json"
         written, ours = AutoConfig.from_pretrained(target), AutoConfig.from_pretrained(self.folder)
+        if tied is not None:
+            for one in (written, ours):
+                one.tie_word_embeddings = one.get_text_config().tie_word_embeddings = tied
         if not _is_same(written, ours):
             logger.info("%s: config.json is not the base's, so it is saved as it is.", target)
             return
@@ -103,6 +109,9 @@ class BaseFiles:
         dtype = found.get("dtype") or found.get("torch_dtype")
         before = json.dumps(config)
         set_type(config, dtype)
+        if tied is not None:
+            for part in (config, config.get("text_config", {})):
+                part |= {key: tied for key in ("tie_word_embeddings",) if key in part or part is config}
         if json.dumps(config) == before:
             shutil.copyfile(path, saved)
         else:
@@ -188,6 +197,43 @@ def set_type(config: dict[str, object], dtype: str) -> None:
                 part[key] = dtype
     if not {"dtype", "torch_dtype"} & set(config):
         config["torch_dtype"] = dtype
+
+
+def set_pixels(folder: Path, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Write the limits of pixels that were trained with into a processor's configuration.
+
+    In each key that its file has: ``max_pixels`` of the published layout, ``size`` of transformers 5.
+
+    Args:
+        folder: Of a merged model.
+        min_pixels, max_pixels: Of an image; None: not limited in training, and left as they are.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> _ = (folder / "preprocessor_config.json").write_text('{"max_pixels": 12845056}')
+        >>> set_pixels(folder, None, 602112)
+        >>> json.loads((folder / "preprocessor_config.json").read_text())
+        {'max_pixels': 602112}
+    """
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    given = {name: value for name, value in limits.items() if value is not None}
+    edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    for name in GROUPS[1] if given else ():
+        path = folder / name
+        if not path.is_file():
+            continue
+        config = json.loads(path.read_text("utf-8"))
+        parts = [config, config.get("image_processor"), config.get("video_processor")]
+        for part in parts[1:] if name == "processor_config.json" else parts[:1]:
+            if not isinstance(part, dict):
+                continue
+            size = part.get("size")
+            has_size = isinstance(size, dict)
+            if isinstance(size, dict):
+                size |= {edges[key]: value for key, value in given.items()}
+            part |= {key: value for key, value in given.items() if key in part or not has_size}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _is_same(

@@ -41,8 +41,8 @@ class MergedWeight:
         return self.shape.numel() * self.dtype.itemsize
 
 
-def merged_weights(tuned: PeftModel) -> list[MergedWeight]:
-    """Each weight of the model that base and adapter make together, in the base's own types.
+def merged_weights(tuned: PeftModel, dtype: torch.dtype | None = None) -> list[MergedWeight]:
+    """Each weight of the model that base and adapter make together, in the base's own types or in ``dtype``.
 
     What an adapter adds is computed and added in float32 by peft's own code for its kind (LoRA, DoRA,
     rank-stabilised), and rounded once. A module that was trained in full takes the place of the base's. The
@@ -65,7 +65,7 @@ def merged_weights(tuned: PeftModel) -> list[MergedWeight]:
     base = base_model(tuned)
     with torch.device("meta"):
         plain = bare_model(copy.deepcopy(base.config), "sdpa")
-    found = {name: _weight(base, tuned.active_adapter, name) for name in plain.state_dict()}
+    found = {name: _weight(base, tuned.active_adapter, name, dtype) for name in plain.state_dict()}
     family = family_of(base.config.model_type)
     first, second = (f"{path}.weight" for path in family.embeddings)
     if is_tied(plain, family) and torch.equal(found[first].make(), found[second].make()):
@@ -73,7 +73,26 @@ def merged_weights(tuned: PeftModel) -> list[MergedWeight]:
     return list(found.values())
 
 
-def _weight(base: PreTrainedModel, adapter: str, name: str) -> MergedWeight:
+def whole_weights(model: PreTrainedModel, dtype: torch.dtype) -> list[MergedWeight]:
+    """Each weight of a model that was trained in full, in another type; of tied embeddings there is one.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> {weight.make().dtype for weight in whole_weights(load_base(base_path()), torch.bfloat16)}
+        {torch.bfloat16}
+    """
+    family = family_of(model.config.model_type)
+    _, head = (f"{path}.weight" for path in family.embeddings)
+    one_of_two = head if is_tied(model, family) else None
+    return [
+        MergedWeight(name, held.shape, dtype, partial(_finite, held, dtype, name))
+        for name, held in model.state_dict().items()
+        if name != one_of_two
+    ]
+
+
+def _weight(base: PreTrainedModel, adapter: str, name: str, wanted: torch.dtype | None) -> MergedWeight:
     """The one of this name, wherever peft has put it."""
     path, _, leaf = name.rpartition(".")
     module: nn.Module = base
@@ -90,13 +109,14 @@ def _weight(base: PreTrainedModel, adapter: str, name: str) -> MergedWeight:
             )
     if isinstance(module, BaseTunerLayer):
         held = getattr(module.get_base_layer(), leaf)
-        return MergedWeight(name, held.shape, held.dtype, partial(_merged, module, path, leaf))
-    held, dtype = getattr(module, leaf), getattr(original, leaf).dtype
+        dtype = wanted or held.dtype
+        return MergedWeight(name, held.shape, dtype, partial(_merged, module, path, leaf, dtype))
+    held, dtype = getattr(module, leaf), wanted or getattr(original, leaf).dtype
     return MergedWeight(name, held.shape, dtype, partial(_finite, held, dtype, name))
 
 
 @torch.no_grad()
-def _merged(layer: BaseTunerLayer, path: str, leaf: str) -> torch.Tensor:
+def _merged(layer: BaseTunerLayer, path: str, leaf: str, dtype: torch.dtype) -> torch.Tensor:
     """A weight of an adapted layer: the sum in float32, rounded once."""
     own = layer.get_base_layer()
     held = {name: parameter.data for name, parameter in own.named_parameters(recurse=False)}
@@ -112,7 +132,7 @@ def _merged(layer: BaseTunerLayer, path: str, leaf: str) -> torch.Tensor:
         for name, parameter in own.named_parameters(recurse=False):
             parameter.data = held[name]
         layer.merged_adapters.clear()
-    return _finite(merged, held[leaf].dtype, f"{path}.{leaf}")
+    return _finite(merged, dtype, f"{path}.{leaf}")
 
 
 @torch.no_grad()

@@ -1,12 +1,16 @@
-"""An adapter into its base model, proven by logits before anything is written for good."""
+"""A run's result as one model in its base's type, proven by logits before anything is written for good."""
 
 import gc
+import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -14,10 +18,12 @@ from transformers import PreTrainedModel
 
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
+from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
 from vlcpt.model.bases import find_base, run_settings
 from vlcpt.model.families import family_of
-from vlcpt.model.loading import load_base, load_processor, read_config
-from vlcpt.model.merged_weights import merged_weights
+from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
+from vlcpt.model.merged_weights import MergedWeight, merged_weights, whole_weights
+from vlcpt.model.saved_files import check_checkpoint
 from vlcpt.model.weight_files import write_weights
 
 logger = logging.getLogger(__name__)
@@ -36,55 +42,83 @@ class Merge:
         dtype: Of the merged weights.
         difference: Of the logits of base and adapter, and those of the merged model: the norm of the
             difference over the norm of the logits.
-        effect: The same of the base's logits, without the adapter: what there was to merge.
+        effect: The same of the base's logits, without the adapter: what there was to merge. None of a run
+            in full, for which the base's weights are not read.
     """
 
     dtype: torch.dtype
     difference: float
-    effect: float
+    effect: float | None
 
 
-def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size: int | str = "50GB") -> Merge:
-    """Write base and adapter as one model that loads without peft, if its logits are the same.
+# What a run leaves beside its result: a card is made of it.
+RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "report.html")
 
-    The base is the one that ``adapter_config.json`` names, in its own precision, not in 4 bits; a relative
-    path may start at the current directory, the checkpoint or its parent, or be that of ``config.yaml``
-    there. All runs on the CPU, with PyTorch's own attention, in the memory of about one copy of the model:
-    each merged weight is made, written and let go. The check runs a fixed batch of random tokens and a random
-    image through base and adapter, and through what was read back from the merged files. The processor is
-    copied from the checkpoint, else from the base.
+
+@dataclass(frozen=True)
+class _Source:
+    """What is merged.
 
     Args:
-        checkpoint: Folder of the adapter.
+        kind: Of the checkpoint.
+        base: Folder or Hub id of the base; None where a run in full does not say it.
+        revision: Of the base on the Hub.
+        dtype: Of the merged weights; None: of the base's, one by one.
+    """
+
+    kind: Literal["adapter", "model"]
+    base: str | None
+    revision: str | None
+    dtype: torch.dtype | None
+
+
+def merge_adapter(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "50GB",
+) -> Merge:
+    """Write a run's result as one model in its base's type, if its logits are the same.
+
+    An adapter is added to its base, and peft is not needed any more. A model trained in full, whose weights
+    are saved in float32, is rounded to the type of its base. The base's own processor, tokenizer, generation
+    configuration and licence come along, and the run's record, so that the folder can be pushed with the
+    whole card. A ``min_pixels`` or ``max_pixels`` that was trained with is in the processor's configuration.
+
+    The base of an adapter is the one that ``adapter_config.json`` names, in its own precision, not in 4
+    bits; a relative path may start at the current directory, the checkpoint or its parent, or be that of
+    ``config.yaml`` there. All runs on the CPU, with PyTorch's own attention, in the memory of about one copy
+    of the model: each merged weight is made, written and let go. The check runs a fixed batch of random
+    tokens and a random image through what is merged, and through what was read back from the merged files.
+
+    Args:
+        checkpoint: Folder of the adapter or the model: a run's, or a checkpoint in it.
         output: Folder to make. It must not exist, or be empty; it appears complete or not at all.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None: the base's.
         max_shard_size: Bytes a file of weights may have, or text such as ``5GB``; the default is that of
             ``save_pretrained``.
 
     Raises:
-        ConfigError: If ``checkpoint`` is no adapter, ``output`` is taken, or the base is not to be had, may
-            be one of two folders, or is held in 4 or 8 bits.
+        ConfigError: If ``checkpoint`` is neither an adapter nor a model, ``output`` is taken, or the base is
+            not to be had, may be one of two folders, or is held in 4 or 8 bits.
         ValueError: If the adapter's tensors do not fit the base, the disk is too full, or the logits differ.
 
     Example:
         >>> from importlib.resources import files
         >>> merge_adapter(str(files("vlcpt") / "demo/base"), "merged")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        vlcpt.errors.ConfigError: ...base holds no adapter_config.json, so there is no adapter to merge. ...
+        vlcpt.errors.ConfigError: ...base holds a whole model, and neither it nor the folder above ...
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
-    if not (checkpoint / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"{checkpoint} holds no adapter_config.json, so there is no adapter to merge. Give the folder of "
-            "a lora or qlora run; a model trained in full needs no merge."
-        )
-    config = read_adapter_config(str(checkpoint))
-    base_name = _base_name(config, checkpoint)
-    has_processor = (checkpoint / "preprocessor_config.json").is_file() or (
-        checkpoint / "processor_config.json"
-    ).is_file()
-    processor = load_processor(str(checkpoint) if has_processor else base_name)
+    source = _find_source(checkpoint, dtype)
+    has_processor = any(
+        (checkpoint / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    )
+    processor = load_processor(str(checkpoint) if has_processor or not source.base else source.base)
+    files = find_base_files(source.base or "", source.revision)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(output)
@@ -92,10 +126,16 @@ def merge_adapter(checkpoint: str | Path, output: str | Path, *, max_shard_size:
     staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(output), dir=output.parent))
     held = _hold(staging)
     try:
-        before = _write_merged(_load_base(base_name, config, checkpoint), checkpoint, staging, max_shard_size)
-        gc.collect()  # the base: its modules refer to each other
+        before = _write_merged(source, checkpoint, staging, max_shard_size, files)
+        gc.collect()  # the model: its modules refer to each other
         merge = _compare(before, staging)
         processor.save_pretrained(staging)
+        if files is not None:
+            files.restore(staging, model=None)
+        for _, settings in list(run_settings(checkpoint))[:1]:
+            limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
+            set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
+        _copy_record(checkpoint, staging)
         staging.chmod(0o755)
         _sync(staging)
         if output.exists():
@@ -166,9 +206,58 @@ def _base_name(config: PeftConfig, checkpoint: Path) -> str:
     return name
 
 
-def _load_base(name: str, config: PeftConfig, checkpoint: Path) -> PreTrainedModel:
+def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
+    """What a checkpoint is, and its base.
+
+    Raises:
+        ConfigError: If it is nothing to merge, or its base is not to be had.
+    """
+    kind = check_checkpoint(str(checkpoint))
+    if kind == "adapter":
+        config = read_adapter_config(str(checkpoint))
+        base = _base_name(config, checkpoint)
+        wanted = resolve_dtype(dtype, read_config(base, revision=config.revision)) if dtype else None
+        return _Source(kind, base, config.revision, wanted)
+    found = _base_of_run(checkpoint)
+    if found is None and dtype is None:
+        raise ConfigError(
+            f"{checkpoint} holds a whole model, and neither it nor the folder above has a run's config.yaml "
+            "that names its base, so the type to write is not known. Say it with --dtype bfloat16; a model "
+            "that is in it already needs no merge."
+        )
+    return _Source(kind, found, None, resolve_dtype(dtype or "auto", read_config(found or str(checkpoint))))
+
+
+def _base_of_run(checkpoint: Path) -> str | None:
+    """Folder or Hub id of the base of a run in full, as its config.yaml says."""
+    for folder, settings in run_settings(checkpoint):
+        named = settings.get("model_name_or_path")
+        if isinstance(named, str):
+            there = folder / Path(named).expanduser()
+            return str(there) if there.is_dir() else named
+    return None
+
+
+def _copy_record(checkpoint: Path, folder: Path) -> None:
+    """Let what the run left beside its result come along; of a checkpoint, its log up to there."""
+    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    run = checkpoint
+    if step and not (checkpoint / "config.yaml").is_file():
+        run = checkpoint.parent
+    for name in RECORD:
+        if not (run / name).is_file():
+            continue
+        shutil.copyfile(run / name, folder / name)
+        if step and name == "train_log.jsonl":
+            lines = (run / name).read_text("utf-8").splitlines(keepends=True)
+            done = [line for line in lines if json.loads(line).get("step", 0) <= int(step[1])]
+            (folder / name).write_text("".join(done), encoding="utf-8")
+
+
+def _load_base(source: _Source, checkpoint: Path) -> PreTrainedModel:
+    assert source.base is not None  # an adapter's is looked for first
     try:
-        return load_base(name, revision=config.revision, attn_implementation="sdpa")
+        return load_base(source.base, revision=source.revision, attn_implementation="sdpa")
     except ValueError as error:
         raise _no_base(checkpoint, error) from error
 
@@ -183,35 +272,56 @@ def _no_base(checkpoint: Path, error: ValueError) -> ValueError:
 
 @dataclass(frozen=True)
 class _Logits:
-    """Of base and adapter, and of the base alone."""
+    """Of what is merged, and of the base alone; None: not computed."""
 
     both: torch.Tensor
-    base: torch.Tensor
+    base: torch.Tensor | None
     dtype: torch.dtype
 
 
 def _write_merged(
-    base: PreTrainedModel, checkpoint: Path, folder: Path, max_shard_size: int | str
+    source: _Source, checkpoint: Path, folder: Path, max_shard_size: int | str, files: BaseFiles | None
 ) -> _Logits:
     """Write the merged weights and their configuration; gives the logits from before."""
-    tuned = load_adapter(base, str(checkpoint), is_trainable=False)
-    both = check_logits(tuned)
-    with tuned.disable_adapter():
-        alone = check_logits(tuned)
-    weights = merged_weights(tuned)
+    alone: torch.Tensor | None = None
+    if source.kind == "adapter":
+        base = _load_base(source, checkpoint)
+        tuned = load_adapter(base, str(checkpoint), is_trainable=False)
+        both = check_logits(tuned)
+        with tuned.disable_adapter():
+            alone = check_logits(tuned)
+        weights = merged_weights(tuned, source.dtype)
+        dtype = source.dtype or base.dtype
+    else:
+        base = load_base(str(checkpoint), attn_implementation="sdpa")
+        both = check_logits(base)
+        assert source.dtype is not None
+        weights, dtype = whole_weights(base, source.dtype), source.dtype
+    assert isinstance(dtype, torch.dtype)
     write_weights(folder, base, weights, max_shard_size)
+    _write_config(folder, base, weights, dtype, files)
+    return _Logits(both, alone, dtype)
+
+
+def _write_config(
+    folder: Path,
+    base: PreTrainedModel,
+    weights: Sequence[MergedWeight],
+    dtype: torch.dtype,
+    files: BaseFiles | None,
+) -> None:
     config = base.config
     _, head = family_of(config.model_type).embeddings
     # An adapter may have made tied embeddings differ.
     tied = all(weight.name != f"{head}.weight" for weight in weights)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
-    config.dtype = str(base.dtype).removeprefix("torch.")
+    config.dtype = str(dtype).removeprefix("torch.")
     config.architectures = [type(base).__name__]
     config.save_pretrained(folder)
     if base.generation_config is not None:
         base.generation_config.save_pretrained(folder)
-    assert isinstance(base.dtype, torch.dtype)
-    return _Logits(both, alone, base.dtype)
+    if files is not None:
+        files.restore_config(folder, tied=tied)
 
 
 def _compare(before: _Logits, folder: Path) -> Merge:
@@ -221,25 +331,24 @@ def _compare(before: _Logits, folder: Path) -> Merge:
     merge = Merge(
         dtype=before.dtype,
         difference=float((after - before.both).norm() / norm),
-        effect=float((before.base - before.both).norm() / norm),
+        effect=None if before.base is None else float((before.base - before.both).norm() / norm),
     )
     tolerance = TOLERANCES[merge.dtype]
     # Written so that NaN fails as well.
     if not merge.difference <= tolerance:
         raise ValueError(
-            f"The merged model's logits differ from the adapter's by {merge.difference:.1e} of their norm; "
+            f"The merged model's logits differ from the run's by {merge.difference:.1e} of their norm; "
             f"at most {tolerance:.0e} is allowed in {merge.dtype}. Nothing was written. "
             "Please report it, with adapter_config.json."
         )
     logger.info(
-        "The merged model's logits differ from the adapter's by %.1e of their norm (at most %.0e in %s); the "
-        "adapter changes the base's by %.1e.",
+        "The merged model's logits differ from the run's by %.1e of their norm (at most %.0e in %s)%s.",
         merge.difference,
         tolerance,
         merge.dtype,
-        merge.effect,
+        "" if merge.effect is None else f"; the adapter changes the base's by {merge.effect:.1e}",
     )
-    if 0 < merge.effect < 2 * merge.difference:
+    if merge.effect is not None and 0 < merge.effect < 2 * merge.difference:
         logger.warning(
             "What the adapter changes is hardly more than what rounding to %s changes, so much of it may be "
             "lost in the merged model. Use base and adapter unmerged, or train on.",
