@@ -603,13 +603,19 @@ SYNONYMS: tuple[Synonym, ...] = (
     _row(
         {"disable_shuffling": "lf-tune"},
         "train_sampling_strategy",
-        ("Documents are shuffled unless it is sequential.", "除非设为 sequential，文档会打乱。"),
+        (
+            "Packs are shuffled anew for each epoch unless it is sequential; documents are shuffled once in either case.",
+            "除非设为 sequential，每个 epoch 都会重新打乱打包后的序列；文档在两种情况下都只打乱一次。",
+        ),
         _if_true("train_sampling_strategy", "sequential"),
     ),
     _row(
         {"dataset_shuffle": "sw-docs", "train_dataloader_shuffle": "sw-train"},
         "train_sampling_strategy",
-        ("Documents are shuffled unless it is sequential.", "除非设为 sequential，文档会打乱。"),
+        (
+            "Packs are shuffled anew for each epoch unless it is sequential; documents are shuffled once in either case.",
+            "除非设为 sequential，每个 epoch 都会重新打乱打包后的序列；文档在两种情况下都只打乱一次。",
+        ),
         lambda value, file: {} if _is(value) else {"train_sampling_strategy": "sequential"},
     ),
     _absent(

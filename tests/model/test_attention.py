@@ -1,12 +1,15 @@
 """Attention by documents: equal to each document alone, kernels that are wrong are not used."""
 
+import inspect
 import json
 import logging
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from tests.exact_kernels import attend_apart, exact_varlen_kernel
@@ -214,6 +217,25 @@ def test_a_kernel_that_is_off_by_rounding_alone_is_right(causal, group):
     assert compare(exact, (48, 16), **COMPARED | {"causal": causal, "group": group}) == ""
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_kernel_may_be_compared_inside_a_layer_that_is_computed_again(unproven, monkeypatch, reentrant):
+    """There the first pass compares, and the second finds that it was done."""
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    query, key, value = random_inputs(rows=1, tokens=6, width=16)
+
+    def attend(query, key, value):
+        attention._proof(device, torch.bfloat16, 16, 2, True)
+        out, _ = by_document(layer(True, 2), query, key, value, None)
+        return out
+
+    device = OnGpu()
+    checkpoint(attend, query, key, value, use_reentrant=reentrant).sum().backward()
+
+    again = [one.detach().requires_grad_() for one in (query, key, value)]
+    attend(*again).sum().backward()
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip((query, key, value), again, strict=True))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_kernel_is_also_compared_where_no_gradient_is_kept(mode):
     with mode():
@@ -318,3 +340,35 @@ def test_the_start_of_a_run_on_a_gpu_says_what_attention_runs_on(unproven, monke
     assert "language model: it computes in float32, and the kernel needs 16 bits" in in_float32
     assert attention.describe_kernels(plain, OnGpu(), torch.bfloat16) == ""
     assert attention.describe_kernels(by_documents, torch.device("cpu"), torch.bfloat16) == ""
+
+
+def test_the_kernel_of_torch_takes_what_it_is_given(monkeypatch):
+    """It runs on GPUs only; its signature is here."""
+    given = {}
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def spy(*args, **kwargs):
+        given.update(signature.bind(*args, **kwargs).arguments)
+        return args[0]
+
+    monkeypatch.setattr(varlen, "varlen_attn", spy)
+    query, key = torch.zeros(6, 4, 8), torch.zeros(6, 2, 8)
+    bounds = torch.tensor([0, 2, 6], dtype=torch.int32)
+
+    attention._varlen_kernel()(query, key, key, bounds, 4, 0.5, True)
+    assert (given["window_size"], given["enable_gqa"], given["scale"]) == ((-1, 0), True, 0.5)
+    assert (given["max_q"], given["max_k"]) == (4, 4)
+    assert given["cu_seq_q"] is given["cu_seq_k"] is bounds
+
+    attention._varlen_kernel()(query, query, query, bounds, 4, 0.5, False)
+    assert (given["window_size"], given["enable_gqa"]) == ((-1, -1), False)
+
+
+def test_a_model_that_drops_attention_is_said_to_run_without_the_kernel(unproven, monkeypatch, models):
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    model = models[0].get_base_model()
+    model.config.text_config.attention_dropout = 0.1
+
+    found = attention.describe_kernels(model, OnGpu(), torch.bfloat16)
+
+    assert "language model: attention_dropout is 0.1, and the kernel has none" in found

@@ -211,6 +211,9 @@ def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.
         "vision tower": (vision.hidden_size // vision.num_heads, 1, False),
     }
     found = {name: _proof(device, dtype, *layer) for name, layer in layers.items()}
+    if text.attention_dropout and found["language model"].kernel:
+        reason = f"attention_dropout is {text.attention_dropout}, and the kernel has none"
+        found["language model"] = Proof(None, reason)
     if all(one.kernel for one in found.values()):
         return "attention by documents: torch.nn.attention.varlen, which agrees with PyTorch's attention here"
     slow = "; ".join(f"{name}: {one.reason}" for name, one in found.items() if not one.kernel)
@@ -246,6 +249,8 @@ def _proof(device: torch.device, dtype: torch.dtype, width: int, group: int, cau
         for lengths in ((48, 16), (96, 160)):
             if wrong := compare(kernel, lengths, device, dtype, width, group, causal):
                 return _refused(device, wrong)
+    except torch.OutOfMemoryError:  # a full GPU says nothing of the kernel
+        raise
     # Older cards and ROCm refuse with a RuntimeError, older releases of torch have other arguments or none.
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         return _refused(device, f"it does not run: {(str(error) or repr(error)).splitlines()[0]}")
@@ -355,7 +360,12 @@ def _results(
     dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
     """Output and the gradients of the inputs, in float32."""
-    with torch.enable_grad(), torch.autocast(upstream.device.type, enabled=False):
+    with (
+        torch.enable_grad(),
+        torch.autocast(upstream.device.type, enabled=False),
+        # Inside a layer whose activations are checkpointed, what is kept here is none of that layer's.
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+    ):
         leaves = [one.detach().to(dtype).requires_grad_() for one in inputs]
         out = attend(leaves[0], leaves[1], leaves[2])
         grads = torch.autograd.grad(out, leaves, upstream.to(dtype))
