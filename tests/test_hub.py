@@ -36,7 +36,10 @@ from vlcpt.training.manifests import UNFINISHED
 
 QUIET = Console(file=StringIO(), width=100)
 PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", *PROCESSOR}
+ADAPTER = {
+    *{"README.md", "adapter_config.json", "adapter_model.safetensors", "generation_config.json"},
+    *PROCESSOR,
+}
 BASE = "org/base"
 
 
@@ -146,6 +149,65 @@ def test_only_files_of_the_allow_list_go(hub, adapter):
         "train_log.jsonl",
         "checkpoint-2",
     } < held  # or nothing was held back
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_licences_and_what_the_base_says_of_generating_go_byte_for_byte(hub, runs, tmp_path, tuning):
+    folder = Path(shutil.copytree(runs[tuning], tmp_path / "out"))
+    terms = {name: name.encode() for name in ("LICENSE", "Notice.txt", "COPYING.md", "LICENSE-Apache-2.0")}
+    for name, content in terms.items():
+        (folder / name).write_bytes(content)
+    for name in ("license.key", "license.json", "license.py", "LICENSE.safetensors"):
+        (folder / name).write_text("private")
+
+    push_adapter(folder, "me/mine", base_model=BASE)
+
+    files = hub.files("me/mine")
+    told = re.compile("(?i)licen|notice|copying")
+    assert {name: content for name, content in files.items() if told.match(name)} == terms
+    assert files["generation_config.json"] == Path(base_path(), "generation_config.json").read_bytes()
+
+
+def test_a_licence_that_someone_put_into_the_repository_stays(hub, adapter):
+    hub.repositories["me/mine"] = Repository(private=True, branches={"main": {"LICENSE": b"mine"}})
+
+    push_adapter(adapter, "me/mine", base_model=BASE)
+
+    assert hub.files("me/mine")["LICENSE"] == b"mine"
+
+
+def test_a_configuration_without_paths_goes_byte_for_byte(hub, adapter):
+    written = {}
+    for name in ("processor_config.json", "tokenizer_config.json", "generation_config.json"):
+        found = json.loads((adapter / name).read_text())
+        written[name] = json.dumps(found | {"x": "é"}, indent=1).encode() + b"\n\n"
+        (adapter / name).write_bytes(written[name])
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": BASE}
+    written["adapter_config.json"] = json.dumps(config).encode()
+    (adapter / "adapter_config.json").write_bytes(written["adapter_config.json"])
+
+    push_adapter(adapter, "me/mine", base_model=BASE)
+
+    files = hub.files("me/mine")
+    assert {name: files[name] for name in written} == written
+
+
+def test_a_path_does_not_hide_behind_a_second_key_of_its_name(hub, adapter):
+    (adapter / "generation_config.json").write_text('{"a": {"x": "/home/me", "x": 1}}')
+
+    with pytest.raises(ValueError, match=r"generation_config.json is no JSON .*the key 'x' stands twice"):
+        push_adapter(adapter, "me/mine", base_model=BASE)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_limits_of_pixels_that_were_trained_with_are_in_the_cards_code(runs, tmp_path, tuning):
+    folder = Path(shutil.copytree(runs[tuning], tmp_path / "out"))
+    with (folder / "config.yaml").open("a") as config:
+        config.write("\nmin_pixels: 3136\nmax_pixels: 50176\n")
+
+    push = push_adapter(folder / "checkpoint-2", "me/mine", base_model=BASE, dry_run=True)
+
+    assert "    low = 3136\n    high = 50176\n    part.size = " in code_of(push.card)
 
 
 def test_a_checkpoint_of_a_run_goes_with_what_the_run_knows_of_it(hub, runs):

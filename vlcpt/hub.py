@@ -64,9 +64,9 @@ def push_adapter(
 ) -> Push:
     """Send an adapter, or a model trained in full, to the Hub in one commit, with a model card.
 
-    Files go by an allow-list: weights, configurations and processor, never optimizer state, logs, data or
-    this machine's paths. What an earlier push left in the repository and this one does not have is taken away
-    in the same commit, so that no loader mixes the two.
+    Files go by an allow-list: weights, configurations, processor and licences, never optimizer state, logs,
+    data or this machine's paths. What an earlier push left in the repository and this one does not have is
+    taken away in the same commit, so that no loader mixes the two; licences stay.
 
     Args:
         checkpoint: A run's folder, or a checkpoint in it. ``config.yaml``, ``ledger.json`` and

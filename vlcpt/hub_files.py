@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vlcpt.model.base_files import GENERATION, is_licence
 from vlcpt.model.saved_files import check_files
 
 Kind = Literal["adapter", "model"]
@@ -18,12 +19,14 @@ _PROCESSOR = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
 _ALLOWED: Mapping[Kind, tuple[str, ...]] = {
-    "adapter": ("adapter_config.json", "adapter_model.safetensors", *_PROCESSOR),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors", GENERATION, *_PROCESSOR),
     "model": (
-        *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+        *("config.json", GENERATION, "model.safetensors", "model.safetensors.index.json"),
         *_PROCESSOR,
     ),
 }
+# A licence to read, not one that unlocks a program: license.key, license.json.
+_TEXT = re.compile(r"|\.(txt|md|rst|html?|pdf|\d+)")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # In other files a text that begins with a slash may be what a model reads and writes.
 _CONFIGS = re.compile(r"(.*_)?config\.json")
@@ -77,14 +80,21 @@ def is_allowed(name: str, kind: Kind | None = None) -> bool:
     )
 
 
+def _is_terms(name: str) -> bool:
+    return is_licence(name) and _TEXT.fullmatch(Path(name).suffix.lower()) is not None
+
+
 def pushed_files(checkpoint: Path, kind: Kind, base_model: str | None) -> list[PushedFile]:
-    """The files of an adapter or model that go to the Hub, in order of their names.
+    """The files of an adapter or model that go to the Hub, in order of their names, with its licences.
+
+    A configuration goes byte for byte unless something in it must not go, or names the base otherwise.
 
     Args:
         base_model: What an adapter's configuration shall call its base.
 
     Raises:
-        ValueError: If the weights are only there as a pickle, or a configuration is not JSON.
+        ValueError: If the weights are only there as a pickle, or a configuration is not JSON or has
+            a key twice.
 
     Example:
         >>> from vlcpt.demo import base_path
@@ -104,28 +114,37 @@ def pushed_files(checkpoint: Path, kind: Kind, base_model: str | None) -> list[P
         names = [name for name in names if name not in (*shards, index)]
     files = []
     for name in names:
-        if not is_allowed(name, kind):
+        if not is_allowed(name, kind) and not _is_terms(name):
             continue
         path = checkpoint / name
-        if not _CONFIGS.fullmatch(name):
-            files.append(PushedFile(name, path, path.stat().st_size))
-            continue
-        content = _cleaned(path, base_model)
-        files.append(PushedFile(name, content, len(content)))
+        content = _cleaned(path, base_model) if _CONFIGS.fullmatch(name) else path
+        size = len(content) if isinstance(content, bytes) else path.stat().st_size
+        files.append(PushedFile(name, content, size))
     return files
 
 
-def _cleaned(path: Path, base_model: str | None) -> bytes:
-    """A configuration without names of folders."""
+def _cleaned(path: Path, base_model: str | None) -> Path | bytes:
+    """A configuration without names of folders; the file itself where it has none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_mapping)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}. Save the model anew.") from error
+        raise ValueError(f"{path} is no JSON that can be read: {error}. Save the model anew.") from error
     cleaned = without_paths(found)
     if path.name == "adapter_config.json":
         assert isinstance(cleaned, dict)
         cleaned["base_model_name_or_path"] = base_model
+    if cleaned == found:
+        return path
     return (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of a key that stands twice only the last would be looked at, and the file might go as it is."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
 
 
 def without_paths(value: object) -> object:

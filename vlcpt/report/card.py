@@ -98,6 +98,8 @@ def model_card(
         base_revision=base_revision,
         revision=revision,
         has_processor=has_processor,
+        min_pixels=run.min_pixels,
+        max_pixels=run.max_pixels,
         licence=escaped(licence.told()),
         trained=[(escaped(part), escaped(how)) for part, how in run.trained],
         settings=[(key, escaped(value)) for key, value in run.settings],

@@ -70,6 +70,8 @@ class RunFacts:
     data: Table | None = None
     evaluation: Table | None = None
     base: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
@@ -83,8 +85,8 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
         ValueError: If ``evaluation`` is no such file.
 
     Example:
-        >>> read_run(Path("nowhere"))
-        RunFacts(trained=(), settings=(), data=None, evaluation=None, base=None)
+        >>> read_run(Path("nowhere")) == RunFacts()
+        True
     """
     folder = checkpoint
     step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
@@ -111,7 +113,14 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
         data=_data(_mapping(folder / "ledger.json"), names),
         evaluation=measured,
         base=base if isinstance(base, str) and not (folder / base).exists() else None,
+        min_pixels=_pixels(config.get("min_pixels")),
+        max_pixels=_pixels(config.get("max_pixels")),
     )
+
+
+def _pixels(value: object) -> int | None:
+    """A limit that becomes code in the card, so nothing but a number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _mapping(path: Path) -> dict[str, object]:
