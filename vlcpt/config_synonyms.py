@@ -308,7 +308,7 @@ SYNONYMS: tuple[Synonym, ...] = (
     _row(
         {"adapters": "sw-base", "lora_weight_path": "2u1"},
         "adapter_name_or_path",
-        ("One adapter can be gone on with.", "只能接着训练一个 adapter。"),
+        ("One adapter can be continued.", "只能接着训练一个 adapter。"),
         lambda value, file: {"adapter_name_or_path": _listed(value)[0]} if value else {},
     ),
     _row({"torch_dtype": "sw-model trl-model"}, "dtype", translate=_chosen("dtype", _TYPES)),
@@ -604,7 +604,7 @@ SYNONYMS: tuple[Synonym, ...] = (
         {"disable_shuffling": "lf-tune"},
         "train_sampling_strategy",
         (
-            "Packs are shuffled anew for each epoch unless it is sequential; documents are shuffled once in either case.",
+            "Packs are shuffled anew for each epoch unless it is sequential; documents once in either case.",
             "除非设为 sequential，每个 epoch 都会重新打乱打包后的序列；文档在两种情况下都只打乱一次。",
         ),
         _if_true("train_sampling_strategy", "sequential"),
@@ -613,7 +613,7 @@ SYNONYMS: tuple[Synonym, ...] = (
         {"dataset_shuffle": "sw-docs", "train_dataloader_shuffle": "sw-train"},
         "train_sampling_strategy",
         (
-            "Packs are shuffled anew for each epoch unless it is sequential; documents are shuffled once in either case.",
+            "Packs are shuffled anew for each epoch unless it is sequential; documents once in either case.",
             "除非设为 sequential，每个 epoch 都会重新打乱打包后的序列；文档在两种情况下都只打乱一次。",
         ),
         lambda value, file: {} if _is(value) else {"train_sampling_strategy": "sequential"},

@@ -83,7 +83,8 @@ class Forged:
         row, line = self.rows[number], self.index[number]
         weights = np.repeat(np.array(row["run_weights"], np.float32), row["run_lengths"])
         ids = np.array(row["input_ids"])
-        grids = tuple(SimpleNamespace(grid_thw=one["grid_thw"]) for one in row["media"])
+        media = [(one["grid_thw"], one["interval"]) for one in row["media"]]
+        grids = tuple(SimpleNamespace(grid_thw=grid, interval=interval) for grid, interval in media)
         line["checksum"] = TokenStream(ids, ids, weights, grids, 0, 0).checksum
         targets = np.flatnonzero(weights)
         line.update(targets=len(targets), length=int(targets[-1]) + 1)

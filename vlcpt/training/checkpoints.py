@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.modeling_utils import str_to_torch_dtype
 
-from vlcpt.model.saved_files import first_few
+from vlcpt.model.saved_files import first_few, shards_of
 from vlcpt.training.manifests import CheckpointError
 
 
@@ -219,9 +219,7 @@ def _saved_dtype(directory: Path) -> torch.dtype | None:
     names = ["model.safetensors"]
     if not (directory / names[0]).is_file():
         index = directory / "model.safetensors.index.json"
-        names = sorted(
-            set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else ()
-        )
+        names = shards_of(index) if index.is_file() else []
     found: set[torch.dtype] = set()
     for name in names:
         with safe_open(directory / name, framework="pt") as file:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.config import ConfigError, CPTConfig
-from vlcpt.config_precision import slow_products, used_devices
+from vlcpt.config_precision import autocast_type, slow_products, used_devices
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encoding import IGNORE_INDEX
@@ -100,7 +100,7 @@ class AttentionCheck(TrainerCallback):
         model = self._trainer.model
         assert isinstance(model, nn.Module)
         base = base_model(model)
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else base.dtype
+        dtype = autocast_type(args) or base.lm_head.weight.dtype
         found = describe_kernels(base, args.device, dtype)
         if found and state.is_world_process_zero:
             self._console.print(found, markup=False, highlight=False, soft_wrap=True)

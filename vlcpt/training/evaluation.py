@@ -176,9 +176,9 @@ def evaluate_sets(
         autocast: The type of products, as in training; None for that of the weights.
         track: What shows the progress.
     """
-    base_model: nn.Module | None = base
+    untrained: nn.Module | None = base
     if base is None and with_base and isinstance(model, PeftModel):
-        base_model = model
+        untrained = model
     results: dict[str, SetResult] = {}
     for name, dataset in sets.items():
 
@@ -198,7 +198,7 @@ def evaluate_sets(
                 )
 
         right = measure(model, dataset, "right images" if dataset.has_media else "text")
-        before = None if base_model is None else measure(base_model, dataset, "base", bare=True)
+        before = None if untrained is None else measure(untrained, dataset, "base", bare=True)
         shuffled = blank = None
         if dataset.has_media:
             blank = measure(model, dataset.with_pixels_of("blank"), "blank images")
