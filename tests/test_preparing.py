@@ -36,10 +36,16 @@ PREPARED = dict.fromkeys(DATA, "[{path: set}]")
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Two training sources, one of them conversations with images, and an old one."""
-    (tmp_path / "red.png").write_bytes(png(1, 84, 56))
+    # Not beside the rows of text alone, of which that would be said.
+    (tmp_path / "media/talks").mkdir(parents=True)
+    (tmp_path / "media/talks/red.png").write_bytes(png(1, 84, 56))
     texts = [{"text": f"one <trainable_text>two {n}</trainable_text>", "id": f"a{n}"} for n in range(5)]
     talk = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "a house"}]
-    rows = {"a": texts, "b": [{"messages": talk, "images": ["red.png"]}] * 3, "old": texts[:2] + texts[:1]}
+    rows = {
+        "a": texts,
+        "b": [{"messages": talk, "images": ["media/talks/red.png"]}] * 3,
+        "old": texts[:2] + texts[:1],
+    }
     for name, found in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
     return tmp_path
@@ -63,7 +69,7 @@ def losses(folder: Path) -> list[object]:
 def test_a_run_from_what_was_prepared_is_the_run_from_its_rows(project: Path) -> None:
     train_run(configs(project), QUIET)
     prepare_run(configs(project), project / "set", console=QUIET)
-    for path in (*project.glob("*.jsonl"), project / "red.png"):
+    for path in (*project.glob("*.jsonl"), project / "media/talks/red.png"):
         path.unlink()
     train_run(configs(project, PREPARED, "--output_dir", str(project / "again")), QUIET)
 

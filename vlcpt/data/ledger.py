@@ -116,7 +116,7 @@ class SourceLedger:
         return {
             name.removeprefix(NOT_READ): count
             for name, count in self.documents.most_common()
-            if name.startswith(NOT_READ)
+            if count and name.startswith(NOT_READ)
         }
 
     def imbalance(self) -> str | None:
