@@ -24,6 +24,7 @@ from vlcpt.report.run_facts import read_run
 
 ROOT = Path(__file__).parents[2]
 OTHERS = "VLCPT_OTHER_TRANSFORMERS"
+TRL = "VLCPT_TRL"
 
 
 def train(folder: Path, base: Path, **settings: object) -> Path:
@@ -166,3 +167,23 @@ def test_results_load_in_other_versions_and_give_the_same_logits(tmp_path, tunin
             )
     pads = [token for token in expected["ids"][0] if token == load_processor(str(base)).image_token_id]
     assert len(pads) <= 4  # of an image of 12 without the limit
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TRL not in os.environ, reason=f"{TRL} names no folder with TRL; .ci/run does")
+def test_trl_goes_on_from_an_adapter_and_from_a_merged_model(tmp_path):
+    base = write_published(tmp_path / "base")
+    adapter = train(tmp_path, base)
+    merge_adapter(adapter, tmp_path / "merged")
+
+    for result in (adapter, tmp_path / "merged"):
+        environment = os.environ | {"PYTHONPATH": os.environ[TRL], "HF_HUB_OFFLINE": "1"}
+        script = str(ROOT / "tests" / "going_on_in_trl.py")
+        command = [sys.executable, script, str(base), str(result), str(tmp_path / "trl")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for kind, found in json.loads(done.stdout.splitlines()[-1]).items():
+            assert len(found["losses"]) == 2, kind
+            assert np.isfinite(found["losses"]).all(), kind
+            assert found["losses"][1] < found["losses"][0], kind
+            assert found["moved"] > 0, kind
