@@ -151,3 +151,29 @@ def test_flash_attention_without_bounds_would_mix_the_documents_of_two_rows(load
         together = model(**batch).logits
 
     assert (apart - together).abs().max() > 0.1
+
+
+class WithoutBounds(CPTDataCollator):
+    """As a collator of one's own might be."""
+
+    def __call__(self, items):
+        bounds = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return {name: value for name, value in super().__call__(items).items() if name not in bounds}
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_a_collator_without_bounds_is_right_or_refused(load, tiny_processor, dataset, tmp_path, attention):
+    plain = load("eager")
+    with torch.no_grad():
+        alone = [run_alone(plain, sample) for sample in encode_rows(TEN, tiny_processor)]
+    model = load(attention)
+    trainer = make_trainer(model, dataset, tiny_processor, tmp_path, per_device_eval_batch_size=2)
+    trainer.data_collator = WithoutBounds(tiny_processor)
+
+    if attention.startswith("flash"):
+        with pytest.raises(ValueError, match=r"several rows of packed documents but no cu_seq_lens_q"):
+            trainer.evaluate(dataset)
+        return
+    watch = Watch(model)
+    trainer.evaluate(dataset)
+    assert watch.deviation(alone) < 1e-5 * float(max(one.logits.abs().max() for one in alone))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 from accelerate.utils import DistributedType
@@ -169,6 +170,36 @@ def check_settings(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
         raise ValueError(
             f"the model has tokens_per_second {found}, but positions are made for "
             f"{VisionEncoder.tokens_per_second}, as every published Qwen2.5-VL has. Correct its config.json."
+        )
+
+
+def require_bounds(model: PreTrainedModel | PeftModel, inputs: Mapping[str, object]) -> None:
+    """Refuse a batch in which flash attention would let documents see each other.
+
+    It reads packs off the positions in batches of one row only (transformers 5.24, ``_is_packed_sequence``);
+    in others it needs the bounds that ``CPTDataCollator`` gives, and another collator may not.
+
+    Raises:
+        ValueError: With what to do instead.
+
+    Example:
+        >>> from vlcpt import ModelConfig, load_model
+        >>> from vlcpt.demo import base_path
+        >>> require_bounds(load_model(ModelConfig(base_path())), {})  # by documents: right without them
+    """
+    positions = inputs.get("position_ids")
+    if (
+        not str(base_model(model).config._attn_implementation).startswith("flash_attention")
+        or inputs.get("cu_seq_lens_q") is not None
+        or inputs.get("attention_mask") is not None
+        or not isinstance(positions, torch.Tensor)
+        or positions.shape[:2].numel() <= 4  # four rows of positions of a batch of one
+    ):
+        return
+    if bool((positions[0, :, 1:] == 0).any()):
+        raise ValueError(
+            "a batch has several rows of packed documents but no cu_seq_lens_q: flash attention would let "
+            "them see each other. Use CPTDataCollator, attn_implementation: auto, or batches of one row."
         )
 
 

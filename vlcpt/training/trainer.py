@@ -51,7 +51,7 @@ from vlcpt.training.finite import FiniteNumbers
 from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.rank_watch import RankWatch
-from vlcpt.training.refusals import check_launch, check_model, check_settings
+from vlcpt.training.refusals import check_launch, check_model, check_settings, require_bounds
 from vlcpt.training.saving import Checkpoints
 from vlcpt.training.signals import Interruption
 
@@ -217,6 +217,7 @@ class CPTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Σ weight · nll of a batch over Σ weight of the step, as DDP's mean over ranks needs it."""
+        require_bounds(self.model, inputs)
         losses = target_losses(model, inputs)
         weight = losses.weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
@@ -280,6 +281,7 @@ class CPTTrainer(Trainer):
         """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
         leave_out_failed(inputs)
         take_documents(inputs)
+        require_bounds(self.model, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = row_sums(model, self._prepare_inputs(dict(inputs)))
         return None, sums, sums[:, 1:]
