@@ -4,12 +4,14 @@ python tests/going_on_in_trl.py BASE RESULT OUTPUT
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
 
 PROMPT = [{"role": "user", "content": "What does Fig. 1 show?"}]
@@ -34,14 +36,38 @@ def load(base: str, result: str) -> torch.nn.Module:
     return PeftModel.from_pretrained(model, result, is_trainable=True) if is_adapter else model
 
 
+@torch.no_grad()
+def own_loss(model: torch.nn.Module, tokenizer: AutoTokenizer) -> float:
+    """Nats per token of the answer, from the result's own chat template and a plain forward pass."""
+    prompt = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(PROMPT + ANSWERS[0], return_dict=True)["input_ids"]
+    assert whole[: len(prompt)] == prompt
+    ids = torch.tensor([whole])
+    logits = model.eval()(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+    model.train()
+    return float(cross_entropy(logits, ids[0, len(prompt) :]))
+
+
+def saved_difference(trainer: object, base: str, folder: Path) -> float:
+    """The largest difference of any logit between what is in memory and what was saved and loaded."""
+    trainer.save_model(str(folder))
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        here, there = (one.eval()(input_ids=ids).logits for one in (trainer.model, load(base, str(folder))))
+    return float((here - there).abs().max())
+
+
 def go_on(kind: str, base: str, result: str, output: Path) -> dict[str, object]:
-    """Two steps; the losses, and whether a weight that trains has moved."""
+    """Two steps: what was expected of the first loss, the losses, and which weights have moved."""
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     set_seed(0)
     model, tokenizer = load(base, result), AutoTokenizer.from_pretrained(result)
     before = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+    frozen = {name: one.detach().clone() for name, one in model.named_parameters() if not one.requires_grad}
     assert before
+    # Before a step the policy is its own reference, so that DPO cannot tell the answers apart.
+    expected = own_loss(model, tokenizer) if kind == "sft" else math.log(2)
     if kind == "sft":
         rows = Dataset.from_list([{"prompt": PROMPT, "completion": ANSWERS[0]}] * 4)
         args = SFTConfig(output_dir=str(output / kind), **SETTINGS)
@@ -53,8 +79,13 @@ def go_on(kind: str, base: str, result: str, output: Path) -> dict[str, object]:
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     after = dict(trainer.model.named_parameters())
-    moved = sum(not torch.equal(one, after[name]) for name, one in before.items() if name in after)
-    return {"losses": losses, "moved": moved}
+    return {
+        "expected": expected,
+        "losses": losses,
+        "moved": sum(not torch.equal(one, after[name]) for name, one in before.items()),
+        "frozen moved": sum(not torch.equal(one, after[name]) for name, one in frozen.items()),
+        "saved difference": saved_difference(trainer, base, output / kind / "result"),
+    }
 
 
 def main() -> None:

@@ -179,11 +179,14 @@ def test_trl_goes_on_from_an_adapter_and_from_a_merged_model(tmp_path):
     for result in (adapter, tmp_path / "merged"):
         environment = os.environ | {"PYTHONPATH": os.environ[TRL], "HF_HUB_OFFLINE": "1"}
         script = str(ROOT / "tests" / "going_on_in_trl.py")
-        command = [sys.executable, script, str(base), str(result), str(tmp_path / "trl")]
+        command = [sys.executable, script, str(base), str(result), str(tmp_path / "trl" / result.name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         for kind, found in json.loads(done.stdout.splitlines()[-1]).items():
             assert len(found["losses"]) == 2, kind
             assert np.isfinite(found["losses"]).all(), kind
+            assert found["losses"][0] == pytest.approx(found["expected"], rel=1e-3), kind
             assert found["losses"][1] < found["losses"][0], kind
             assert found["moved"] > 0, kind
+            assert found["frozen moved"] == 0, kind
+            assert found["saved difference"] < 1e-4, kind
