@@ -225,7 +225,7 @@ def env() -> None:
 
 
 def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Configs:
-    """The configuration. Most mistakes are told within a second, the others before a run is imported.
+    """The configuration. Most mistakes are reported within a second, the others before a run is imported.
 
     Args:
         trains: Whether output_dir must be no other run's, and the packages of a run be there.

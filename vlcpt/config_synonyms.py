@@ -807,8 +807,8 @@ SYNONYMS: tuple[Synonym, ...] = (
     ),
     _absent(
         {"plot_loss": "lf-tune"},
-        "report.html has the curves of every run.",
-        "每次运行的 report.html 都有曲线。",
+        "train_log.jsonl has the loss of every logging step; report_to sends it to a tracker.",
+        "train_log.jsonl 记录每个日志步的损失；report_to 把它发给跟踪工具。",
     ),
     _absent(
         {"save_safetensors": "hf-4"},

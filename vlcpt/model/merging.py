@@ -52,7 +52,7 @@ class Merge:
 
 
 # What a run leaves beside its result: a card is made of it.
-RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "report.html")
+RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
 
 
 @dataclass(frozen=True)
