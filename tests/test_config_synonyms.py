@@ -436,7 +436,11 @@ def test_no_hint_where_nothing_is_near(folder, line):
     ("line", "hint"),
     [
         ("image_max_pixles: 8", "Did you mean image_max_pixels? Here that is max_pixels."),
-        ("plot_losses: 8", "Did you mean plot_loss? report.html has the curves of every run."),
+        (
+            "plot_losses: 8",
+            "Did you mean plot_loss? train_log.jsonl has the loss of every logging step; "
+            "report_to sends it to a tracker.",
+        ),
         ("lora_rnak: 8", "Did you mean lora_rank? Here that is lora_r."),
     ],
 )
