@@ -175,7 +175,8 @@ def _enter_beside(account: SourceLedger, source: DocumentSource, scan: SourceSca
         return
     if isinstance(source.rows, MemoryRows):  # a saved data set, or one from the Hub: nothing is beside it
         return
-    if not (scan.documents["images"].any() or scan.documents["videos"].any()):
+    # Of rows that could all not be used, their own messages say why.
+    if len(scan.documents["row"]) and not (scan.documents["images"].any() or scan.documents["videos"].any()):
         account.documents[NOT_READ + BESIDE] = media_beside(source.media_root)
 
 

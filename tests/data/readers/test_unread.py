@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
+from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.planning import BadDataError
 from vlcpt.data.readers.files import open_source
 from vlcpt.demo import base_path
@@ -200,3 +201,15 @@ def test_marking_targets_is_advised_only_where_that_helps(row, helps):
         )
     assert ("Mark targets with <trainable_text>" in str(caught.value)) == helps
     assert ("expected a string, found int" in str(caught.value)) != helps
+
+
+def test_where_every_row_is_refused_nothing_is_said_of_files_beside_them(rows):
+    """Each row's own message says what was lost, and what to do."""
+    path = rows({"text": "one", "image_path": "a.png"})
+
+    dataset = CheckedDataset(
+        [str(path)], load_processor(base_path()), max_length=64, on_bad_data="skip", max_bad_fraction=1.0
+    )
+
+    assert dataset.ledger.sources["train"].dropped_documents.total() == 1
+    assert dataset.ledger.sources["train"].not_read == {}
