@@ -11,7 +11,6 @@ from PIL import Image as PILImage
 
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
-from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.planning import BadDataError
 from vlcpt.data.readers.files import open_source
 from vlcpt.demo import base_path
@@ -207,9 +206,9 @@ def test_where_every_row_is_refused_nothing_is_said_of_files_beside_them(rows):
     """Each row's own message says what was lost, and what to do."""
     path = rows({"text": "one", "image_path": "a.png"})
 
-    dataset = CheckedDataset(
-        [str(path)], load_processor(base_path()), max_length=64, on_bad_data="skip", max_bad_fraction=1.0
-    )
+    with pytest.raises(BadDataError, match="image_path: it holds the name 'a.png'") as error:
+        CPTDataset([str(path)], load_processor(base_path()), max_length=64, on_bad_data="skip")
 
-    assert dataset.ledger.sources["train"].dropped_documents.total() == 1
-    assert dataset.ledger.sources["train"].not_read == {}
+    account = error.value.ledger.sources["train"]
+    assert account.dropped_documents.total() == 1
+    assert account.not_read == {}
