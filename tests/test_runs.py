@@ -261,8 +261,12 @@ def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
         ("train my.yaml --lora_target_modules [q_porj]", "lora_target_modules names 'q_porj'"),
         ("check my.yaml --lora_target_modules [q_porj]", "lora_target_modules names 'q_porj'"),
         ("eval my.yaml --checkpoint empty", "empty holds neither an adapter"),
-        ("merge nowhere merged", "nowhere holds no adapter_config.json"),
-        ("merge full merged", "full holds no adapter_config.json"),
+        ("merge nowhere merged", "nowhere: no such folder"),
+        ("merge empty merged", "empty holds neither an adapter"),
+        (
+            "merge full merged",
+            "full holds a whole model, and neither it nor the folder above has a run's config.yaml",
+        ),
         ("merge full full", "full exists and is not empty"),
     ],
 )
