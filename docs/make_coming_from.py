@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from vlcpt.config_synonyms import FAMILIES, LAUNCHERS, SOURCES, SYNONYMS, Synonym
+from vlcpt.config_synonyms import FAMILIES, LAUNCHERS, SOURCE_FIELDS, SOURCES, SYNONYMS, Synonym
 
 WORDS = {
     "en": {
@@ -35,6 +35,14 @@ def lines(language: str) -> Iterator[str]:
     for row in sorted(SYNONYMS, key=lambda row: not row.key):
         yield line(row, f"`{row.key}`" if row.key else WORDS[language]["none"], language)
     yield line(LAUNCHERS, WORDS[language]["process"], language)
+
+
+def source_fields(language: str) -> Iterator[str]:
+    """The table of the fields of a source."""
+    yield WORDS[language]["names"]
+    yield "|---|---|---|"
+    for row in SOURCE_FIELDS:
+        yield line(row, f"`{row.key}`" if row.key else WORDS[language]["none"], language)
 
 
 def line(row: Synonym, here: str, language: str) -> str:
@@ -66,7 +74,7 @@ def sources(language: str) -> Iterator[str]:
     yield WORDS[language]["read"]
     yield "|---|---|"
     names: dict[str, list[str]] = {code: [] for code in SOURCES}
-    for row in (*SYNONYMS, LAUNCHERS):
+    for row in (*SYNONYMS, LAUNCHERS, *SOURCE_FIELDS):
         for name, codes in row.names.items():
             for code in codes.split():
                 names[code].append(f"`{name}`")
@@ -77,7 +85,7 @@ def sources(language: str) -> Iterator[str]:
 
 def main() -> None:
     language = "zh" if "--zh" in sys.argv[1:] else "en"
-    for table in (lines, families, sources):
+    for table in (lines, source_fields, families, sources):
         print(*table(language), "", sep="\n")
 
 

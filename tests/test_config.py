@@ -492,6 +492,13 @@ def test_the_shape_of_an_adapter_that_is_there_cannot_be_set(load, line):
     load("adapter_name_or_path: org/adapter\nlora_r: 16\ntrain_merger: true")
 
 
+@pytest.mark.parametrize("word", ["all-linear", "all"])
+def test_the_word_of_peft_for_every_layer_is_the_default(load, word):
+    """Taken as a name it would match no layer; taken as peft does it would match the frozen towers too."""
+    told = message(load, f"lora_target_modules: {word}")
+    assert f"run.yaml:5: lora_target_modules: {word} is the default here" in told
+
+
 def test_a_saved_adapter_can_be_measured_with_the_configuration_that_made_it():
     """What ``vlcpt eval`` does with it."""
     made = ModelConfig("org/model", lora_r=8, use_dora=True)

@@ -2,14 +2,26 @@
 
 import re
 import runpy
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
+from vlcpt.config import ModelConfig, SourceConfig
 from vlcpt.config_keys import check_early, plain_types
 from vlcpt.config_reading import load_config
-from vlcpt.config_synonyms import BY_NAME, LAUNCHERS, SOURCES, SYNONYMS
+from vlcpt.config_synonyms import (
+    BY_NAME,
+    LAUNCHERS,
+    SOURCE_BY_NAME,
+    SOURCE_FIELDS,
+    SOURCES,
+    SYNONYMS,
+    VALUES,
+)
+from vlcpt.config_trainer import PLAIN_OPTIMIZERS
 from vlcpt.config_values import Loader
 from vlcpt.errors import ConfigError
 
@@ -425,6 +437,78 @@ def test_what_vlcpt_does_not_have_is_to_be_removed(folder, line):
     assert "Write:" not in said
 
 
+# Fields of a source, and values
+
+
+def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(folder):
+    (folder / "run.yaml").write_text(
+        "model_name_or_path: org/model\n"
+        "train_data:\n"
+        "- {annotation_path: a.jsonl, data_path: images}\n"
+        "- {file_name: b.json, formatting: sharegpt, columns: {messages: conversations}}\n"
+        "eval_data: {path: c.jsonl, num_samples: 10, mediaroot: d}\n"
+        "output_dir: out\n"
+    )
+
+    with pytest.raises(ConfigError) as error:
+        check_early(folder / "run.yaml")
+
+    told = [line.removeprefix(f"{folder}/run.yaml:") for line in str(error.value).splitlines()]
+    assert [line.split(": unknown")[0] for line in told] == [
+        "3: train_data[0].annotation_path",
+        "3: train_data[0].data_path",
+        "4: train_data[1].file_name",
+        "4: train_data[1].formatting",
+        "4: train_data[1].columns",
+        "5: eval_data.num_samples",
+        "5: eval_data.mediaroot",
+    ]
+    ends = [
+        "Write: path: a.jsonl",
+        "Write: media_root: images",
+        "Write: path: b.json",
+        "Write: format: sharegpt",
+        "rename them in the data. Remove the key.",
+        "share weighs it. Remove the key.",
+        "Did you mean media_root?",
+    ]
+    assert [line.endswith(end) for line, end in zip(told, ends, strict=True)] == [True] * 7
+
+
+def test_each_field_of_a_source_is_new_here_and_has_its_place():
+    ours = {field.name for field in fields(SourceConfig)}
+
+    assert not ours & SOURCE_BY_NAME.keys()
+    assert {row.key for row in SOURCE_FIELDS} - {""} <= ours
+    assert all(set(codes.split()) <= SOURCES.keys() for row in SOURCE_FIELDS for codes in row.names.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "written"),
+    [
+        ("optim: adamw_hf", "optim: adamw_torch"),
+        ("dtype: bf16", "dtype: bfloat16"),
+        ("attn_implementation: flash_attn", "attn_implementation: flash_attention_2"),
+    ],
+)
+def test_a_value_that_another_tool_has_for_our_key_is_translated(folder, line, written):
+    (folder / "run.yaml").write_text(
+        f"model_name_or_path: org/model\ntrain_data: a.jsonl\noutput_dir: out\n{line}\n"
+    )
+    (folder / "a.jsonl").touch()
+
+    with pytest.raises(ConfigError, match=rf"run\.yaml:4: .* Write: {written}$"):
+        load_config(folder / "run.yaml")
+
+
+def test_each_translated_value_is_one_that_the_key_takes():
+    for (key, _), here in VALUES.items():
+        if key == "optim":
+            assert here in PLAIN_OPTIMIZERS
+        else:
+            assert here in get_args(get_type_hints(ModelConfig)[key])
+
+
 @pytest.mark.parametrize("line", ["xyz: 1", "train_the_tower: 1", "local_ranks: 1", "rate: 1"])
 def test_no_hint_where_nothing_is_near(folder, line):
     assert explained(folder, line) == (
@@ -515,5 +599,5 @@ def test_each_name_is_new_here_has_its_place_and_stands_once():
 def test_the_page_has_the_table(file, language):
     text = (DOCS / file).read_text("utf-8")
 
-    for table in ("lines", "families", "sources"):
+    for table in ("lines", "source_fields", "families", "sources"):
         assert "\n".join(PAGE[table](language)) in text

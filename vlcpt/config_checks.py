@@ -100,10 +100,20 @@ def check_model(model: "ModelConfig") -> None:
         raise ValueError(
             "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
         )
+    if word := _every(model.lora_target_modules):
+        raise ValueError(
+            f"lora_target_modules: {word} is the default here: every linear layer of lora_towers, and "
+            "none of another tower. Remove the key."
+        )
     if model.lora_r < 1 or model.lora_alpha <= 0:
         raise ValueError(f"lora_r {model.lora_r} and lora_alpha {model.lora_alpha} must be above 0.")
     if not 0 <= model.lora_dropout < 1:
         raise ValueError(f"lora_dropout {model.lora_dropout} must be from 0 to below 1.")
+
+
+def _every(names: "tuple[str, ...] | None") -> str | None:
+    """The word that peft and others have for every linear layer, where it is given."""
+    return next((name for name in names or () if name in ("all-linear", "all")), None)
 
 
 def _check_no_lora(model: "ModelConfig") -> None:

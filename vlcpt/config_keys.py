@@ -7,7 +7,7 @@ Which keys there are is read from the source of the dataclasses, without running
 import ast
 import builtins
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import yaml
 
-from vlcpt.config_checks import nearest
+from vlcpt.config_checks import did_you_mean, nearest
 from vlcpt.config_packages import NEEDING, missing_packages
 from vlcpt.config_secrets import holds_secret
-from vlcpt.config_synonyms import BY_NAME, FAMILIES, LAUNCHERS, tools
+from vlcpt.config_synonyms import BY_NAME, FAMILIES, LAUNCHERS, SOURCE_BY_NAME, tools
 from vlcpt.config_values import Dumper, Given, Loader, compose, convert
 from vlcpt.errors import ConfigError
 
@@ -29,6 +29,7 @@ _CLASSES: _Classes = (
     ("transformers", "training_args.py", ("TrainingArguments",)),
     ("vlcpt", "config.py", ("ModelConfig", "DataConfig", "CPTConfig")),
 )
+_SOURCE: _Classes = (("vlcpt", "config_sources.py", ("SourceConfig",)),)
 _PLAIN = {**vars(builtins), "Any": Any, "Literal": Literal}
 
 
@@ -188,6 +189,8 @@ def wrong_keys(given: Mapping[str, Given], known: Collection[str]) -> list[str]:
             pasted |= dict.fromkeys(written)
         elif holds_secret(key, value.node):
             lines.append(value.told(_SECRET))
+        elif key.endswith("_data"):
+            lines += _wrong_fields(value)
     if len(pasted) > 1:
         lines += ["In their place, write:", *pasted]
     return lines
@@ -232,6 +235,33 @@ def _explain(given: Given, file: Mapping[str, object], known: Collection[str]) -
         for line, (name, value) in zip(written, lines.items(), strict=True)
     ]
     return f"{told} Write: {', and '.join(written)}", written
+
+
+def _wrong_fields(given: Given) -> Iterator[str]:
+    """A line for each field that no source has."""
+    known = _fields(_SOURCE) or {}
+    is_list = isinstance(given.node, yaml.SequenceNode)
+    sources = (
+        [given.inside(f"[{number}]", node) for number, node in enumerate(given.node.value)]
+        if is_list
+        else [given]
+    )
+    for source in sources if known else ():
+        if isinstance(source.node, yaml.MappingNode):
+            for key, node in source.node.value:
+                if (name := str(key.value)) not in known:
+                    part = source.inside(f".{name}", node)
+                    yield part.told(_explain_field(name, part, known))
+
+
+def _explain_field(name: str, given: Given, known: Collection[str]) -> str:
+    """What an unknown field of a source is here, where another tool has it."""
+    if (row := SOURCE_BY_NAME.get(name)) is None:
+        return f"unknown key. {did_you_mean(name, known)}"
+    told = f"unknown key ({tools(name, SOURCE_BY_NAME)}). {row.en}".rstrip()
+    lines = row.translate(_plain_value(given), {})
+    written = ", and ".join(_written(key, value, given) for key, value in lines.items())
+    return f"{told} Write: {written}" if written else f"{told} Remove the key."
 
 
 def _written(key: str, value: object, given: Given) -> str:

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
-from vlcpt.config_checks import build, check_together, did_you_mean
+from vlcpt.config_checks import build, check_together
 from vlcpt.config_keys import REQUIRED, check_required, read_given
 from vlcpt.config_paths import HUB_NAME, check_paths, moved, moved_source
 from vlcpt.config_secrets import is_secret
@@ -127,12 +127,8 @@ def _read_source(given: Given) -> SourceConfig:
     if isinstance(given.node, yaml.ScalarNode):
         values = {"path": convert(given, str)}
     elif isinstance(given.node, yaml.MappingNode):
-        values = {}
-        for key, node in given.node.value:
-            part = given.inside(f".{key.value}", node)
-            if key.value not in hints:
-                raise part.error(f"unknown key. {did_you_mean(str(key.value), hints)}")
-            values[key.value] = convert(part, hints[key.value])
+        parts = [(str(key.value), node) for key, node in given.node.value]
+        values = {name: convert(given.inside(f".{name}", node), hints[name]) for name, node in parts}
     else:
         raise given.error("expected a path, or a mapping with path, found a list. Take one level off.")
     if "path" not in values:

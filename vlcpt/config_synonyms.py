@@ -59,6 +59,7 @@ _2U1 = ("2U1", "2U1/Qwen2-VL-Finetune")
 _OLD = "swift/llm/argument/base_args"
 SOURCES: Mapping[str, Source] = {
     "lf-data": Source(*_LLAMA, "src/llamafactory/hparams/data_args.py", "072bfe2"),
+    "lf-info": Source(*_LLAMA, "src/llamafactory/data/parser.py", "01d3ac6"),
     "lf-model": Source(*_LLAMA, "src/llamafactory/hparams/model_args.py", "00577a8"),
     "lf-tune": Source(*_LLAMA, "src/llamafactory/hparams/finetuning_args.py", "00577a8"),
     "lf-train": Source(*_LLAMA, "src/llamafactory/hparams/training_args.py", "00577a8"),
@@ -66,6 +67,7 @@ SOURCES: Mapping[str, Source] = {
     "sw-tuner": Source(*_SWIFT, "swift/arguments/tuner_args.py", "0bb3103"),
     "sw-tuner-3.0": Source(*_SWIFT, "swift/llm/argument/tuner_args.py", "08bd05b"),
     "sw-data": Source(*_SWIFT, f"{_OLD}/data_args.py", "00f5f5d"),
+    "sw-info": Source(*_SWIFT, "swift/dataset/dataset_meta.py", "39e3366"),
     "sw-model": Source(*_SWIFT, f"{_OLD}/model_args.py", "00f5f5d"),
     "sw-template": Source(*_SWIFT, f"{_OLD}/template_args.py", "0117bd9"),
     "sw-quant": Source(*_SWIFT, f"{_OLD}/quant_args.py", "0844900"),
@@ -75,6 +77,7 @@ SOURCES: Mapping[str, Source] = {
     "sw-docs": Source(*_SWIFT, "docs/source_en/Instruction/Command-line-parameters.md", "0013209"),
     "2u1": Source(*_2U1, "src/params.py", "002220e"),
     "qwen": Source(*_QWEN, "qwen-vl-finetune/qwenvl/train/argument.py", "bf0baef"),
+    "qwen-data": Source(*_QWEN, "qwen-vl-finetune/qwenvl/data/__init__.py", "4600926"),
     "qwen-docs": Source(*_QWEN, "qwen-vl-finetune/README.md", "23ec840"),
     "qwen-vl": Source("Qwen's scripts", "QwenLM/Qwen-VL", "finetune.py", "0f31930"),
     "trl": Source(*_TRL, "trl/trainer/sft_config.py", "016013e"),
@@ -923,6 +926,69 @@ LAUNCHERS = Synonym(
 )
 """What belongs to a process and not to a run: refused in a file, even where ``TrainingArguments`` has it."""
 
+_WHOLE = "A source is read whole; share weighs it."
+_WHOLE_ZH = "每个来源整体读取；用 share 调权重。"
+SOURCE_FIELDS: tuple[Synonym, ...] = (
+    _row(
+        {
+            "file_name": "lf-info",
+            "hf_hub_url": "lf-info",
+            "annotation_path": "qwen-data",
+            "hf_dataset_id": "sw-info",
+            "dataset_path": "sw-info",
+        },
+        "path",
+        ("", ""),
+        _same("path"),
+    ),
+    _row({"data_path": "qwen-data"}, "media_root", _ROOT, _same("media_root")),
+    _row({"dataset_name": "sw-info"}, "name", ("", ""), _same("name")),
+    _row(
+        {"formatting": "lf-info"},
+        "format",
+        ("auto looks at the rows.", "auto 会查看前几行数据。"),
+        _chosen("format", {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}),
+    ),
+    _absent({"num_samples": "lf-info", "sampling_rate": "qwen-data"}, _WHOLE, _WHOLE_ZH),
+    _absent(
+        {"columns": "lf-info", "tags": "lf-info", "preprocess_func": "sw-info"},
+        "Fields have the names of their format: rename them in the data.",
+        "字段名由格式规定：请在数据里改名。",
+    ),
+    _absent(
+        {
+            "subset": "lf-info",
+            "subsets": "sw-info",
+            "folder": "lf-info",
+            "revision": "lf-info",
+            "ms_hub_url": "lf-info",
+            "ms_dataset_id": "sw-info",
+            "script_url": "lf-info",
+        },
+        "Download it and give its folder as path.",
+        "请先下载，再把目录写作 path。",
+    ),
+    _absent({"ranking": "lf-info"}, "There is no preference training.", "没有偏好训练。"),
+)
+"""What other tools call the fields of one source."""
+
+SOURCE_BY_NAME: Mapping[str, Synonym] = {name: row for row in SOURCE_FIELDS for name in row.names}
+
+VALUES: Mapping[tuple[str, str], str] = {
+    ("optim", "adamw_hf"): "adamw_torch",
+    ("optim", "adamw_apex_fused"): "adamw_torch_fused",
+    ("dtype", "bf16"): "bfloat16",
+    ("dtype", "fp16"): "float16",
+    ("dtype", "fp32"): "float32",
+    ("dtype", "half"): "float16",
+    ("dtype", "float"): "float32",
+    ("attn_implementation", "flash_attn"): "flash_attention_2",
+    ("attn_implementation", "flash_attention"): "flash_attention_2",
+    ("attn_implementation", "fa2"): "flash_attention_2",
+    ("attn_implementation", "fa3"): "flash_attention_3",
+}
+"""Values that a key of ours has elsewhere, or had, and what they are here."""
+
 BY_NAME: Mapping[str, Synonym] = {name: row for row in (*SYNONYMS, LAUNCHERS) for name in row.names}
 
 FAMILIES: Mapping[str, str] = {
@@ -959,12 +1025,12 @@ FAMILIES: Mapping[str, str] = {
 """Beginnings of names of methods that vlcpt does not have, all read in the files above, and what there is."""
 
 
-def tools(name: str) -> str:
+def tools(name: str, rows: Mapping[str, Synonym] = BY_NAME) -> str:
     """The tools that have a name, for a message.
 
     Example:
         >>> tools("lora_rank")
         'LLaMA-Factory, ms-swift, 2U1'
     """
-    codes = BY_NAME[name].names[name].split()
+    codes = rows[name].names[name].split()
     return ", ".join(dict.fromkeys(SOURCES[code].tool for code in codes))

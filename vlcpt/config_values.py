@@ -13,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlcpt.config_secrets import is_secret
+from vlcpt.config_synonyms import VALUES
 from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -192,6 +193,8 @@ def convert(given: Given, hint: "TypeForm[object]", choices: Sequence[object] = 
             return result
     expected = f"one of {', '.join(map(str, choices))}" if choices else _describe(hint)
     found = "something else" if is_secret(given.key) else _shown(given.node)
+    if (here := VALUES.get((given.key, found))) is not None:
+        raise given.error(f"{found} is called {here} here. Write: {given.key}: {here}")
     raise given.error(f"expected {expected}, found {found}. Correct it, or remove it.")
 
 
