@@ -104,3 +104,8 @@ def test_bare_base64_is_an_error_that_stays_short(encode):
 
 def test_bytes_alone_are_a_file_as_binary_columns_have_it():
     assert image_from(b"GIF89a").data == b"GIF89a"
+
+
+def test_nulls_with_which_arrow_fills_a_reference_are_absent():
+    """A list of references has the keys of all of them, in every row of the table."""
+    assert image_from({"path": "a.png", "bytes": None, "fps": None, "caption": None}) == Image("a.png")

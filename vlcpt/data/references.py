@@ -63,12 +63,13 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
     values: dict[str, object] = {}
     for key, value in reference.items():
+        if value is None:  # how Arrow fills the keys that other references have
+            continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
-        if value is not None:
-            values[key] = _checked(key, value)
+        values[key] = _checked(key, value)
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
@@ -99,6 +100,19 @@ def _checked(key: str, value: object) -> object:
             f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
             kind="reference",
         )
+    return size_of(key, value)
+
+
+def size_of(key: str, value: object) -> int | float:
+    """How large a medium may become, or how many frames it gives: ``min_pixels``, ``fps`` and their like.
+
+    Raises:
+        DocumentError: If it is no number above 0, or no whole one where that is wanted.
+
+    Example:
+        >>> size_of("max_pixels", 50176.0), size_of("fps", 1)
+        (50176, 1.0)
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
         raise DocumentError(

@@ -27,10 +27,23 @@ ROWS = {
         {"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a"], "caption": "c"},
         {"text": "<VID1>", "videos": ["a"], "caption": "c", "image": "thumbnail"},
         {"text": "<trainable_text>b</trainable_text>", "caption": "c"},
+        {"text": "a b", "instruction": "a", "output": "b"},
     ],
     "segments": [{"segments": []}],
     "sharegpt": [{"conversations": TURNS, "image": "a.png"}, {"conversations": TURNS, "images": ["a.png"]}],
     "messages": [{"messages": MESSAGES}, {"messages": MESSAGES, "images": ["a.png"], "text": None}],
+    "alpaca": [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "input": None, "output": "b", "response": None, "history": [], "text": None},
+    ],
+    "query": [
+        {"query": "a", "response": "b"},
+        {"instruction": "a", "response": "b", "output": None, "images": ["a"]},
+    ],
+    "docmatix": [
+        {"images": ["a"], "texts": [{"user": "a", "assistant": "b", "source": None}]},
+        {"images": [], "texts": [{"user": "a", "assistant": "b"}]},
+    ],
     "caption": [
         *({"image": "a", "caption": "a"}, {"image": {}, "text": "a"}, {"video": "a", "caption": "b"}),
         *({"images": ["a"], "caption": "b"}, {"image": "a", "text": "<image>a"}),
@@ -90,7 +103,7 @@ def test_rows_that_fit_two_formats_are_an_error_that_names_them(rows, message):
 @pytest.mark.parametrize(
     ("row", "fields"),
     [
-        ({"instruction": "a", "output": "b"}, "'instruction', 'output'"),
+        ({"instruction": "a", "answer": "b"}, "'instruction', 'answer'"),
         ({}, "none"),
         ({"images": ["a"], "texts": [{"user": "a"}]}, "'images', 'texts'"),
         ({f"f{n}": 1 for n in range(30)}, "'f19', …"),
@@ -133,7 +146,7 @@ def test_every_choice_of_targets_reads_a_row(format):
 
 def test_a_chat_template_is_for_formats_with_turns():
     with pytest.raises(
-        ValueError, match=r"does not apply to format caption, only to sharegpt, messages\. Remove"
+        ValueError, match=r"does not apply to format caption, only to sharegpt, messages, alpaca, query, docmatix\. Remove"
     ):
         check_format("caption", chat_template=True)
     assert schema_reader("sharegpt", chat_template=True)(ROWS["sharegpt"][0]).segments[0] == TurnEdge("start")
@@ -173,6 +186,9 @@ NAMES = [
     "role",
     "content",
     "system",
+    "input",
+    "history",
+    "chat_template_kwargs",
 ]
 
 

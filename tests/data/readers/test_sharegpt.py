@@ -168,3 +168,11 @@ def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(row, me
     with pytest.raises(DocumentError) as caught:
         read_row(row)
     assert message in str(caught.value)
+
+
+def test_nulls_with_which_arrow_fills_a_turn_are_absent():
+    turns = [
+        {"from": "human", "value": "a", "role": None, "content": None, "loss": None, "weight": None},
+        {"from": "gpt", "value": "b", "role": None, "content": None, "train_detail": None},
+    ]
+    assert read_row({"conversations": turns}).to_markup() == "a\n<trainable_text>b</trainable_text>"

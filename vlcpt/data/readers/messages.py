@@ -8,6 +8,7 @@ from dataclasses import replace
 from vlcpt.data.documents import Document, DocumentError, Image, Video
 from vlcpt.data.readers.fields import Row, required_list
 from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.spoken import with_row_sizes
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
@@ -72,7 +73,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
     document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
     hints = _hints(row["messages"])  # type: ignore[arg-type]
-    return replace(document, not_read=hints) if hints else document
+    return with_row_sizes(replace(document, not_read=hints) if hints else document, row)
 
 
 def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:

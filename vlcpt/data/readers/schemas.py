@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers import caption, messages, mmc4, obelics, segments, sharegpt, text, turns, vlcpt
+from vlcpt.data.readers import (
+    caption,
+    docmatix,
+    instructions,
+    messages,
+    mmc4,
+    obelics,
+    segments,
+    sharegpt,
+    text,
+    turns,
+    vlcpt,
+)
 from vlcpt.data.readers.fields import Row, field_names
 from vlcpt.data.readers.rows import Rows, TextRows
 
 logger = logging.getLogger(__name__)
 
-_CONVERSATION = ("images", "image", "videos", "video", "system", "audios", "audio", "objects")
+_CONVERSATION = (
+    *("images", "image", "videos", "video", "audios", "audio"),
+    *("system", "objects", "chat_template_kwargs"),
+)
 _SPAN = "<trainable_text"
 _LOOKED_AT = 20  # readable rows, of the first 100
 
@@ -53,6 +68,27 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "messages": Schema(
         messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content", True
+    ),
+    "alpaca": Schema(
+        instructions.read_alpaca,
+        ("instruction", "output", "input", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "instruction and output",
+        True,
+    ),
+    "query": Schema(
+        instructions.read_query,
+        ("query", "response", "instruction", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "query and response",
+        True,
+    ),
+    "docmatix": Schema(
+        docmatix.read_row,
+        ("texts", *_CONVERSATION),
+        turns.TARGETS,
+        "images and texts of user and assistant",
+        True,
     ),
     "caption": Schema(
         caption.read_row,
@@ -101,7 +137,7 @@ def check_format(format: str, targets: str | None = None, chat_template: bool = 
         >>> check_format("mesages")
         Traceback (most recent call last):
         ...
-        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, caption, obelics, mmc4, text.
+        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, alpaca, query, docmatix, caption, obelics, mmc4, text.
     """  # noqa: E501
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}.")
@@ -187,8 +223,14 @@ def _fitting(row: Row) -> list[str]:
         )
         if needed <= given
     ]
-    if {"texts", "images"} <= given and _are_texts(row["texts"]):
+    if "texts" in given and _are_pairs(row["texts"]):
+        found.append("docmatix")
+    elif {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
+    # Beside a whole text, as some sets of instructions have it, they are parts of it.
+    if "text" not in given and not found:
+        found += ["alpaca"] * ({"instruction", "output"} <= given)
+        found += ["query"] * ("response" in given and bool({"query", "instruction"} & given))
     alone = bool({"image", "video"} & given)
     listed = bool(row.get("images") or row.get("videos"))
     if "caption" in given and (alone or listed):
@@ -206,6 +248,13 @@ def _captioned(text: object, listed: bool) -> list[str]:
     if marked and listed:  # markup and its files: the caption is a field like any other
         return ["vlcpt"]
     return ["vlcpt", "caption"] if marked or (text is not None and listed) else ["caption"]
+
+
+def _are_pairs(value: object) -> bool:
+    """Whether these are questions with their answers, of which an OBELICS row has none."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return False
+    return bool(value) and all(isinstance(one, Mapping) and "assistant" in one for one in value)
 
 
 def _are_texts(value: object) -> bool:

@@ -24,7 +24,7 @@ ROLES = {
 # Keys of a turn that turn its loss on or off; others scale it.
 _SWITCHES = ("loss", "train")
 # Fields that say of a whole row that its text is not one to learn from.
-PREFERENCES = ("label", "kto_tag", "chosen", "rejected")
+PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "rejected_messages")
 
 # What the model's chat template calls a role. Of tools it writes more than the turn says.
 _IN_CHAT = {
@@ -181,7 +181,7 @@ def refuse_preferences(row: Mapping[str, object]) -> None:
         value = row.get(name)
         if value is False and name in ("label", "kto_tag"):
             reason = "false marks a bad answer (KTO), which is no text to learn from."
-        elif value and name in ("chosen", "rejected"):
+        elif value and name not in ("label", "kto_tag"):
             reason = "the row is a pair of a better and a worse answer (DPO), no text to learn from."
         else:
             continue
