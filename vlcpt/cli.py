@@ -152,6 +152,9 @@ def merge(
 ) -> None:
     """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
     with _told():
+        from vlcpt.folder_locks import require_free, staging_folder
+
+        require_free(staging_folder(output), "output", shown=output)
         from vlcpt.model.merging import merge_adapter
 
         merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
@@ -281,8 +284,19 @@ def _told() -> Iterator[None]:
         if not _is_ours(error):
             raise
         _fail(str(error), 1)
-    except OSError as error:  # a folder that cannot be written, a full disk
-        _fail(str(error), 1)
+    except OSError as error:
+        _fail(_disk_message(error), 1)
+
+
+def _disk_message(error: OSError) -> str:
+    """What the system says, with what is free where a library found a disk full or read-only."""
+    from vlcpt.file_writes import WriteError, refusal, write_error
+
+    named = error.filename2 or error.filename
+    if isinstance(error, WriteError) or not isinstance(named, str):
+        return str(error)
+    found = refusal(error, Path(named), reads=True)
+    return str(error if found is None else write_error(Path(named), "", found))
 
 
 def _is_ours(error: BaseException) -> bool:

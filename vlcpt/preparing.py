@@ -62,7 +62,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     options = encoding_options(data)
-    write_json(output / BEGUN, {"kind": SET_KIND})
+    write_json(output / BEGUN, {"kind": SET_KIND}, "the mark of what is being prepared")
     for role, entry in _entries(data):
         if prepared_members(entry.path) is not None:
             raise DocumentError("it is prepared already.", kind="source", field=entry.path)
@@ -88,7 +88,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
         {"folder": _folder(role, entry), "role": role, "name": entry.name, "share": entry.share}
         for role, entry in _entries(data)
     ]
-    write_json(output / WHOLE, {"kind": SET_KIND, "sources": sources})
+    write_json(output / WHOLE, {"kind": SET_KIND, "sources": sources}, "the list of what is prepared")
     (output / BEGUN).unlink()
     console.print(f"prepared in {output}. To train from it, write in the configuration:", highlight=False)
     for role in ROLES:

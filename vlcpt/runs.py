@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
 from vlcpt.data.readers.unread import told_unread
 from vlcpt.data.splitting import split_stream
+from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
 from vlcpt.model.early_checks import check_evaluated, check_model
@@ -92,9 +94,8 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     try:
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     finally:
-        if is_main:
-            dataset.ledger.write(output)  # again: documents may have failed while they were read
-            _show_failures(dataset, console)
+        if is_main and len(dataset.failures):
+            _account_failures(dataset, output, console)
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
     if is_main:
@@ -109,12 +110,20 @@ def _tell_unread(ledger: Ledger, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_failures(dataset: CPTDataset, console: Console) -> None:
+def _account_failures(dataset: CPTDataset, output: Path, console: Console) -> None:
     """The ledger once more, where it is another than before training."""
-    if count := len(dataset.failures):
-        documents = f"{count:,} document{'s' * (count != 1)}"
-        console.print(f"{documents} failed in training, see dropped.jsonl. The ledger is now:")
-        console.print(ledger_table(dataset.ledger))
+    is_failing = sys.exc_info()[0] is not None
+    count = len(dataset.failures)
+    documents = f"{count:,} document{'s' * (count != 1)}"
+    console.print(f"{documents} failed in training, see dropped.jsonl. The ledger is now:")
+    console.print(ledger_table(dataset.ledger))
+    try:
+        dataset.ledger.write(output)
+    except WriteError as error:
+        if not is_failing:
+            raise
+        # What ended the run is the error to report.
+        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CPTTrainer:
@@ -138,8 +147,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     dataset = train_dataset(configs, processor, track, plans=output / PLANS)
     require_equal(training, dataset.digest, "the plan of train_data")
     if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
+        write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
         _tell_unread(dataset.ledger, console)
@@ -218,7 +226,7 @@ def eval_run(
                 highlight=False,
             )
     if output:
-        write_json(output, {"sets": results})
+        write_json(output, {"sets": results}, "what was measured")
         console.print(f"written to {output}")
     return results
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.planning import BadDataError, Track
+from vlcpt.file_writes import WriteError
 
 Engine = Literal["local", "ray"]
 Pieces = dict[str, Sequence[int]]
@@ -27,7 +28,7 @@ def run_pieces(
         num_proc: Processes of the local engine; 0 and 1: this one.
 
     Raises:
-        DocumentError, BadDataError: As the work raised them.
+        DocumentError, BadDataError, WriteError: As the work raised them.
         ValueError: If a process died.
 
     Example:
@@ -84,7 +85,7 @@ def _run_ray(work: Callable[[Pieces], Pieces], pieces: Sequence[int], num_proc: 
             pass
     except ray.exceptions.RayTaskError as error:
         # Ray's class derives from that of the work's error; its message is a whole trace.
-        if isinstance(error.cause, DocumentError | BadDataError):
+        if isinstance(error.cause, DocumentError | BadDataError | WriteError):
             raise error.cause from None
         raise
     finally:

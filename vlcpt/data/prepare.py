@@ -25,8 +25,9 @@ from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import INDEX_FILE, LAYOUT, PLACES_FILE, shard_name
 from vlcpt.data.readers.prepared_folders import BEGUN, SOURCE_KIND, WHOLE, Folder
 from vlcpt.data.readers.schemas import SCHEMAS
-from vlcpt.data.shard_writer import PARTS, ShardWriter, arrow_bytes, put
+from vlcpt.data.shard_writer import AGAIN, PARTS, ShardWriter, arrow_bytes
 from vlcpt.data.shards import INDEX_SCHEMA, PLACES_SCHEMA
+from vlcpt.file_writes import WriteError, Writing, human_size, write_file
 
 # A shard is at least so many rows, and at most so many; between them there are some hundred shards.
 SHARD_ROWS = (512, 8192)
@@ -62,6 +63,7 @@ def prepare_source(
     Raises:
         DocumentError: At an unusable row if that stops it; if the folder holds something else.
         BadDataError: At many unusable rows on end.
+        WriteError: If the disk is full, or the folder cannot be written.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -90,13 +92,17 @@ def prepare_source(
     }
     if _is_whole(folder, about):
         return
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    put(folder / BEGUN, _json_bytes(about))
+    with Writing(folder, "the shards of a source", todo=AGAIN):
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    write_file(folder / BEGUN, _json_bytes(about), "what is being prepared", todo=AGAIN)
     shards = range(-(-len(source) // shard_rows))
     missing = [shard for shard in shards if not _is_done(folder, shard)]
     write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, batch_bytes=BATCH_BYTES, stops=stops)
-    with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
-        run_pieces(write, missing, engine, num_proc)
+    try:
+        with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
+            run_pieces(write, missing, engine, num_proc)
+    except WriteError as error:
+        raise WriteError(f"{error} {_rest(folder, len(shards))}") from error
     _finish(folder, about, len(shards))
 
 
@@ -163,6 +169,15 @@ def _count_done(folder: Path) -> int:
     return sum(_SHARD.fullmatch(name) is not None for name in os.listdir(folder))
 
 
+def _rest(folder: Path, shards: int) -> str:
+    """How much is still to be written, by the shards that are there."""
+    done = [(folder / shard_name(shard)).stat().st_size for shard in range(shards) if _is_done(folder, shard)]
+    rest = human_size(round(sum(done) / max(len(done), 1) * (shards - len(done))))
+    return f"{len(done):,} of its {shards:,} shards are there" + (
+        f", and the rest takes about {rest}." if done else "."
+    )
+
+
 def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
     """Join what is beside the shards, and say that all is there."""
     index: list[pa.RecordBatch] = []
@@ -176,7 +191,7 @@ def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
         PLACES_FILE: arrow_bytes([pa.RecordBatch.from_pylist(places, PLACES_SCHEMA)], PLACES_SCHEMA),
     }
     for name, content in joined.items():
-        put(folder / name, content)
+        write_file(folder / name, content, "an index of the shards", todo=AGAIN)
     names = [*map(shard_name, range(shards)), *joined]
     made_by = {name: version(name) for name in ("transformers", "tokenizers", "pillow", "av")}
     whole = {
@@ -185,7 +200,7 @@ def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
         "digests": {name: xxhash.xxh3_64_hexdigest(content) for name, content in joined.items()},
         "versions": {"vlcpt": __version__, **made_by},
     }
-    put(folder / WHOLE, _json_bytes(whole))
+    write_file(folder / WHOLE, _json_bytes(whole), "what is prepared", todo=AGAIN)
     shutil.rmtree(folder / PARTS)
     (folder / BEGUN).unlink()
     for path in folder.iterdir():

@@ -60,6 +60,7 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     write_json(
         output_dir / "demo.json",
         {"before": {"sets": before}, "after": {"sets": after}, "seconds": seconds},
+        "what was measured",
     )
     total = trainer.train_dataset.ledger.total  # type: ignore[union-attr]
     console.print(comparison(before, after))

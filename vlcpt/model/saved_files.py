@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import refusal, write_error
 
 Saved = Literal["model", "processor", "adapter"]
 
+_OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
 CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
 # One of them is needed, looked for in this order.
 WEIGHTS = {
@@ -98,6 +102,9 @@ def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
         >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
         no/where: no such folder, and no model of this id could be had from the Hub. ... Offline.
     """
+    cache = Path(HF_HUB_CACHE)
+    if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
+        return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
     reason = str(error).strip().split("\n")[0]
     if isinstance(error, pickle.UnpicklingError):  # torch's message tells how to run it all the same
         reason = (

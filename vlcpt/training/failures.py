@@ -13,7 +13,9 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.failed import FailedSample
+from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.loss import total_weight
+from vlcpt.training.progress import GO_ON
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +103,14 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
         if batch.any_read:
             dataset.failures.enter_read()
     if lines and output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with (output_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
-            file.write(lines)
+        append_lines(output_dir / "dropped.jsonl", lines, "documents that failed in training", todo=GO_ON)
     dataset.failures.check()
 
 
 def save_failed(dataset: object, checkpoint: Path) -> None:
     """Put the documents that failed so far into a checkpoint; no file if there are none."""
     if isinstance(dataset, CPTDataset) and (state := dataset.failures.state())["failed"]:
-        (checkpoint / FAILED).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        write_file(checkpoint / FAILED, json.dumps(state, ensure_ascii=False))
 
 
 def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:

@@ -7,13 +7,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
-from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from vlcpt.file_writes import Writing, free_bytes, human_size, refusal, remove, sync
 from vlcpt.folder_locks import hold
 from vlcpt.model.adapters import base_model
 from vlcpt.model.base_files import BaseFiles, find_base_files
@@ -22,13 +29,17 @@ from vlcpt.training.disk import (
     delete_checkpoint,
     finish_deletions,
     needed_bytes,
+    next_steps,
     require_space,
     rotate,
+    saved_bytes,
+    small_bytes,
 )
+from vlcpt.training.engine import engine_stage
 from vlcpt.training.failures import restore_failed, save_failed
 from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
-from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
+from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, verify, write_manifest
 from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints, require_states
 from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
@@ -121,11 +132,9 @@ class Checkpoints(TrainerCallback):
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._writing = None
         try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if self._writing is None:
-                raise
-            raise self._not_written(error) from error
+            with ExitStack() as stack:
+                stack.push(self._explain)
+                yield
         finally:
             args.save_total_limit = self._limit
 
@@ -191,7 +200,7 @@ class Checkpoints(TrainerCallback):
             finish_deletions(folder.parent)
             if folder.exists():  # left by a run that was killed, or by one that went on from an older one
                 delete_checkpoint(folder)
-            require_space(folder, needed_bytes(self._trainer.model, self._trainer.optimizer), self._whole())
+            require_space(folder, self._needed(), self._whole())
             folder.mkdir(parents=True)
             (folder / UNFINISHED).touch()
             sync(folder)
@@ -199,14 +208,34 @@ class Checkpoints(TrainerCallback):
         self._together(prepare)
         self._writing = folder
 
+    @contextmanager
+    def result(self, directory: Path) -> Iterator[None]:
+        """Around the saving of a model that is no checkpoint: what fails leaves no part of it behind.
+
+        Raises:
+            WriteError: If the disk is full, or the folder cannot be written.
+        """
+        trainer, before = self._trainer, _written_at(directory)
+        writing = Writing(directory, "the trained model", reads=True, todo=next_steps(self._whole()))
+        writing.needed = saved_bytes(trainer.model)
+
+        def take_back(kind: object, error: BaseException | None, trace: object) -> None:
+            if trainer.args.should_save and error is not None and refusal(error, directory, reads=True):
+                for path, when in _written_at(directory).items():
+                    if before.get(path) != when:
+                        remove(path)
+
+        with writing, ExitStack() as stack:
+            if trainer.args.should_save:
+                writing.require_room()
+            stack.push(take_back)
+            yield
+
     def restore_base_files(self, directory: Path) -> None:
         """Give what was saved the base's own files, wherever training did not change what they say."""
-        model = base_model(self._trainer.model)
-        if self._base is None:  # a base on the Hub is asked once for files that loading did not need
-            revision = getattr(model.config, "_commit_hash", None)
-            self._base = [find_base_files(model.config._name_or_path, revision)]
-        if (base := self._base[0]) is None:
+        if (base := self._base_files()) is None:
             return
+        model = base_model(self._trainer.model)
         is_adapter = isinstance(self._trainer.model, PeftModel)
         base.restore(directory, model=None if is_adapter else model)
         if not is_adapter:
@@ -283,20 +312,41 @@ class Checkpoints(TrainerCallback):
     def _whole(self) -> list[Path]:
         return [one for one in list_checkpoints(self._output) if not fault(one, hashes=False)]
 
-    def _not_written(self, error: Exception) -> CheckpointError:
+    def _explain(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise what hindered the writing of a checkpoint as an error that says what to do."""
         folder = self._writing
-        assert folder is not None
-        needed = needed_bytes(self._trainer.model, self._trainer.optimizer)
-        free = shutil.disk_usage(self._output).free
+        if folder is None or error is None or (found := refusal(error, folder)) is None:
+            return
         if self._trainer.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what it took is room for what comes next
-        whole = self._whole()
-        return CheckpointError(
-            f"{folder} could not be written: {str(error).strip() or type(error).__name__}. It takes about "
-            f"{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB were free. "
-            f"{f'{whole[-1].name} is whole' if whole else 'There is no whole checkpoint'}. Make room, or "
-            "lower save_total_limit, and go on with --resume_from_checkpoint true."
+        needed = human_size(self._needed())
+        raise CheckpointError(
+            f"{folder} could not be written: {found.reason}. It takes about {needed}, and "
+            f"{human_size(free_bytes(folder))} are free there. {next_steps(self._whole())}"
+        ) from error
+
+    def _needed(self) -> int:
+        """Bytes of a checkpoint of this moment."""
+        trainer, args = self._trainer, self._trainer.args
+        base = self._base_files()
+        processor = trainer.processing_class
+        tokenizer = getattr(processor, "tokenizer", processor)
+        files = 0 if base is None else base.size
+        if base is None and isinstance(tokenizer, PreTrainedTokenizerFast):
+            files = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+        optimizer = None if args.save_only_model else trainer.optimizer
+        stage = engine_stage(trainer.model_wrapped)
+        return needed_bytes(trainer.model, optimizer, stage=stage, ranks=args.world_size) + small_bytes(
+            files, args.world_size, len(trainer.state.log_history)
         )
+
+    def _base_files(self) -> BaseFiles | None:
+        if self._base is None:  # a base on the Hub is asked once for files that loading did not need
+            config = base_model(self._trainer.model).config
+            self._base = [find_base_files(config._name_or_path, getattr(config, "_commit_hash", None))]
+        return self._base[0]
 
     def _together(self, work: Callable[[], None]) -> None:
         """Do something on each rank, wait for all of them, and raise on all what one has raised."""
@@ -312,6 +362,13 @@ class Checkpoints(TrainerCallback):
                 raise CheckpointError(others[0])
         if failed is not None:
             raise failed
+
+
+def _written_at(directory: Path) -> dict[Path, int]:
+    """When each file in a folder was last written."""
+    if not directory.is_dir():
+        return {}
+    return {path: path.stat().st_mtime_ns for path in directory.iterdir() if path.is_file()}
 
 
 def _flush_of_rank(folder: Path, rank: int) -> None:

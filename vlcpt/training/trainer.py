@@ -260,16 +260,21 @@ class CPTTrainer(Trainer):
 
         Raises:
             NotFiniteError: If a weight is not finite.
+            WriteError: If the disk is full; nothing of the model is left then.
         """
-        self._checkpoints.begin(Path(output_dir) if _internal_call and output_dir else None)
-        config = base_model(self.model).config
-        with cache_in_saved_config(config), without_card(self.model), self._ranks.watched():
-            super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            declare_dtype(directory)
-            self._checkpoints.restore_base_files(directory)
-            (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        is_checkpoint = _internal_call and output_dir is not None
+        self._checkpoints.begin(directory if is_checkpoint else None)
+        config = base_model(self.model).config
+        with ExitStack() as saving:
+            if not is_checkpoint:
+                saving.enter_context(self._checkpoints.result(directory))
+            with cache_in_saved_config(config), without_card(self.model), self._ranks.watched():
+                super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                declare_dtype(directory)
+                self._checkpoints.restore_base_files(directory)
+                (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def prediction_step(
         self,
