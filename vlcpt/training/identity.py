@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 import xxhash
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -199,12 +199,20 @@ def _config_digest(model: PreTrainedModel) -> str:
     return xxhash.xxh3_128_hexdigest(config.encode())
 
 
-def _lora(model: PreTrainedModel | PeftModel) -> object:
-    if not isinstance(model, PeftModel):
-        return None
-    config = model.peft_config[model.active_adapter]
+def lora_facts(config: PeftConfig) -> dict[str, object]:
+    """What of an adapter's configuration its tensors and their effect depend on; JSON only.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> lora_facts(LoraConfig(r=4, target_modules=["q_proj"]))["r"]
+        4
+    """
     found = {name: getattr(config, name, None) for name in _LORA}
     return {name: sorted(one) if isinstance(one, set | list) else one for name, one in found.items()}
+
+
+def _lora(model: PreTrainedModel | PeftModel) -> object:
+    return lora_facts(model.peft_config[model.active_adapter]) if isinstance(model, PeftModel) else None
 
 
 def _shapes(model: nn.Module) -> object:
@@ -215,6 +223,19 @@ def _shapes(model: nn.Module) -> object:
         if one.requires_grad
     ]
     return {"tensors": len(shapes), "xxh3_128": xxhash.xxh3_128_hexdigest("\n".join(sorted(shapes)).encode())}
+
+
+def differences(saved: Facts, now: Facts) -> str:
+    """What two mappings of facts differ in, for a message; empty if in nothing.
+
+    Example:
+        >>> differences({"r": 4, "bias": "none"}, {"r": 8, "bias": "none"})
+        'saved with r 4, now r 8'
+    """
+    if saved == now:
+        return ""
+    was, is_now = _values(saved, now)
+    return f"saved with {was}, now {is_now}"
 
 
 def _values(saved: object, now: object) -> tuple[object, object]:

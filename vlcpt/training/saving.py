@@ -30,6 +30,7 @@ from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
 from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
 from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints, require_states
+from vlcpt.training.saved_states import check_archives, check_progress, check_random
 from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
 
@@ -81,6 +82,7 @@ class Checkpoints(TrainerCallback):
             if found[0] is not None:
                 require_same_run(found[0].name, verify(found[0], hashes=False).run, facts)
                 require_states(found[0], args.world_size)
+                check_progress(found[0])
 
         self._together(choose)
         if args.world_size > 1:
@@ -89,7 +91,8 @@ class Checkpoints(TrainerCallback):
             return None
         if args.process_index == 0:
             logger.info("going on from %s", found[0])
-        self._load(str(found[0]))
+        folder = found[0]
+        self._together(lambda: self._check_files(folder))
         restore_failed(self._trainer.train_dataset, found[0], None if args.process_index else self._output)
         if found[0].resolve().parent == self._output.resolve():
             self._saved = int(found[0].name.rpartition("-")[2])
@@ -279,6 +282,13 @@ class Checkpoints(TrainerCallback):
         check_adapter(self._trainer.model, checkpoint)
         if not self._trainer.is_deepspeed_enabled:  # its engine loads every tensor itself
             restore_weights(self._trainer.model, checkpoint)
+
+    def _check_files(self, folder: Path) -> None:
+        """Look at what will be loaded into this rank, and load the weights that Trainer would not."""
+        check_random(folder, self._trainer.args.process_index, self._trainer.args.world_size)
+        if self._trainer.is_deepspeed_enabled:
+            check_archives(folder)
+        self._load(str(folder))
 
     def _whole(self) -> list[Path]:
         return [one for one in list_checkpoints(self._output) if not fault(one, hashes=False)]
