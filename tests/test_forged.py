@@ -78,15 +78,17 @@ def refused(command: str, folder: Path) -> str:
     return line
 
 
-# What a push, which has no base, cannot know.
-FOR_THE_BASE = (
-    *("r of 60000 for some", "other layers", "no such layer"),
-    *("a tensor missing", "a tensor more", "another shape"),
+# Each of them in Python, below; some in every command.
+SOME = (
+    *("r of a billion", "r of 60000", "r of 0", "other layers", "no such layer", "IA3", "deep JSON"),
+    *("a tensor missing", "half of the weights", "a petabyte", "a program"),
 )
+# What a push, which has no base, cannot know.
+FOR_THE_BASE = ("other layers", "no such layer", "a tensor missing")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("what", [*ADAPTERS, *PICKLES])
+@pytest.mark.parametrize("what", SOME)
 def test_a_forged_adapter_is_one_line_that_names_the_file(copied, what, command):
     change, message = (ADAPTERS | PICKLES)[what]
     if command == "push" and what in FOR_THE_BASE:
@@ -97,6 +99,8 @@ def test_a_forged_adapter_is_one_line_that_names_the_file(copied, what, command)
     said = refused(COMMANDS[command], copied)
 
     assert "checkpoint-2" in said
+    if command == "resume":
+        message += r"|is not that of the adapter in memory: saved with"
     if (command, what) != ("push", "a program"):
         assert re.search(message, said), said
 
@@ -153,13 +157,21 @@ FULL_COMMANDS = {
 }
 
 
+SOME_MODELS = (
+    *("half of the weights", "a petabyte", "a tensor missing", "other shapes", "a program"),
+    *("a billion layers", "a vast vocabulary", "a list", "deep JSON"),
+)
+
+
 @pytest.mark.parametrize("command", FULL_COMMANDS)
-@pytest.mark.parametrize("what", [*WEIGHTS, *BASES])
+@pytest.mark.parametrize("what", SOME_MODELS)
 def test_a_forged_model_is_one_line_that_names_the_file(full, tmp_path, monkeypatch, what, command):
     monkeypatch.chdir(tmp_path)
     copied = Path(shutil.copytree(full, tmp_path / "run"))
     if command == "resume" and what in BASES:
         pytest.skip("a resume takes the model from the base, and config.json from it too")
+    if command == "push" and what == "other shapes":
+        pytest.skip("a push has no base to compare with")
     change, message = (WEIGHTS | BASES)[what]
     change(copied / "out/checkpoint-2")
     remanifest(copied / "out/checkpoint-2")
@@ -177,7 +189,7 @@ BASE_COMMANDS = {
 
 
 @pytest.mark.parametrize("command", BASE_COMMANDS)
-@pytest.mark.parametrize("what", [*WEIGHTS, *BASES])
+@pytest.mark.parametrize("what", SOME_MODELS)
 def test_a_forged_base_is_one_line_that_names_the_file(copied, tmp_path, what, command):
     base = Path(shutil.copytree(base_path(), tmp_path / "base"))
     settings = copied / "out/adapter_config.json"

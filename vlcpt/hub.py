@@ -173,17 +173,19 @@ def plan_push(
     if not Path(run_folder).is_dir():
         raise ConfigError(f"--run {run_folder}: no such folder. Give the run's, or a checkpoint in it.")
     kind = kind_of(checkpoint)
-    run = read_run(Path(run_folder), evaluation)
-    base_revision = None
+    config = None
     if kind == "adapter":
         config = read_adapter_config(str(checkpoint))
         read_adapter_shapes(checkpoint)
-        base_revision = config.revision if base_model is None else None
-        base_model = base_model or hub_base(config.base_model_name_or_path or "", checkpoint)
     else:
         check_parameters(read_config(str(checkpoint)), str(checkpoint))
-        if base_model is None and run.base:
-            base_model = hub_id(run.base)
+    run = read_run(Path(run_folder), evaluation)
+    base_revision = None
+    if config is not None:
+        base_revision = config.revision if base_model is None else None
+        base_model = base_model or hub_base(config.base_model_name_or_path or "", checkpoint)
+    elif base_model is None and run.base:
+        base_model = hub_id(run.base)
     files = pushed_files(checkpoint, kind, base_model)
     card = model_card(
         kind,

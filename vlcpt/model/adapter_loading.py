@@ -58,7 +58,9 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
         weights = load_peft_weights(name_or_path, device="cpu") if _local(name_or_path) is None else None
         if (folder := _local(name_or_path)) is not None:
             # Before a layer is made: of what a forged rank would take, no memory can be had.
-            check_adapter_tensors(skeleton(model, config), name_or_path, read_adapter_shapes(folder))
+            check_adapter_tensors(
+                skeleton(model, config, name_or_path), name_or_path, read_adapter_shapes(folder)
+            )
         if weights is None:
             weights = load_peft_weights(name_or_path, device="cpu")
     except (HfHubHTTPError, SafetensorError, *UNREADABLE) as error:
@@ -66,7 +68,7 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
             raise
         raise ValueError(not_loaded("adapter", name_or_path, error)) from error
     _warn_of_another_base(config, model, name_or_path)
-    tuned = new_adapter(model, config, is_trainable=is_trainable)
+    tuned = new_adapter(model, config, is_trainable=is_trainable, name_or_path=name_or_path)
     check_adapter_tensors(tuned, name_or_path, {key: tuple(one.shape) for key, one in weights.items()})
     if (broken := first_not_finite(weights.items())) is not None:
         held = weight_files(name_or_path, "adapter")
@@ -75,7 +77,7 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     return tuned
 
 
-def skeleton(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+def skeleton(model: PreTrainedModel, config: PeftConfig, name_or_path: str = "the adapter") -> PeftModel:
     """The same adapter on the same model, without any numbers: its layers and their shapes.
 
     Example:
@@ -94,7 +96,7 @@ def skeleton(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         empty = AutoModelForImageTextToText.from_config(bare)
         assert isinstance(empty, PreTrainedModel)
         empty.name_or_path = model.name_or_path
-        return new_adapter(empty, copy.deepcopy(config), is_trainable=False)
+        return new_adapter(empty, copy.deepcopy(config), is_trainable=False, name_or_path=name_or_path)
 
 
 def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes | None) -> None:
@@ -163,8 +165,16 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
         raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
 
 
-def new_adapter(model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool) -> PeftModel:
+def new_adapter(
+    model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool, name_or_path: str = "the adapter"
+) -> PeftModel:
     """An adapter as a saved configuration describes it, its weights not loaded yet.
+
+    Args:
+        name_or_path: Where it was saved, for messages.
+
+    Raises:
+        ConfigError: If no such adapter can be made on this model.
 
     Example:
         >>> from importlib.resources import files
@@ -181,7 +191,7 @@ def new_adapter(model: PreTrainedModel, config: PeftConfig, *, is_trainable: boo
         tuned = get_peft_model(model.requires_grad_(False), config)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise ConfigError(
-            "adapter_config.json asks for an adapter that cannot be made on this model: "
+            f"{name_or_path}: its adapter_config.json asks for an adapter that cannot be made on this model: "
             f"{without_advice(' '.join(str(error).split()))[:300]} Use the base model it was trained on, or "
             "save it anew."
         ) from error

@@ -52,7 +52,7 @@ def check_model(config: "ModelConfig") -> None:
         if adapter is None:
             tune(model, config)
         else:
-            tuned = new_adapter(model, read_adapter_config(adapter), is_trainable=True)
+            tuned = new_adapter(model, read_adapter_config(adapter), is_trainable=True, name_or_path=adapter)
             _check_tensors(tuned, adapter)
             check_trained_parts(tuned, config)
 
@@ -77,7 +77,8 @@ def check_evaluated(config: "ModelConfig", checkpoint: str) -> None:
     adapter = read_adapter_config(checkpoint)
     model = _checked_base(config)
     with torch.device("meta"), wrong_config():
-        _check_tensors(new_adapter(model, adapter, is_trainable=False), checkpoint)
+        tuned = new_adapter(model, adapter, is_trainable=False, name_or_path=checkpoint)
+        _check_tensors(tuned, checkpoint)
 
 
 def _check_tensors(tuned: PeftModel, adapter: str) -> None:

@@ -149,11 +149,18 @@ def count_lost_step(trainer: Trainer) -> None:
 
 @contextmanager
 def quiet_partial_load() -> Iterator[None]:
-    """Silence Trainer's warning about the tensors that it did not load: they are loaded already."""
+    """Silence two of Trainer's warnings on a resume, which are not true here.
+
+    Tensors that it did not load are loaded already; and how often a run saves, logs and evaluates is what its
+    configuration says, see :class:`vlcpt.training.saving.Checkpoints`.
+    """
     logger = logging.getLogger("transformers.trainer")
 
     def keep(record: logging.LogRecord) -> bool:
-        return "keys in the checkpoint model loaded" not in record.getMessage()
+        told = record.getMessage()
+        return not any(
+            one in told for one in ("keys in the checkpoint model loaded", "do not match the ones in")
+        )
 
     logger.addFilter(keep)
     try:

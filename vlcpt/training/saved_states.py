@@ -47,6 +47,8 @@ def check_progress(folder: Path) -> None:
     for key, value in found.items():
         if not _is_of_a_run(key, value):
             raise _broken(path, f"{key} is {_told(value)}, which no run writes")
+    if missing := sorted({"global_step", "train_batch_size", "stateful_callbacks"} - found.keys()):
+        raise _broken(path, f"it has no {missing[0]}")
     step, named = found.get("global_step", 0), re.fullmatch(r"checkpoint-(\d+)", folder.name)
     if named and step != int(named[1]):
         raise _broken(path, f"global_step is {step}, in the folder of step {named[1]}")
@@ -259,7 +261,9 @@ def _is_of_a_run(key: str, value: object) -> bool:
     """Whether an entry of ``trainer_state.json`` is of the kind that Trainer writes there."""
     if key == "global_step":
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-    if key in ("max_steps", "num_train_epochs", "train_batch_size", "num_input_tokens_seen", "total_flos"):
+    if key == "train_batch_size":
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if key in ("max_steps", "num_train_epochs", "num_input_tokens_seen", "total_flos"):
         return value is None or _is_number(value)
     if key in ("epoch", "best_metric", "best_global_step", "logging_steps", "eval_steps", "save_steps"):
         return value is None or _is_number(value)

@@ -251,7 +251,9 @@ class CPTTrainer(Trainer):
                 )
             # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
-        return super().create_optimizer(model)
+        made = super().create_optimizer(model)
+        self._checkpoints.note_configured(made)
+        return made
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load the states of a checkpoint, once they are known to be of this optimizer and scheduler.
