@@ -15,6 +15,7 @@ from vlcpt.data.documents import DocumentError
 from vlcpt.data.failed import FailedSample
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.loss import total_weight
+from vlcpt.training.manifests import CheckpointError
 from vlcpt.training.progress import GO_ON
 
 logger = logging.getLogger(__name__)
@@ -120,11 +121,27 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
         dataset: Whose documents they are.
         checkpoint: It was saved of the same plan.
         output_dir: Where the ledger is; None on the ranks that do not write it.
+
+    Raises:
+        CheckpointError: If the checkpoint's list of them is damaged.
     """
     if not isinstance(dataset, CPTDataset):
         return
     if (path := checkpoint / FAILED).is_file():
-        dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            RecursionError,
+            AttributeError,
+        ) as error:
+            raise CheckpointError(
+                f"{path}: it does not list documents of this data that failed. Use another checkpoint."
+            ) from error
     if output_dir is not None:
         dataset.ledger.write(output_dir)
 

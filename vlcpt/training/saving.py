@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from transformers import (
@@ -40,7 +41,9 @@ from vlcpt.training.failures import restore_failed, save_failed
 from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
 from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, verify, write_manifest
+from vlcpt.training.resumed_settings import resumed_lines, settings_of
 from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints, require_states
+from vlcpt.training.saved_states import check_archives, check_progress, check_random
 from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
 
@@ -67,6 +70,8 @@ class Checkpoints(TrainerCallback):
         self._limit: int | None = None
         self._saved: int | None = None  # the step whose checkpoint is there
         self._base: list[BaseFiles | None] | None = None
+        self._configured: list[dict[str, object]] = []  # of the optimizer, before a checkpoint is loaded
+        self._resumed: Manifest | None = None
 
     @property
     def _output(self) -> Path:
@@ -78,7 +83,7 @@ class Checkpoints(TrainerCallback):
         Raises:
             CheckpointError: If none can be used, or it is of another run.
         """
-        self._saved = self._facts = None
+        self._saved = self._facts = self._resumed = None
         facts = self._run_facts()  # of a fresh start as of a resume: before the model is wrapped
         if not resume_from_checkpoint:
             return None
@@ -90,8 +95,10 @@ class Checkpoints(TrainerCallback):
                 return
             found[0] = find_checkpoint(resume_from_checkpoint, self._output, check=self._require_trust)
             if found[0] is not None:
-                require_same_run(found[0].name, verify(found[0], hashes=False).run, facts)
+                self._resumed = verify(found[0], hashes=False)
+                require_same_run(found[0].name, self._resumed.run, facts)
                 require_states(found[0], args.world_size)
+                check_progress(found[0])
 
         self._together(choose)
         if args.world_size > 1:
@@ -100,7 +107,8 @@ class Checkpoints(TrainerCallback):
             return None
         if args.process_index == 0:
             logger.info("going on from %s", found[0])
-        self._load(str(found[0]))
+        folder = found[0]
+        self._together(lambda: self._check_files(folder))
         restore_failed(self._trainer.train_dataset, found[0], None if args.process_index else self._output)
         if found[0].resolve().parent == self._output.resolve():
             self._saved = int(found[0].name.rpartition("-")[2])
@@ -244,7 +252,13 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Look for the best checkpoint where it is now, and not where its state says."""
+        """Say which settings are the checkpoint's, and look for the best one where it is now."""
+        # Trainer of transformers 5.24 saves, logs and evaluates as often as the checkpoint says;
+        # tests/training/test_resumed_settings.py tells when that ends.
+        state.compute_steps(args, state.max_steps)
+        optimizer = kwargs.get("optimizer")
+        if self._resumed is not None and isinstance(optimizer, torch.optim.Optimizer):
+            self._tell_resumed(state, optimizer)
         if state.best_model_checkpoint is None or not state.best_global_step:
             return
         best = self._output / f"checkpoint-{state.best_global_step}"
@@ -290,6 +304,30 @@ class Checkpoints(TrainerCallback):
         self._writing = None
         self._saved = state.global_step
 
+    def note_configured(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what the configuration asks of the optimizer, until a checkpoint is loaded into it."""
+        self._configured = settings_of(optimizer.param_groups)
+
+    def _tell_resumed(self, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
+        """Print each setting in which checkpoint and configuration differ, and which of the two is used."""
+        assert self._resumed is not None
+        saved, now = (facts.get("settings", {}) for facts in (self._resumed.run, self._run_facts()))
+        assert isinstance(now, Mapping)
+        saved = saved if isinstance(saved, Mapping) else {}
+        lines = resumed_lines(self._trainer.args, self._configured, optimizer, saved, now)
+        if any(one.startswith(("metric_for_best_model", "greater_is_better")) for one in lines):
+            # The best so far was measured by something else.
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+        for line in lines:
+            self._trainer.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if any(line.endswith("the checkpoint's is used") for line in lines):
+            self._trainer.progress.console.print(
+                "To train on with the configuration's, start a new run from the checkpoint's weights.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
     def _run_facts(self) -> dict[str, object]:
         """Facts of this run; empty on ranks that neither choose nor write, unless all must take part."""
         if self._facts is None:
@@ -308,6 +346,13 @@ class Checkpoints(TrainerCallback):
         check_adapter(self._trainer.model, checkpoint)
         if not self._trainer.is_deepspeed_enabled:  # its engine loads every tensor itself
             restore_weights(self._trainer.model, checkpoint)
+
+    def _check_files(self, folder: Path) -> None:
+        """Look at what will be loaded into this rank, and load the weights that Trainer would not."""
+        check_random(folder, self._trainer.args.process_index, self._trainer.args.world_size)
+        if self._trainer.is_deepspeed_enabled:
+            check_archives(folder)
+        self._load(str(folder))
 
     def _whole(self) -> list[Path]:
         return [one for one in list_checkpoints(self._output) if not fault(one, hashes=False)]

@@ -52,6 +52,7 @@ from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.rank_watch import RankWatch
 from vlcpt.training.refusals import check_launch, check_model, check_settings, require_bounds
+from vlcpt.training.saved_states import check_optimizer, check_scaler, check_scheduler
 from vlcpt.training.saving import Checkpoints
 from vlcpt.training.signals import Interruption
 
@@ -250,7 +251,22 @@ class CPTTrainer(Trainer):
                 )
             # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
-        return super().create_optimizer(model)
+        made = super().create_optimizer(model)
+        self._checkpoints.note_configured(made)
+        return made
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the states of a checkpoint, once they are known to be of this optimizer and scheduler.
+
+        No public name of transformers 5.24 is called between their making and their loading;
+        tests/training/test_saved_states.py tells whether this one still is.
+        """
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            check_optimizer(Path(checkpoint), self.optimizer)
+            check_scheduler(Path(checkpoint), self.lr_scheduler)
+            check_scaler(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as others should find it.

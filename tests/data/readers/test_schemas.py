@@ -145,9 +145,8 @@ def test_every_choice_of_targets_reads_a_row(format):
 
 
 def test_a_chat_template_is_for_formats_with_turns():
-    with pytest.raises(
-        ValueError, match=r"does not apply to format caption, only to sharegpt, messages, alpaca, query, docmatix\. Remove"
-    ):
+    having = "sharegpt, messages, alpaca, query, docmatix"
+    with pytest.raises(ValueError, match=rf"does not apply to format caption, only to {having}\. Remove"):
         check_format("caption", chat_template=True)
     assert schema_reader("sharegpt", chat_template=True)(ROWS["sharegpt"][0]).segments[0] == TurnEdge("start")
 

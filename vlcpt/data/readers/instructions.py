@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.readers.fields import Row, list_field, text_field
 from vlcpt.data.readers.markers import refuse_unread
@@ -57,10 +55,10 @@ def _history(row: Row) -> list[tuple[str, str]]:
     said = []
     for number, pair in enumerate(list_field(row, "history", "pairs of a question and its answer")):
         place = f"history[{number}]"
-        is_pair = isinstance(pair, Sequence) and not isinstance(pair, str | bytes) and len(pair) == 2
-        if not is_pair or not all(isinstance(text, str) for text in pair):
+        texts = list(pair) if isinstance(pair, list | tuple) else []
+        if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
             raise DocumentError(
                 f"expected [question, answer], two strings; found {pair!r:.60}.", kind="row", field=place
             )
-        said += [(f"{place}[{part}]", text) for part, text in enumerate(pair)]
+        said += [(f"{place}[{part}]", str(text)) for part, text in enumerate(texts)]
     return said
