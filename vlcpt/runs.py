@@ -206,6 +206,7 @@ def eval_run(
         base=base,
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
+        timeout=configs.training.dataloader_timeout,
         autocast=autocast_type(configs.training),
         track=shown(console),
     )

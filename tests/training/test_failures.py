@@ -20,7 +20,8 @@ from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError, ModelConfig,
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.planning import BadDataError
-from vlcpt.training.failures import FAILED, LoadingError, ReadBatch, note_failed
+from vlcpt.data.waiting import LoadingError
+from vlcpt.training.failures import FAILED, ReadBatch, note_failed
 from vlcpt.training.manifests import verify
 from vlcpt.training.resuming import list_checkpoints
 

@@ -21,6 +21,8 @@ from vlcpt.data.planning import MAX_BAD_IN_A_ROW, BadDataError
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import shard_name
 from vlcpt.data.shards import INDEX_SCHEMA, SCHEMA, Row, document_row, error_row
+from vlcpt.data.waiting import Watched
+from vlcpt.data.watch import WorkerWatch
 
 _MAGIC = 8  # bytes before the schema of an Arrow file
 PARTS = ".parts"  # what the index will hold of each shard that is done
@@ -110,13 +112,22 @@ class ShardWriter:
         self._shard_rows = shard_rows
         self._batch_bytes = batch_bytes
         self._stops = stops
+        self._watch = WorkerWatch()
+
+    @property
+    def watched(self) -> Watched:
+        """Which row each process is at."""
+        return Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
 
     def __call__(self, pieces: Pieces) -> Pieces:
-        for piece in pieces["piece"]:
-            self._write(int(piece))
+        try:
+            for piece in pieces["piece"]:
+                self._write(int(piece))
+        finally:
+            self._watch.done()
         return pieces
 
     def _write(self, shard: int) -> None:
@@ -127,6 +138,7 @@ class ShardWriter:
             with unfinished.open("wb") as file:
                 written = ShardFile(file, first, shard, self._batch_bytes)
                 for number in range(first, min(first + self._shard_rows, len(self._source))):
+                    self._watch.at(number)
                     try:
                         bad = self._add(written, number, bad)
                     except DocumentError as error:

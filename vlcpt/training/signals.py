@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from vlcpt.training.failures import LoadingError
+from vlcpt.data.waiting import LoadingError
 
 # Added up over ranks, these tell of each whether any rank got it.
 _CODES = {signal.SIGTERM: 1.0, signal.SIGINT: 4096.0}
 # Ctrl-C in a terminal reaches a process, and torchrun sends it once more.
 _SAME_SIGNAL = 2.0  # seconds
-
-
-class _WorkersEnded(Exception):
-    """The loader's workers got the signal as well, and there is no batch to wait for."""
 
 
 class Interruption:
@@ -42,7 +38,6 @@ class Interruption:
     def _reset(self) -> None:
         self._received: int | None = None
         self._since = 0.0
-        self._loading = False
         self._process = os.getpid()
 
     @property
@@ -72,14 +67,11 @@ class Interruption:
     @contextmanager
     def while_loading(self) -> Iterator[None]:
         """Around the wait for a batch, which ends where a signal to all processes ended the workers."""
-        self._loading = True
         try:
             yield
-        except (_WorkersEnded, LoadingError):
+        except LoadingError:
             if not self.is_requested:
                 raise
-        finally:
-            self._loading = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader's worker, forked since
@@ -91,14 +83,6 @@ class Interruption:
                 _end(number)
             return
         self._received, self._since = number, time.monotonic()
-        # torch 2.14 raises wherever this process happens to be when a worker dies, and workers get what is
-        # sent to the whole group: that must not break the step, or the save, that comes now. It stays so,
-        # because they also end while this process does.
-        signal.signal(signal.SIGCHLD, self._worker_ended)
-
-    def _worker_ended(self, number: int, frame: FrameType | None) -> None:
-        if self._loading:
-            raise _WorkersEnded
 
 
 def end_interrupted(code: float, message: str) -> NoReturn:
