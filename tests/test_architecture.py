@@ -55,6 +55,7 @@ OVERRIDES = {
     "get_batch_samples",
     "compute_loss",
     "create_optimizer",
+    "evaluation_loop",
     "prediction_step",
     "save_model",
 }

@@ -168,7 +168,8 @@ def test_loaders_of_others_are_told_by_torch_as_ever():
     with workers(Items()) as waits:
         list(waits.batches(DataLoader(Items(), batch_size=None, num_workers=1)))
 
-    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
+    assert signal.getsignal(signal.SIGCHLD).__module__ == "torch.utils.data._utils.signal_handling"
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid.* (killed|exited)"):
         list(DataLoader(items, batch_size=None, num_workers=1))
 
 

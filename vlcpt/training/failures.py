@@ -132,7 +132,8 @@ def watched(*datasets: object) -> list[Watched]:
         >>> watched([1, 2], None)
         []
     """
-    return [Watched(one.watch, one.names) for one in datasets if isinstance(one, CPTDataset)]
+    boards = {id(one.watch): Watched(one.watch, one.names) for one in datasets if isinstance(one, CPTDataset)}
+    return [*boards.values()]
 
 
 def reading(dataset: object) -> str:

@@ -126,7 +126,8 @@ class CPTTrainer(Trainer):
         self.add_callback(AttentionCheck(self, self.progress.console))
         self.add_callback(NoStepLeft(self.progress.console))
         self._interruption = Interruption()
-        self._workers = Workers(args.dataloader_timeout, lambda: watched(train_dataset, *sets))
+        self._evaluated: object = None
+        self._workers = Workers(args.dataloader_timeout, lambda: watched(self.train_dataset, self._evaluated))
         self._finite = FiniteNumbers(self)
         self.add_callback(self._finite)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
@@ -286,6 +287,7 @@ class CPTTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate; a worker that dies or does not answer ends it as it ends training."""
+        self._evaluated = dataloader.dataset
         with ExitStack() as stack:
             if not self.is_in_train:
                 stack.enter_context(self._workers)
