@@ -23,7 +23,7 @@ ALLOWED = {
     "vlcpt.model": ("vlcpt.model", "vlcpt.errors", "vlcpt.folder_locks"),
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
-        "vlcpt.folder_locks",
+        *("vlcpt.folder_locks", "vlcpt.interrupts"),
     ),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
     # Formats and names of sources are checked before data is read.
@@ -39,6 +39,7 @@ FORBIDDEN = {
     "vlcpt.config_keys": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),
+    "vlcpt.interrupts": ("torch", "transformers"),
     "vlcpt.__main__": ("torch", "transformers"),
 }
 PRINTS = {"vlcpt.cli", "vlcpt.__main__"}

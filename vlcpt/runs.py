@@ -29,6 +29,7 @@ from vlcpt.data.readers.unread import told_unread
 from vlcpt.data.splitting import split_stream
 from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
+from vlcpt.interrupts import finished_first
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype, with_native_dtype
@@ -95,10 +96,11 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
         if is_main:
             dataset.ledger.write(output)  # again: documents may have failed while they were read
             _show_failures(dataset, console)
-    trainer.save_model()
-    trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
-    if is_main:
-        console.print(f"saved in {output}")
+    with finished_first("the model"):
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
+        if is_main:
+            console.print(f"saved in {output}")
     if repo_id is not None:
         console.print(f"pushed to {push_run(configs, repo_id).url}", highlight=False, soft_wrap=True)
     return trainer
