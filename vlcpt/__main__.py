@@ -1,5 +1,6 @@
 """``vlcpt``, ``python -m vlcpt``, ``torchrun -m vlcpt`` and ``deepspeed --module vlcpt``."""
 
+import os
 import sys
 
 
@@ -14,9 +15,25 @@ def main() -> None:
         elif not argument.startswith(("--local_rank=", "--local-rank=")):
             kept.append(argument)
     sys.argv[1:] = kept
-    from vlcpt.cli import app
+    try:
+        from vlcpt.cli import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # while that was imported
+        sys.exit(130)
+    except SystemExit as ended:
+        _leave(ended.code)
+        raise
+
+
+def _leave(code: object) -> None:
+    """End a rank that failed here and now: threads of gloo, in torch 2.14, can abort a process at its end,
+    and other ranks may keep it waiting there."""
+    torch = sys.modules.get("torch")
+    if isinstance(code, int) and code and torch is not None and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

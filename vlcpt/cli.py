@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from vlcpt import __version__
+from vlcpt.interrupts import answered, interrupt, none_left
 
 if TYPE_CHECKING:
     from vlcpt.config_reading import Configs
@@ -270,10 +271,14 @@ def _told() -> Iterator[None]:
     # Which format was chosen, and why: once, not on every rank.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     try:
-        with shown_log(level):
+        with shown_log(level), answered("ending", interrupt), none_left():
             yield
     except KeyboardInterrupt:  # what was saved is told already
         _fail("interrupted", 130)
+    except SystemExit as ended:
+        if ended.code == 143:
+            _fail("interrupted", 143)
+        raise
     except DocumentError as error:
         _fail(str(error), 1)
     except ValueError as error:

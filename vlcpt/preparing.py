@@ -76,6 +76,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
             stops=data.on_bad_data == "error",
             engine=engine,
             num_proc=training.dataloader_num_workers,
+            timeout=training.dataloader_timeout,
             track=shown(console),
         )
     # As a run would read it: rules about bad data hold over all of a source, and shares over all sources.

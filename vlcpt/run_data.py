@@ -129,4 +129,5 @@ def _planning(configs: Configs) -> dict[str, object]:
         "on_bad_data": data.on_bad_data,
         "max_bad_fraction": data.max_bad_fraction,
         "num_proc": configs.training.dataloader_num_workers,
+        "timeout": configs.training.dataloader_timeout,
     }

@@ -31,6 +31,7 @@ from vlcpt.data.splitting import split_stream
 from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
+from vlcpt.interrupts import finished_first
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype, with_native_dtype
@@ -96,10 +97,11 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     finally:
         if is_main and len(dataset.failures):
             _account_failures(dataset, output, console)
-    trainer.save_model()
-    trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
-    if is_main:
-        console.print(f"saved in {output}")
+    with finished_first("the model"):
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
+        if is_main:
+            console.print(f"saved in {output}")
     if repo_id is not None:
         console.print(f"pushed to {push_run(configs, repo_id).url}", highlight=False, soft_wrap=True)
     return trainer
@@ -214,6 +216,7 @@ def eval_run(
         base=base,
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
+        timeout=configs.training.dataloader_timeout,
         autocast=autocast_type(configs.training),
         track=shown(console),
     )

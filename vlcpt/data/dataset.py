@@ -52,6 +52,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
         num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
             depends on it.
+        timeout: Seconds in which each of them must come to another row, or planning stops; 0: any time.
         cache_dir: A folder for this data set alone, where processes that make it at the same time share the
             reading, and a later start finds it. It can be deleted at any time; delete it after changing media
             files, which are not looked at again.
@@ -94,6 +95,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
         num_proc: int = 0,
+        timeout: float = 1800,
         cache_dir: str | Path | None = None,
         track: Track = untracked,
     ) -> None:
@@ -129,6 +131,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             max_bad_fraction=max_bad_fraction,
             max_bad_in_a_row=self._max_bad_in_a_row,
             num_proc=num_proc,
+            timeout=timeout,
             cache=None if cache_dir is None else PlanCache.for_encoder(cache_dir, encoder),
             track=track,
         )

@@ -122,6 +122,7 @@ def make_plan(
     max_bad_fraction: float,
     max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW,
     num_proc: int = 0,
+    timeout: float = 0,
     cache: PlanCache | None = None,
     track: Track = untracked,
 ) -> Plan:
@@ -137,12 +138,14 @@ def make_plan(
         on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         max_bad_in_a_row: With ``skip``, how many unusable rows on end stop the run; None: no number does.
         num_proc: Processes that read, where it is worth to start them; 0: this one alone.
+        timeout: Seconds in which each of them must come to another row; 0: any time.
         cache: Where processes share the reading, and what was read stays. The plan is the same.
         track: What shows the progress.
 
     Raises:
         DocumentError: At the first unusable row, unless those are skipped.
         BadDataError: If too many are.
+        LoadingError: If a process that reads died, or stands still.
     """
     sources = [*train, *replay]
     ledger = Ledger([source.name for source in sources])
@@ -152,7 +155,8 @@ def make_plan(
             source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
         )
         folder = None if cache is None else cache.folder(source, max_length, on_overlong, on_bad_data)
-        scan = joined(_scans(source, OrderedScans(scanner, num_proc, folder), max_bad_in_a_row, track))
+        ordered = OrderedScans(scanner, num_proc, folder, timeout)
+        scan = joined(_scans(source, ordered, max_bad_in_a_row, track))
         enter_unused(ledger, ledger.sources[source.name], scan)
         _enter_beside(ledger.sources[source.name], source, scan)
         _check_bad(source, scan, max_bad_fraction)

@@ -27,6 +27,7 @@ from vlcpt.data.readers.prepared_folders import BEGUN, SOURCE_KIND, WHOLE, Folde
 from vlcpt.data.readers.schemas import SCHEMAS
 from vlcpt.data.shard_writer import AGAIN, PARTS, ShardWriter, arrow_bytes
 from vlcpt.data.shards import INDEX_SCHEMA, PLACES_SCHEMA
+from vlcpt.data.waiting import LoadingError
 from vlcpt.file_writes import WriteError, Writing, human_size, write_file
 
 # A shard is at least so many rows, and at most so many; between them there are some hundred shards.
@@ -47,6 +48,7 @@ def prepare_source(
     stops: bool = True,
     engine: Engine = "local",
     num_proc: int = 0,
+    timeout: float = 0,
     track: Track = untracked,
 ) -> None:
     """Encode a source into a folder, or go on where that was interrupted.
@@ -57,13 +59,14 @@ def prepare_source(
         folder: Empty, new, or holding the same source as far as it is prepared.
         fingerprint: See :func:`vlcpt.data.fingerprints.fingerprint`.
         stops: Whether the first unusable row stops it; others are kept with their reason.
-        engine, num_proc: See :func:`vlcpt.data.engines.run_pieces`.
+        engine, num_proc, timeout: See :func:`vlcpt.data.engines.run_pieces`.
         track: What shows the progress.
 
     Raises:
         DocumentError: At an unusable row if that stops it; if the folder holds something else.
         BadDataError: At many unusable rows on end.
         WriteError: If the disk is full, or the folder cannot be written.
+        LoadingError: If a process died, or stands still. Started again, it goes on where it stopped.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -98,11 +101,15 @@ def prepare_source(
     shards = range(-(-len(source) // shard_rows))
     missing = [shard for shard in shards if not _is_done(folder, shard)]
     write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, batch_bytes=BATCH_BYTES, stops=stops)
-    try:
-        with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
-            run_pieces(write, missing, engine, num_proc)
-    except WriteError as error:
-        raise WriteError(f"{error} {_rest(folder, len(shards))}") from error
+    with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
+        try:
+            run_pieces(write, missing, engine, num_proc, timeout)
+        except WriteError as error:
+            raise WriteError(f"{error} {_rest(folder, len(shards))}") from error
+        except LoadingError as error:
+            raise LoadingError(f"{error} The same command goes on where this one stopped.") from error
+        finally:
+            _remove_partial(folder)
     _finish(folder, about, len(shards))
 
 
@@ -203,9 +210,13 @@ def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
     write_file(folder / WHOLE, _json_bytes(whole), "what is prepared", todo=AGAIN)
     shutil.rmtree(folder / PARTS)
     (folder / BEGUN).unlink()
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed had begun; all that have worked here have ended."""
     for path in folder.iterdir():
         if _PARTIAL.fullmatch(path.name):
-            path.unlink()  # of a process that was killed
+            path.unlink(missing_ok=True)
 
 
 def _json_bytes(content: Mapping[str, object]) -> bytes:

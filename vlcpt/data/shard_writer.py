@@ -21,6 +21,8 @@ from vlcpt.data.planning import MAX_BAD_IN_A_ROW, BadDataError
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import shard_name
 from vlcpt.data.shards import INDEX_SCHEMA, SCHEMA, Row, document_row, error_row
+from vlcpt.data.waiting import Watched
+from vlcpt.data.watch import WorkerWatch
 from vlcpt.file_writes import Writing, remove, write_file
 
 _MAGIC = 8  # bytes before the schema of an Arrow file
@@ -117,15 +119,24 @@ class ShardWriter:
         self._shard_rows = shard_rows
         self._batch_bytes = batch_bytes
         self._stops = stops
+        self._watch = WorkerWatch()
+
+    @property
+    def watched(self) -> Watched:
+        """Which row each process is at."""
+        return Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
 
     def __call__(self, pieces: Pieces) -> Pieces:
-        for piece in pieces["piece"]:
-            name = shard_name(int(piece))
-            with Writing(self._folder, f"its shard {name}", todo=AGAIN, reads=True) as writing:
-                self._write(int(piece), name, writing)
+        try:
+            for piece in pieces["piece"]:
+                name = shard_name(int(piece))
+                with Writing(self._folder, f"its shard {name}", todo=AGAIN, reads=True) as writing:
+                    self._write(int(piece), name, writing)
+        finally:
+            self._watch.done()
         return pieces
 
     def _write(self, shard: int, name: str, writing: Writing) -> None:
@@ -136,6 +147,7 @@ class ShardWriter:
             with unfinished.open("wb") as file:
                 written = ShardFile(file, first, shard, self._batch_bytes)
                 for number in range(first, last):
+                    self._watch.at(number)
                     try:
                         bad = self._add(written, number, bad)
                     except DocumentError as error:

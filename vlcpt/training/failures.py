@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.failed import FailedSample
+from vlcpt.data.waiting import Watched
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.loss import total_weight
 from vlcpt.training.manifests import CheckpointError
@@ -21,10 +21,6 @@ from vlcpt.training.progress import GO_ON
 logger = logging.getLogger(__name__)
 
 FAILED = "failed_documents.json"  # in a checkpoint
-
-
-class LoadingError(ValueError):
-    """A loader worker died or did not answer."""
 
 
 @dataclass(frozen=True)
@@ -146,19 +142,15 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
         dataset.ledger.write(output_dir)
 
 
-@contextmanager
-def named_workers(dataset: object) -> Iterator[None]:
-    """Give torch's message about a worker that died or hangs the documents that it was reading."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader") or not isinstance(dataset, CPTDataset):
-            raise
-        raise LoadingError(
-            f"{error} {reading(dataset) or 'No worker was reading a document'}. Look at these documents' "
-            "media, and at memory; --dataloader_num_workers 0 shows what happens, --dataloader_timeout "
-            "allows more time."
-        ) from error
+def watched(*datasets: object) -> list[Watched]:
+    """The boards on which the workers of these data sets note what they read.
+
+    Example:
+        >>> watched([1, 2], None)
+        []
+    """
+    boards = {id(one.watch): Watched(one.watch, one.names) for one in datasets if isinstance(one, CPTDataset)}
+    return [*boards.values()]
 
 
 def reading(dataset: object) -> str:
