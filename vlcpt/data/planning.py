@@ -228,7 +228,12 @@ def _check_any(ledger: Ledger, scans: list[SourceScan], train: Sequence[Document
     accounts = [ledger.sources[source.name] for source in train]
     reasons = sum((account.dropped_documents for account in accounts), Counter())
     # Of rows that cannot be read, no tag mends any.
-    todo = " Mark targets with <trainable_text>." if reasons.keys() & {"without_targets", "untagged"} else ""
+    unmarked = [
+        source
+        for source, account in zip(train, accounts, strict=True)
+        if account.dropped_documents.keys() & {"without_targets", "untagged"}
+    ]
+    todo = "".join({f" {how}": None for source in unmarked if (how := source.marking)})
     first = next((row.message for scan in scans[: len(train)] for row in scan.unused if row.is_bad), "")
     raise BadDataError(
         f"none of {sum(account.documents['read'] for account in accounts)} documents can be trained on. "

@@ -233,3 +233,11 @@ def test_mutated_rows_raise_nothing_but_document_errors_of_one_short_line(format
             told.append(str(error))
     assert read > 20 and len(told) > 20  # or the fuzz shows nothing
     assert [one for one in told if not one.startswith("rows:1: ") or "\n" in one or len(one) > 1_500] == []
+
+
+@pytest.mark.parametrize("tag", ["<trainable_text>", "<Trainable-Text>", "<trainble_text>"])
+def test_a_row_that_could_be_a_caption_is_not_taken_for_one_where_its_text_has_a_tag(tag):
+    row = {"image": "a.png", "text": f"a {tag}b"}
+    with pytest.raises(DocumentError, match=r"fit more than one format: vlcpt .*, caption "):
+        detect_format(MemoryRows([row], "rows"), "rows")
+    assert detect_format(MemoryRows([row | {"text": "a <b>b</b>"}], "rows"), "rows") == "caption"

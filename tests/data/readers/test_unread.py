@@ -191,7 +191,14 @@ def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):
 
 
 @pytest.mark.parametrize(
-    ("row", "helps"), [({"text": 7}, False), ({"text": "<trainable_text></trainable_text>a"}, True)]
+    ("row", "helps"),
+    [
+        ({"text": 7}, False),
+        ({"text": "<trainable_text></trainable_text>a"}, True),
+        ({"conversations": [{"from": "human", "value": "a"}]}, False),
+        ({"messages": [{"role": "assistant", "content": "a", "loss": False}]}, False),
+        ({"segments": [{"type": "text", "text": "a", "trainable": False}]}, False),
+    ],
 )
 def test_marking_targets_is_advised_only_where_that_helps(row, helps):
     with pytest.raises(BadDataError, match="none of 1 documents can be trained on") as caught:
@@ -199,7 +206,13 @@ def test_marking_targets_is_advised_only_where_that_helps(row, helps):
             [row], load_processor(base_path()), max_length=64, on_bad_data="skip", max_bad_fraction=1.0
         )
     assert ("Mark targets with <trainable_text>" in str(caught.value)) == helps
-    assert ("expected a string, found int" in str(caught.value)) != helps
+    advice = {
+        "text": "Mark targets with" if helps else "expected a string, found int",
+        "conversations": "check roles and loss switches, or set targets: all.",
+        "messages": "check roles and loss switches, or set targets: all.",
+        "segments": 'Set "trainable": true in the text segments',
+    }
+    assert advice[next(iter(row))] in str(caught.value)
 
 
 def test_where_every_row_is_refused_nothing_is_said_of_files_beside_them(rows):

@@ -41,6 +41,11 @@ class DocumentSource:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def marking(self) -> str:
+        """How a row without a target gets some; empty where nothing marks them."""
+        return SCHEMAS[self.unread.format].marking if self.unread is not None else ""
+
     def document(self, number: int) -> Document:
         """Document ``number``.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from vlcpt.data.documents import DocumentError, Image, Medium, Video
+from vlcpt.data.documents import DocumentError, Image, Medium, Video, trailing_backslashes
 from vlcpt.data.readers.fields import Row, list_field
 from vlcpt.data.references import image_from, video_from
 
@@ -21,16 +21,31 @@ MEDIA_FIELDS = ("images", "image", "videos", "video")
 M = TypeVar("M", Image, Video)
 
 _MARKERS: dict[str, Marker] = {"<image>": Image, "<video>": Video}
+_MARKER = re.compile("<image>|<video>")
 
 
 def split_markers(text: str) -> list[Piece]:
-    """Text cut at its markers.
+    r"""Text cut at its markers. Backslashes before one are as in markup: an odd number makes it text.
 
     Example:
         >>> split_markers("a<image>b")
         ['a', <class 'vlcpt.data.documents.Image'>, 'b']
+        >>> split_markers(r"write \<image> for it")
+        ['write <image> for it']
     """
-    return [_MARKERS.get(piece, piece) for piece in re.split("(<image>|<video>)", text) if piece]
+    pieces: list[Piece] = []
+    said, done = "", 0
+    for match in _MARKER.finditer(text):
+        slashes = trailing_backslashes(text, done, match.start())
+        said += text[done : match.start() - slashes] + "\\" * (slashes // 2)
+        done = match.end()
+        if slashes % 2:
+            said += match.group()
+            continue
+        pieces += [said, _MARKERS[match.group()]] if said else [_MARKERS[match.group()]]
+        said = ""
+    said += text[done:]
+    return [*pieces, said] if said else pieces
 
 
 def media_files(row: Row) -> tuple[list[Image], list[Video]]:
@@ -75,7 +90,8 @@ def place_media(
         if markers != len(files):
             raise DocumentError(
                 f"there are {markers} {marker} marker{'s' * (markers != 1)} but the row lists {len(files)} "
-                f"{kind.__name__.lower()}{'s' * (len(files) != 1)}. Give each marker one file, in order.",
+                f"{kind.__name__.lower()}{'s' * (len(files) != 1)}. Give each marker one file, in order; "
+                rf"write \{marker} for the characters.",
                 kind="markers",
                 field=field,
             )

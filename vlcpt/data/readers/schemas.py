@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import TAG_START, Document, DocumentError
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers import (
     caption,
@@ -33,7 +32,7 @@ _CONVERSATION = (
     *("images", "image", "videos", "video", "audios", "audio"),
     *("system", "objects", "chat_template_kwargs"),
 )
-_SPAN = "<trainable_text"
+_ANSWERS = "Targets are the assistant's turns: check roles and loss switches, or set targets: all."
 _LOOKED_AT = 20  # readable rows, of the first 100
 
 
@@ -47,6 +46,7 @@ class Schema:
         targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
         sample: What messages show of a row.
         chat: Whether it has turns, and so ``chat_template``.
+        marking: How a row without a target gets some; empty: all its text is one, so it has no text.
     """
 
     read: Callable[..., Document]
@@ -54,20 +54,39 @@ class Schema:
     targets: tuple[str, ...]
     sample: str
     chat: bool = False
+    marking: str = ""
 
 
 SCHEMAS: dict[str, Schema] = {
-    "vlcpt": Schema(vlcpt.read_row, ("text", "images", "videos"), (), "text, marked or not"),
-    "segments": Schema(segments.read_row, ("segments",), (), "segments"),
+    "vlcpt": Schema(
+        vlcpt.read_row,
+        ("text", "images", "videos"),
+        (),
+        "text, marked or not",
+        marking="Mark targets with <trainable_text>.",
+    ),
+    "segments": Schema(
+        segments.read_row,
+        ("segments",),
+        (),
+        "segments",
+        marking='Set "trainable": true in the text segments that are targets.',
+    ),
     "sharegpt": Schema(
         sharegpt.read_row,
         ("conversations", *_CONVERSATION),
         turns.TARGETS,
         "conversations of from and value",
         True,
+        _ANSWERS,
     ),
     "messages": Schema(
-        messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content", True
+        messages.read_row,
+        ("messages", *_CONVERSATION),
+        turns.TARGETS,
+        "messages of role and content",
+        True,
+        _ANSWERS,
     ),
     "alpaca": Schema(
         instructions.read_alpaca,
@@ -75,6 +94,7 @@ SCHEMAS: dict[str, Schema] = {
         turns.TARGETS,
         "instruction and output",
         True,
+        _ANSWERS,
     ),
     "query": Schema(
         instructions.read_query,
@@ -82,6 +102,7 @@ SCHEMAS: dict[str, Schema] = {
         turns.TARGETS,
         "query and response",
         True,
+        _ANSWERS,
     ),
     "docmatix": Schema(
         docmatix.read_row,
@@ -89,6 +110,7 @@ SCHEMAS: dict[str, Schema] = {
         turns.TARGETS,
         "images and texts of user and assistant",
         True,
+        _ANSWERS,
     ),
     "caption": Schema(
         caption.read_row,
@@ -236,15 +258,20 @@ def _fitting(row: Row) -> list[str]:
     if "caption" in given and (alone or listed):
         found += _captioned(row.get("text"), listed)
     elif "text" in given and alone and not listed and not found:
-        found += ["vlcpt", "caption"] if _SPAN in str(row["text"]) else ["caption"]
+        found += ["vlcpt", "caption"] if _has_span(str(row["text"])) else ["caption"]
     elif "text" in given:
         found.append("vlcpt")
     return found
 
 
+def _has_span(text: str) -> bool:
+    """Whether a text has a tag, also a misspelt one: it would be trained as it stands, as a caption."""
+    return any("<trainable_text" in match.group() or match["misspelt"] for match in TAG_START.finditer(text))
+
+
 def _captioned(text: object, listed: bool) -> list[str]:
     """What a row with a caption and media may be, which may have a text, too."""
-    marked = isinstance(text, str) and re.search(rf"{_SPAN}|<image>|<video>|<(?:IMG|VID)\d+>", text)
+    marked = isinstance(text, str) and TAG_START.search(text)
     if marked and listed:  # markup and its files: the caption is a field like any other
         return ["vlcpt"]
     return ["vlcpt", "caption"] if marked or (text is not None and listed) else ["caption"]

@@ -12,16 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
-from vlcpt.data.media import MediaError, resolve
+from vlcpt.data.media import MediaError, heif_kind, resolve
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
 
-# HEIC and AVIF are not read, but whoever has them has pictures all the same.
-_NOT_READ = ("heic", "heif", "avif")
-_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *_NOT_READ))
+_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 _SAYS_MEDIUM = re.compile(r"image|img|picture|photo|video", re.IGNORECASE)
 # `video_title: "How to open clip.mp4"` is a text about a file.
 _IS_TEXT = re.compile(r"(?:title|caption|text|description|alt|prompt|question|answer)s?$", re.IGNORECASE)
@@ -299,5 +297,5 @@ def _sniffed(start: bytes) -> str | None:
     if start[:4] == b"RIFF" and start[8:12] in (b"WEBP", b"AVI "):
         return "a WebP" if start[8:12] == b"WEBP" else "a video (AVI)"
     if start[4:8] == b"ftyp":
-        return "a medium (HEIC, AVIF, MP4 or MOV)"
+        return heif_kind(start) or "a video (MP4 or MOV)"
     return "a BMP" if start[:2] == b"BM" and start[6:10] == bytes(4) else None
