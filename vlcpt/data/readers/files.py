@@ -14,6 +14,7 @@ from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.rows import MemoryRows, Rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
 
@@ -60,11 +61,14 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
-            unread = self.unread
+            unread, tar_row = self.unread, row if isinstance(row, TarRow) else None
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
             document = self.read(row)
             not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
+            if tar_row is not None:
+                document, unnamed = with_own_files(document, tar_row)
+                not_read += unnamed if unread is not None and unread.format != "text" else ()
             return _placed(document, source, self.media_root, not_read)
         except DocumentError as error:
             raise error.at(source) from None
