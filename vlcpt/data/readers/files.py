@@ -41,6 +41,12 @@ class DocumentSource:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def left_out(self) -> dict[str, int]:
+        """Files that lie with the rows and are not read, by what they are."""
+        found = getattr(self.rows, "left_out", None)
+        ignored = frozenset() if self.unread is None else self.unread.ignored
+        return {} if found is None else {name: n for name, n in found().items() if n and name not in ignored}
+
     def document(self, number: int) -> Document:
         """Document ``number``.
 
@@ -133,8 +139,9 @@ def open_source(
         check_format(format, targets, chat_template)
         rows: Rows
         if isinstance(path, str | Path):
-            rows, own_root = open_rows(path, split=split, as_text=format == "text")
-            root: str | None = str(media_root or own_root)
+            given_root = None if media_root is None else str(media_root)
+            rows, own_root = open_rows(path, split=split, format=format, media_root=given_root)
+            root: str | None = given_root or own_root
         else:
             if split:
                 raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,10 +34,12 @@ class ChainRows:
 
     Args:
         parts: The files' rows, in order.
+        left_out: Files beside them that are not read, by what they are.
     """
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    def __init__(self, parts: Sequence[Rows], left_out: Mapping[str, int] | None = None) -> None:
         self._parts = parts
+        self._left_out = left_out or {}
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -58,20 +61,36 @@ class ChainRows:
     def only(self, columns: Iterable[str]) -> ChainRows:
         """The same rows; of tables, these columns alone."""
         columns = tuple(columns)
-        return ChainRows([part.only(columns) if hasattr(part, "only") else part for part in self._parts])
+        parts = [part.only(columns) if hasattr(part, "only") else part for part in self._parts]
+        return ChainRows(parts, self._left_out)
+
+    def left_out(self) -> Mapping[str, int]:
+        """Files that are not read, by what they are."""
+        found = Counter(self._left_out)
+        for part in self._parts:
+            if hasattr(part, "left_out"):
+                found.update(part.left_out())
+        return found
 
     def _place(self, number: int) -> tuple[Rows, int]:
         part = int(np.searchsorted(self._ends, number, side="right"))
         return self._parts[part], number - (int(self._ends[part - 1]) if part else 0)
 
 
-def open_rows(path: str | Path, *, split: str | None = None, as_text: bool = False) -> tuple[Rows, str]:
+def open_rows(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    media_root: str | None = None,
+) -> tuple[Rows, str]:
     """The rows of a file, a folder, or a data set on the Hub.
 
     Args:
         path: See :func:`vlcpt.data.readers.files.open_source`.
         split: Of a saved data set or one on the Hub.
-        as_text: Whether a folder is read as text files, whatever else it holds.
+        format: The rows' schema: with ``text``, a folder is read as text files, whatever else it holds.
+        media_root: Where media paths start; None: where the data is.
 
     Returns:
         The rows, and the folder that their media paths start from and may not leave.
@@ -95,11 +114,11 @@ def open_rows(path: str | Path, *, split: str | None = None, as_text: bool = Fal
     if not file.exists():
         return _hub_rows(shown, split)
     if file.is_dir():
-        return _folder_rows(file, split, as_text), shown
+        return _folder_rows(file, split, format, media_root or shown), media_root or shown
     require_regular(file)
     if split:
         raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
-    if (opener := _opener(file)) is None:
+    if (opener := _opener(file, looks_beside=format == "auto")) is None:
         raise _error(f"cannot read files ending in {file.suffix or 'nothing'!r}. Known: {_KNOWN}.", shown)
     return opener(), str(file.parent)
 
@@ -117,12 +136,12 @@ def default_name(path: str) -> str:
     return stem if Path(name).suffix.lower() in known else name
 
 
-def _opener(file: Path) -> Callable[[], Rows] | None:
+def _opener(file: Path, *, looks_beside: bool = False) -> Callable[[], Rows] | None:
     """What reads a file, by its name; None: nothing does."""
     suffix = Path(inner_name(file.name)).suffix.lower()
     packed = file.suffix.lower() in _COMPRESSED or file.suffix.lower() == ".tgz"
     if suffix in TEXT_SUFFIXES and not packed:
-        return partial(TextRows, file)
+        return partial(TextRows, file, looks_beside=looks_beside)
     if suffix in _LINES:
         return lambda: JsonlRows(unpacked(file), str(file))
     if suffix == ".json":
@@ -145,20 +164,35 @@ def _json_rows(file: Path, name: str) -> Rows:
     return JsonlRows(file, name) if first.startswith(b"{") and first.endswith(b"}") else JsonRows(file, name)
 
 
-def _folder_rows(folder: Path, split: str | None, as_text: bool) -> Rows:
+def _folder_rows(folder: Path, split: str | None, format: str, root: str) -> Rows:
     from vlcpt.data.readers.tables import is_saved, loaded_rows, saved_rows
 
     if is_saved(folder):
         return saved_rows(folder, split)
-    if split:
-        return loaded_rows(str(folder), split)
     inside = files_inside(folder)
     texts = [file for file in inside if file.suffix.lower() in TEXT_SUFFIXES]
     shards = [file for file in inside if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
-    if as_text or not shards:
+    described = [file for file in shards if _describes_a_shard(file)]
+    shards = [file for file in shards if file not in {*described}] if described else shards
+    if format != "text" and not shards:
+        from vlcpt.data.readers.pairs import find_pairs
+
+        if (pairs := find_pairs(folder, inside, root, format)) is not None:
+            _refuse_split(split, "to a folder of media and their texts", str(folder))
+            return pairs
+    if described:
+        _refuse_split(split, "to a folder that img2dataset wrote", str(folder))
+    if split:
+        return loaded_rows(str(folder), split)
+    if format == "text" or not shards:
         if not texts and any(file.suffix.lower() == ".json" for file in inside):
             raise _error("of .json files in a folder none is read. Give the path of one file.", str(folder))
-        return TextRows(folder)
+        return TextRows(folder, looks_beside=format == "auto")
+    return _shard_rows(folder, shards, texts, described)
+
+
+def _shard_rows(folder: Path, shards: list[Path], texts: list[Path], described: list[Path]) -> Rows:
+    """The rows of all shards of a folder, which have to be of one kind."""
     kinds = sorted({Path(inner_name(file.name)).suffix.lower() for file in shards})
     # The card of a data set is no document.
     kinds += sorted({file.suffix for file in texts if file.name != "README.md"})
@@ -171,7 +205,28 @@ def _folder_rows(folder: Path, split: str | None, as_text: bool) -> Rows:
     for file in shards:
         require_regular(file)
     openers = [opener for file in shards if (opener := _opener(file)) is not None]
-    return ChainRows([opener() for opener in openers])
+    left_out: Mapping[str, int] = {}
+    if described:
+        from vlcpt.data.readers.unread import suffixes_of
+
+        beside = [file for file in {one.parent for one in described} for file in sorted(file.glob("*.json"))]
+        left_out = suffixes_of([*described, *beside])
+    return ChainRows([opener() for opener in openers], left_out)
+
+
+def _describes_a_shard(file: Path) -> bool:
+    """Whether a table says of each file of a shard beside it where it is from, as img2dataset writes it."""
+    if file.suffix.lower() != ".parquet":
+        return False
+    stem = file.with_suffix("")
+    return stem.is_dir() or any(
+        stem.with_name(stem.name + suffix).is_file() for suffix in (".tar", ".tgz", ".tar.gz", ".tar.zst")
+    )
+
+
+def _refuse_split(split: str | None, where: str, path: str) -> None:
+    if split:
+        raise _error(f"split {split!r} does not apply {where}. Remove it, or give the split's folder.", path)
 
 
 def _hub_rows(name: str, split: str | None) -> tuple[Rows, str]:
