@@ -47,6 +47,12 @@ class DocumentSource:
         ignored = frozenset() if self.unread is None else self.unread.ignored
         return {} if found is None else {name: n for name, n in found().items() if n and name not in ignored}
 
+    def root_of(self, number: int) -> str | None:
+        """The folder of a document's media: of files in several folders, its own file's."""
+        found = getattr(self.rows, "media_root", None)
+        own: str | None = None if found is None else found(number)
+        return own or self.media_root
+
     def document(self, number: int) -> Document:
         """Document ``number``.
 
@@ -61,12 +67,14 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
-            unread = self.unread
+            unread, root = self.unread, self.root_of(number)
+            if unread is not None and unread.media_root != root:
+                unread = replace(unread, media_root=root)
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
             document = self.read(row)
             not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
-            return _placed(document, source, self.media_root, not_read)
+            return _placed(document, source, root, not_read)
         except DocumentError as error:
             raise error.at(source) from None
         except OSError as error:
@@ -140,7 +148,9 @@ def open_source(
         rows: Rows
         if isinstance(path, str | Path):
             given_root = None if media_root is None else str(media_root)
-            rows, own_root = open_rows(path, split=split, format=format, media_root=given_root)
+            rows, own_root = open_rows(
+                path, split=split, format=format, media_root=given_root, ignored=ignore_fields
+            )
             root: str | None = given_root or own_root
         else:
             if split:

@@ -144,17 +144,21 @@ class TextRows:
 
     Args:
         path: A file, or a folder that is searched for ``.txt`` and ``.md``.
+        files: Which files, where they are known.
         looks_beside: Whether media files that lie with them are named as not read.
     """
 
-    def __init__(self, path: Path, *, looks_beside: bool = False) -> None:
-        self._files = [path]
+    def __init__(
+        self, path: Path, files: Sequence[Path] | None = None, *, looks_beside: bool = False
+    ) -> None:
         self._folder = path if path.is_dir() else path.parent
         self._looks_beside = looks_beside
-        if path.is_dir():
-            self._files = [file for file in files_inside(path) if file.suffix.lower() in TEXT_SUFFIXES]
-            for file in self._files:
-                require_regular(file)
+        if files is None:
+            inside = files_inside(path) if path.is_dir() else [path]
+            files = [file for file in inside if file.suffix.lower() in TEXT_SUFFIXES]
+        self._files = files
+        for file in self._files:
+            require_regular(file)
 
     def __len__(self) -> int:
         return len(self._files)
