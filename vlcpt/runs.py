@@ -254,7 +254,7 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     console.print(legend(console), end="\n\n")
     for source in sources:
         numbers = range(*rows.indices(len(source)))
-        unread: Counter[str] = Counter()
+        unread: Counter[str] = Counter(source.left_out())
         if not numbers:
             console.print(f"{source.name} has {len(source):,} documents, none of them in --rows.")
         for number in numbers:

@@ -159,6 +159,8 @@ def make_plan(
         scan = joined(_scans(source, ordered, max_bad_in_a_row, track))
         enter_unused(ledger, ledger.sources[source.name], scan)
         _enter_beside(ledger.sources[source.name], source, scan)
+        for name, count in source.left_out().items():
+            ledger.sources[source.name].documents[NOT_READ + name] = count
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
     if cache is not None:

@@ -127,8 +127,11 @@ class SourceScanner(Dataset[Scan]):
 
     def holds(self, scan: Scan) -> bool:
         """Whether a stored scan is still true: a medium that failed may have been put right."""
-        files = (file for row in scan.unused for file in row.files)
-        return all(_media_state(file.path, self._source.media_root) == file for file in files)
+        return all(
+            _media_state(file.path, self._source.root_of(row.row)) == file
+            for row in scan.unused
+            for file in row.files
+        )
 
     def _read(self, rows: Iterable[int], total: int) -> Scan:
         """What these rows of a piece of ``total`` gave."""

@@ -47,6 +47,18 @@ class DocumentSource:
         """How a row without a target gets some; empty where nothing marks them."""
         return SCHEMAS[self.unread.format].marking if self.unread is not None else ""
 
+    def left_out(self) -> dict[str, int]:
+        """Files that lie with the rows and are not read, by what they are."""
+        found = getattr(self.rows, "left_out", None)
+        ignored = frozenset() if self.unread is None else self.unread.ignored
+        return {} if found is None else {name: n for name, n in found().items() if n and name not in ignored}
+
+    def root_of(self, number: int) -> str | None:
+        """The folder of a document's media: of files in several folders, its own file's."""
+        found = getattr(self.rows, "media_root", None)
+        own: str | None = None if found is None else found(number)
+        return own or self.media_root
+
     def document(self, number: int) -> Document:
         """Document ``number``.
 
@@ -62,6 +74,9 @@ class DocumentSource:
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
             unread, tar_row = self.unread, row if isinstance(row, TarRow) else None
+            unread, root = self.unread, self.root_of(number)
+            if unread is not None and unread.media_root != root:
+                unread = replace(unread, media_root=root)
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
             document = self.read(row)
@@ -69,7 +84,7 @@ class DocumentSource:
             if tar_row is not None:
                 document, unnamed = with_own_files(document, tar_row)
                 not_read += unnamed if unread is not None and unread.format != "text" else ()
-            return _placed(document, source, self.media_root, not_read)
+            return _placed(document, source, root, not_read)
         except DocumentError as error:
             raise error.at(source) from None
         except OSError as error:
@@ -142,8 +157,11 @@ def open_source(
         check_format(format, targets, chat_template)
         rows: Rows
         if isinstance(path, str | Path):
-            rows, own_root = open_rows(path, split=split, as_text=format == "text")
-            root: str | None = str(media_root or own_root)
+            given_root = None if media_root is None else str(media_root)
+            rows, own_root = open_rows(
+                path, split=split, format=format, media_root=given_root, ignored=ignore_fields
+            )
+            root: str | None = given_root or own_root
         else:
             if split:
                 raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")

@@ -13,6 +13,7 @@ import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.file_states import FileState, file_state
+from vlcpt.data.readers.encodings import BOM, check_wide, not_utf8, text_of
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.json_keys import check_keys, repeated, rows_with_repeats
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".txt", ".md")
 _CHUNK = 1 << 20
-_BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 12  # bytes that tell UTF-16
 
 
 class Rows(Protocol):
@@ -49,14 +50,15 @@ class JsonlRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
+        _check_start(path, self._name)
         self._bounds = _line_bounds(path)
         sizes = np.diff(self._bounds)
-        short = np.flatnonzero(sizes <= len(_BOM) + 2)
+        short = np.flatnonzero(sizes <= len(BOM) + 2)
         blank = []
         with path.open("rb") as file:
             for line in short.tolist():
                 file.seek(int(self._bounds[line]))
-                if not file.read(int(sizes[line])).removeprefix(_BOM).strip():
+                if not file.read(int(sizes[line])).removeprefix(BOM).strip():
                     blank.append(line)
         self._lines: Sequence[int] | np.ndarray = range(len(sizes))
         if blank:
@@ -81,7 +83,15 @@ class JsonlRows:
             line = os.pread(file, stop - start, start)
         finally:
             os.close(file)
-        return json_object(line.removeprefix(_BOM) if number == 0 else line)
+        try:
+            return json_object(line, self._name)
+        except DocumentError as error:
+            if error.kind != "encoding":
+                raise
+            # With what stands around it: one line is often too short to tell encodings apart.
+            with self._path.open("rb") as whole:
+                whole.seek(max(0, start - _HEAD))
+                raise not_utf8(whole.read(_HEAD * 4 + stop - start), _first_bad(line), self._name) from None
 
 
 class JsonRows:
@@ -95,10 +105,13 @@ class JsonRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._name = name or str(path)
         try:
-            data = path.read_bytes().removeprefix(_BOM)
+            data = path.read_bytes().removeprefix(BOM)
+            check_wide(data, self._name)
             rows = orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            raise DocumentError(f"not JSON: {error}.", kind="json", field=self._name) from None
+            raise _not_json(data, error, self._name).at(None, self._name) from None
+        except DocumentError as error:
+            raise error.at(None, self._name) from None
         if not isinstance(rows, list):
             raise DocumentError(
                 f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
@@ -131,14 +144,21 @@ class TextRows:
 
     Args:
         path: A file, or a folder that is searched for ``.txt`` and ``.md``.
+        files: Which files, where they are known.
+        looks_beside: Whether media files that lie with them are named as not read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._files = [path]
-        if path.is_dir():
-            self._files = [file for file in files_inside(path) if file.suffix.lower() in TEXT_SUFFIXES]
-            for file in self._files:
-                require_regular(file)
+    def __init__(
+        self, path: Path, files: Sequence[Path] | None = None, *, looks_beside: bool = False
+    ) -> None:
+        self._folder = path if path.is_dir() else path.parent
+        self._looks_beside = looks_beside
+        if files is None:
+            inside = files_inside(path) if path.is_dir() else [path]
+            files = [file for file in inside if file.suffix.lower() in TEXT_SUFFIXES]
+        self._files = files
+        for file in self._files:
+            require_regular(file)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -150,13 +170,16 @@ class TextRows:
         """What tells whether they changed."""
         return [file_state(file) for file in self._files]
 
+    def left_out(self) -> Mapping[str, int]:
+        """Media files that lie with them, which may be theirs."""
+        from vlcpt.data.readers.unread import BESIDE, media_beside
+
+        return {BESIDE: media_beside(str(self._folder))} if self._looks_beside else {}
+
     def row(self, number: int) -> Row:
-        try:
-            return {"text": self._files[number].read_text(encoding="utf-8-sig")}
-        except UnicodeDecodeError as error:
-            raise DocumentError(
-                f"byte {error.start} is not UTF-8. Convert the file to UTF-8.", kind="encoding"
-            ) from None
+        file = self._files[number]
+        # Line ends of any system are one character, as when Python reads a text.
+        return {"text": text_of(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")}
 
 
 class MemoryRows:
@@ -225,21 +248,55 @@ def _line_bounds(path: Path) -> np.ndarray:
     return np.frombuffer(bounds, dtype=np.int64)
 
 
-def json_object(line: bytes) -> dict[str, object]:
+def json_object(line: bytes, file: str = "") -> dict[str, object]:
     """A row from its JSON.
+
+    Args:
+        line: In UTF-8, with or without a mark at its start.
+        file: Its file's name, for the command that converts another encoding.
 
     Example:
         >>> json_object(b'{"text": "a"}')
         {'text': 'a'}
     """
     try:
-        row = orjson.loads(line)
+        row = orjson.loads(line.removeprefix(BOM))
     except orjson.JSONDecodeError as error:
-        raise DocumentError(f"not JSON: {error}.", kind="json") from None
+        raise _not_json(line, error, file) from None
     if not isinstance(row, dict):
         raise DocumentError(f"expected an object in {{}}, found {type(row).__name__}.", kind="json")
     check_keys(line, row)
     return row
+
+
+def _not_json(data: bytes, error: orjson.JSONDecodeError, file: str) -> DocumentError:
+    """What is wrong with the JSON: its encoding, where that is not UTF-8."""
+    try:
+        check_wide(data, file)
+    except DocumentError as wide:
+        return wide
+    if (place := _first_bad(data)) >= 0:
+        return not_utf8(data, place, file)
+    return DocumentError(f"not JSON: {error}.", kind="json")
+
+
+def _first_bad(data: bytes) -> int:
+    """The first byte that is not UTF-8; -1 if all are."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return -1
+
+
+def _check_start(path: Path, name: str) -> None:
+    """Raise where a file begins like UTF-16, of which no line could be read."""
+    with path.open("rb") as file:
+        start = file.read(_HEAD)
+    try:
+        check_wide(start, name)
+    except DocumentError as error:
+        raise error.at(None, name) from None
 
 
 def _stored(rows: Sequence[object]) -> Sequence[object]:

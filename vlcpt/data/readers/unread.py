@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,10 @@ from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
+LONE_MEDIA = "pictures and videos without a text"
+LONE_TEXTS = "texts without a picture or video"
+UNNAMED = "media files that no row names"
+_OF_FILES = frozenset((BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED))
 
 _SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 _SAYS_MEDIUM = re.compile(r"image|img|picture|photo|video", re.IGNORECASE)
@@ -212,6 +217,26 @@ def media_beside(media_root: str) -> int:
     return found
 
 
+def is_media_name(name: str) -> bool:
+    """Whether a file's name ends like an image or a video, those included that have to be converted first.
+
+    Example:
+        >>> is_media_name("a.JPG"), is_media_name("a.heic"), is_media_name("a.txt")
+        (True, True, False)
+    """
+    return name.rpartition(".")[2].lower() in _SUFFIXES and "." in name
+
+
+def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
+    """Files that are not read, counted by their suffixes, as :func:`told_unread` shows them.
+
+    Example:
+        >>> suffixes_of([Path("a_stats.json"), Path("b.JSON"), Path("LICENSE")])
+        {'.json': 2, '. (no suffix)': 1}
+    """
+    return dict(Counter(file.suffix.lower() or ". (no suffix)" for file in files))
+
+
 def told_unread(counts: Mapping[str, int]) -> str:
     """Names with their rows, as every command shows them; empty where all was read.
 
@@ -221,7 +246,7 @@ def told_unread(counts: Mapping[str, int]) -> str:
     """
     named = []
     for name, count in counts.items():
-        unit = "file" if name == BESIDE else "row"
+        unit = "file" if name in _OF_FILES or name.startswith(".") else "row"
         named.append(f"{name[:60]} ({count:,} {unit}{'s' * (count != 1)})")
     return "not read: " + ", ".join(named) if named else ""
 
