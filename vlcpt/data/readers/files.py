@@ -73,7 +73,7 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
-            unread, tar_row = self.unread, row if isinstance(row, TarRow) else None
+            tar_row = row if isinstance(row, TarRow) else None
             unread, root = self.unread, self.root_of(number)
             if unread is not None and unread.media_root != root:
                 unread = replace(unread, media_root=root)
