@@ -29,8 +29,8 @@ def main() -> None:
 def _leave(code: object) -> None:
     """End here and now where Python's own end may hang or abort: after a signal, and on a rank that failed.
 
-    Loaders wait for workers that are killed already, threads of gloo, in torch 2.14, can abort a process at its
-    end, and other ranks may keep it waiting there.
+    Loaders wait for workers that are killed already, threads of gloo, in torch 2.14, can abort a process at
+    its end, and other ranks may keep it waiting there.
     """
     torch = sys.modules.get("torch")
     is_rank = torch is not None and torch.distributed.is_initialized()
