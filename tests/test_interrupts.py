@@ -37,6 +37,7 @@ def start(tmp_path):
         )
         started.append(process)
         assert process.stdout and process.stdout.readline() == "ready\n", errors.read_text()
+        time.sleep(0.5)  # until it is in the call that follows
         return process, errors
 
     yield begin

@@ -27,10 +27,14 @@ def main() -> None:
 
 
 def _leave(code: object) -> None:
-    """End a rank that failed here and now: threads of gloo, in torch 2.14, can abort a process at its end,
-    and other ranks may keep it waiting there."""
+    """End here and now where Python's own end may hang or abort: after a signal, and on a rank that failed.
+
+    Loaders wait for workers that are killed already, threads of gloo, in torch 2.14, can abort a process at
+    its end, and other ranks may keep it waiting there.
+    """
     torch = sys.modules.get("torch")
-    if isinstance(code, int) and code and torch is not None and torch.distributed.is_initialized():
+    is_rank = torch is not None and torch.distributed.is_initialized()
+    if isinstance(code, int) and (code in (130, 143) or (code and is_rank)):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
