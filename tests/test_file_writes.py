@@ -79,7 +79,7 @@ def test_a_folder_below_a_file_and_a_name_that_is_too_long_are_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(
-        WriteError, match=r"file/a\.json could not be written: Not a directory\. .* Choose an"
+        WriteError, match=r"file/a\.json could not be written: File exists \(in the place of its folder\)\. "
     ):
         write_file(tmp_path / "file/a.json", "")
     with pytest.raises(
