@@ -18,7 +18,10 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|iostream error|file write failed")
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # of Rust's libraries, and in shutil's lists
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
-_HINTS = {errno.EFBIG: " (of ulimit -f, or of the file system)"}
+_HINTS = {
+    errno.EFBIG: " (of ulimit -f, or of the file system)",
+    errno.EEXIST: " (in the place of its folder)",
+}
 
 
 class WriteError(OSError):
