@@ -33,7 +33,6 @@ _MEANING = {
     "seed": ("seed", "it decides the order of the data and dropout"),
     "data_seed": ("data_seed", "it decides the order of the data"),
     "sampling": ("train_sampling_strategy", "it decides the order of the data"),
-    "drop_last": ("dataloader_drop_last", "it decides how many steps an epoch has"),
     "precision": ("the type of products", "set bf16 and fp16 as they were; the numbers would be others"),
     "items_per_step": ("packs in a step", "keep processes × per_device_train_batch_size × accumulation"),
     "engine": ("the format of the states", "keep deepspeed as it was"),
@@ -84,7 +83,6 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         "data_seed": args.data_seed,
         # None, as in what was saved before there was a choice.
         "sampling": None if (order := str(args.train_sampling_strategy)) == "random" else order,
-        "drop_last": True if args.dataloader_drop_last else None,
         "precision": str(autocast_type(args) or torch.float32).removeprefix("torch."),
         "items_per_step": items,
         "engine": engine,
