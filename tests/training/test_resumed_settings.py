@@ -131,7 +131,7 @@ def test_the_schedule_is_the_configurations_from_the_checkpoints_rates(run):
     assert "cosine" in seen.schedule.func.__name__
     assert seen.schedule.keywords["num_warmup_steps"] == 20
     assert seen.schedule.keywords["num_training_steps"] == 40
-    # The fourth step is 3 of 20 up to the checkpoint's 0.01, not to 1.0; the third has the rate that was saved.
+    # The fourth step is 3 of 20 up to the saved 0.01, not to 1.0; the third has the rate that was saved.
     fourth = next(one for one in seen.state.log_history if one.get("step") == 4)
     assert fourth["learning_rate"] == pytest.approx(0.01 * 3 / 20)
 
