@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import set_seed
 
 from vlcpt.config import ConfigError
 from vlcpt.config_packages import NEEDING, require_packages
@@ -155,8 +154,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         _tell_unread(dataset.ledger, console)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
-    set_seed(training.seed)  # Trainer seeds later than adapters are drawn
-    model = load_model(configs.model)
+    model = load_model(configs.model, seed=training.seed)
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
     ranks.at(0, "reading the evaluation data")

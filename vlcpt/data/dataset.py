@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -193,6 +193,30 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         for part in (*columns, self._pack_of, self._pack_ends):
             plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
+
+    @property
+    def source_rows(self) -> dict[str, int]:
+        """Rows of each source that were read, by its name."""
+        scans = zip(self._sources, self._plan.scans, strict=True)
+        return {source.name: scan.rows for source, scan in scans}
+
+    def row_checksums(self) -> Iterator[np.ndarray]:
+        """Of each source: int32, a checksum of each row's tokens and targets; -1 of one that is not used."""
+        for scan in self._plan.scans:
+            found, done = np.full(scan.rows, -1, dtype=np.int32), 0
+            for _, documents in scan.documents.pieces():
+                parts = documents["parts"]
+                count = int(parts.sum())
+                first = np.cumsum(parts) - parts  # every part has its document's
+                found[documents["row"]] = scan.parts.lines(slice(done, done + count))["checksum"][first]
+                done += count
+            yield found
+
+    def row_name(self, source: int, row: int) -> str:
+        """File and line of a row, as messages call it; after the last one, that it would be the next."""
+        rows = self._sources[source].rows
+        count = self._plan.scans[source].rows
+        return str(rows.source(row)) if row < count else f"the end, after {rows.source(count - 1)}"
 
     def names(self, index: int) -> list[str]:
         """The documents of an item, as messages call them."""

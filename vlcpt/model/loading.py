@@ -66,7 +66,7 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     return processor
 
 
-def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
+def load_model(config: "ModelConfig", *, seed: int = 42) -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
     ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way. For a
@@ -74,6 +74,11 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
     The KV cache is off in both configurations, because it would let packed documents see each other.
     ``qlora`` packs the language tower's linear layers only: the vision tower, the merger and the output
     layer stay as they are.
+
+    Args:
+        config: What to load, and what of it trains.
+        seed: What new adapters are drawn from, and nothing else: torch's own random state neither changes
+            them nor is changed. The default is that of ``CPTConfig``; ``vlcpt train`` gives the run's.
 
     Raises:
         ValueError: If the checkpoint is not there, of another family or incomplete; if the adapter has
@@ -99,11 +104,13 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
         in_4_bits=config.tuning == "qlora",
     )
     turn_cache_off(model)
-    if config.adapter_name_or_path is not None:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        if config.adapter_name_or_path is None:
+            return tune(model, config)
         tuned = load_adapter(model, config.adapter_name_or_path, is_trainable=True)
-        check_trained_parts(tuned, config)
-        return tuned
-    return tune(model, config)
+    check_trained_parts(tuned, config)
+    return tuned
 
 
 def tune(model: PreTrainedModel, config: "ModelConfig") -> PreTrainedModel | PeftModel:

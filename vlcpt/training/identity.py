@@ -18,6 +18,7 @@ from vlcpt.config import CPTConfig
 from vlcpt.config_precision import autocast_type
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.adapters import base_model
+from vlcpt.training.changed_rows import source_blocks
 from vlcpt.training.manifests import CheckpointError
 from vlcpt.training.resumed_settings import saved_settings
 
@@ -32,7 +33,6 @@ _MEANING = {
     "seed": ("seed", "it decides the order of the data and dropout"),
     "data_seed": ("data_seed", "it decides the order of the data"),
     "sampling": ("train_sampling_strategy", "it decides the order of the data"),
-    "drop_last": ("dataloader_drop_last", "it decides how many steps an epoch has"),
     "precision": ("the type of products", "set bf16 and fp16 as they were; the numbers would be others"),
     "items_per_step": ("packs in a step", "keep processes × per_device_train_batch_size × accumulation"),
     "engine": ("the format of the states", "keep deepspeed as it was"),
@@ -78,11 +78,11 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
     items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts: dict[str, object] = {
         "data": _data(dataset),
+        "sources": source_blocks(dataset),
         "seed": args.seed,
         "data_seed": args.data_seed,
         # None, as in what was saved before there was a choice.
         "sampling": None if (order := str(args.train_sampling_strategy)) == "random" else order,
-        "drop_last": True if args.dataloader_drop_last else None,
         "precision": str(autocast_type(args) or torch.float32).removeprefix("torch."),
         "items_per_step": items,
         "engine": engine,
@@ -98,13 +98,14 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
     return json.loads(json.dumps(facts))  # as it will be read again
 
 
-def require_same_run(checkpoint: str, saved: Facts, now: Facts) -> None:
+def require_same_run(checkpoint: str, saved: Facts, now: Facts, *, rows: str | None = None) -> None:
     """Raise where a checkpoint is of another run.
 
     Args:
         checkpoint: Its name, for the message.
         saved: Facts of its manifest.
         now: Those of this run.
+        rows: Where the data differ first, where that is known.
 
     Raises:
         CheckpointError: That names every difference.
@@ -121,6 +122,9 @@ def require_same_run(checkpoint: str, saved: Facts, now: Facts) -> None:
         if name == "precision" and name not in saved:
             continue  # of a checkpoint from before it was kept
         if saved.get(name) != now.get(name):
+            if name == "data" and rows:
+                differences.append(f"{what}: {rows}")
+                continue
             was, is_now = _values(saved.get(name), now.get(name))
             differences.append(f"{what}: saved with {was}, now {is_now} ({hint})")
     if differences:

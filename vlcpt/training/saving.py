@@ -25,6 +25,7 @@ from vlcpt.file_writes import Writing, free_bytes, human_size, refusal, remove, 
 from vlcpt.folder_locks import hold
 from vlcpt.model.adapters import base_model
 from vlcpt.model.base_files import BaseFiles, find_base_files
+from vlcpt.training.changed_rows import changed_rows, save_rows
 from vlcpt.training.checkpoints import check_adapter, restore_weights, save_now
 from vlcpt.training.disk import (
     delete_checkpoint,
@@ -96,7 +97,10 @@ class Checkpoints(TrainerCallback):
             found[0] = find_checkpoint(resume_from_checkpoint, self._output, check=self._require_trust)
             if found[0] is not None:
                 self._resumed = verify(found[0], hashes=False)
-                require_same_run(found[0].name, self._resumed.run, facts)
+                run, rows = self._resumed.run, None
+                if run.get("data") != facts.get("data"):
+                    rows = changed_rows(self._trainer.train_dataset, found[0], run.get("sources"))
+                require_same_run(found[0].name, run, facts, rows=rows)
                 require_states(found[0], args.world_size)
                 check_progress(found[0])
 
@@ -294,6 +298,7 @@ class Checkpoints(TrainerCallback):
             if args.should_save:
                 assert facts is not None
                 save_failed(self._trainer.train_dataset, folder)
+                save_rows(self._trainer.train_dataset, folder)
                 write_manifest(folder, facts)
                 if self._trainer.is_deepspeed_enabled:
                     write_record(self._output, folder)
