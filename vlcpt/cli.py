@@ -36,7 +36,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"vlcpt {__version__}")
+        print(f"vlcpt {__version__}")
         raise typer.Exit
 
 
@@ -153,9 +153,10 @@ def merge(
     """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
     with _told():
         from vlcpt.model.merging import merge_adapter
+        from vlcpt.report.screen import visible
 
         merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
-        typer.echo(f"merged into {output}")
+        print(visible(f"merged into {output}"))
 
 
 @app.command()
@@ -207,7 +208,7 @@ def push(
             revision=revision,
         )
         if done.url:
-            typer.echo(f"pushed to {done.url} ({'private' if done.private else 'public'})")
+            print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
             return
         screen = Screen()
         files = [(file.name, file.size) for file in done.files]
@@ -221,7 +222,7 @@ def env() -> None:
     """Versions and devices, for a bug report."""
     from vlcpt.report.environment import describe
 
-    typer.echo(describe())
+    print(describe())
 
 
 def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Configs:
@@ -307,5 +308,6 @@ def _fail(message: str, code: int) -> NoReturn:
     from vlcpt.report.screen import visible
 
     sys.stdout.flush()
-    typer.echo(visible(redacted(f"vlcpt: {message}")), err=True)
+    # Not typer's echo, which sends UTF-8 to a terminal of ASCII.
+    print(visible(redacted(f"vlcpt: {message}")), file=sys.stderr)
     raise typer.Exit(code)

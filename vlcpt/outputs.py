@@ -96,7 +96,8 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two may write to one name
     try:
         text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        # Names of files may hold halves of characters, which JSON writes as such an escape.
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -239,7 +239,8 @@ class Ledger:
         for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
             partial = directory / f".{name}.{os.getpid()}.partial"  # two may write to one name
             try:
-                partial.write_text(content, encoding="utf-8")
+                # Names of files may hold halves of characters, which JSON writes as such an escape.
+                partial.write_text(content, encoding="utf-8", errors="backslashreplace")
                 partial.replace(directory / name)
             finally:
                 partial.unlink(missing_ok=True)

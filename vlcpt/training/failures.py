@@ -102,7 +102,7 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
             dataset.failures.enter_read()
     if lines and output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        with (output_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
+        with (output_dir / "dropped.jsonl").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(lines)
     dataset.failures.check()
 
@@ -110,7 +110,7 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
 def save_failed(dataset: object, checkpoint: Path) -> None:
     """Put the documents that failed so far into a checkpoint; no file if there are none."""
     if isinstance(dataset, CPTDataset) and (state := dataset.failures.state())["failed"]:
-        (checkpoint / FAILED).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        (checkpoint / FAILED).write_text(json.dumps(state), encoding="utf-8")
 
 
 def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:
