@@ -7,6 +7,7 @@ from io import BytesIO
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
+from vlcpt.data.media import MediaError, image_size
 from vlcpt.data.readers.files import open_source
 
 
@@ -108,3 +109,11 @@ def test_what_is_wrong_with_a_row_is_said(tar, members, message):
     with pytest.raises(DocumentError) as caught:
         source.document(1)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.AVIF"])
+def test_heic_and_avif_of_a_tar_are_its_pictures_so_that_reading_one_says_what_it_is(tar, name):
+    source = tar.all([(name, b"\0\0\0\x14ftypheic\0\0\0\0mif1"), ("a.json", b'{"text": "A valve."}')])
+    (picture,) = source.document(0).images
+    with pytest.raises(MediaError, match=f"^{name} is a HEIC picture, which is not read"):
+        image_size(picture, media_root=None)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".txt", ".md")
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+MAX_ROW_BYTES = 256 * 2**20
+"""The default of ``max_row_bytes``: a row takes several times its bytes in memory, in each worker."""
 
 
 class Rows(Protocol):
@@ -49,6 +51,7 @@ class JsonlRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
+        self._most = MAX_ROW_BYTES
         self._bounds = _line_bounds(path)
         sizes = np.diff(self._bounds)
         short = np.flatnonzero(sizes <= len(_BOM) + 2)
@@ -75,6 +78,7 @@ class JsonlRows:
     def row(self, number: int) -> Row:
         place = int(self._lines[number])
         start, stop = self._bounds[place : place + 2].tolist()
+        check_row_size(stop - start, self._most)
         # By number, not as a file object: that takes three times as long, for each row.
         file = os.open(self._path, os.O_RDONLY)
         try:
@@ -82,6 +86,10 @@ class JsonlRows:
         finally:
             os.close(file)
         return json_object(line.removeprefix(_BOM) if number == 0 else line)
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        self._most = most
 
 
 class JsonRows:
@@ -104,8 +112,9 @@ class JsonRows:
                 f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
             )
         self._repeats = rows_with_repeats(data, rows)
+        self._most = MAX_ROW_BYTES
         # Bytes, not objects: a fraction of the memory, and workers share it with the parent.
-        lines = [orjson.dumps(row) for row in rows]
+        lines = [_compact(row) for row in rows]
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
         self._lines = b"".join(lines)
 
@@ -123,7 +132,14 @@ class JsonRows:
         if number in self._repeats:
             raise repeated(self._repeats[number])
         start = int(self._ends[number - 1]) if number else 0
+        check_row_size(int(self._ends[number]) - start, self._most)
+        if start == int(self._ends[number]):
+            raise DocumentError("not JSON that can be read: it is nested too deeply.", kind="json")
         return json_object(self._lines[start : int(self._ends[number])])
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        self._most = most
 
 
 class TextRows:
@@ -134,6 +150,7 @@ class TextRows:
     """
 
     def __init__(self, path: Path) -> None:
+        self._most = MAX_ROW_BYTES
         self._files = [path]
         if path.is_dir():
             self._files = [file for file in files_inside(path) if file.suffix.lower() in TEXT_SUFFIXES]
@@ -150,7 +167,12 @@ class TextRows:
         """What tells whether they changed."""
         return [file_state(file) for file in self._files]
 
+    def limit(self, most: int) -> None:
+        """Refuse files of more bytes."""
+        self._most = most
+
     def row(self, number: int) -> Row:
+        check_row_size(self._files[number].stat().st_size, self._most)
         try:
             return {"text": self._files[number].read_text(encoding="utf-8-sig")}
         except UnicodeDecodeError as error:
@@ -240,6 +262,56 @@ def json_object(line: bytes) -> dict[str, object]:
         raise DocumentError(f"expected an object in {{}}, found {type(row).__name__}.", kind="json")
     check_keys(line, row)
     return row
+
+
+def _compact(row: object) -> bytes:
+    """A row's JSON; nothing for one that is nested more deeply than can be written."""
+    try:
+        return orjson.dumps(row)
+    except orjson.JSONEncodeError:
+        return b""
+
+
+def check_row_size(size: int, most: int) -> None:
+    """Raise for a row that would fill memory, before it is read.
+
+    Example:
+        >>> check_row_size(300, 256)
+        Traceback (most recent call last):
+        ...
+        vlcpt.data.documents.DocumentError: the row has 300 bytes, above max_row_bytes = 256. Split it into several rows, or raise the limit.
+    """  # noqa: E501
+    if size > most:
+        raise DocumentError(
+            f"the row has {size:,} bytes, above max_row_bytes = {most:,}. Split it into several rows, or "
+            "raise the limit."
+        )
+
+
+def check_strings(path: Path, most: int) -> None:
+    """Raise for a JSON file with a text above a limit: a list is read whole, so its rows are too late.
+
+    Args:
+        path: The file, without compression.
+        most: Bytes between two quotes.
+    """
+    if path.stat().st_size <= most:
+        return
+    with path.open("rb") as file:
+        done = last = 0
+        while chunk := file.read(_CHUNK):
+            quotes = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord('"')) + done
+            done += len(chunk)
+            bounds = np.concatenate([[last], quotes, [done] if done - last > most else []])
+            gaps = np.diff(bounds)
+            if len(gaps) and gaps.max() > most:
+                raise DocumentError(
+                    f"a text at byte {int(bounds[gaps.argmax()]):,} is longer than max_row_bytes = {most:,}. "
+                    "Split it into several rows, or raise the limit.",
+                    kind="source",
+                    field=str(path),
+                )
+            last = int(quotes[-1]) if len(quotes) else last
 
 
 def _stored(rows: Sequence[object]) -> Sequence[object]:

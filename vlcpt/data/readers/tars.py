@@ -14,11 +14,12 @@ import orjson
 from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
-from vlcpt.data.readers.rows import json_object
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, check_row_size, json_object
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+# HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif")
 VIDEO_SUFFIXES = ("mp4", "mov", "webm", "mkv", "avi")
 
 # The key is the path up to the first dot of the file's name, as in WebDataset; hidden files have none.
@@ -39,6 +40,7 @@ class TarRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
+        self._most = MAX_ROW_BYTES
         names: list[bytes] = []
         places: list[tuple[int, int]] = []
         starts: list[int] = []
@@ -81,6 +83,10 @@ class TarRows:
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
 
+    def limit(self, most: int) -> None:
+        """Refuse texts of more bytes."""
+        self._most = most
+
     def state(self) -> FileState:
         """What tells whether they changed."""
         return file_state(self._name)
@@ -95,6 +101,8 @@ class TarRows:
                 suffix = name.rpartition(".")[2].lower()
                 if name in members:
                     raise DocumentError(f"two members are named {name!r}. Rename or remove one.")
+                if suffix in ("txt", "json"):
+                    check_row_size(size, self._most)
                 if suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, "txt", "json"):
                     file.seek(offset)
                     members[name] = file.read(size)
