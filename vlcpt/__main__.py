@@ -1,11 +1,33 @@
 """``vlcpt``, ``python -m vlcpt``, ``torchrun -m vlcpt`` and ``deepspeed --module vlcpt``."""
 
+import codecs
+import io
 import os
 import sys
+
+# What a terminal without our own marks is sent for them; any other character that it lacks is a "?".
+_PLAIN = {"«": "<<", "»": ">>", "┊": "|", "✂": "8<", "×": "x", "–": "-", "…": "...", "→": "->", "’": "'"}
+
+
+def print_everywhere() -> None:
+    """Let stdout and stderr replace what their encoding lacks: `LC_ALL=C` and Windows' code pages have no
+    Chinese, and a run must not end at a character of its data."""
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        lacking = error.object[error.start : error.end]
+        return "".join(_PLAIN.get(one, "?") for one in lacking), error.end
+
+    codecs.register_error("vlcpt", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        # UTF-8 lacks halves of characters, which names of files may hold.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="vlcpt")
 
 
 def main() -> None:
     """Run the command line."""
+    print_everywhere()
     # `deepspeed --module` puts --local_rank before the command; every launcher sets LOCAL_RANK as well.
     arguments = iter(sys.argv[1:])
     kept: list[str] = []

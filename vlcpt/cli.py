@@ -37,7 +37,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"vlcpt {__version__}")
+        print(f"vlcpt {__version__}")
         raise typer.Exit
 
 
@@ -157,9 +157,10 @@ def merge(
 
         require_free(staging_folder(output), "output", shown=output)
         from vlcpt.model.merging import merge_adapter
+        from vlcpt.report.screen import visible
 
         merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
-        typer.echo(f"merged into {output}")
+        print(visible(f"merged into {output}"))
 
 
 @app.command()
@@ -211,7 +212,7 @@ def push(
             revision=revision,
         )
         if done.url:
-            typer.echo(f"pushed to {done.url} ({'private' if done.private else 'public'})")
+            print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
             return
         screen = Screen()
         files = [(file.name, file.size) for file in done.files]
@@ -225,7 +226,7 @@ def env() -> None:
     """Versions and devices, for a bug report."""
     from vlcpt.report.environment import describe
 
-    typer.echo(describe())
+    print(describe())
 
 
 def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Configs:
@@ -326,5 +327,6 @@ def _fail(message: str, code: int) -> NoReturn:
     from vlcpt.report.screen import visible
 
     sys.stdout.flush()
-    typer.echo(visible(redacted(f"vlcpt: {message}")), err=True)
+    # Not typer's echo, which sends UTF-8 to a terminal of ASCII.
+    print(visible(redacted(f"vlcpt: {message}")), file=sys.stderr)
     raise typer.Exit(code)

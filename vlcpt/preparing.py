@@ -66,7 +66,11 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     for role, entry in _entries(data):
         if prepared_members(entry.path) is not None:
             raise DocumentError("it is prepared already.", kind="source", field=entry.path)
-        source = open_source(untagged=data.untagged, **source_options(entry))  # type: ignore[arg-type]
+        source = open_source(
+            untagged=data.untagged,
+            max_row_bytes=data.max_row_bytes,
+            **source_options(entry),  # type: ignore[arg-type]
+        )
         prepare_source(
             source,
             # What is encoded for good is looked at as `vlcpt check` does: a cut file is no medium.

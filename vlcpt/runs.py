@@ -243,7 +243,9 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
         source
         for role in ("train_data", "replay_data")
         for entry in getattr(data, role)
-        for source in open_sources(source_options(entry), data.untagged, role=role)
+        for source in open_sources(
+            source_options(entry), data.untagged, role=role, max_row_bytes=data.max_row_bytes
+        )
     ]
     require_same_encoding(sources, processor, data.untagged, options)
     if not any(range(*rows.indices(len(source))) for source in sources):

@@ -25,6 +25,7 @@ from vlcpt.data.packing import plan_packs
 from vlcpt.data.plan_cache import PlanCache
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.readers.rows import MAX_ROW_BYTES
 from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
 from vlcpt.data.watch import WorkerWatch
@@ -48,7 +49,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         seed: Decides packs, repetition and replay.
         replay_data: Sources that are drawn from until they make up ``replay_share`` of all targets.
         replay_share: 0 ≤ share < 1.
-        untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
+        untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction, max_row_bytes: See the configuration.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
         num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
             depends on it.
@@ -85,6 +86,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         replay_data: Sources = (),
         replay_share: float = 0.0,
         untagged: Untagged = "train",
+        max_row_bytes: int = MAX_ROW_BYTES,
         train_eos: TrainEos = "auto",
         on_overlong: OnOverlong = "split",
         on_bad_data: OnBadData = "error",
@@ -103,8 +105,12 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
-        train = open_sources(sources, untagged)
-        replay = open_sources(replay_data, untagged, "replay", "replay_data") if replay_share else []
+        train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
+        replay = (
+            open_sources(replay_data, untagged, "replay", "replay_data", max_row_bytes)
+            if replay_share
+            else []
+        )
         self._sources = distinct([*train, *replay])
         self._states = [_state(source) for source in self._sources]  # before they are read
         encoder = partial(

@@ -6,13 +6,15 @@ promises. :mod:`vlcpt.data.video` stands behind the first two as well.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -78,6 +80,9 @@ class MediaLimits:
 
 
 DEFAULT_LIMITS = MediaLimits()
+
+GIANT_PIXELS = 25_000_000
+"""Pixels of an image that is decoded in turn: 5,000 × 5,000, above all cameras' but the largest."""
 
 
 def resolve(path: str, media_root: Path | None) -> Path:
@@ -203,6 +208,36 @@ def read_image(
         opened.load()
         rgb = _to_rgb(opened)
         return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+@contextmanager
+def giants_in_turn(pixels: int) -> Iterator[None]:
+    """Hold the pixels of one giant image at a time on this machine, in whatever worker or rank.
+
+    Eight workers that each decode an image near ``max_image_pixels`` would need eight times a gigabyte at
+    once. Others than giants never wait. Where a worker is killed, the system lets the next one go on.
+
+    Args:
+        pixels: Of the image, as stored.
+
+    Example:
+        >>> with giants_in_turn(1_000_000):
+        ...     pass
+    """
+    if pixels < GIANT_PIXELS:
+        yield
+        return
+    path = os.path.join(tempfile.gettempdir(), f"vlcpt-giants-{os.getuid()}.lock")
+    descriptor = None
+    try:
+        # No link is followed: the folder is everybody's. Without such a folder all decode at once.
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
 def save_failed(dataset: object, checkpoint: Path) -> None:
     """Put the documents that failed so far into a checkpoint; no file if there are none."""
     if isinstance(dataset, CPTDataset) and (state := dataset.failures.state())["failed"]:
-        write_file(checkpoint / FAILED, json.dumps(state, ensure_ascii=False))
+        write_file(checkpoint / FAILED, json.dumps(state))
 
 
 def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:

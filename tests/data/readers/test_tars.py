@@ -7,6 +7,7 @@ from io import BytesIO
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
+from vlcpt.data.media import MediaError, image_size
 from vlcpt.data.readers.files import open_source
 
 
@@ -192,3 +193,11 @@ def test_a_text_with_spans_takes_the_one_file_of_its_key(tar):
     text = json.dumps({"text": "<image><trainable_text>a</trainable_text>"}).encode()
     source = tar.all([("1.jpg", b"x"), ("1.json", text)])
     assert source.document(0).segments == (Image("1.jpg", b"x"), caption("a"))
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.AVIF"])
+def test_heic_and_avif_of_a_tar_are_its_pictures_so_that_reading_one_says_what_it_is(tar, name):
+    source = tar.all([(name, b"\0\0\0\x14ftypheic\0\0\0\0mif1"), ("a.json", b'{"text": "A valve."}')])
+    (picture,) = source.document(0).images
+    with pytest.raises(MediaError, match=f"^{name} is a HEIC picture, which is not read"):
+        image_size(picture, media_root=None)

@@ -54,7 +54,7 @@ def unpacked(path: Path) -> Path:
 
     state = path.stat()
     key = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}"
-    name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}-{inner_name(path.name)}"
+    name = f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}-{inner_name(path.name)}"
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "vlcpt" / name
     if copy.exists():
         return copy

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.markup import Untagged
+from vlcpt.data.readers.compressed import inner_name, unpacked
 from vlcpt.data.readers.fields import Row, id_field
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.readers.prepared_folders import prepared_members
-from vlcpt.data.readers.rows import MemoryRows, Rows
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, MemoryRows, Rows, check_strings
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.storage import default_name, limit_rows, open_rows
 from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
@@ -30,6 +31,7 @@ class DocumentSource:
         media_root: Folder of its media; None: paths are trusted.
         share: The part of all targets asked for.
         unread: Names what the schema does not read of a row; None: nothing does.
+        max_row_bytes: Above which a row is refused.
     """
 
     name: str
@@ -38,6 +40,7 @@ class DocumentSource:
     media_root: str | None
     share: float | None = None
     unread: Unread | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,6 +118,7 @@ def open_source(
     chat_template: bool = False,
     ignore_fields: Sequence[str] = (),
     untagged: Untagged = "train",
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> DocumentSource:
     """Open a data file, a folder, a data set on the Hub, a prepared source, or rows in memory.
 
@@ -132,6 +136,7 @@ def open_source(
         chat_template: Whether turns keep the model's markers; formats of conversations alone.
         ignore_fields: Fields of which nothing is said, though the format does not read them.
         untagged: What becomes of text without any tag; format ``vlcpt`` alone.
+        max_row_bytes: A row of more is refused before it is read; tables are read by groups of rows.
 
     Raises:
         DocumentError: If the data cannot be opened, its schema is not known, or has no such option.
@@ -157,10 +162,14 @@ def open_source(
         check_format(format, targets, chat_template)
         rows: Rows
         if isinstance(path, str | Path):
+            file = Path(path)
+            if inner_name(file.name).lower().endswith(".json") and file.is_file():
+                check_strings(unpacked(file), max_row_bytes)
             given_root = None if media_root is None else str(media_root)
             rows, own_root = open_rows(
                 path, split=split, format=format, media_root=given_root, ignored=ignore_fields
             )
+            limit_rows(rows, max_row_bytes)
             root: str | None = given_root or own_root
         else:
             if split:
@@ -181,7 +190,7 @@ def open_source(
     fields = frozenset(("id", *SCHEMAS[format].fields))
     rows, untouched = _only_needed(rows, format, fields, frozenset(ignore_fields))
     unread = Unread(format, fields, frozenset(ignore_fields), root, untouched)
-    return DocumentSource(name, rows, read, root, share, unread)
+    return DocumentSource(name, rows, read, root, share, unread, max_row_bytes)
 
 
 def _only_needed(

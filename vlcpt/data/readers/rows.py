@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".txt", ".md")
 _CHUNK = 1 << 20
 _HEAD = 1 << 12  # bytes that tell UTF-16
+MAX_ROW_BYTES = 256 * 2**20
+"""The default of ``max_row_bytes``: a row takes several times its bytes in memory, in each worker."""
 
 
 class Rows(Protocol):
@@ -51,6 +53,7 @@ class JsonlRows:
         self._path = path
         self._name = name or str(path)
         _check_start(path, self._name)
+        self._most = MAX_ROW_BYTES
         self._bounds = _line_bounds(path)
         sizes = np.diff(self._bounds)
         short = np.flatnonzero(sizes <= len(BOM) + 2)
@@ -77,6 +80,7 @@ class JsonlRows:
     def row(self, number: int) -> Row:
         place = int(self._lines[number])
         start, stop = self._bounds[place : place + 2].tolist()
+        check_row_size(stop - start, self._most)
         # By number, not as a file object: that takes three times as long, for each row.
         file = os.open(self._path, os.O_RDONLY)
         try:
@@ -92,6 +96,10 @@ class JsonlRows:
             with self._path.open("rb") as whole:
                 whole.seek(max(0, start - _HEAD))
                 raise not_utf8(whole.read(_HEAD * 4 + stop - start), _first_bad(line), self._name) from None
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        self._most = most
 
 
 class JsonRows:
@@ -117,8 +125,9 @@ class JsonRows:
                 f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
             )
         self._repeats = rows_with_repeats(data, rows)
+        self._most = MAX_ROW_BYTES
         # Bytes, not objects: a fraction of the memory, and workers share it with the parent.
-        lines = [orjson.dumps(row) for row in rows]
+        lines = [_compact(row) for row in rows]
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
         self._lines = b"".join(lines)
 
@@ -136,7 +145,14 @@ class JsonRows:
         if number in self._repeats:
             raise repeated(self._repeats[number])
         start = int(self._ends[number - 1]) if number else 0
+        check_row_size(int(self._ends[number]) - start, self._most)
+        if start == int(self._ends[number]):
+            raise DocumentError("not JSON that can be read: it is nested too deeply.", kind="json")
         return json_object(self._lines[start : int(self._ends[number])])
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        self._most = most
 
 
 class TextRows:
@@ -151,6 +167,7 @@ class TextRows:
     def __init__(
         self, path: Path, files: Sequence[Path] | None = None, *, looks_beside: bool = False
     ) -> None:
+        self._most = MAX_ROW_BYTES
         self._folder = path if path.is_dir() else path.parent
         self._looks_beside = looks_beside
         if files is None:
@@ -176,7 +193,12 @@ class TextRows:
 
         return {BESIDE: media_beside(str(self._folder))} if self._looks_beside else {}
 
+    def limit(self, most: int) -> None:
+        """Refuse files of more bytes."""
+        self._most = most
+
     def row(self, number: int) -> Row:
+        check_row_size(self._files[number].stat().st_size, self._most)
         file = self._files[number]
         # Line ends of any system are one character, as when Python reads a text.
         return {"text": text_of(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")}
@@ -297,6 +319,56 @@ def _check_start(path: Path, name: str) -> None:
         check_wide(start, name)
     except DocumentError as error:
         raise error.at(None, name) from None
+
+
+def _compact(row: object) -> bytes:
+    """A row's JSON; nothing for one that is nested more deeply than can be written."""
+    try:
+        return orjson.dumps(row)
+    except orjson.JSONEncodeError:
+        return b""
+
+
+def check_row_size(size: int, most: int) -> None:
+    """Raise for a row that would fill memory, before it is read.
+
+    Example:
+        >>> check_row_size(300, 256)
+        Traceback (most recent call last):
+        ...
+        vlcpt.data.documents.DocumentError: the row has 300 bytes, above max_row_bytes = 256. Split it into several rows, or raise the limit.
+    """  # noqa: E501
+    if size > most:
+        raise DocumentError(
+            f"the row has {size:,} bytes, above max_row_bytes = {most:,}. Split it into several rows, or "
+            "raise the limit."
+        )
+
+
+def check_strings(path: Path, most: int) -> None:
+    """Raise for a JSON file with a text above a limit: a list is read whole, so its rows are too late.
+
+    Args:
+        path: The file, without compression.
+        most: Bytes between two quotes.
+    """
+    if path.stat().st_size <= most:
+        return
+    with path.open("rb") as file:
+        done = last = 0
+        while chunk := file.read(_CHUNK):
+            quotes = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord('"')) + done
+            done += len(chunk)
+            bounds = np.concatenate([[last], quotes, [done] if done - last > most else []])
+            gaps = np.diff(bounds)
+            if len(gaps) and gaps.max() > most:
+                raise DocumentError(
+                    f"a text at byte {int(bounds[gaps.argmax()]):,} is longer than max_row_bytes = {most:,}. "
+                    "Split it into several rows, or raise the limit.",
+                    kind="source",
+                    field=str(path),
+                )
+            last = int(quotes[-1]) if len(quotes) else last
 
 
 def _stored(rows: Sequence[object]) -> Sequence[object]:

@@ -88,6 +88,11 @@ class ChainRows:
         found = [part.state() if hasattr(part, "state") else None for part in self._parts]
         return None if None in found else [self._roots, *found]
 
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes, where they are read by the row."""
+        for part in self._parts:
+            limit_rows(part, most)
+
     def only(self, columns: Iterable[str]) -> ChainRows:
         """The same rows; of tables, these columns alone."""
         columns = tuple(columns)
@@ -168,6 +173,13 @@ def open_rows(
     return rows, media_root or str(file.parent)
 
 
+def limit_rows(rows: Rows, most: int) -> None:
+    """Refuse rows of more bytes, in whatever is read by the row; tables are read by groups of them."""
+    limit = getattr(rows, "limit", None)
+    if limit is not None:
+        limit(most)
+
+
 def default_name(path: str) -> str:
     """What the ledger calls a source that has no name: its last part, without the suffixes of data files.
 
@@ -217,8 +229,10 @@ def _opener(file: Path, *, looks_beside: bool = False) -> Callable[[], Rows] | N
 def _json_rows(file: Path, name: str) -> Rows:
     """A list, or, as many files of that name on the Hub are, one object a line."""
     with file.open("rb") as lines:
-        first = lines.readline().removeprefix(b"\xef\xbb\xbf").strip()
-    return JsonlRows(file, name) if first.startswith(b"{") and first.endswith(b"}") else JsonRows(file, name)
+        line = lines.readline(1 << 20)  # of a list on one line, not all
+    first = line.removeprefix(b"\xef\xbb\xbf").strip()
+    is_object = first.startswith(b"{") and (first.endswith(b"}") or len(line) == 1 << 20)
+    return JsonlRows(file, name) if is_object else JsonRows(file, name)
 
 
 def _folder_rows(folder: Path, split: str | None, opening: _Opening) -> Rows:

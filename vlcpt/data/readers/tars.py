@@ -15,14 +15,14 @@ import orjson
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Video
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
-from vlcpt.data.readers.rows import json_object
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, check_row_size, json_object
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+# HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif")
 VIDEO_SUFFIXES = ("mp4", "mov", "webm", "mkv", "avi")
-# The last ones cannot be decoded here, which is said of them when they are opened.
-_MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, "heic", "heif", "avif"))
+_MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 
 UNNAMED = "files of a tar that their row does not name"
 # Where rows name files, and the keys of structs in these that do.
@@ -48,6 +48,7 @@ class TarRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
+        self._most = MAX_ROW_BYTES
         names: list[bytes] = []
         places: list[tuple[int, int]] = []
         starts: list[int] = []
@@ -90,6 +91,10 @@ class TarRows:
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
 
+    def limit(self, most: int) -> None:
+        """Refuse texts of more bytes."""
+        self._most = most
+
     def state(self) -> FileState:
         """What tells whether they changed."""
         return file_state(self._name)
@@ -103,7 +108,10 @@ class TarRows:
                 offset, size = self._places[place].tolist()
                 if name in members:
                     raise DocumentError(f"two members are named {name!r}. Rename or remove one.")
-                is_read = name.rpartition(".")[2].lower() in (*_MEDIA_SUFFIXES, "txt", "json")
+                suffix = name.rpartition(".")[2].lower()
+                if suffix in ("txt", "json"):
+                    check_row_size(size, self._most)
+                is_read = suffix in (*_MEDIA_SUFFIXES, "txt", "json")
                 file.seek(offset)
                 members[name] = file.read(size) if is_read else b""
         return _row_of(members)
