@@ -91,14 +91,14 @@ def test_a_few_chinese_characters_are_enough(text):
     assert looks_like(text.encode("gbk")) == "GBK"
 
 
-@pytest.mark.parametrize("data", [b"", b"plain", b"\xff", bytes(range(128, 256)) * 9, b"\0" * 40])
+@pytest.mark.parametrize("data", [b"", b"plain", b"\xff\xff\xff\xff", b"\0" * 40])
 def test_what_looks_like_nothing_is_not_named(data):
-    assert looks_like(data) is None or data == bytes(range(128, 256)) * 9
+    assert looks_like(data) is None
 
 
 def test_one_bad_row_does_not_stop_those_before_it(tmp_path):
     path = written(tmp_path, "jsonl", *TEXTS["GBK"])
     found = read_documents(path)
     assert next(found).segments[0].text == "plain"
-    with pytest.raises(DocumentError, match=rf"{path}:2: byte 10 is not UTF-8, it looks like GBK"):
+    with pytest.raises(DocumentError, match=rf"{path}:2: byte 14 is not UTF-8, it looks like GBK"):
         next(found)

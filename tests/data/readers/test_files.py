@@ -134,9 +134,9 @@ def test_untagged_reaches_the_markup(untagged):
         (
             "missing.jsonl",
             None,
-            "no such file or folder. Known: .jsonl, .json, .parquet",
+            "no such file or folder. Known: .jsonl, .json, .csv",
         ),
-        ("a.csv", "x", "cannot read files ending in '.csv'. Known: .jsonl, .json, .parquet"),
+        ("a.xlsx", "x", "cannot read files ending in '.xlsx'. Known: .jsonl, .json, .csv"),
         ("a", "x", "cannot read files ending in 'nothing'."),
         ("a.json", '{\n"text": "a"}', "expected a list of rows, found dict."),
         ("a.json", "[", "not JSON: "),

@@ -95,7 +95,7 @@ def test_folders_links_hidden_files_and_other_members_are_no_rows(tar, tmp_path)
     ("members", "message"),
     [
         ([("2.txt", b"alone")], "a.tar:2: id 2: image: expected an image or a video."),
-        ([("2.jpg", b"x"), ("2.txt", b"\xff")], "a.tar:2: txt: byte 0 is not UTF-8."),
+        ([("2.jpg", b"x"), ("2.txt", b"\xff")], "a.tar:2: txt: byte 0 is not UTF-8"),
         ([("2.jpg", b"x"), ("2.json", b"[1]")], "a.tar:2: expected an object in {}, found list."),
         ([("2.jpg", b"x")], "a.tar:2: id 2: caption: the field is missing."),
         (

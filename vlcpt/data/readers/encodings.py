@@ -159,19 +159,23 @@ def _wide(data: bytes) -> str | None:
         return None
     first, second = data[0 : 2 * pairs : 2].count(0), data[1 : 2 * pairs : 2].count(0)
     low, high = min(first, second), max(first, second)
-    if high >= 0.1 * pairs and low <= 0.02 * pairs:
+    if high >= 0.1 * pairs and low <= 0.25 * high:  # some characters end with a zero byte as well
         return "UTF-16LE" if second > first else "UTF-16BE"
     return None
 
 
+_FIRST_LEVEL = {bytes([lead]) for lead in (*range(0xA1, 0xA4), *range(0xB0, 0xD8))}
+
+
 def _is_chinese(data: bytes, encoding: str) -> bool:
-    """Whether bytes are UTF-16 of Chinese or Japanese, which has hardly a zero byte."""
+    """Whether bytes are UTF-16 of Chinese, which has hardly a zero byte."""
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         return False
-    common = sum("\u3000" <= char <= "\u30ff" or "\u4e00" <= char <= "\u9fff" for char in text)
-    return len(text) >= 4 and common >= 0.8 * len(text)
+    # The first level of GB 2312 is what Chinese is written with; of all Chinese characters it is a sixth.
+    common = sum(char.encode("gb2312", "ignore")[:1] in _FIRST_LEVEL for char in text)
+    return len(text) >= 4 and common >= 0.6 * len(text)
 
 
 def _error(found: str, name: str, file: str) -> DocumentError:

@@ -90,12 +90,12 @@ class JsonlRows:
         try:
             return json_object(line, self._name)
         except DocumentError as error:
-            if error.kind != "encoding":
+            if error.kind != "encoding" or (place := _first_bad(line)) < 0:
                 raise
             # With what stands around it: one line is often too short to tell encodings apart.
             with self._path.open("rb") as whole:
                 whole.seek(max(0, start - _HEAD))
-                raise not_utf8(whole.read(_HEAD * 4 + stop - start), _first_bad(line), self._name) from None
+                raise not_utf8(whole.read(_HEAD * 4 + stop - start), place, self._name) from None
 
     def limit(self, most: int) -> None:
         """Refuse rows of more bytes."""

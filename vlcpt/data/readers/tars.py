@@ -14,6 +14,7 @@ import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Video
 from vlcpt.data.file_states import FileState, file_state
+from vlcpt.data.readers.encodings import text_of
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.rows import MAX_ROW_BYTES, check_row_size, json_object
 
@@ -216,19 +217,15 @@ def _row_of(members: Mapping[str, bytes]) -> TarRow:
         key, extension = match[1], match[2].lower()
         suffix = extension.rpartition(".")[2]
         if suffix == "json":
-            row = {**json_object(data), **row}
+            row = {**json_object(data, name), **row}
         elif suffix == "txt":
             if is_captioned:
                 raise DocumentError(f"it has two texts, the second is {name!r}. Keep one of them.")
             is_captioned = True
             try:
-                row["caption"] = data.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise DocumentError(
-                    f"byte {error.start} is not UTF-8. Convert the text to UTF-8.",
-                    kind="encoding",
-                    field=extension,
-                ) from None
+                row["caption"] = text_of(data, name)
+            except DocumentError as error:
+                raise error.at(None, extension) from None
         elif suffix in _MEDIA_SUFFIXES:
             files[name] = data
         else:
