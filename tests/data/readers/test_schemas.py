@@ -24,6 +24,7 @@ ROWS = {
         {"text": "a", "images": ["a"], "image": None},
         {"text": "a", "images": ["a"], "image": "thumbnail"},
         {"text": "a", "messages": None},
+        {"text": "a", "instruction": "b", "output": "c"},
         {"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a"], "caption": "c"},
         {"text": "<VID1>", "videos": ["a"], "caption": "c", "image": "thumbnail"},
         {"text": "<trainable_text>b</trainable_text>", "caption": "c"},
@@ -31,6 +32,9 @@ ROWS = {
     "segments": [{"segments": []}],
     "sharegpt": [{"conversations": TURNS, "image": "a.png"}, {"conversations": TURNS, "images": ["a.png"]}],
     "messages": [{"messages": MESSAGES}, {"messages": MESSAGES, "images": ["a.png"], "text": None}],
+    "alpaca": [{"instruction": "a", "output": "b"}, {"instruction": "", "input": "a", "output": "b"}],
+    "query": [{"query": "a", "response": "b", "images": ["a.png"]}, {"instruction": "a", "response": "b"}],
+    "docmatix": [{"images": [{"bytes": b"a", "path": None}], "texts": [{"user": "a", "assistant": "b"}]}],
     "caption": [
         *({"image": "a", "caption": "a"}, {"image": {}, "text": "a"}, {"video": "a", "caption": "b"}),
         *({"images": ["a"], "caption": "b"}, {"image": "a", "text": "<image>a"}),
@@ -133,7 +137,8 @@ def test_every_choice_of_targets_reads_a_row(format):
 
 def test_a_chat_template_is_for_formats_with_turns():
     with pytest.raises(
-        ValueError, match=r"does not apply to format caption, only to sharegpt, messages\. Remove"
+        ValueError,
+        match=r"does not apply to format caption, only to sharegpt, messages, alpaca, query, docmatix\. ",
     ):
         check_format("caption", chat_template=True)
     assert schema_reader("sharegpt", chat_template=True)(ROWS["sharegpt"][0]).segments[0] == TurnEdge("start")

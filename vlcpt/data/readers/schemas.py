@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers import caption, messages, mmc4, obelics, segments, sharegpt, text, turns, vlcpt
+from vlcpt.data.readers import (
+    alpaca,
+    caption,
+    docmatix,
+    messages,
+    mmc4,
+    obelics,
+    query,
+    segments,
+    sharegpt,
+    text,
+    turns,
+    vlcpt,
+)
 from vlcpt.data.readers.fields import Row, field_names
 from vlcpt.data.readers.rows import Rows, TextRows
 
 logger = logging.getLogger(__name__)
 
-_CONVERSATION = ("images", "image", "videos", "video", "system", "audios", "audio", "objects")
+_CONVERSATION = (
+    "images",
+    "image",
+    "videos",
+    "video",
+    "system",
+    "audios",
+    "audio",
+    "objects",
+    "chat_template_kwargs",
+)
 _SPAN = "<trainable_text"
 _LOOKED_AT = 20  # readable rows, of the first 100
 
@@ -53,6 +76,27 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "messages": Schema(
         messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content", True
+    ),
+    "alpaca": Schema(
+        alpaca.read_row,
+        ("instruction", "output", "input", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "instruction and output",
+        True,
+    ),
+    "query": Schema(
+        query.read_row,
+        ("query", "response", "instruction", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "query or instruction, and response",
+        True,
+    ),
+    "docmatix": Schema(
+        docmatix.read_row,
+        ("texts", *_CONVERSATION),
+        turns.TARGETS,
+        "texts of user and assistant",
+        True,
     ),
     "caption": Schema(
         caption.read_row,
@@ -101,7 +145,7 @@ def check_format(format: str, targets: str | None = None, chat_template: bool = 
         >>> check_format("mesages")
         Traceback (most recent call last):
         ...
-        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, caption, obelics, mmc4, text.
+        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, alpaca, query, docmatix, caption, obelics, mmc4, text.
     """  # noqa: E501
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}.")
@@ -189,6 +233,8 @@ def _fitting(row: Row) -> list[str]:
     ]
     if {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
+    if "texts" in given and _are_pairs(row["texts"]):
+        found.append("docmatix")
     alone = bool({"image", "video"} & given)
     listed = bool(row.get("images") or row.get("videos"))
     if "caption" in given and (alone or listed):
@@ -197,6 +243,14 @@ def _fitting(row: Row) -> list[str]:
         found += ["vlcpt", "caption"] if _SPAN in str(row["text"]) else ["caption"]
     elif "text" in given:
         found.append("vlcpt")
+    if not found:  # names that many other rows have
+        answers = (
+            ("alpaca", ("instruction", "input"), "output"),
+            ("query", ("query", "instruction"), "response"),
+        )
+        found += [
+            format for format, asked, answer in answers if answer in given and given.intersection(asked)
+        ]
     return found
 
 
@@ -212,3 +266,9 @@ def _are_texts(value: object) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return False
     return all(one is None or isinstance(one, str) for one in value)
+
+
+def _are_pairs(value: object) -> bool:
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in value)

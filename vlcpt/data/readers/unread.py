@@ -15,6 +15,7 @@ from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaError, resolve
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vlcpt.data.references import hints_in
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
@@ -41,11 +42,17 @@ _MOST_NAME = 1000  # characters that a path has at most
 _LOOKED_AT = 8  # of a list's entries
 _MOST_BESIDE = 10_000  # entries of a folder
 
+# Fields with structs of media, whose other keys are named.
+_REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
+
 _REMEDIES = {
     "vlcpt": "list it in 'images' or 'videos' and put <image> or <video> into the text",
     "segments": 'give it a segment of its own: {"type": "image", "image": …}',
     "sharegpt": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
     "messages": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
+    **dict.fromkeys(
+        ("alpaca", "query", "docmatix"), "list it in 'images' or 'videos', perhaps with <image> in the text"
+    ),
     "caption": "call the field 'image' or 'video'",
     "obelics": "put it into 'images', where 'texts' has null",
     "mmc4": "put it into 'image_info', as 'image_name'",
@@ -88,6 +95,9 @@ class Unread:
             for name, value in row.items()
             if name not in self.fields and name not in self.ignored and not _is_empty(value)
         ]
+        for name in _REFERENCES:
+            if name in self.fields and isinstance(row.get(name), Mapping | list | tuple):
+                names += dict.fromkeys(hints_in(row[name], name))
         if self.format == "caption" and row.get("caption") is not None and "text" in row:
             names += ["text"] if row["text"] and "text" not in self.ignored else []
         if all(isinstance(segment, Text) for segment in document.segments):
