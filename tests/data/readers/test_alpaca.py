@@ -44,7 +44,7 @@ def test_a_chat_template_keeps_the_turns():
         ({"history": "a"}, "history: expected a list of pairs of question and answer, found str."),
         (
             {"history": [["a"]]},
-            "history[0]: expected a question and its answer as [question, answer], found 1",
+            "history[0]: expected a question and its answer as [question, answer]",
         ),
         ({"history": [{"a": "b"}]}, "history[0]: expected a question and its answer as [question, answer]"),
         ({"history": [["a", 7]]}, "history[0][1]: expected a string, found int."),

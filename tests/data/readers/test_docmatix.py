@@ -23,7 +23,8 @@ def test_all_images_come_first_and_the_answers_are_trained():
 def test_an_entry_that_is_switched_off_is_context_whatever_the_targets():
     row = ROW | {"texts": [TEXTS[0] | {"weight": 0}, TEXTS[1] | {"weight": 0.5}]}
     assert read_row(row, targets="all").to_markup() == (
-        '<image><image>a\nb\n<trainable_text>c\n</trainable_text><trainable_text weight="0.5">d</trainable_text>'
+        "<image><image>a\nb\n<trainable_text>c\n</trainable_text>"
+        '<trainable_text weight="0.5">d</trainable_text>'
     )
 
 

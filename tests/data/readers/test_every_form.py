@@ -19,10 +19,15 @@ PNG = png(1)
 PICTURE = "PICTURE"  # where a row has its one medium
 
 ASK = {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]}
+BY_INDEX = {"type": "image", "index": 0}
+MATCHED = {"image_name": PICTURE, "raw_url": "http://example.org/b", "matched_text_index": 1}
 TURNS = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "Noise."}]
 # Format, rows: the second one makes Arrow fill what the first one has with nulls, or the other way round.
 FORMS = {
-    "vlcpt": ("vlcpt", [{"text": "<image>a <trainable_text>b</trainable_text>", "images": [PICTURE]}, {"text": "a"}]),
+    "vlcpt": (
+        "vlcpt",
+        [{"text": "<image>a <trainable_text>b</trainable_text>", "images": [PICTURE]}, {"text": "a"}],
+    ),
     "segments": (
         "segments",
         [
@@ -35,7 +40,10 @@ FORMS = {
             }
         ],
     ),
-    "sharegpt": ("sharegpt", [{"conversations": TURNS, "images": [PICTURE]}, {"conversations": TURNS[1:], "system": "s"}]),
+    "sharegpt": (
+        "sharegpt",
+        [{"conversations": TURNS, "images": [PICTURE]}, {"conversations": TURNS[1:], "system": "s"}],
+    ),
     "sharegpt with switches": (
         "sharegpt",
         [
@@ -74,7 +82,7 @@ FORMS = {
         [
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "a"}]},
+                    {"role": "user", "content": [BY_INDEX, {"type": "text", "text": "a"}]},
                     {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
                 ],
                 "images": [PICTURE],
@@ -129,7 +137,7 @@ FORMS = {
         [
             {
                 "text_list": ["a", "b"],
-                "image_info": [{"image_name": PICTURE, "raw_url": "http://example.org/b", "matched_text_index": 1}],
+                "image_info": [MATCHED],
                 "similarity_matrix": [[0.1, 0.3]],
             }
         ],
@@ -210,7 +218,7 @@ def test_a_form_gives_the_same_documents_from_every_storage(tmp_path, form, stor
 
     assert [told(one) for one in found] == [told(one) for one in expected]
     # Each row's own picture, read from the file or with its bytes.
-    assert [[image.path for image in one.images] for one in expected][0] == ["a.png"]
+    assert [image.path for image in expected[0].images] == ["a.png"]
     for document in found:
         for image in document.images:
             assert (image.path, image.data) == (("0.a.png", PNG) if storage == "tar" else ("a.png", None))
