@@ -91,13 +91,16 @@ class Unread:
         if self.format == "text":  # all of it is plain characters
             return []
         names = [
+            hint
+            for name in _REFERENCES
+            if name in self.fields and isinstance(row.get(name), Mapping | list | tuple)
+            for hint in dict.fromkeys(hints_in(row[name], name))
+        ]
+        names += [
             str(name)
             for name, value in row.items()
             if name not in self.fields and name not in self.ignored and not _is_empty(value)
         ]
-        for name in _REFERENCES:
-            if name in self.fields and isinstance(row.get(name), Mapping | list | tuple):
-                names += dict.fromkeys(hints_in(row[name], name))
         if self.format == "caption" and row.get("caption") is not None and "text" in row:
             names += ["text"] if row["text"] and "text" not in self.ignored else []
         if all(isinstance(segment, Text) for segment in document.segments):
