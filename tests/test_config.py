@@ -331,8 +331,8 @@ def test_an_empty_text_is_no_list_of_sources(load):
         ("eval_data:\n- [a.jsonl]", "run.yaml:6: eval_data[0]: expected a path, or a mapping"),
         ("eval_data: ['']", "run.yaml:5: eval_data[0]: path is empty"),
         (
-            "eval_data: {path: a, format: alpaca}",
-            "run.yaml:5: eval_data[0]: unknown format 'alpaca'. Known: auto",
+            "eval_data: {path: a, format: alpacca}",
+            "run.yaml:5: eval_data[0]: unknown format 'alpacca'. Known: auto",
         ),
         (
             "eval_data: {path: a, format: messages, targets: user}",

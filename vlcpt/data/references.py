@@ -6,12 +6,28 @@ import base64
 import binascii
 import difflib
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from io import BytesIO
+from typing import TYPE_CHECKING
 
 from vlcpt.data.documents import DocumentError, Image, Video
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 _BARE = re.compile(r"[A-Za-z0-9+/]{100,}=*")
+# What other tools write beside a reference and nothing here is like: named as not read.
+HINTS = frozenset(
+    (
+        *("detail", "cache_control", "nframes", "min_frames", "total_pixels"),
+        *("resized_height", "resized_width", "video_start", "video_end"),
+    )
+)
+# The modes that a PNG keeps as they are; of a palette its colours are kept.
+_PNG_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
+_TIFF_MODES = ("I", "F", "CMYK", "YCbCr", "LAB", "I;16B", "I;16L")
 
 
 def shown_url(url: str) -> str:
@@ -27,7 +43,7 @@ def shown_url(url: str) -> str:
 
 
 def image_from(reference: object) -> Image:
-    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, a dict, or an Image.
+    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, a dict, a PIL image, or an Image.
 
     Raises:
         DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
@@ -49,11 +65,78 @@ def video_from(reference: object) -> Video:
     return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
 
 
+def with_keys(reference: object, keys: Mapping[str, object]) -> object:
+    """A reference with keys that stand beside it; its own win.
+
+    Example:
+        >>> with_keys("a.png", {"max_pixels": 50176})
+        {'path': 'a.png', 'max_pixels': 50176}
+    """
+    if not keys:
+        return reference
+    if isinstance(reference, str):
+        return {"path": reference, **keys}
+    if isinstance(reference, bytes):
+        return {"bytes": reference, **keys}
+    if isinstance(reference, Mapping):
+        return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
+    if is_picture(reference):
+        return {"bytes": _picture_file(reference), **keys}  # type: ignore[arg-type]
+    return reference
+
+
+def is_picture(value: object) -> bool:
+    """Whether a value is a ``PIL.Image``, without loading Pillow where nobody has.
+
+    Example:
+        >>> is_picture("a.png")
+        False
+    """
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def hints_in(value: object, name: str) -> Iterator[str]:
+    """Keys beside references in a field that are not read, as the fields of a row are named.
+
+    Example:
+        >>> [*hints_in([{"path": "a.png", "detail": "low"}], "images")]
+        ['images[].detail']
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str) and key in HINTS:
+                if inner is not None:
+                    yield f"{name}.{key}"
+            elif isinstance(inner, Mapping | list | tuple):
+                yield from hints_in(inner, f"{name}.{key}"[:60])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from hints_in(one, f"{name}[]")
+
+
+def _picture_file(picture: PIL.Image.Image) -> bytes:
+    """A picture in memory as the file of one: the same pixels give the same bytes in every process."""
+    if picture.mode not in (*_PNG_MODES, *_TIFF_MODES):
+        # A palette has as many colours as it happens to have: its copy in a worker may have more.
+        has_alpha = picture.mode in ("PA", "RGBa", "La") or "transparency" in picture.info
+        picture = picture.convert("RGBA" if has_alpha else "RGB")
+    file = BytesIO()
+    exif = picture.getexif().tobytes() if picture.getexif() else b""  # which way is up
+    if picture.mode in _PNG_MODES:
+        picture.save(file, "PNG", compress_level=1, exif=exif)
+    else:
+        picture.save(file, "TIFF")
+    return file.getvalue()
+
+
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
     if isinstance(reference, str):
         return _split_data_uri(reference)
     if isinstance(reference, bytes) and reference:  # a binary column of a table
         return {"data": reference}
+    if kind is Image and is_picture(reference):
+        return {"data": _picture_file(reference)}  # type: ignore[arg-type]
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
@@ -63,7 +146,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
     values: dict[str, object] = {}
     for key, value in reference.items():
-        if value is None:  # how Arrow fills the keys that other references have
+        # Null is how Arrow fills the keys that other references have.
+        if value is None or (isinstance(key, str) and key in HINTS):
             continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -100,19 +184,6 @@ def _checked(key: str, value: object) -> object:
             f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
             kind="reference",
         )
-    return size_of(key, value)
-
-
-def size_of(key: str, value: object) -> int | float:
-    """How large a medium may become, or how many frames it gives: ``min_pixels``, ``fps`` and their like.
-
-    Raises:
-        DocumentError: If it is no number above 0, or no whole one where that is wanted.
-
-    Example:
-        >>> size_of("max_pixels", 50176.0), size_of("fps", 1)
-        (50176, 1.0)
-    """
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
         raise DocumentError(

@@ -1,55 +1,44 @@
-"""Images and the questions about them: Docmatix, The Cauldron, FineVision."""
+"""Images, and questions with answers."""
 
 import pytest
 
-from vlcpt import DocumentError, Image, Text
+from vlcpt import DocumentError, Image
 from vlcpt.data.readers.docmatix import read_row
 
-ROW = {
-    "images": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}],
-    "texts": [
-        {"user": "What is on page 1?", "assistant": "A valve.", "source": "PDFA key: 1"},
-        {"user": "And then?", "assistant": "A pump.", "source": "PDFA key: 1"},
-    ],
-}
+TEXTS = [{"user": "a", "assistant": "b", "source": "s"}, {"user": "c", "assistant": "d", "source": None}]
+ROW = {"images": [{"bytes": b"x", "path": None}, {"bytes": b"y", "path": None}], "texts": TEXTS}
 
 
-def test_a_row_is_one_document_of_all_images_and_all_questions():
+def test_all_images_come_first_and_the_answers_are_trained():
     document = read_row(ROW)
-
-    assert document.segments == (
-        Image(data=b"1"),
-        Image(data=b"2"),
-        Text("What is on page 1?\n"),
-        Text("A valve.\n", trainable=True),
-        Text("And then?\n"),
-        Text("A pump.", trainable=True),
-    )
+    assert document.segments[:2] == (Image(data=b"x"), Image(data=b"y"))
+    answers = "a\n<trainable_text>b\n</trainable_text>c\n<trainable_text>d</trainable_text>"
+    assert document.to_markup() == "<image><image>" + answers
     assert document.not_read == ("texts[].source",)
+    assert read_row(ROW, targets="all").to_markup() == (
+        "<image><image><trainable_text>a\nb\nc\nd</trainable_text>"
+    )
 
 
-def test_a_row_without_images_is_text_alone():
-    pair = {"user": "a", "assistant": "b", "source": None}
-    assert read_row({"images": [], "texts": [pair]}).to_markup() == "a\n<trainable_text>b</trainable_text>"
-    assert read_row({"images": None, "texts": [pair]}).not_read == ()
-
-
-def test_a_switch_turns_its_answer_off():
-    row = {"texts": [{"user": "a", "assistant": "b", "loss": False}, {"user": "c", "assistant": "d"}]}
-    assert read_row(row).to_markup() == "a\nb\nc\n<trainable_text>d</trainable_text>"
+def test_an_entry_that_is_switched_off_is_context_whatever_the_targets():
+    row = ROW | {"texts": [TEXTS[0] | {"weight": 0}, TEXTS[1] | {"weight": 0.5}]}
+    assert read_row(row, targets="all").to_markup() == (
+        "<image><image>a\nb\n<trainable_text>c\n</trainable_text>"
+        '<trainable_text weight="0.5">d</trainable_text>'
+    )
 
 
 @pytest.mark.parametrize(
-    ("texts", "field", "message"),
+    ("fields", "message"),
     [
-        ([], "texts", "expected a list of questions and answers, found none"),
-        (["a"], "texts[0]", "expected a turn in {}, found str"),
-        ([{"user": "a", "assistant": None}], "texts[0].assistant", "expected a string, found NoneType"),
-        ([{"user": 1, "assistant": "b"}], "texts[0].user", "expected a string, found int"),
+        ({"texts": [{"user": "a"}]}, "texts[0].assistant: the field is missing."),
+        ({"texts": [{"user": 1, "assistant": "b"}]}, "texts[0].user: expected a string, found int."),
+        ({"texts": ["a"]}, "texts[0]: expected a turn in {}, found str."),
+        ({"images": ["a", None]}, "images[1]: a media reference must be"),
+        ({"label": False}, "label: false marks a bad answer"),
     ],
 )
-def test_what_cannot_be_read_is_an_error_that_names_the_place(texts, field, message):
+def test_what_cannot_be_read_is_named(fields, message):
     with pytest.raises(DocumentError) as caught:
-        read_row({"images": ["a.png"], "texts": texts})
-    assert caught.value.field == field
-    assert message in caught.value.reason
+        read_row(ROW | fields)
+    assert str(caught.value).startswith(message)

@@ -116,9 +116,9 @@ def test_a_format_that_is_given_is_used():
     source = open_source([{"text": "<trainable_text>a"}], format="text")
     assert source.document(0).segments == (Text("<trainable_text>a", trainable=True),)
     with pytest.raises(
-        DocumentError, match=r"unknown format 'alpaca'\. Known: auto, vlcpt, segments, sharegpt"
+        DocumentError, match=r"unknown format 'alpacca'\. Known: auto, vlcpt, segments, sharegpt"
     ):
-        open_source([{"text": "a"}], format="alpaca")
+        open_source([{"text": "a"}], format="alpacca")
 
 
 @pytest.mark.parametrize("untagged", ["train", "mask"])

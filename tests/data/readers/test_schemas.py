@@ -24,6 +24,7 @@ ROWS = {
         {"text": "a", "images": ["a"], "image": None},
         {"text": "a", "images": ["a"], "image": "thumbnail"},
         {"text": "a", "messages": None},
+        {"text": "a", "instruction": "b", "output": "c"},
         {"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a"], "caption": "c"},
         {"text": "<VID1>", "videos": ["a"], "caption": "c", "image": "thumbnail"},
         {"text": "<trainable_text>b</trainable_text>", "caption": "c"},

@@ -165,7 +165,11 @@ def test_a_row_of_any_format_finds_the_file_of_its_key(tar, form, member, name):
 @pytest.mark.parametrize("form", NAMING)
 def test_a_name_of_no_file_of_the_key_is_a_missing_medium_though_a_file_outside_has_it(tar, tmp_path, form):
     (tmp_path / "a.jpg").write_bytes(b"outside")
-    members = [("1.json", naming(form, "a.jpg")), ("2.a.jpg", b"of another key"), ("2.txt", b"A.")]
+    members = [
+        ("1.json", naming(form, "a.jpg")),
+        ("2.a.jpg", b"of another key"),
+        ("2.json", naming(form, "a.jpg")),
+    ]
     source = tar.all(members)
     with pytest.raises(DocumentError, match=r'names ".*a\.jpg.*, but the row\'s files are none') as caught:
         source.document(0)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from vlcpt.data.documents import DocumentError, Image, Medium, Video, trailing_backslashes
-from vlcpt.data.readers.fields import Row, list_field
-from vlcpt.data.references import image_from, video_from
+from vlcpt.data.readers.fields import Row, is_given, list_field
+from vlcpt.data.references import image_from, is_picture, video_from
 
 Marker = type[Image] | type[Video]
 """The class stands for "the next file of this kind"."""
@@ -110,25 +110,23 @@ def refuse_unread(row: Row) -> None:
         ("audio", "audio is not read. Remove the row, or the field and its <audio> markers."),
         ("objects", "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."),
     ):
-        value = row.get(name)
-        # Arrow fills the keys that other rows have with nulls and empty lists.
-        if any(value.values()) if isinstance(value, Mapping) else value:
+        if row.get(name) and is_given(row[name]):
             raise DocumentError(reason, kind="row", field=name)
 
 
 def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]]:
     """Each reference with its place in the row."""
-    given = [name for name in (plural, singular) if row.get(name) is not None]
-    if not given:
-        return []
-    if len(given) == 2 and row[plural] and row[singular]:
+    given = [name for name in (plural, singular) if is_given(row.get(name))]
+    if len(given) == 2:
         raise DocumentError(
             f"{plural!r} and {singular!r} are both given. Keep one.", kind="row", field=singular
         )
-    name = given[0] if row[given[0]] else given[-1]
+    if not given:
+        return []
+    (name,) = given
     value = row[name]
-    if isinstance(value, str | bytes | Mapping | Image | Video):
-        return [(value, name)] if value else []
+    if isinstance(value, str | bytes | Mapping | Image | Video) or is_picture(value):
+        return [(value, name)]
     return [(one, f"{name}[{number}]") for number, one in enumerate(list_field(row, name))]
 
 

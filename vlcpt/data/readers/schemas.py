@@ -11,12 +11,13 @@ from itertools import islice
 from vlcpt.data.documents import TAG_START, Document, DocumentError
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers import (
+    alpaca,
     caption,
     docmatix,
-    instructions,
     messages,
     mmc4,
     obelics,
+    query,
     segments,
     sharegpt,
     text,
@@ -89,7 +90,7 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "alpaca": Schema(
-        instructions.read_alpaca,
+        alpaca.read_row,
         ("instruction", "output", "input", "history", *_CONVERSATION),
         turns.TARGETS,
         "instruction and output",
@@ -97,10 +98,10 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "query": Schema(
-        instructions.read_query,
+        query.read_row,
         ("query", "response", "instruction", "history", *_CONVERSATION),
         turns.TARGETS,
-        "query and response",
+        "query or instruction, and response",
         True,
         _ANSWERS,
     ),
@@ -108,7 +109,7 @@ SCHEMAS: dict[str, Schema] = {
         docmatix.read_row,
         ("texts", *_CONVERSATION),
         turns.TARGETS,
-        "images and texts of user and assistant",
+        "texts of user and assistant",
         True,
         _ANSWERS,
     ),
@@ -249,10 +250,6 @@ def _fitting(row: Row) -> list[str]:
         found.append("docmatix")
     elif {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
-    # Beside a whole text, as some sets of instructions have it, they are parts of it.
-    if "text" not in given and not found:
-        found += ["alpaca"] * ({"instruction", "output"} <= given)
-        found += ["query"] * ("response" in given and bool({"query", "instruction"} & given))
     alone = bool({"image", "video"} & given)
     listed = bool(row.get("images") or row.get("videos"))
     if "caption" in given and (alone or listed):
@@ -261,6 +258,14 @@ def _fitting(row: Row) -> list[str]:
         found += ["vlcpt", "caption"] if _has_span(str(row["text"])) else ["caption"]
     elif "text" in given:
         found.append("vlcpt")
+    if not found:  # names that many other rows have
+        answers = (
+            ("alpaca", ("instruction", "input"), "output"),
+            ("query", ("query", "instruction"), "response"),
+        )
+        found += [
+            format for format, asked, answer in answers if answer in given and given.intersection(asked)
+        ]
     return found
 
 
@@ -279,9 +284,9 @@ def _captioned(text: object, listed: bool) -> list[str]:
 
 def _are_pairs(value: object) -> bool:
     """Whether these are questions with their answers, of which an OBELICS row has none."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+    if not isinstance(value, list | tuple) or not value:
         return False
-    return bool(value) and all(isinstance(one, Mapping) and "assistant" in one for one in value)
+    return all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in value)
 
 
 def _are_texts(value: object) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.readers.fields import Row, required_list
-from vlcpt.data.readers.markers import refuse_unread
-from vlcpt.data.readers.spoken import document_of_texts
+from vlcpt.data.readers.markers import Piece, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
+    document_of_turns,
     refuse_preferences,
+    system_turn,
     turn_entry,
     turn_role,
     turn_weight,
+    with_template_sizes,
 )
 
 
@@ -28,11 +32,12 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
     """
     refuse_unread(row)
     refuse_preferences(row)
-    said: list[tuple[Turn, str]] = []
+    turns: list[Turn] = []
+    pieces: list[list[Piece]] = []
     for number, one in enumerate(required_list(row, "conversations", "turns")):
         place = f"conversations[{number}]"
         entry = turn_entry(one, place)
-        # Some data sets write OpenAI's keys under ShareGPT's name; Arrow fills missing keys with null.
+        # Some data sets write OpenAI's keys under ShareGPT's name.
         role_key, text_key = ("role", "content") if entry.get("role") is not None else ("from", "value")
         role = turn_role(entry, role_key, place)
         text = entry.get(text_key)
@@ -40,5 +45,10 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
             raise DocumentError(
                 f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.{text_key}"
             )
-        said.append((Turn(place, role, (), turn_weight(entry, place)), text))
-    return document_of_texts(row, said, "conversations", targets, chat_template=chat_template)
+        turns.append(Turn(place, role, (), turn_weight(entry, place)))
+        pieces.append(split_markers(text))
+    asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
+    placed = place_media(pieces, row, "conversations", missing_first=asks[0] if asks else 0)
+    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
+    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+    return with_template_sizes(document, row)

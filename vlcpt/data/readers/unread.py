@@ -16,6 +16,7 @@ from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaError, heif_kind, resolve
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vlcpt.data.references import hints_in
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
@@ -44,14 +45,17 @@ _MOST_NAME = 1000  # characters that a path has at most
 _LOOKED_AT = 8  # of a list's entries
 _MOST_BESIDE = 10_000  # entries of a folder
 
+# Fields with structs of media, whose other keys are named.
+_REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
+
 _REMEDIES = {
     "vlcpt": "list it in 'images' or 'videos' and put <image> or <video> into the text",
     "segments": 'give it a segment of its own: {"type": "image", "image": …}',
     "sharegpt": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
     "messages": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
-    "alpaca": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
-    "query": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
-    "docmatix": "list it in 'images' or 'videos'",
+    **dict.fromkeys(
+        ("alpaca", "query", "docmatix"), "list it in 'images' or 'videos', perhaps with <image> in the text"
+    ),
     "caption": "call the field 'image' or 'video'",
     "obelics": "put it into 'images', where 'texts' has null",
     "mmc4": "put it into 'image_info', as 'image_name'",
@@ -90,6 +94,12 @@ class Unread:
         if self.format == "text":  # all of it is plain characters
             return []
         names = [
+            hint
+            for name in _REFERENCES
+            if name in self.fields and isinstance(row.get(name), Mapping | list | tuple)
+            for hint in dict.fromkeys(hints_in(row[name], name))
+        ]
+        names += [
             str(name)
             for name, value in row.items()
             if name not in self.fields and name not in self.ignored and not _is_empty(value)
