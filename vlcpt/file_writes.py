@@ -261,7 +261,7 @@ def _is_inside(error: OSError, path: Path) -> bool:
 
 def _existing(path: Path) -> Path:
     place = path.absolute()
-    while not place.is_dir() and place != place.parent:
+    while not os.path.isdir(place) and place != place.parent:  # of a name too long, Path would raise
         place = place.parent
     return place
 
