@@ -145,7 +145,7 @@ def open_source(
         if isinstance(path, str | Path):
             file = Path(path)
             if inner_name(file.name).lower().endswith(".json") and file.is_file():
-                check_strings(unpacked(file), max_row_bytes)
+                check_strings(unpacked(file), max_row_bytes, str(file))
             rows, own_root = open_rows(path, split=split, as_text=format == "text")
             limit_rows(rows, max_row_bytes)
             root: str | None = str(media_root or own_root)
