@@ -164,7 +164,7 @@ def open_source(
         if isinstance(path, str | Path):
             file = Path(path)
             if inner_name(file.name).lower().endswith(".json") and file.is_file():
-                check_strings(unpacked(file), max_row_bytes)
+                check_strings(unpacked(file), max_row_bytes, str(file))
             given_root = None if media_root is None else str(media_root)
             rows, own_root = open_rows(
                 path, split=split, format=format, media_root=given_root, ignored=ignore_fields

@@ -345,12 +345,13 @@ def check_row_size(size: int, most: int) -> None:
         )
 
 
-def check_strings(path: Path, most: int) -> None:
+def check_strings(path: Path, most: int, name: str) -> None:
     """Raise for a JSON file with a text above a limit: a list is read whole, so its rows are too late.
 
     Args:
         path: The file, without compression.
         most: Bytes between two quotes.
+        name: What messages call the file.
     """
     if path.stat().st_size <= most:
         return
@@ -366,7 +367,7 @@ def check_strings(path: Path, most: int) -> None:
                     f"a text at byte {int(bounds[gaps.argmax()]):,} is longer than max_row_bytes = {most:,}. "
                     "Split it into several rows, or raise the limit.",
                     kind="source",
-                    field=str(path),
+                    field=name,
                 )
             last = int(quotes[-1]) if len(quotes) else last
 
