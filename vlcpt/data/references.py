@@ -6,6 +6,7 @@ import base64
 import binascii
 import difflib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -27,7 +28,7 @@ def shown_url(url: str) -> str:
 
 
 def image_from(reference: object) -> Image:
-    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, a dict, or an Image.
+    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, bytes, a dict, or a ``PIL.Image``.
 
     Raises:
         DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
@@ -52,8 +53,10 @@ def video_from(reference: object) -> Video:
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
     if isinstance(reference, str):
         return _split_data_uri(reference)
-    if isinstance(reference, bytes) and reference:  # a binary column of a table
-        return {"data": reference}
+    if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
+        return {"data": bytes(reference)}
+    if kind is Image and (data := _picture(reference)) is not None:
+        return {"data": data}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
@@ -68,7 +71,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
         if value is not None:
-            values[key] = _checked(key, value)
+            data = _picture(value) if key == "bytes" and kind is Image else None
+            values[key] = _checked(key, value) if data is None else data
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
@@ -81,6 +85,46 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     if isinstance(path, str) and data is None:
         return values | _split_data_uri(path)
     return values | {"path": path, "data": data}
+
+
+def _picture(value: object) -> bytes | None:
+    """A ``PIL.Image`` as the bytes of a file; None for anything else."""
+    # Where Pillow is not loaded, there is none of its images: nothing else needs it here.
+    loaded = sys.modules.get("PIL.Image")
+    if loaded is None or not isinstance(value, loaded.Image):
+        return None
+    from vlcpt.data.pictures import picture_bytes
+
+    return picture_bytes(value)
+
+
+def without_pictures(rows: list[object]) -> list[object]:
+    """Rows with the bytes of a file in place of every ``PIL.Image``; one that cannot be read is empty.
+
+    Pillow's own pickle forgets the transparency of a palette, and decodes what was only opened.
+
+    Example:
+        >>> without_pictures([{"text": "a"}])
+        [{'text': 'a'}]
+    """
+    known: dict[int, bytes] = {}  # one picture may be in many rows
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        if isinstance(value, str) or id(value) in known:
+            return known.get(id(value), value)
+        try:
+            data = _picture(value)
+        except DocumentError:
+            data = b""  # planning said what is wrong with it
+        if data is not None:
+            known[id(value)] = data
+        return value if data is None else data
+
+    return [plain(row) for row in rows]
 
 
 def _checked(key: str, value: object) -> object:

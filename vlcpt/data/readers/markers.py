@@ -111,8 +111,10 @@ def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]
         )
     name = given[0] if row[given[0]] else given[-1]
     value = row[name]
-    if isinstance(value, str | bytes | Mapping | Image | Video):
+    if isinstance(value, str | bytes | bytearray | Mapping):
         return [(value, name)] if value else []
+    if not isinstance(value, Sequence):  # one alone, which says itself whether it is a reference
+        return [(value, name)]
     return [(one, f"{name}[{number}]") for number, one in enumerate(list_field(row, name))]
 
 

@@ -176,8 +176,8 @@ def _part(part: object, place: str) -> Piece:
         reference = {"bytes": reference}
     if sizes and isinstance(reference, str):
         reference = {"path": reference, **sizes}
-    elif sizes and isinstance(reference, Mapping):
-        reference = {**reference, **sizes}
+    elif sizes:  # a PIL image in memory stands where bytes do
+        reference = {**(reference if isinstance(reference, Mapping) else {"bytes": reference}), **sizes}
     try:
         return image_from(reference) if is_image else video_from(reference)
     except DocumentError as error:
