@@ -13,6 +13,10 @@ from dataclasses import fields
 from vlcpt.data.documents import DocumentError, Image, Video
 
 _BARE = re.compile(r"[A-Za-z0-9+/]{100,}=*")
+_BARE_FOR_URLS = re.compile(r"[A-Za-z0-9_-]{100,}=*")
+_LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever it looks like
+# The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
+_BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
 
 
 def shown_url(url: str) -> str:
@@ -155,7 +159,7 @@ def _split_data_uri(reference: str) -> dict[str, object]:
     if reference[:5].lower() != "data:":
         if not reference:
             raise DocumentError("a media reference is an empty path.", kind="reference")
-        if len(reference) > 255 and _BARE.fullmatch("".join(reference[:120].split())):
+        if _is_bare_base64(reference):
             raise DocumentError(
                 f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
                 'kind of the file, or as {"bytes": …}.',
@@ -173,6 +177,15 @@ def _split_data_uri(reference: str) -> dict[str, object]:
         return {"data": _decoded(payload)}
     except binascii.Error as error:
         raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None
+
+
+def _is_bare_base64(reference: str) -> bool:
+    start = "".join(reference[:120].split())
+    if len(reference) > 64 and start.startswith(_BARE_STARTS) and "." not in reference:
+        return True
+    if len(reference) > _LONGEST_PATH and _BARE_FOR_URLS.fullmatch(start):
+        return True
+    return len(reference) > 255 and _BARE.fullmatch(start) is not None
 
 
 def _decoded(text: str) -> bytes:
