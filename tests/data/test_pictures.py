@@ -200,7 +200,7 @@ def test_a_dataset_with_images_gives_the_same_documents(way):
 
 
 def items(rows, workers, start=None):
-    dataset = CPTDataset(rows, load_processor(base_path()), max_length=64, packing=False)
+    dataset = CPTDataset(rows, load_processor(base_path()), max_length=512, packing=False)
     loader = DataLoader(
         dataset,
         batch_size=None,
