@@ -19,11 +19,12 @@ MODULES = {
 
 # What a part may import of vlcpt, by the beginnings of names; cli, runs and demo may import all.
 ALLOWED = {
-    "vlcpt.data": ("vlcpt.data", "vlcpt.__version__"),
-    "vlcpt.model": ("vlcpt.model", "vlcpt.errors", "vlcpt.folder_locks"),
+    "vlcpt.file_writes": ("vlcpt.file_writes",),
+    "vlcpt.data": ("vlcpt.data", "vlcpt.__version__", "vlcpt.file_writes"),
+    "vlcpt.model": ("vlcpt.model", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
-        "vlcpt.folder_locks",
+        *("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.interrupts"),
     ),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
     # Formats and names of sources are checked before data is read.
@@ -39,6 +40,8 @@ FORBIDDEN = {
     "vlcpt.config_keys": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),
+    "vlcpt.file_writes": ("torch", "transformers"),
+    "vlcpt.interrupts": ("torch", "transformers"),
     "vlcpt.__main__": ("torch", "transformers"),
 }
 PRINTS = {"vlcpt.cli", "vlcpt.__main__"}
@@ -55,6 +58,7 @@ OVERRIDES = {
     "get_batch_samples",
     "compute_loss",
     "create_optimizer",
+    "evaluation_loop",
     "prediction_step",
     "save_model",
 }

@@ -219,6 +219,17 @@ def test_a_missing_or_empty_essential_key_is_named(load, key):
             ESSENTIAL + f"a: &a {'[' * 40}1{']' * 40}\nb: {'[' * 20}*a{']' * 20}",
             "run.yaml:6: lists or mappings stand more than 50 deep",
         ),
+        ("seed: " + "[" * 500_000, "run.yaml: lists or mappings stand more than 50 deep inside each other"),
+        (
+            ESSENTIAL
+            + "lr_scheduler_kwargs:\n  a0: &a0 [x, x]\n"
+            + "".join(f"  a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)),
+            "run.yaml: with aliases (*name) written out, it has 8,796,093,022,",
+        ),
+        (
+            "# " + "a" * 2**20,
+            "run.yaml: it has over 1,048,576 bytes, which no configuration has. Give the path",
+        ),
         ("{{seed}}: 1", "run.yaml:1: a list or mapping stands where a key should"),
         ("&a seed: &b [*b]", "run.yaml:1: seed: not a plain value: found unconstructable recursive node"),
     ],
@@ -320,8 +331,8 @@ def test_an_empty_text_is_no_list_of_sources(load):
         ("eval_data:\n- [a.jsonl]", "run.yaml:6: eval_data[0]: expected a path, or a mapping"),
         ("eval_data: ['']", "run.yaml:5: eval_data[0]: path is empty"),
         (
-            "eval_data: {path: a, format: alpaca}",
-            "run.yaml:5: eval_data[0]: unknown format 'alpaca'. Known: auto",
+            "eval_data: {path: a, format: alpacca}",
+            "run.yaml:5: eval_data[0]: unknown format 'alpacca'. Known: auto",
         ),
         (
             "eval_data: {path: a, format: messages, targets: user}",

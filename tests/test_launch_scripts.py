@@ -6,7 +6,9 @@ called. Their own parsers then read that, and vlcpt's own command line the rest.
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,12 @@ from typer.testing import CliRunner
 
 from tests.processes import run_on_ranks
 from tests.ranks import run
+from tests.support import wait_for
 from vlcpt import runs
 from vlcpt.cli import app
 from vlcpt.demo import base_path, data_path
 from vlcpt.demo.run import copy_inputs
+from vlcpt.training.resuming import list_checkpoints
 
 LAUNCH = Path(__file__).parents[1] / "examples/launch"
 NOTE = "import json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
@@ -156,6 +160,132 @@ def test_slurm_starts_one_torchrun_a_machine_and_goes_on_after_a_requeue(config,
     assert (options.rdzv_endpoint, options.rdzv_id) == ("n7:29500", "77")
     training = configuration(arguments, monkeypatch)
     assert (training.resume_from_checkpoint, training.max_steps) == ("auto", 3)
+
+
+STEP = """
+import os, signal, sys, time
+def end(*_):
+    open(os.environ["NOTES"], "a").write("step got TERM\\n")
+    time.sleep(0.3)
+    sys.exit(int(os.environ["CODE"]))
+signal.signal(signal.SIGTERM, end)
+open(os.environ["NOTES"], "a").write("step began\\n")
+time.sleep(float(os.environ["SECONDS_OF_STEP"]))
+sys.exit(int(os.environ["CODE"]))
+"""
+SCONTROL = """#!/bin/sh
+case $1 in
+  show) [ "$2" = hostnames ] && echo n7 || echo "   JobState=$STATE Reason=None" ;;
+  *) echo "scontrol $*" >> "$NOTES" ;;
+esac
+"""
+
+
+class Job:
+    """slurm.sh as sbatch would start it, with stand-ins for srun and scontrol, which keep notes."""
+
+    def __init__(self, folder: Path, config: Path, srun: str, *arguments: str, **environment: str) -> None:
+        programs = folder / "slurm"
+        programs.mkdir(exist_ok=True)
+        self._notes, self._log = folder / "notes", folder / "log"
+        self._notes.touch()
+        for name, text in (("srun", srun), ("scontrol", SCONTROL)):
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        known = {"SLURM_JOB_NODELIST": "n7", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "1"}
+        known |= {"SLURM_JOB_ID": "77", "NOTES": str(self._notes), "STATE": "RUNNING"}
+        path = f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.process = subprocess.Popen(
+            ["bash", str(LAUNCH / "slurm.sh"), str(config), *arguments],
+            env={**os.environ, **known, "PATH": path, **environment},
+            stdout=self._log.open("ab"),  # as --open-mode=append
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        return self._notes.read_text().splitlines()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(300)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "code", "requeued"),
+    [
+        (signal.SIGUSR1, "RUNNING", 1, True),  # its time is nearly over
+        (signal.SIGUSR1, "RUNNING", 143, True),
+        (signal.SIGTERM, "PREEMPTED", 1, True),
+        (signal.SIGTERM, "CANCELLED by 1000", 1, False),
+        (signal.SIGUSR1, "RUNNING", 0, False),  # it was just done
+    ],
+)
+def test_a_slurm_job_that_is_interrupted_goes_into_the_queue_again(
+    tmp_path, config, number, state, code, requeued
+):
+    job = Job(
+        tmp_path, config, f"#!{sys.executable}\n{STEP}", CODE=str(code), SECONDS_OF_STEP="60", STATE=state
+    )
+    wait_for(lambda: "step began" in job.notes, 20)
+    job.process.send_signal(number)
+
+    assert job.end() == code
+    assert job.notes == ["step began", "step got TERM", *(["scontrol requeue 77"] if requeued else [])]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_slurm_job_that_fails_or_is_done_does_not(tmp_path, config, code):
+    job = Job(tmp_path, config, f"#!{sys.executable}\n{STEP}", CODE=str(code), SECONDS_OF_STEP="0")
+
+    assert job.end() == code
+    assert job.notes == ["step began"]
+
+
+def test_slurm_tells_the_script_and_not_the_steps_before_the_time_is_over():
+    script = (LAUNCH / "slurm.sh").read_text()
+    directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
+
+    assert {"--requeue", "--open-mode=append"} < set(directives)
+    (told,) = (line for line in directives if line.startswith("--signal="))
+    assert re.fullmatch(r"--signal=B:USR1@(\d+)", told)
+    assert int(told.rpartition("@")[2]) > 240  # what a save may take by default
+
+
+@pytest.mark.slow
+def test_a_slurm_job_really_goes_on_where_it_was_interrupted(tmp_path):
+    config = copy_inputs(tmp_path / "demo", overwrite=False)
+    options = ["--output_dir", str(tmp_path / "out"), "--max_steps", "60", "--logging_steps", "1"]
+    options += ["--save_strategy", "no"]
+    steps = tmp_path / "out/train_log.jsonl"
+    # srun passes signals on to what it started
+    srun = '#!/bin/bash\nshift\nexec "$@"\n'
+    first = Job(tmp_path, config, srun, *options, MASTER_ADDR="localhost")
+    wait_for(lambda: steps.exists() or first.process.poll() is not None, 200)
+    first.process.send_signal(signal.SIGUSR1)
+
+    assert first.end() != 0
+    assert first.notes == ["scontrol requeue 77"], first.log
+    (saved,) = list_checkpoints(tmp_path / "out")
+    step = int(saved.name.rpartition("-")[2])
+    assert f"interrupted after step {step}: checkpoint-{step} is saved" in first.log
+    assert step < 60
+
+    second = Job(tmp_path, config, srun, *options)
+    assert second.end() == 0, second.log
+    assert second.notes == ["scontrol requeue 77"]  # once
+    assert f"going on from {saved}" in second.log
+    trained = [json.loads(line).get("step") for line in steps.read_text().splitlines() if "loss" in line]
+    assert sorted(set(trained)) == list(range(1, 61))
 
 
 def test_deepspeed_puts_local_rank_before_the_command_and_vlcpt_reads_on(config, monkeypatch):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.processes import holding, run_on_ranks, start_ranks
 from tests.support import png
+from vlcpt.checking import check_run
 from vlcpt.cli import app
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import Configs, load_config
@@ -353,3 +354,24 @@ def test_a_launcher_on_one_machine_gets_the_refusals_exit_code(tmp_path: Path) -
         done = run_on_ranks("vlcpt", "train", str(tmp_path / "my.yaml"), timeout=100)
     assert done.returncode == 2, done.stdout
     assert f"is in use by process {first.pid} on host" in done.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("command", ["check", "inspect", "train"])
+def test_fields_that_are_not_read_are_named_with_their_rows(
+    tmp_path: Path, command: str, workers: int
+) -> None:
+    run = configs(tmp_path, "--dataloader_num_workers", str(workers))
+    rows = [{"text": f"one {n}"} | ({"source": "web"} if n % 4 else {}) | {"score": n} for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    shown = StringIO()
+    console = Console(file=shown, width=120)
+
+    if command == "inspect":
+        inspect_run(run, slice(0, 12), console)
+    else:
+        (check_run if command == "check" else train_run)(run, console=console)
+        ledger = json.loads((tmp_path / "out/ledger.json").read_text())
+        assert ledger["sources"]["train"]["not_read"] == {"score": 12, "source": 9}
+
+    assert shown.getvalue().count("train: not read: score (12 rows), source (9 rows)\n") == 1

@@ -1,10 +1,33 @@
 """``vlcpt``, ``python -m vlcpt``, ``torchrun -m vlcpt`` and ``deepspeed --module vlcpt``."""
 
+import codecs
+import io
+import os
 import sys
+
+# What a terminal without our own marks is sent for them; any other character that it lacks is a "?".
+_PLAIN = {"«": "<<", "»": ">>", "┊": "|", "✂": "8<", "×": "x", "–": "-", "…": "...", "→": "->", "’": "'"}
+
+
+def print_everywhere() -> None:
+    """Let stdout and stderr replace what their encoding lacks: `LC_ALL=C` and Windows' code pages have no
+    Chinese, and a run must not end at a character of its data."""
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        lacking = error.object[error.start : error.end]
+        return "".join(_PLAIN.get(one, "?") for one in lacking), error.end
+
+    codecs.register_error("vlcpt", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        # UTF-8 lacks halves of characters, which names of files may hold.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="vlcpt")
 
 
 def main() -> None:
     """Run the command line."""
+    print_everywhere()
     # `deepspeed --module` puts --local_rank before the command; every launcher sets LOCAL_RANK as well.
     arguments = iter(sys.argv[1:])
     kept: list[str] = []
@@ -14,9 +37,29 @@ def main() -> None:
         elif not argument.startswith(("--local_rank=", "--local-rank=")):
             kept.append(argument)
     sys.argv[1:] = kept
-    from vlcpt.cli import app
+    try:
+        from vlcpt.cli import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # while that was imported
+        sys.exit(130)
+    except SystemExit as ended:
+        _leave(ended.code)
+        raise
+
+
+def _leave(code: object) -> None:
+    """End here and now where Python's own end may hang or abort: after a signal, and on a rank that failed.
+
+    Loaders wait for workers that are killed already, threads of gloo, in torch 2.14, can abort a process at
+    its end, and other ranks may keep it waiting there.
+    """
+    torch = sys.modules.get("torch")
+    is_rank = torch is not None and torch.distributed.is_initialized()
+    if isinstance(code, int) and (code in (130, 143) or (code and is_rank)):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from vlcpt import __version__
+from vlcpt.interrupts import answered, interrupt, none_left
 
 if TYPE_CHECKING:
     from vlcpt.config_reading import Configs
@@ -36,7 +37,7 @@ def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"vlcpt {__version__}")
+        print(f"vlcpt {__version__}")
         raise typer.Exit
 
 
@@ -152,10 +153,14 @@ def merge(
 ) -> None:
     """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
     with _told():
+        from vlcpt.folder_locks import require_free, staging_folder
+
+        require_free(staging_folder(output), "output", shown=output)
         from vlcpt.model.merging import merge_adapter
+        from vlcpt.report.screen import visible
 
         merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
-        typer.echo(f"merged into {output}")
+        print(visible(f"merged into {output}"))
 
 
 @app.command()
@@ -207,7 +212,7 @@ def push(
             revision=revision,
         )
         if done.url:
-            typer.echo(f"pushed to {done.url} ({'private' if done.private else 'public'})")
+            print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
             return
         screen = Screen()
         files = [(file.name, file.size) for file in done.files]
@@ -221,7 +226,7 @@ def env() -> None:
     """Versions and devices, for a bug report."""
     from vlcpt.report.environment import describe
 
-    typer.echo(describe())
+    print(describe())
 
 
 def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Configs:
@@ -267,10 +272,14 @@ def _told() -> Iterator[None]:
     # Which format was chosen, and why: once, not on every rank.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     try:
-        with shown_log(level):
+        with shown_log(level), answered("ending", interrupt), none_left():
             yield
     except KeyboardInterrupt:  # what was saved is told already
         _fail("interrupted", 130)
+    except SystemExit as ended:
+        if ended.code == 143:
+            _fail("interrupted", 143)
+        raise
     except DocumentError as error:
         _fail(str(error), 1)
     except ValueError as error:
@@ -281,8 +290,19 @@ def _told() -> Iterator[None]:
         if not _is_ours(error):
             raise
         _fail(str(error), 1)
-    except OSError as error:  # a folder that cannot be written, a full disk
-        _fail(str(error), 1)
+    except OSError as error:
+        _fail(_disk_message(error), 1)
+
+
+def _disk_message(error: OSError) -> str:
+    """What the system says, with what is free where a library found a disk full or read-only."""
+    from vlcpt.file_writes import WriteError, refusal, write_error
+
+    named = error.filename2 or error.filename
+    if isinstance(error, WriteError) or not isinstance(named, str):
+        return str(error)
+    found = refusal(error, Path(named), reads=True)
+    return str(error if found is None else write_error(Path(named), "", found))
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -307,5 +327,6 @@ def _fail(message: str, code: int) -> NoReturn:
     from vlcpt.report.screen import visible
 
     sys.stdout.flush()
-    typer.echo(visible(redacted(f"vlcpt: {message}")), err=True)
+    # Not typer's echo, which sends UTF-8 to a terminal of ASCII.
+    print(visible(redacted(f"vlcpt: {message}")), file=sys.stderr)
     raise typer.Exit(code)

@@ -144,6 +144,10 @@ class DataConfig:
     max_frames: int | None = field(
         default=None, metadata={"help": "Most frames used of a video. Default: the processor's."}
     )
+    max_row_bytes: int = field(
+        default=256 * 2**20,
+        metadata={"help": "Refuse a row (a line, a text file, the text of a tar's row) of more bytes."},
+    )
     max_file_bytes: int = field(default=4 * 2**30, metadata={"help": "Refuse larger media files, in bytes."})
     max_image_pixels: int = field(
         default=100_000_000,

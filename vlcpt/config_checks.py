@@ -153,7 +153,14 @@ def check_data(data: "DataConfig") -> None:
     _check_names("eval_data and retention_data", data.eval_data, data.retention_data)
     _check_shares(data)
     sizes = ("min_pixels", "max_pixels", "fps", "max_frames")
-    for name in (*sizes, "max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels"):
+    for name in (
+        *sizes,
+        "max_row_bytes",
+        "max_file_bytes",
+        "max_image_pixels",
+        "max_video_frames",
+        "max_video_pixels",
+    ):
         value = getattr(data, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} {value} must be above 0.")

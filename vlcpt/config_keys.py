@@ -288,9 +288,19 @@ def check_required(path: str | Path, given: Mapping[str, Given]) -> None:
             raise ConfigError(f"{path}: {key} is missing. Add a line {key}: …")
 
 
+_LARGEST = 2**20  # bytes of a configuration; reading YAML takes a second for each of these
+
+
 def _read_file(path: Path, repeated: list[str]) -> dict[str, Given]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise ConfigError(
+                f"{path}: it has over {_LARGEST:,} bytes, which no configuration has. Give the path of a "
+                "YAML file; data are named in it."
+            )
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:

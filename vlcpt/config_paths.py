@@ -8,6 +8,8 @@ from pathlib import Path
 from vlcpt.config import CPTConfig, DataConfig, SourceConfig
 from vlcpt.config_checks import build
 from vlcpt.config_trainer import shipped_deepspeed
+from vlcpt.data.documents import DocumentError
+from vlcpt.data.readers.patterns import files_of, is_pattern
 from vlcpt.data.readers.storage import default_name
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -71,6 +73,12 @@ def _check_source(place: str, source: SourceConfig) -> None:
             f"{place}: {source.path} is an address. Download the data and give the path of the file."
         )
     if Path(source.path).exists():
+        return
+    if is_pattern(source.path):
+        try:
+            files_of(source.path)
+        except DocumentError as error:
+            raise ValueError(f"{place}: {error}") from None
         return
     from vlcpt.data.readers.tables import is_hub_id
 

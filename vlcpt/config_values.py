@@ -23,6 +23,8 @@ NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _DEEPEST = 50  # levels of lists and mappings; Python can follow a few hundred
+_DEEP = re.compile(rf"(?:[\[{{]\s*){{{_DEEPEST + 1}}}")
+_MOST_NODES = 100_000
 _TOO_DEEP = f"lists or mappings stand more than {_DEEPEST} deep inside each other. Write them flat."
 _FLOAT = (
     "tag:yaml.org,2002:float",
@@ -107,10 +109,17 @@ def compose(text: str, origin: str, repeated: list[str] | None = None) -> yaml.N
         vlcpt.errors.ConfigError: run.yaml:2: seed is repeated, first on line 1. Keep one of them.
     """
     found: list[str] = []
+    if _DEEP.search(text):  # before a parser that takes seconds to say so
+        raise ConfigError(f"{origin}: {_TOO_DEEP}")
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
         if node is not None:
             _check_nodes(node, origin, {}, found)
+            if (count := _written_out(node, {})) > _MOST_NODES:
+                raise ConfigError(
+                    f"{origin}: with aliases (*name) written out, it has {count:,} values, above "
+                    f"{_MOST_NODES:,}. Write what is needed."
+                )
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
@@ -159,6 +168,17 @@ def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int], repeated:
         raise ConfigError(f"{origin}:{node.start_mark.line + 1}: {_TOO_DEEP}")
     depths[id(node)] = depth
     return depth
+
+
+def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values there are with each alias replaced by what it names: a few lines can make billions."""
+    if id(node) not in counts:
+        counts[id(node)] = 0  # an alias inside what it names
+        inside: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inside = [one for pair in node.value for one in pair]
+        counts[id(node)] = 1 + sum(_written_out(one, counts) for one in inside)
+    return counts[id(node)]
 
 
 def is_nothing(node: yaml.Node) -> bool:

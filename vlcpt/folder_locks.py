@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import Refusal, refusal, write_error
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _held: set[tuple[int, str]] = set()
 
 
 @contextmanager
-def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
+def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -> Iterator[None]:
     """Be the only process that writes into a folder, which is made if it is not there.
 
     A process that has the folder may take it again. One that was killed has let go of it. Where the file
@@ -36,9 +37,11 @@ def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
     Args:
         folder: The folder.
         name: What it is called in the message.
+        shown: The folder that the message names, where that is another.
 
     Raises:
-        ConfigError: If another process holds it, with its number and host.
+        ConfigError: If another process holds it, with its number and host, or it cannot be written.
+        WriteError: If the disk is full.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -56,7 +59,7 @@ def hold(folder: Path, name: str = "output_dir") -> Iterator[None]:
         yield
         return
     is_new = not folder.exists()
-    descriptor = _take(folder, name)
+    descriptor = _take(folder, f"{name} {shown or folder}")
     _held.add(key)
     try:
         yield
@@ -95,40 +98,78 @@ def holder(folder: Path) -> str | None:
     return None
 
 
-def require_free(folder: Path, name: str = "output_dir") -> None:
-    """Raise if another process writes into a folder; nothing is made or taken.
+def staging_folder(output: Path) -> Path:
+    """Where a merge works that will become ``output``: beside it, and locked, for both may not exist.
+
+    Example:
+        >>> staging_folder(Path("runs/merged"))
+        PosixPath('runs/.merged.vlcpt-merge')
+    """
+    return output.parent / f".{output.name}.vlcpt-merge"
+
+
+def require_free(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -> None:
+    """Raise if another process writes into a folder, or none could; nothing is made or taken.
 
     Raises:
-        ConfigError: With the other process's number and host.
+        ConfigError: With the other process's number and host, or the place that cannot be written.
 
     Example:
         >>> require_free(Path("no/such/folder"))
     """
     if (other := holder(folder)) is not None:
-        raise _in_use(folder, name, other)
+        raise _in_use(f"{name} {shown or folder}", other)
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise _unusable(f"{name} {shown or folder}", f"{place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _unusable(f"{name} {shown or folder}", f"{place} is read-only, or another user's")
 
 
-def _in_use(folder: Path, name: str, other: str) -> ConfigError:
+def _in_use(told: str, other: str) -> ConfigError:
     return ConfigError(
-        f"{name} {folder} is in use by {other}, which writes into it. Wait until that has ended, stop it, "
+        f"{told} is in use by {other}, which writes into it. Wait until that has ended, stop it, "
         "or give another folder."
     )
 
 
-def _take(folder: Path, name: str) -> int | None:
+def _unusable(told: str, reason: str) -> ConfigError:
+    return ConfigError(f"{told} cannot be written: {reason}. Give another folder.")
+
+
+def _open(folder: Path, told: str) -> int | None:
+    """The descriptor of the file to lock; None where the folder is deleted by the process that had made it.
+
+    Raises:
+        ConfigError: If nothing can be written there.
+        WriteError: If the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        found = refusal(error, folder)
+        if found is None or found.is_full:
+            raise write_error(folder, "", found or Refusal(str(error), is_full=False)) from error
+        raise _unusable(told, found.reason) from error
+
+
+def _take(folder: Path, told: str) -> int | None:
     """The descriptor of the locked file; None where the file system has no locks."""
     path = folder / LOCK
     for _ in range(_TRIES):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
-        except FileNotFoundError:  # the folder was deleted by the process that had made it
+        if (descriptor := _open(folder, told)) is None:
             continue
         try:
             _lock(descriptor)
             if _is_at(path, descriptor):
                 os.truncate(descriptor, 0)
-                os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+                with suppress(OSError):  # a full disk: the lock holds without a name
+                    os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
                 return descriptor
         except (BlockingIOError, PermissionError):
             time.sleep(_PAUSE)
@@ -137,15 +178,14 @@ def _take(folder: Path, name: str) -> int | None:
             if error.errno not in _NO_LOCKS:
                 raise
             logger.warning(
-                "%s %s: its file system has no locks (%s), so a second run in it would not be noticed. "
+                "%s: its file system has no locks (%s), so a second run in it would not be noticed. "
                 "Give each run a folder of its own.",
-                name,
-                folder,
+                told,
                 error.strerror,
             )
             return None
         os.close(descriptor)
-    raise _in_use(folder, name, _described(path))
+    raise _in_use(told, _described(path))
 
 
 def _let_go(path: Path, descriptor: int) -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from peft import PeftConfig
 
 from vlcpt import __version__
 from vlcpt.config import ConfigError
 from vlcpt.folder_locks import require_free
 from vlcpt.hub_files import PushedFile, is_allowed, kind_of, pushed_files
 from vlcpt.hub_names import check_names, hub_base, hub_id, is_revision
+from vlcpt.model.adapter_loading import read_adapter_config
+from vlcpt.model.adapter_settings import read_adapter_shapes
+from vlcpt.model.loading import read_config
+from vlcpt.model.model_settings import check_parameters
 from vlcpt.report.card import Licence, model_card
 from vlcpt.report.run_facts import read_run
 from vlcpt.training.manifests import is_unfinished
@@ -170,10 +173,15 @@ def plan_push(
     if not Path(run_folder).is_dir():
         raise ConfigError(f"--run {run_folder}: no such folder. Give the run's, or a checkpoint in it.")
     kind = kind_of(checkpoint)
+    config = None
+    if kind == "adapter":
+        config = read_adapter_config(str(checkpoint))
+        read_adapter_shapes(checkpoint)
+    else:
+        check_parameters(read_config(str(checkpoint)), str(checkpoint))
     run = read_run(Path(run_folder), evaluation)
     base_revision = None
-    if kind == "adapter":
-        config = PeftConfig.from_pretrained(str(checkpoint))
+    if config is not None:
         base_revision = config.revision if base_model is None else None
         base_model = base_model or hub_base(config.base_model_name_or_path or "", checkpoint)
     elif base_model is None and run.base:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import RESOLVED_HEADER, Configs
 from vlcpt.data.plan_cache import remove_plans
+from vlcpt.file_writes import write_file
 from vlcpt.folder_locks import LOCK
 from vlcpt.training.disk import delete_checkpoint
 from vlcpt.training.progress import has_steps
@@ -90,16 +90,14 @@ def is_resolved(path: Path) -> bool:
     return path.read_text(encoding="utf-8").startswith(RESOLVED_HEADER.splitlines()[0])
 
 
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file whole or not at all; a number that JSON does not have becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two may write to one name
-    try:
-        text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_json(path: Path, content: Mapping[str, object], what: str = "") -> None:
+    """Write a JSON file whole or not at all; a number that JSON does not have becomes null.
+
+    Args:
+        what: What it is, for the message of a :class:`vlcpt.file_writes.WriteError`.
+    """
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, text + "\n", what)
 
 
 def _finite(value: object) -> object:

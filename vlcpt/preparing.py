@@ -62,11 +62,15 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     options = encoding_options(data)
-    write_json(output / BEGUN, {"kind": SET_KIND})
+    write_json(output / BEGUN, {"kind": SET_KIND}, "the mark of what is being prepared")
     for role, entry in _entries(data):
         if prepared_members(entry.path) is not None:
             raise DocumentError("it is prepared already.", kind="source", field=entry.path)
-        source = open_source(untagged=data.untagged, **source_options(entry))  # type: ignore[arg-type]
+        source = open_source(
+            untagged=data.untagged,
+            max_row_bytes=data.max_row_bytes,
+            **source_options(entry),  # type: ignore[arg-type]
+        )
         prepare_source(
             source,
             # What is encoded for good is looked at as `vlcpt check` does: a cut file is no medium.
@@ -76,6 +80,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
             stops=data.on_bad_data == "error",
             engine=engine,
             num_proc=training.dataloader_num_workers,
+            timeout=training.dataloader_timeout,
             track=shown(console),
         )
     # As a run would read it: rules about bad data hold over all of a source, and shares over all sources.
@@ -88,7 +93,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
         {"folder": _folder(role, entry), "role": role, "name": entry.name, "share": entry.share}
         for role, entry in _entries(data)
     ]
-    write_json(output / WHOLE, {"kind": SET_KIND, "sources": sources})
+    write_json(output / WHOLE, {"kind": SET_KIND, "sources": sources}, "the list of what is prepared")
     (output / BEGUN).unlink()
     console.print(f"prepared in {output}. To train from it, write in the configuration:", highlight=False)
     for role in ROLES:

@@ -125,8 +125,10 @@ def _planning(configs: Configs) -> dict[str, object]:
         "max_length": configs.training.max_length,
         "packing": configs.training.packing,
         "untagged": data.untagged,
+        "max_row_bytes": data.max_row_bytes,
         "on_overlong": data.on_overlong,
         "on_bad_data": data.on_bad_data,
         "max_bad_fraction": data.max_bad_fraction,
         "num_proc": configs.training.dataloader_num_workers,
+        "timeout": configs.training.dataloader_timeout,
     }

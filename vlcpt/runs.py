@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import set_seed
 
 from vlcpt.config import ConfigError
 from vlcpt.config_packages import NEEDING, require_packages
@@ -27,8 +27,10 @@ from vlcpt.data.planning import untracked
 from vlcpt.data.readers.sources import open_sources
 from vlcpt.data.readers.unread import told_unread
 from vlcpt.data.splitting import split_stream
+from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub_runs import open_repository, push_run, without_pushes
+from vlcpt.interrupts import finished_first
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.evaluation_loading import load_for_evaluation
 from vlcpt.model.loading import load_model, load_processor, read_config, resolve_dtype, with_native_dtype
@@ -92,13 +94,13 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     try:
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     finally:
+        if is_main and len(dataset.failures):
+            _account_failures(dataset, output, console)
+    with finished_first("the model"):
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
         if is_main:
-            dataset.ledger.write(output)  # again: documents may have failed while they were read
-            _show_failures(dataset, console)
-    trainer.save_model()
-    trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
-    if is_main:
-        console.print(f"saved in {output}")
+            console.print(f"saved in {output}")
     if repo_id is not None:
         console.print(f"pushed to {push_run(configs, repo_id).url}", highlight=False, soft_wrap=True)
     return trainer
@@ -109,12 +111,20 @@ def _tell_unread(ledger: Ledger, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_failures(dataset: CPTDataset, console: Console) -> None:
+def _account_failures(dataset: CPTDataset, output: Path, console: Console) -> None:
     """The ledger once more, where it is another than before training."""
-    if count := len(dataset.failures):
-        documents = f"{count:,} document{'s' * (count != 1)}"
-        console.print(f"{documents} failed in training, see dropped.jsonl. The ledger is now:")
-        console.print(ledger_table(dataset.ledger))
+    is_failing = sys.exc_info()[0] is not None
+    count = len(dataset.failures)
+    documents = f"{count:,} document{'s' * (count != 1)}"
+    console.print(f"{documents} failed in training, see dropped.jsonl. The ledger is now:")
+    console.print(ledger_table(dataset.ledger))
+    try:
+        dataset.ledger.write(output)
+    except WriteError as error:
+        if not is_failing:
+            raise
+        # What ended the run is the error to report.
+        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CPTTrainer:
@@ -138,15 +148,13 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     dataset = train_dataset(configs, processor, track, plans=output / PLANS)
     require_equal(training, dataset.digest, "the plan of train_data")
     if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(dump_config(configs, output), encoding="utf-8")
+        write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
         _tell_unread(dataset.ledger, console)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
-    set_seed(training.seed)  # Trainer seeds later than adapters are drawn
-    model = load_model(configs.model)
+    model = load_model(configs.model, seed=training.seed)
     if is_main:
         console.print(towers_table([asdict(row) for row in tower_table(model)]))
     ranks.at(0, "reading the evaluation data")
@@ -206,6 +214,7 @@ def eval_run(
         base=base,
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
+        timeout=configs.training.dataloader_timeout,
         autocast=autocast_type(configs.training),
         track=shown(console),
     )
@@ -218,7 +227,7 @@ def eval_run(
                 highlight=False,
             )
     if output:
-        write_json(output, {"sets": results})
+        write_json(output, {"sets": results}, "what was measured")
         console.print(f"written to {output}")
     return results
 
@@ -234,7 +243,9 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
         source
         for role in ("train_data", "replay_data")
         for entry in getattr(data, role)
-        for source in open_sources(source_options(entry), data.untagged, role=role)
+        for source in open_sources(
+            source_options(entry), data.untagged, role=role, max_row_bytes=data.max_row_bytes
+        )
     ]
     require_same_encoding(sources, processor, data.untagged, options)
     if not any(range(*rows.indices(len(source))) for source in sources):
@@ -243,7 +254,7 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     console.print(legend(console), end="\n\n")
     for source in sources:
         numbers = range(*rows.indices(len(source)))
-        unread: Counter[str] = Counter()
+        unread: Counter[str] = Counter(source.left_out())
         if not numbers:
             console.print(f"{source.name} has {len(source):,} documents, none of them in --rows.")
         for number in numbers:

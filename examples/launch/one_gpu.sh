@@ -5,6 +5,10 @@
 #   LAUNCHER=torchrun    or deepspeed. DeepSpeed works only in a process that a launcher started, also if it is
 #                        the only one:  LAUNCHER=torchrun ./one_gpu.sh my.yaml --deepspeed zero2_offload
 #   PORT=29501           for deepspeed, where another run has the port; torchrun finds a free one
+#
+# Told to stop, both launchers kill what is still saving a checkpoint after 30 seconds. Of torchrun that can be
+# changed: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240; of deepspeed it cannot, so take torchrun where a step and a save take
+# longer (docs/checkpoints.md).
 set -euo pipefail
 config=${1:?usage: one_gpu.sh CONFIG [--key value ...]}
 shift

@@ -8,6 +8,10 @@
 #
 # Without --deepspeed (or the key in my.yaml) the processes share the work by DDP: right for LoRA and QLoRA that
 # fit on one GPU. --deepspeed zero2, or zero3 where the weights do not fit: see docs/scale.md.
+#
+# Told to stop, both launchers kill what is still saving a checkpoint after 30 seconds. Of torchrun that can be
+# changed: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240; of deepspeed it cannot, so take torchrun where a step and a save take
+# longer (docs/checkpoints.md).
 set -euo pipefail
 config=${1:?usage: one_node.sh CONFIG [--key value ...]}
 shift

@@ -8,6 +8,10 @@
 #   RUN_ID=second         for torchrun, where another run has its machines: the same on each
 #
 # All machines need the same packages, the same paths, and output_dir on a disk that they share.
+#
+# Told to stop, both launchers kill what is still saving a checkpoint after 30 seconds. Of torchrun that can be
+# changed: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240; of deepspeed it cannot, so take torchrun where a step and a save take
+# longer (docs/checkpoints.md).
 set -euo pipefail
 config=${1:?usage: several_nodes.sh CONFIG [--key value ...]}
 shift

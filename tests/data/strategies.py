@@ -14,6 +14,7 @@ CONTROL = [
 ]
 PIECES = [
     *("<trainable_text>", "</trainable_text>", '<trainable_text weight="0.5">', "<trainable_text", "text>"),
+    *("<Trainable_Text>", "</trainble_text>", "< trainable-text", "<trainabletex", "<trainable_te", "x_text"),
     *("<image>", "<video>", "<IMG1>", "<VID12>", "<IMG0", "<", ">", "\\", "\\\\", "/"),
     *CONTROL,
     *("<|", "|>", "image_pad", "tool_call", "<tool", "_call>", "fim_prefix"),

@@ -15,9 +15,10 @@ import PIL.Image
 import pytest
 
 from vlcpt.data.containers import check_container
-from vlcpt.data.documents import Image
+from vlcpt.data.documents import Image, Video
 from vlcpt.data.file_parts import MAX_PARTS, FileParts
-from vlcpt.data.media import MediaError, MediaLimits, read_image
+from vlcpt.data.media import MediaError, MediaLimits, image_size, read_image
+from vlcpt.data.video import clip_of
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 PICTURE = PIL.Image.fromarray(PIXELS)
@@ -354,3 +355,59 @@ def test_a_walk_reads_little_of_a_large_file() -> None:
     file = Counting(made("mp4"))
     walk_mp4(FileParts(file))
     assert file.taken < 200
+
+
+# Pictures of phones and browsers that are named, not read
+
+
+def ftyp(*brands: bytes) -> bytes:
+    """The start of a file of ISO's base format: its brand, then those that it is compatible with."""
+    body = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return struct.pack(">I", 4 + len(body)) + body + struct.pack(">I4s", 16, b"meta") + bytes(8)
+
+
+HEIF = [
+    (ftyp(b"heic", b"mif1", b"heic"), "a HEIC"),  # iPhones
+    (ftyp(b"heix", b"mif1", b"heix"), "a HEIC"),  # ten bits: cameras
+    (ftyp(b"hevc", b"msf1", b"hevc"), "a HEIC"),  # bursts
+    (ftyp(b"mif1", b"heic", b"mif1"), "a HEIC"),
+    (ftyp(b"mif1", b"mif1", b"avif", b"miaf"), "an AVIF"),
+    (ftyp(b"avif", b"mif1", b"avif", b"miaf", b"MA1B"), "an AVIF"),
+    (ftyp(b"avis", b"msf1", b"avis"), "an AVIF"),
+    (image("AVIF"), "an AVIF"),
+]
+
+
+@pytest.mark.parametrize(("data", "kind"), HEIF)
+@pytest.mark.parametrize("look", [check_container, image_size, read_image])
+def test_heic_and_avif_are_named_with_what_converts_them_whatever_their_name(look, data, kind, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(data)
+    message = f"is {kind} picture, which is not read. Convert it to PNG: heif-convert FILE FILE.png (libheif)"
+    for given in (Image("a.jpg"), Image(data=data)):
+        with pytest.raises(MediaError) as caught:
+            look(given, media_root=tmp_path)
+        assert str(caught.value).startswith(f"{given} {message}, or magick FILE FILE.png")
+
+
+@pytest.mark.parametrize("options", [{}, frames(OTHER, PICTURE)])
+def test_heic_and_avif_among_videos_are_named_for_ffmpeg_would_read_one_picture(options):
+    video = Video(data=image("AVIF", **options))
+    with pytest.raises(MediaError, match="is an AVIF picture, which is not read"):
+        check_container(video, media_root=None)
+    with pytest.raises(MediaError, match="is an AVIF picture, which is not read"):
+        clip_of(video, fps=2.0, max_frames=8, media_root=None)
+
+
+@pytest.mark.parametrize("brands", [(b"isom", b"mif1", b"heic"), (b"mp42", b"avif"), (b"qt  ", b"heic")])
+def test_a_video_is_not_taken_for_heic_by_what_it_is_compatible_with(brands):
+    data = bytearray(video("mp4"))
+    start = int.from_bytes(data[:4], "big")
+    size = 16 + 4 * (len(brands) - 1)
+    # The rest of the old box becomes one that is skipped, so that no place in the file moves.
+    assert start - size >= 8
+    data[:start] = (
+        struct.pack(">I", size) + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+        + struct.pack(">I4s", start - size, b"free") + bytes(start - size - 8)
+    )  # fmt: skip
+    check_container(Video(data=bytes(data)), media_root=None)
+    assert clip_of(Video(data=bytes(data)), fps=2.0, max_frames=8, media_root=None).total_frames == 24

@@ -1,6 +1,7 @@
 """The ledger: every document and token once, written whole or not at all."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from vlcpt.data.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Dropped, Ledger, co
 from vlcpt.data.splitting import Part, split_stream
 from vlcpt.data.streams import TokenStream
 from vlcpt.data.vision import PlacedMedium
+from vlcpt.file_writes import WriteError
 
 
 def stream() -> TokenStream:
@@ -126,15 +128,20 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_partial_one(tmp_path, mon
     ledger.write(tmp_path)
     before = (tmp_path / "ledger.json").read_text()
     ledger.packs = 99
-    write_text = type(tmp_path).write_text
+    fsync, calls = os.fsync, []
 
-    def full(path, content, **options):
-        write_text(path, content[:10], **options)
-        if "ledger" in path.name:
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:  # after the file and the folder of dropped.jsonl
             raise OSError(28, "No space left on device")
+        fsync(descriptor)
 
-    monkeypatch.setattr(type(tmp_path), "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(
+        WriteError,
+        match=r"ledger\.json \(the account of the data\) could not be written: No space left on device\. It "
+        r"takes about \d+\.\d kB, and .* are free there\. Make room",
+    ):
         ledger.write(tmp_path)
     assert (tmp_path / "ledger.json").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dropped.jsonl", "ledger.json"]

@@ -34,11 +34,8 @@ def trained(text, weight=1.0):
             '<trainable_text>a</trainable_text><trainable_text weight="2">b</trainable_text>',
             [trained("a"), trained("b", 2.0)],
         ),
-        # Case-sensitive, and other angle brackets are text.
-        (
-            "<Trainable_Text><TRAINABLE_TEXT><b>&lt;</b>",
-            [trained("<Trainable_Text><TRAINABLE_TEXT><b>&lt;</b>")],
-        ),
+        # Other angle brackets are text.
+        ("<train><trainable><b>&lt;</b>", [trained("<train><trainable><b>&lt;</b>")]),
         ("<Image><img1><VID><IMG><VIDEO>", [trained("<Image><img1><VID><IMG><VIDEO>")]),
         ("<|image_pad|><|endoftext|>", [trained("<|image_pad|><|endoftext|>")]),
         ("", []),
@@ -169,6 +166,96 @@ def test_wrong_tags_are_errors_with_their_offset(markup, offset, message):
     assert message in caught.value.reason
 
 
+MISSPELT = [
+    *("<Trainable_Text>", "<TRAINABLE_TEXT weight=0.5>", "<trainable-text>", "<trainabletext>"),
+    *(
+        "<trainable text>",
+        "< trainable_text >",
+        "</ trainable_text>",
+        "</trainble_text>",
+        "<trainable__text>",
+    ),
+    *("<trainable_tex>", "<rainable_text>", "<trianable_text>", "<tra1nable_text>", "<|trainable_text|>"),
+    *("<trainable_test>", "<\u200btrainable_text>", "<trainable\u00a0text>", "</TrainableText>"),
+]
+
+
+@pytest.mark.parametrize("tag", MISSPELT)
+def test_a_tag_that_is_misspelt_is_an_error_with_its_place(tag):
+    with pytest.raises(DocumentError) as caught:
+        parse_markup(f"中文 {tag}b")
+    assert (caught.value.field, caught.value.offset, caught.value.kind) == ("text", 3, "markup")
+    assert caught.value.reason.startswith(
+        f"{tag + 'b'!r} begins like a tag but is none. Tags are <trainable_te"
+    )
+
+
+@pytest.mark.parametrize("tag", MISSPELT)
+@pytest.mark.parametrize("backslashes", [1, 2, 3, 4])
+def test_backslashes_before_a_misspelt_tag_are_those_before_a_tag(tag, backslashes):
+    markup = "x" + "\\" * backslashes + tag
+    if backslashes % 2:
+        assert parse_markup(markup).segments == (trained("x" + "\\" * (backslashes // 2) + tag),)
+    else:
+        with pytest.raises(DocumentError, match="begins like a tag but is none"):
+            parse_markup(markup)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<table><tr><td>x</td></tr></table>",
+        "<train>a</train><trainable>b</trainable><text>c</text>",
+        "<train_text>a</train_text>",  # five letters fewer
+        "<trained_text>a</trained_text>",
+        "<untrainable_text><trainable_te><trainable te",
+        "trainable_text> x < 3 && y > 4 trainable_text",
+        "if (a<trainable && text>b)",
+        "<\ntrain\nable\n",
+    ],
+)
+def test_honest_tags_and_comparisons_are_text(text):
+    assert parse_markup(text).segments == (trained(text),)
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters that are other, more, less or swapped with their neighbour, by the textbook's table."""
+    table = {(i, -1): i + 1 for i in range(-1, len(one))} | {(-1, j): j + 1 for j in range(-1, len(other))}
+    for i, letter in enumerate(one):
+        for j, twin in enumerate(other):
+            table[i, j] = min(
+                table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (letter != twin)
+            )
+            if i and j and letter == other[j - 1] and one[i - 1] == twin:
+                table[i, j] = min(table[i, j], table[i - 2, j - 2] + 1)
+    return table[len(one) - 1, len(other) - 1]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_what_is_one_letter_off_is_an_error_and_what_is_two_is_text(data):
+    name = "trainabletext"
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, len(name) - 1))
+        letter, kept = (
+            data.draw(st.sampled_from(["", "q", "é", "qt", name[place : place + 2][::-1]])),
+            place + 1,
+        )
+        name = name[:place] + letter + name[kept + (len(letter) == 2) * data.draw(st.integers(0, 1)) :]
+    gaps = st.sampled_from(["", "", "", "_", "-", " ", "  "])
+    written = "".join(letter + data.draw(gaps) for letter in name)
+    if data.draw(st.booleans()):
+        written = written.upper()
+    tag = f"<{data.draw(gaps)}{data.draw(st.sampled_from(['', '/']))}{written}>"
+    wrong = min(_edits(name[:length], "trainabletext") for length in range(len(name) + 1)) <= 1
+
+    if wrong:  # the tag itself is one that is not closed, or closes nothing
+        with pytest.raises(DocumentError, match=r"begins like a tag but is none|not closed|closes nothing"):
+            parse_markup(tag)
+    else:
+        assert parse_markup(tag).segments == (trained(tag),)
+
+
 @pytest.mark.parametrize(
     ("markup", "images", "message"),
     [
@@ -267,6 +354,10 @@ def test_damaged_markup_is_a_document_or_a_document_error_at_once(document, rng:
         "<trainable_text></trainable_text>" * 5_000,
         "<IMG" + "1" * 200_000 + ">",
         "<" * 200_000,
+        "<trainable_te" * 20_000,
+        "<" + "t r a i n a b l e " * 20_000,
+        "< - _ / - _ " * 20_000,
+        ("<" + " " * 50) * 5_000,
     ],
 )
 def test_no_markup_takes_more_than_linear_time(markup):

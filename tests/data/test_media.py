@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -21,8 +23,10 @@ from tests.mutations import mutated
 from vlcpt.data.documents import Image
 from vlcpt.data.media import (
     DEFAULT_LIMITS,
+    GIANT_PIXELS,
     MediaError,
     MediaLimits,
+    giants_in_turn,
     image_size,
     open_medium,
     read_image,
@@ -492,3 +496,34 @@ def test_an_open_medium_is_closed_after_use(root: Path) -> None:
         assert file.read() == b"picture"
 
     assert file.closed
+
+
+_GIANTS = """
+import sys, time
+from vlcpt.data.media import GIANT_PIXELS, giants_in_turn
+for _ in range(3):
+    with giants_in_turn(GIANT_PIXELS):
+        print("in", flush=True)
+        time.sleep(0.05)
+        print("out", flush=True)
+"""
+
+
+def test_giant_images_are_held_one_at_a_time_by_all_processes(tmp_path: Path) -> None:
+    """Each line goes to one file, in the order in which it was written."""
+    with (tmp_path / "order").open("w") as file:
+        started = [subprocess.Popen([sys.executable, "-c", _GIANTS], stdout=file) for _ in range(3)]
+        assert [process.wait() for process in started] == [0, 0, 0]
+    assert (tmp_path / "order").read_text().split() == ["in", "out"] * 9
+
+
+def test_other_images_do_not_wait_for_a_giant_and_a_killed_worker_lets_the_next_go_on() -> None:
+    holds = "import time\n" + _GIANTS.replace("0.05", "600")
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        with giants_in_turn(GIANT_PIXELS - 1):
+            assert process.poll() is None
+        process.kill()
+        with giants_in_turn(GIANT_PIXELS):
+            assert process.wait() == -9

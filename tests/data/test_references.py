@@ -128,3 +128,8 @@ def test_base64_without_a_header_is_said_so_in_few_words_whatever_its_length_and
 )
 def test_a_path_that_looks_like_base64_at_first_stays_a_path(path):
     assert image_from(path) == Image(path)
+
+
+def test_nulls_with_which_arrow_fills_a_reference_are_absent():
+    """A list of references has the keys of all of them, in every row of the table."""
+    assert image_from({"path": "a.png", "bytes": None, "fps": None, "caption": None}) == Image("a.png")

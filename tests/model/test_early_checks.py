@@ -29,10 +29,14 @@ def adapter_dir(tiny_model_dir, tmp_path):
 
 
 def only_config(folder, **changes):
-    """A folder with a model's configuration and an empty file of weights."""
+    """A folder with a model's configuration and a file of weights that has a header and no numbers."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(Qwen2_5_VLConfig(**changes).to_dict()))
-    (folder / "model.safetensors").write_bytes(b"")
+    count = 2 * 10**11
+    header = json.dumps({"all": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + count)  # a hole: it takes no room
     return str(folder)
 
 

@@ -269,3 +269,37 @@ def test_a_qlora_adapter_is_gone_on_with(tiny_model_dir, tiny_inputs, tmp_path):
 
     assert torch.equal(logits(again, tiny_inputs), logits(model, tiny_inputs))
     one_step(again, tiny_inputs)
+
+
+def adapter_weights(model):
+    return torch.cat([one.flatten() for name, one in model.named_parameters() if ".lora_A." in name])
+
+
+def test_new_adapters_depend_on_the_given_seed_alone(tiny_model_dir):
+    """Not on how many random numbers were drawn before, in this process or another."""
+    config = ModelConfig(str(tiny_model_dir), lora_r=2)
+    drawn = []
+    for state, seed in ((0, 7), (1, 7), (0, 8)):
+        torch.manual_seed(state)
+        drawn.append(adapter_weights(load_model(config, seed=seed)))
+
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_loading_a_model_twice_gives_the_same_adapters(tiny_model_dir):
+    config = ModelConfig(str(tiny_model_dir), lora_r=2, train_embeddings=True)
+    first, second = load_model(config), load_model(config)
+
+    named = dict(second.named_parameters())
+    assert all(torch.equal(one, named[name]) for name, one in first.named_parameters())
+
+
+def test_loading_a_model_leaves_the_random_state_as_it_was(tiny_model_dir):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+
+    load_model(ModelConfig(str(tiny_model_dir), lora_r=2))
+
+    assert torch.equal(torch.rand(4), expected)

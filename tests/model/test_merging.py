@@ -1,9 +1,7 @@
 """Tests of vlcpt/model/merging.py."""
 
-import fcntl
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -20,8 +18,12 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from tests.conftest import DEMO_BASE
+from tests.processes import holding
 from vlcpt.cli import app
 from vlcpt.config import ModelConfig
+from vlcpt.errors import ConfigError
+from vlcpt.file_writes import WriteError, Writing
+from vlcpt.folder_locks import staging_folder
 from vlcpt.model import merging
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.model.merging import check_logits, merge_adapter
@@ -270,7 +272,8 @@ def test_an_interrupted_merge_leaves_nothing(
             raise error
 
     monkeypatch.setattr("os.fsync", fails)
-    with pytest.raises(type(error)):
+    expected = WriteError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match=r"^$|merged \(the merged model\) could not be written: No space left"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", max_shard_size="100KB")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
@@ -282,8 +285,11 @@ def test_a_disk_that_is_too_full_is_told_with_sizes(
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
 
-    with pytest.raises(ValueError, match=r"needs 0\.0 GB and 0\.0 GB are free.*Make room"):
+    with pytest.raises(
+        WriteError, match=r"merged \(the merged model\) could not be .* takes about .*B, and 1\.0 kB are free"
+    ):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
 @pytest.mark.parametrize(
@@ -456,7 +462,7 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(tiny_model, tiny_proces
     command = [sys.executable, "-c", KILLED, str(tmp_path / "adapter"), str(tmp_path / "merged")]
     assert subprocess.run(command, cwd=tmp_path).returncode == -signal.SIGKILL
     (left,) = set(tmp_path.iterdir()) - before
-    assert (left / "model.safetensors").is_file()
+    assert (left / "model/model.safetensors").is_file()
     (tmp_path / ".merged-of-mine").mkdir()
 
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
@@ -464,17 +470,42 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(tiny_model, tiny_proces
     assert set(tmp_path.iterdir()) - before == {tmp_path / "merged", tmp_path / ".merged-of-mine"}
 
 
-def test_the_folder_of_a_merge_that_still_runs_is_left_alone(
+def test_a_second_merge_into_one_output_is_refused_and_told_who_the_first_is(
     tiny_model, tiny_processor, tiny_inputs, tmp_path
 ):
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
-    other = tmp_path / ".merged.vlcpt-merge-abcdefgh"
-    other.mkdir()
-    (other / "config.json").touch()
-    held = os.open(other, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    with holding(staging_folder(tmp_path / "merged")) as (first, _):
+        (staging_folder(tmp_path / "merged") / "model").mkdir()
+        with pytest.raises(
+            ConfigError, match=rf"^output {tmp_path}/merged is in use by process {first.pid} on host "
+        ):
+            merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+        command = [
+            sys.executable,
+            "-m",
+            "vlcpt",
+            "merge",
+            str(tmp_path / "adapter"),
+            str(tmp_path / "merged"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert f"output {tmp_path}/merged is in use by process {first.pid} on host " in done.stderr
+        assert (staging_folder(tmp_path / "merged") / "model").is_dir()
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")  # when that has ended
+    assert not staging_folder(tmp_path / "merged").exists()
+
+
+def test_what_a_merged_model_takes_is_foreseen_within_a_fifth(
+    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
+):
+    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+    foreseen = []
+    monkeypatch.setattr(Writing, "require_room", lambda self: foreseen.append(self.needed))
 
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 
-    assert (other / "config.json").is_file()
-    os.close(held)
+    written = sum(path.stat().st_size for path in (tmp_path / "merged").iterdir())
+    assert len(foreseen) == 1
+    assert 0.83 <= foreseen[0] / written <= 1.2

@@ -1,6 +1,7 @@
 """Tests of vlcpt/training/failures.py: what fails only while training runs."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -20,7 +21,8 @@ from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError, ModelConfig,
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.ledger import Dropped
 from vlcpt.data.planning import BadDataError
-from vlcpt.training.failures import FAILED, LoadingError, ReadBatch, note_failed
+from vlcpt.data.waiting import LoadingError
+from vlcpt.training.failures import FAILED, ReadBatch, note_failed
 from vlcpt.training.manifests import verify
 from vlcpt.training.resuming import list_checkpoints
 
@@ -45,7 +47,9 @@ def trainer(folder: Path, model, processor, workers: int = 0, packing: bool = Tr
         dataloader_num_workers=workers,
         **({"save_strategy": "no"} | options),
     )
-    return CPTTrainer(model, args, train_dataset=dataset, processing_class=processor), dataset
+    evaluated = dataset if "eval_strategy" in options else None
+    run = CPTTrainer(model, args, train_dataset=dataset, eval_dataset=evaluated, processing_class=processor)
+    return run, dataset
 
 
 def spoil(folder: Path, number: int) -> None:
@@ -332,3 +336,85 @@ def test_a_worker_that_hangs_is_named_after_the_timeout(tiny_model, tiny_process
 
     with pytest.raises(LoadingError, match=r"timed out after 2 seconds.*worker 0 was reading"):
         run.train()
+
+
+class Strike(TrainerCallback):
+    """Sends a signal to all loader workers in the middle of a step, or of an evaluation."""
+
+    def __init__(self, number, place="on_step_begin"):
+        self.number, self.ended = number, []
+        self._before = multiprocessing.active_children()
+        setattr(self, place, self._strike)
+
+    def children(self):
+        return [one for one in multiprocessing.active_children() if one not in self._before]
+
+    def _strike(self, args, state, control, **kwargs):
+        if self.number is None:
+            return
+        time.sleep(0.5)  # they have read ahead, and would hand it over
+        assert self.children()
+        for child in self.children():
+            os.kill(child.pid, self.number)
+        self.number = None
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:  # where an exception out of a handler would come
+            pass
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ended.append(state.global_step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_that_end_or_stop_amid_a_step_end_the_run_after_it(
+    tiny_model, tiny_processor, tmp_path, number, persistent, workers
+):
+    rows(tmp_path, 12)
+    run, _ = trainer(
+        tmp_path,
+        tiny_model,
+        tiny_processor,
+        workers,
+        packing=False,
+        dataloader_timeout=2,
+        dataloader_persistent_workers=persistent,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    run.add_callback(strike := Strike(number))
+    start = time.monotonic()
+    with pytest.raises(LoadingError) as raised:
+        run.train()
+
+    assert time.monotonic() - start < 30
+    what = "timed out after 2 seconds .*stopped" if number == signal.SIGSTOP else r"was killed \(SIGKILL\)"
+    assert re.search(rf"{what}.*worker 0 .*train\.jsonl:\d", str(raised.value))
+    assert strike.ended  # the step was finished
+    assert strike.children() == []
+    assert list_checkpoints(tmp_path / "out")[-1].name == f"checkpoint-{strike.ended[-1]}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("trains", [True, False])
+def test_workers_that_end_or_stop_amid_an_evaluation_end_it(
+    tiny_model, tiny_processor, tmp_path, number, trains
+):
+    rows(tmp_path, 12)
+    run, _ = trainer(
+        tmp_path,
+        tiny_model,
+        tiny_processor,
+        1,
+        packing=False,
+        dataloader_timeout=2,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    run.add_callback(strike := Strike(number, "on_prediction_step"))
+    with pytest.raises(LoadingError, match=r"(timed out|killed).* worker 0 .*train\.jsonl:\d") as raised:
+        run.train() if trains else run.evaluate()
+
+    assert ("stopped, as by kill -STOP" in str(raised.value)) == (number == signal.SIGSTOP)
+    assert strike.children() == []

@@ -321,11 +321,11 @@ def test_a_best_checkpoint_that_breaks_during_the_run_is_not_saved_as_the_result
 
 def test_too_little_room_is_told_before_anything_is_written(make, tmp_path, monkeypatch):
     make(1).train()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 5_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 50_000))
 
     with pytest.raises(
         CheckpointError,
-        match=r"checkpoint-2 takes about .* MB, but the disk has 5\.0 MB free\. checkpoint-1 is",
+        match=r"checkpoint-2 takes about .* kB, but the disk has 50\.0 kB free\. checkpoint-1 is",
     ):
         make(2).train(resume_from_checkpoint=True)
 
@@ -360,7 +360,7 @@ def test_a_full_disk_while_the_manifest_is_written_is_told(make, tmp_path, monke
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("vlcpt.training.manifests.write_whole", full)
+    monkeypatch.setattr("vlcpt.training.manifests.write_file", full)
     with pytest.raises(
         CheckpointError, match=r"checkpoint-2 could not be written: .*No space left on device"
     ):

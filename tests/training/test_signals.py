@@ -126,13 +126,14 @@ def test_a_second_signal_ends_at_once(tmp_path, tiny_model_dir):
     run.wait_in_step(1)
     os.kill(run.processes[0].pid, signal.SIGTERM)
     os.kill(run.processes[0].pid, signal.SIGTERM)  # torchrun sends it on to who has it already
+    wait_for(lambda: "stopping after this step, saving a checkpoint; send it again" in run.output, 1)
     time.sleep(2.5)
     assert not run.has_ended
 
     sent = time.monotonic()
     os.kill(run.processes[0].pid, signal.SIGTERM)
 
-    assert run.end() == -signal.SIGTERM
+    assert run.end() == 143
     assert time.monotonic() - sent < 5
     assert run.steps == []
 

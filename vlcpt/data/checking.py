@@ -12,7 +12,7 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import Document, DocumentError, Image, Medium
 from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.hub_paths import without_cache
-from vlcpt.data.media import MediaError, MediaLimits, read_image
+from vlcpt.data.media import MediaError, MediaLimits, giants_in_turn, read_image
 from vlcpt.data.streams import TokenStream
 from vlcpt.data.video import read_video
 from vlcpt.data.vision import PlacedMedium
@@ -55,7 +55,8 @@ class CheckingEncoder(DocumentEncoder):
             read_video(placed.medium, placed.clip, media_root=root, limits=self._limits)
             return
         assert isinstance(placed.medium, Image)
-        width, height = read_image(placed.medium, media_root=root, limits=self._limits).size
+        with giants_in_turn(placed.size[0] * placed.size[1]):
+            width, height = read_image(placed.medium, media_root=root, limits=self._limits).size
         if (height, width) != placed.size:
             raise MediaError(
                 f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "

@@ -12,7 +12,7 @@ from pathlib import Path
 from vlcpt.data.documents import Medium
 from vlcpt.data.file_parts import BrokenFileError, FileParts
 from vlcpt.data.image_containers import walk_bmp, walk_gif, walk_jpeg, walk_png, walk_tiff, walk_webp
-from vlcpt.data.media import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium
+from vlcpt.data.media import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium, refuse_heif
 from vlcpt.data.video_containers import walk_avi, walk_matroska, walk_mp4
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
@@ -46,7 +46,8 @@ def check_container(medium: Medium, *, media_root: Path | None, limits: MediaLim
         vlcpt.data.media.MediaError: image given as bytes is cut short or damaged: it ends after ...
     """
     with open_medium(medium, media_root, limits) as file:
-        start = file.read(16)
+        start = file.read(64)
+        refuse_heif(medium, start)
         walk = _walk_of(start)
         if walk is None:
             raise MediaError(

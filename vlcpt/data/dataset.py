@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from vlcpt.data.packing import plan_packs
 from vlcpt.data.plan_cache import PlanCache
 from vlcpt.data.planning import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
 from vlcpt.data.readers.files import DocumentSource
+from vlcpt.data.readers.rows import MAX_ROW_BYTES
 from vlcpt.data.readers.sources import Sources, distinct, open_sources
 from vlcpt.data.splitting import OnOverlong
 from vlcpt.data.watch import WorkerWatch
@@ -48,10 +49,11 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         seed: Decides packs, repetition and replay.
         replay_data: Sources that are drawn from until they make up ``replay_share`` of all targets.
         replay_share: 0 ≤ share < 1.
-        untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction: See the configuration.
+        untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction, max_row_bytes: See the configuration.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
         num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
             depends on it.
+        timeout: Seconds in which each of them must come to another row, or planning stops; 0: any time.
         cache_dir: A folder for this data set alone, where processes that make it at the same time share the
             reading, and a later start finds it. It can be deleted at any time; delete it after changing media
             files, which are not looked at again.
@@ -84,6 +86,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         replay_data: Sources = (),
         replay_share: float = 0.0,
         untagged: Untagged = "train",
+        max_row_bytes: int = MAX_ROW_BYTES,
         train_eos: TrainEos = "auto",
         on_overlong: OnOverlong = "split",
         on_bad_data: OnBadData = "error",
@@ -94,6 +97,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
         num_proc: int = 0,
+        timeout: float = 1800,
         cache_dir: str | Path | None = None,
         track: Track = untracked,
     ) -> None:
@@ -101,8 +105,12 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
-        train = open_sources(sources, untagged)
-        replay = open_sources(replay_data, untagged, "replay", "replay_data") if replay_share else []
+        train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
+        replay = (
+            open_sources(replay_data, untagged, "replay", "replay_data", max_row_bytes)
+            if replay_share
+            else []
+        )
         self._sources = distinct([*train, *replay])
         self._states = [_state(source) for source in self._sources]  # before they are read
         encoder = partial(
@@ -129,6 +137,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             max_bad_fraction=max_bad_fraction,
             max_bad_in_a_row=self._max_bad_in_a_row,
             num_proc=num_proc,
+            timeout=timeout,
             cache=None if cache_dir is None else PlanCache.for_encoder(cache_dir, encoder),
             track=track,
         )
@@ -190,6 +199,30 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         for part in (*columns, self._pack_of, self._pack_ends):
             plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
+
+    @property
+    def source_rows(self) -> dict[str, int]:
+        """Rows of each source that were read, by its name."""
+        scans = zip(self._sources, self._plan.scans, strict=True)
+        return {source.name: scan.rows for source, scan in scans}
+
+    def row_checksums(self) -> Iterator[np.ndarray]:
+        """Of each source: int32, a checksum of each row's tokens and targets; -1 of one that is not used."""
+        for scan in self._plan.scans:
+            found, done = np.full(scan.rows, -1, dtype=np.int32), 0
+            for _, documents in scan.documents.pieces():
+                parts = documents["parts"]
+                count = int(parts.sum())
+                first = np.cumsum(parts) - parts  # every part has its document's
+                found[documents["row"]] = scan.parts.lines(slice(done, done + count))["checksum"][first]
+                done += count
+            yield found
+
+    def row_name(self, source: int, row: int) -> str:
+        """File and line of a row, as messages call it; after the last one, that it would be the next."""
+        rows = self._sources[source].rows
+        count = self._plan.scans[source].rows
+        return str(rows.source(row)) if row < count else f"the end, after {rows.source(count - 1)}"
 
     def names(self, index: int) -> list[str]:
         """The documents of an item, as messages call them."""

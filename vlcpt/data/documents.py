@@ -12,9 +12,33 @@ from itertools import groupby
 
 from vlcpt.data.turn_edges import TurnEdge
 
+
+def _misspelt(name: str) -> str:
+    """A pattern for what begins like ``name`` but for case, gaps, and one letter that is other, more or
+    less, or in its neighbour's place. Each step has few ways on, so a match takes bounded time."""
+    gap, other = r"[\s_-]{0,4}", r"[^\s_<>\\-]"
+    rest = [gap.join(name[start:]) for start in range(len(name) + 1)]
+    pattern = ""  # of what follows once all letters are right: built from the end
+    for at in reversed(range(len(name))):
+        wrong = [other + gap + rest[at], rest[at + 1]]
+        if at + 1 < len(name):
+            wrong += [other + gap + rest[at + 1], name[at + 1] + gap + gap.join((name[at], *name[at + 2 :]))]
+        else:
+            wrong = [""]
+        right = name[at] + (gap + pattern if pattern else "")
+        pattern = f"(?:{'|'.join((right, *wrong))})"
+    return rf"[\s_-]{{0,4}}(?:/[\s_-]{{0,4}})?(?i:{pattern})"
+
+
 # Where a tag or a media marker may begin. A bare `<trainable_text` counts: whatever begins like
-# the tag has to be one, or be escaped. [0-9], not \d, which also takes other scripts' digits.
-TAG_START = re.compile(r"</?trainable_text|<image>|<video>|<(?:IMG|VID)[0-9]{1,9}>")
+# the tag, or nearly so, has to be one, or be escaped. [0-9], not \d, which also takes other scripts'
+# digits. No `<` but the first: what stands in one text is then the same beside any other tag. Most names
+# in HTML are shorter than twelve characters, and are passed over by that.
+TAG_START = re.compile(
+    r"</?trainable_text|<image>|<video>|<(?:IMG|VID)[0-9]{1,9}>|<(?=[^<>]{12})(?P<misspelt>"
+    + _misspelt("trainabletext")
+    + ")"
+)
 
 MAX_WEIGHT = 100.0
 

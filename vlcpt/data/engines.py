@@ -1,70 +1,99 @@
-"""Runs one function over numbered pieces of work: on this machine with datasets, or on a cluster with Ray."""
+"""Runs one function over numbered pieces of work: in processes of this machine, or on a cluster with Ray."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
 
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.planning import BadDataError, Track
+from vlcpt.data.waiting import Watched, Workers
+from vlcpt.file_writes import WriteError
 
+T = TypeVar("T")
 Engine = Literal["local", "ray"]
+Failed = DocumentError | BadDataError | WriteError
 Pieces = dict[str, Sequence[int]]
 _LOOKS = 0.3  # seconds between two looks at how far it is
 
 
-def run_pieces(
-    work: Callable[[Pieces], Pieces], pieces: Sequence[int], engine: Engine, num_proc: int
-) -> None:
+class Work(Protocol):
+    """What is done to a piece."""
+
+    def __call__(self, pieces: Pieces) -> Pieces:
+        """Do ``{"piece": [number, …]}`` and give it back, in whatever process, or on whatever machine."""
+        ...
+
+    @property
+    def watched(self) -> Watched:
+        """Which row each process is at."""
+        ...
+
+
+def run_pieces(work: Work, pieces: Sequence[int], engine: Engine, num_proc: int, timeout: float = 0) -> None:
     """Do all pieces, in any order, each once.
 
     Args:
-        work: Does ``{"piece": [number, …]}`` and gives it back. Goes to other processes, or machines.
+        work: Goes to other processes, or machines.
         pieces: Their numbers.
-        engine: ``local``: ``datasets.map``; ``ray``: Ray Data's ``map_batches``.
+        engine: ``local``: this machine's processes; ``ray``: Ray Data's ``map_batches``.
         num_proc: Processes of the local engine; 0 and 1: this one.
+        timeout: Seconds in which each of them must come to another row; 0: any time.
 
     Raises:
-        DocumentError, BadDataError: As the work raised them.
-        ValueError: If a process died.
-
-    Example:
-        >>> run_pieces(lambda batch: batch, [0, 1], "local", 0)
+        DocumentError, BadDataError, WriteError: As the work raised them.
+        LoadingError: If a process died, or stands still.
     """
-    if pieces:
-        (_run_local if engine == "local" else _run_ray)(work, pieces, num_proc)
+    if engine == "ray":
+        if pieces:
+            _run_ray(work, pieces)
+    elif num_proc > 1 and len(pieces) > 1:
+        _run_local(work, pieces, min(num_proc, len(pieces)), timeout)
+    else:
+        for piece in pieces:
+            work({"piece": [piece]})
 
 
-def _run_local(work: Callable[[Pieces], Pieces], pieces: Sequence[int], num_proc: int) -> None:
-    import datasets
-
-    had_bars = datasets.utils.are_progress_bars_disabled() is False
-    datasets.utils.disable_progress_bars()  # of pieces; there is one of our own
-    try:
-        datasets.Dataset.from_dict({"piece": list(pieces)}).map(
-            work,
-            batched=True,
-            batch_size=1,
-            num_proc=min(num_proc, len(pieces)) if num_proc > 1 and len(pieces) > 1 else None,
-            keep_in_memory=True,
-            new_fingerprint="pieces",  # else it would hash the function, and look for a result in its cache
-            load_from_cache_file=False,
-        )
-    except RuntimeError as error:
-        if "died" not in str(error):
-            raise
-        raise ValueError(
-            "a process that encoded documents was killed, most likely for its memory. Start it again: it "
-            "goes on where it stopped. Fewer processes need less: --dataloader_num_workers 1."
-        ) from error
-    finally:
-        if had_bars:
-            datasets.utils.enable_progress_bars()
+def _run_local(work: Work, pieces: Sequence[int], num_proc: int, timeout: float) -> None:
+    loader = DataLoader(
+        _Done(work),
+        batch_size=None,
+        sampler=pieces,
+        collate_fn=_unchanged,
+        num_workers=num_proc,
+        prefetch_factor=1,  # no more pieces are begun than are worked on, and none waits for a slower one
+        in_order=False,
+    )
+    with Workers(timeout, lambda: [work.watched], while_still=True) as workers:
+        for failed in workers.batches(loader):
+            if failed is not None:
+                workers.end()  # what they are at is not wanted any more
+                raise failed
 
 
-def _run_ray(work: Callable[[Pieces], Pieces], pieces: Sequence[int], num_proc: int) -> None:
+class _Done(Dataset[Failed | None]):
+    """Item n: None once piece n is done, or its error, into whose text torch would put a trace."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def __getitem__(self, piece: int) -> Failed | None:
+        try:
+            self._work({"piece": [piece]})
+        except (DocumentError, BadDataError, WriteError) as error:
+            return error
+        return None
+
+
+def _unchanged(failed: T) -> T:
+    return failed
+
+
+def _run_ray(work: Work, pieces: Sequence[int]) -> None:
     import logging
 
     import ray
@@ -84,7 +113,7 @@ def _run_ray(work: Callable[[Pieces], Pieces], pieces: Sequence[int], num_proc: 
             pass
     except ray.exceptions.RayTaskError as error:
         # Ray's class derives from that of the work's error; its message is a whole trace.
-        if isinstance(error.cause, DocumentError | BadDataError):
+        if isinstance(error.cause, DocumentError | BadDataError | WriteError):
             raise error.cause from None
         raise
     finally:

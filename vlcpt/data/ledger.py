@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from vlcpt.data.splitting import Part
 from vlcpt.data.streams import TokenStream
+from vlcpt.file_writes import write_file
 
 DOCUMENT_COUNTS = (
     "read",
@@ -232,14 +232,12 @@ class Ledger:
         }
 
     def write(self, directory: Path) -> None:
-        """Write ``ledger.json`` and ``dropped.jsonl``, each whole or not at all."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write ``ledger.json`` and ``dropped.jsonl``, each whole or not at all.
+
+        Raises:
+            WriteError: If the disk is full, or the folder cannot be written.
+        """
         lines = "".join(one.as_line() for one in (*self.dropped, *self.unmeasured))
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
-        for name, content in (("dropped.jsonl", lines), ("ledger.json", text)):
-            partial = directory / f".{name}.{os.getpid()}.partial"  # two may write to one name
-            try:
-                partial.write_text(content, encoding="utf-8")
-                partial.replace(directory / name)
-            finally:
-                partial.unlink(missing_ok=True)
+        write_file(directory / "dropped.jsonl", lines, "the documents that are not used")
+        write_file(directory / "ledger.json", text, "the account of the data")

@@ -33,7 +33,8 @@ def parse_markup(
 ) -> Document:
     r"""Read markup into a document.
 
-    Of n backslashes directly before a tag ⌊n/2⌋ are kept, and an odd n makes the tag plain text.
+    Of n backslashes directly before a tag ⌊n/2⌋ are kept, and an odd n makes the tag plain text. What is a
+    tag but for case, spaces, hyphens, underscores or one letter is taken for a mistake.
 
     Args:
         text: The markup.
@@ -77,6 +78,8 @@ def parse_markup(
             done = match.end()
             continue
         found = match.group()
+        if match["misspelt"]:
+            raise _malformed(text, start)
         if found == "<trainable_text":
             tag = _OPEN.match(text, start)
             if tag is None:

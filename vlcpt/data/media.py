@@ -6,12 +6,14 @@ promises. :mod:`vlcpt.data.video` stands behind the first two as well.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -57,6 +59,9 @@ class MediaLimits:
 
 
 DEFAULT_LIMITS = MediaLimits()
+
+GIANT_PIXELS = 25_000_000
+"""Pixels of an image that is decoded in turn: 5,000 × 5,000, above all cameras' but the largest."""
 
 
 def resolve(path: str, media_root: Path | None) -> Path:
@@ -185,6 +190,36 @@ def read_image(
 
 
 @contextmanager
+def giants_in_turn(pixels: int) -> Iterator[None]:
+    """Hold the pixels of one giant image at a time on this machine, in whatever worker or rank.
+
+    Eight workers that each decode an image near ``max_image_pixels`` would need eight times a gigabyte at
+    once. Others than giants never wait. Where a worker is killed, the system lets the next one go on.
+
+    Args:
+        pixels: Of the image, as stored.
+
+    Example:
+        >>> with giants_in_turn(1_000_000):
+        ...     pass
+    """
+    if pixels < GIANT_PIXELS:
+        yield
+        return
+    path = os.path.join(tempfile.gettempdir(), f"vlcpt-giants-{os.getuid()}.lock")
+    descriptor = None
+    try:
+        # No link is followed: the folder is everybody's. Without such a folder all decode at once.
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
 def _opened(image: Image, media_root: Path | None, limits: MediaLimits) -> Iterator[PIL.Image.Image]:
     """The image, its header read and checked. What goes wrong inside leaves as a MediaError."""
     with open_medium(image, media_root, limits) as file, _without_pillows_own_limit():
@@ -201,6 +236,8 @@ def _opened(image: Image, media_root: Path | None, limits: MediaLimits) -> Itera
             raise
         except PIL.UnidentifiedImageError:
             file.seek(0)
+            refuse_heif(image, file.read(64))
+            file.seek(0)
             raise MediaError(
                 f"{image} is not a readable JPEG, PNG, WebP, GIF, BMP or TIFF file; it begins with "
                 f"{file.read(12)!r}. Convert it to one of these, or write it again if it is damaged."
@@ -210,6 +247,56 @@ def _opened(image: Image, media_root: Path | None, limits: MediaLimits) -> Itera
                 f"{image} cannot be decoded ({type(error).__name__}: {error}). It is cut short, damaged or "
                 "unusual: write it again as an RGB PNG or JPEG, or remove it from the row."
             ) from error
+
+
+# Major brands of HEIF's family. MP4 and MOV have others (isom, mp42, qt), whatever they are compatible with.
+_HEIF = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"heif", b"avci"), "HEIC"),
+    **dict.fromkeys((b"hevc", b"hevx", b"hevm", b"hevs", b"msf1", b"avcs"), "HEIC"),  # several pictures
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+
+
+def heif_kind(start: bytes) -> str | None:
+    """``"HEIC"`` or ``"AVIF"`` by the first bytes of a file, whatever its name says; None: neither.
+
+    Args:
+        start: The file's first bytes; 64 are enough.
+
+    Example:
+        >>> heif_kind(b"\\0\\0\\0\\x18ftypmif1\\0\\0\\0\\0mif1avif")
+        'AVIF'
+        >>> heif_kind(b"\\0\\0\\0\\x14ftypisom\\0\\0\\0\\0heic")
+    """
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    if brand in (b"mif1", b"mif2", b"msf1"):  # of any codec: those that it is compatible with say which
+        size = int.from_bytes(start[:4], "big")
+        compatible = {start[place : place + 4] for place in range(16, min(size, len(start)) - 3, 4)}
+        return "AVIF" if compatible & {b"avif", b"avis"} else "HEIC"
+    return _HEIF.get(brand)
+
+
+def refuse_heif(medium: Medium, start: bytes) -> None:
+    """An error for HEIC and AVIF that says what they are, and what converts them.
+
+    Among videos too: FFmpeg would read the first picture of either, and take it for all.
+
+    Args:
+        medium: For the message.
+        start: See :func:`heif_kind`.
+
+    Example:
+        >>> refuse_heif(Image("a.jpg"), b"\\0\\0\\0\\x14ftypheic\\0\\0\\0\\0mif1")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        vlcpt.data.media.MediaError: a.jpg is a HEIC picture, which is not read. Convert it to PNG: ...
+    """
+    kind = heif_kind(start)
+    if kind is not None:
+        raise MediaError(
+            f"{medium} is {'a' if kind == 'HEIC' else 'an'} {kind} picture, which is not read. Convert it to "
+            "PNG: heif-convert FILE FILE.png (libheif), or magick FILE FILE.png (ImageMagick)."
+        )
 
 
 _limit_lock = threading.Lock()

@@ -31,8 +31,9 @@ UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 
-# What a TIFF holds to the bit; a reader makes RGB of all others, so nothing is lost by doing so here.
-_TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "I", "F", "I;16", "I;16B", "I;16L")
+# What a TIFF holds to the bit. A reader makes RGB of all others, so nothing is lost by doing so here; a
+# palette has as many colours as it happens to have, in a copy perhaps more.
+_TIFF_MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 def picture_bytes(picture: PIL.Image.Image) -> bytes:

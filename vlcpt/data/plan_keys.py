@@ -70,7 +70,7 @@ def source_key(source: DocumentSource) -> str | None:
     if found is None:
         return None
     ignored = [] if source.unread is None else sorted(source.unread.ignored)
-    return key_of(found, len(source), _named(source.read), source.media_root, ignored)
+    return key_of(found, len(source), _named(source.read), source.media_root, ignored, source.max_row_bytes)
 
 
 def _named(read: Callable[..., object]) -> object:

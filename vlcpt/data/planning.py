@@ -122,6 +122,7 @@ def make_plan(
     max_bad_fraction: float,
     max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW,
     num_proc: int = 0,
+    timeout: float = 0,
     cache: PlanCache | None = None,
     track: Track = untracked,
 ) -> Plan:
@@ -137,12 +138,14 @@ def make_plan(
         on_overlong, on_bad_data, max_bad_fraction: See the configuration.
         max_bad_in_a_row: With ``skip``, how many unusable rows on end stop the run; None: no number does.
         num_proc: Processes that read, where it is worth to start them; 0: this one alone.
+        timeout: Seconds in which each of them must come to another row; 0: any time.
         cache: Where processes share the reading, and what was read stays. The plan is the same.
         track: What shows the progress.
 
     Raises:
         DocumentError: At the first unusable row, unless those are skipped.
         BadDataError: If too many are.
+        LoadingError: If a process that reads died, or stands still.
     """
     sources = [*train, *replay]
     ledger = Ledger([source.name for source in sources])
@@ -152,9 +155,12 @@ def make_plan(
             source, encoder, max_length=max_length, on_overlong=on_overlong, stops=on_bad_data == "error"
         )
         folder = None if cache is None else cache.folder(source, max_length, on_overlong, on_bad_data)
-        scan = joined(_scans(source, OrderedScans(scanner, num_proc, folder), max_bad_in_a_row, track))
+        ordered = OrderedScans(scanner, num_proc, folder, timeout)
+        scan = joined(_scans(source, ordered, max_bad_in_a_row, track))
         enter_unused(ledger, ledger.sources[source.name], scan)
         _enter_beside(ledger.sources[source.name], source, scan)
+        for name, count in source.left_out().items():
+            ledger.sources[source.name].documents[NOT_READ + name] = count
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
     if cache is not None:
@@ -224,7 +230,12 @@ def _check_any(ledger: Ledger, scans: list[SourceScan], train: Sequence[Document
     accounts = [ledger.sources[source.name] for source in train]
     reasons = sum((account.dropped_documents for account in accounts), Counter())
     # Of rows that cannot be read, no tag mends any.
-    todo = " Mark targets with <trainable_text>." if reasons.keys() & {"without_targets", "untagged"} else ""
+    unmarked = [
+        source
+        for source, account in zip(train, accounts, strict=True)
+        if account.dropped_documents.keys() & {"without_targets", "untagged"}
+    ]
+    todo = "".join({f" {how}": None for source in unmarked if (how := source.marking)})
     first = next((row.message for scan in scans[: len(train)] for row in scan.unused if row.is_bad), "")
     raise BadDataError(
         f"none of {sum(account.documents['read'] for account in accounts)} documents can be trained on. "

@@ -25,8 +25,10 @@ from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import INDEX_FILE, LAYOUT, PLACES_FILE, shard_name
 from vlcpt.data.readers.prepared_folders import BEGUN, SOURCE_KIND, WHOLE, Folder
 from vlcpt.data.readers.schemas import SCHEMAS
-from vlcpt.data.shard_writer import PARTS, ShardWriter, arrow_bytes, put
+from vlcpt.data.shard_writer import AGAIN, PARTS, ShardWriter, arrow_bytes
 from vlcpt.data.shards import INDEX_SCHEMA, PLACES_SCHEMA
+from vlcpt.data.waiting import LoadingError
+from vlcpt.file_writes import WriteError, Writing, human_size, write_file
 
 # A shard is at least so many rows, and at most so many; between them there are some hundred shards.
 SHARD_ROWS = (512, 8192)
@@ -46,6 +48,7 @@ def prepare_source(
     stops: bool = True,
     engine: Engine = "local",
     num_proc: int = 0,
+    timeout: float = 0,
     track: Track = untracked,
 ) -> None:
     """Encode a source into a folder, or go on where that was interrupted.
@@ -56,12 +59,14 @@ def prepare_source(
         folder: Empty, new, or holding the same source as far as it is prepared.
         fingerprint: See :func:`vlcpt.data.fingerprints.fingerprint`.
         stops: Whether the first unusable row stops it; others are kept with their reason.
-        engine, num_proc: See :func:`vlcpt.data.engines.run_pieces`.
+        engine, num_proc, timeout: See :func:`vlcpt.data.engines.run_pieces`.
         track: What shows the progress.
 
     Raises:
         DocumentError: At an unusable row if that stops it; if the folder holds something else.
         BadDataError: At many unusable rows on end.
+        WriteError: If the disk is full, or the folder cannot be written.
+        LoadingError: If a process died, or stands still. Started again, it goes on where it stopped.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -90,13 +95,21 @@ def prepare_source(
     }
     if _is_whole(folder, about):
         return
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    put(folder / BEGUN, _json_bytes(about))
+    with Writing(folder, "the shards of a source", todo=AGAIN):
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    write_file(folder / BEGUN, _json_bytes(about), "what is being prepared", todo=AGAIN)
     shards = range(-(-len(source) // shard_rows))
     missing = [shard for shard in shards if not _is_done(folder, shard)]
     write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, batch_bytes=BATCH_BYTES, stops=stops)
     with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
-        run_pieces(write, missing, engine, num_proc)
+        try:
+            run_pieces(write, missing, engine, num_proc, timeout)
+        except WriteError as error:
+            raise WriteError(f"{error} {_rest(folder, len(shards))}") from error
+        except LoadingError as error:
+            raise LoadingError(f"{error} The same command goes on where this one stopped.") from error
+        finally:
+            _remove_partial(folder)
     _finish(folder, about, len(shards))
 
 
@@ -163,6 +176,15 @@ def _count_done(folder: Path) -> int:
     return sum(_SHARD.fullmatch(name) is not None for name in os.listdir(folder))
 
 
+def _rest(folder: Path, shards: int) -> str:
+    """How much is still to be written, by the shards that are there."""
+    done = [(folder / shard_name(shard)).stat().st_size for shard in range(shards) if _is_done(folder, shard)]
+    rest = human_size(round(sum(done) / max(len(done), 1) * (shards - len(done))))
+    return f"{len(done):,} of its {shards:,} shards are there" + (
+        f", and the rest takes about {rest}." if done else "."
+    )
+
+
 def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
     """Join what is beside the shards, and say that all is there."""
     index: list[pa.RecordBatch] = []
@@ -176,7 +198,7 @@ def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
         PLACES_FILE: arrow_bytes([pa.RecordBatch.from_pylist(places, PLACES_SCHEMA)], PLACES_SCHEMA),
     }
     for name, content in joined.items():
-        put(folder / name, content)
+        write_file(folder / name, content, "an index of the shards", todo=AGAIN)
     names = [*map(shard_name, range(shards)), *joined]
     made_by = {name: version(name) for name in ("transformers", "tokenizers", "pillow", "av")}
     whole = {
@@ -185,12 +207,16 @@ def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
         "digests": {name: xxhash.xxh3_64_hexdigest(content) for name, content in joined.items()},
         "versions": {"vlcpt": __version__, **made_by},
     }
-    put(folder / WHOLE, _json_bytes(whole))
+    write_file(folder / WHOLE, _json_bytes(whole), "what is prepared", todo=AGAIN)
     shutil.rmtree(folder / PARTS)
     (folder / BEGUN).unlink()
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed had begun; all that have worked here have ended."""
     for path in folder.iterdir():
         if _PARTIAL.fullmatch(path.name):
-            path.unlink()  # of a process that was killed
+            path.unlink(missing_ok=True)
 
 
 def _json_bytes(content: Mapping[str, object]) -> bytes:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vlcpt.data.scan_files import scan_from_bytes, scan_to_bytes
 from vlcpt.data.scanning import Scan
 from vlcpt.data.shared_work import SharedWork
+from vlcpt.data.waiting import Watched, Workers
 
 WORTH_WORKERS = 1.0  # seconds of reading; to start workers takes a part of one
 _LOOKS = (0.05, 1.0)  # seconds between two looks at what other processes do, at first and at last
@@ -26,6 +27,11 @@ class Scanner(Protocol):
 
     def __getitem__(self, piece: int) -> Scan: ...
 
+    @property
+    def watched(self) -> Watched:
+        """Which row each worker is at."""
+        ...
+
     def holds(self, scan: Scan) -> bool:
         """Whether a scan that was stored is still true."""
         ...
@@ -38,11 +44,15 @@ class OrderedScans:
         scanner: Reads a piece.
         num_proc: Workers to read with, where enough is left to read; 0: none.
         folder: Where processes share the work, and results stay; None: this process reads all.
+        timeout: Seconds in which a worker must read another row; 0: any time.
     """
 
-    def __init__(self, scanner: Scanner, num_proc: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, scanner: Scanner, num_proc: int, folder: Path | None = None, timeout: float = 0
+    ) -> None:
         self._scanner = scanner
         self._num_proc = num_proc
+        self._timeout = timeout
         self._work = None if folder is None else SharedWork(folder)
         self._found: dict[int, Scan] = {}
         self._first = 0  # the first piece that is still wanted
@@ -136,9 +146,11 @@ class OrderedScans:
             prefetch_factor=1,
             in_order=False,
         )
-        for number, scan in pieces:
-            self._enter(number, scan)
-            yield number
+        # A piece may take longer than a batch of a run, but no row of it.
+        with Workers(self._timeout, lambda: [self._scanner.watched], while_still=True) as workers:
+            for number, scan in workers.batches(pieces):
+                self._enter(number, scan)
+                yield number
 
     def _enter(self, number: int, scan: Scan) -> None:
         self._found[number] = scan

@@ -7,7 +7,7 @@ import binascii
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from vlcpt.data.documents import DocumentError, Image, Video
@@ -17,6 +17,13 @@ _BARE_FOR_URLS = re.compile(r"[A-Za-z0-9_-]{100,}=*")
 _LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever it looks like
 # The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
 _BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
+# What other tools write beside a reference and nothing here is like: named as not read.
+HINTS = frozenset(
+    (
+        *("detail", "cache_control", "nframes", "min_frames", "total_pixels"),
+        *("resized_height", "resized_width", "video_start", "video_end"),
+    )
+)
 
 
 def shown_url(url: str) -> str:
@@ -54,6 +61,54 @@ def video_from(reference: object) -> Video:
     return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
 
 
+def with_keys(reference: object, keys: Mapping[str, object]) -> object:
+    """A reference with keys that stand beside it; its own win.
+
+    Example:
+        >>> with_keys("a.png", {"max_pixels": 50176})
+        {'path': 'a.png', 'max_pixels': 50176}
+    """
+    if not keys:
+        return reference
+    if isinstance(reference, str):
+        return {"path": reference, **keys}
+    if isinstance(reference, Mapping):
+        return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
+    if isinstance(reference, bytes) or is_picture(reference):
+        return {"bytes": reference, **keys}
+    return reference
+
+
+def is_picture(value: object) -> bool:
+    """Whether a value is a ``PIL.Image``, without loading Pillow where nobody has.
+
+    Example:
+        >>> is_picture("a.png")
+        False
+    """
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def hints_in(value: object, name: str) -> Iterator[str]:
+    """Keys beside references in a field that are not read, as the fields of a row are named.
+
+    Example:
+        >>> [*hints_in([{"path": "a.png", "detail": "low"}], "images")]
+        ['images[].detail']
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str) and key in HINTS:
+                if inner is not None:
+                    yield f"{name}.{key}"
+            elif isinstance(inner, Mapping | list | tuple):
+                yield from hints_in(inner, f"{name}.{key}"[:60])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from hints_in(one, f"{name}[]")
+
+
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
     if isinstance(reference, str):
         return _split_data_uri(reference)
@@ -70,6 +125,9 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
     values: dict[str, object] = {}
     for key, value in reference.items():
+        # Null is how Arrow fills the keys that other references have.
+        if value is None or (isinstance(key, str) and key in HINTS):
+            continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
@@ -93,13 +151,11 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
 
 def _picture(value: object) -> bytes | None:
     """A ``PIL.Image`` as the bytes of a file; None for anything else."""
-    # Where Pillow is not loaded, there is none of its images: nothing else needs it here.
-    loaded = sys.modules.get("PIL.Image")
-    if loaded is None or not isinstance(value, loaded.Image):
+    if not is_picture(value):
         return None
     from vlcpt.data.pictures import picture_bytes
 
-    return picture_bytes(value)
+    return picture_bytes(value)  # type: ignore[arg-type]
 
 
 def without_pictures(rows: list[object]) -> list[object]:

@@ -22,6 +22,8 @@ from vlcpt.data.splitting import OnOverlong, split_stream
 from vlcpt.data.streams import TokenStream
 from vlcpt.data.text_scanning import TextScan, scan_texts
 from vlcpt.data.turn_edges import TurnEdge
+from vlcpt.data.waiting import Watched
+from vlcpt.data.watch import WorkerWatch
 
 # A piece is at least so many rows, and there are at most so many pieces: each becomes a file.
 PIECE_ROWS = 512
@@ -106,6 +108,12 @@ class SourceScanner(Dataset[Scan]):
         self._on_overlong = on_overlong
         self._stops = stops
         self._piece_rows = self._rows_of_a_piece()
+        self._watch = WorkerWatch()
+
+    @property
+    def watched(self) -> Watched:
+        """Which row each worker is at."""
+        return Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
 
     def _rows_of_a_piece(self) -> int:
         return max(PIECE_ROWS, -(-len(self._source) // MAX_PIECES))
@@ -119,16 +127,26 @@ class SourceScanner(Dataset[Scan]):
 
     def holds(self, scan: Scan) -> bool:
         """Whether a stored scan is still true: a medium that failed may have been put right."""
-        files = (file for row in scan.unused for file in row.files)
-        return all(_media_state(file.path, self._source.media_root) == file for file in files)
+        return all(
+            _media_state(file.path, self._source.root_of(row.row)) == file
+            for row in scan.unused
+            for file in row.files
+        )
 
     def _read(self, rows: Iterable[int], total: int) -> Scan:
         """What these rows of a piece of ``total`` gave."""
+        try:
+            return self._scan(rows, total)
+        finally:
+            self._watch.done()
+
+    def _scan(self, rows: Iterable[int], total: int) -> Scan:
         documents: list[tuple[int, ...]] = []
         parts: list[tuple[int, ...]] = []
         scan = Scan(np.zeros(0), np.zeros(0), total)
         columns: tuple[int, ...] | str
         for row, found, text in self._opened(rows):
+            self._watch.at(row)
             document = found if isinstance(found, Document) else None
             try:
                 if isinstance(found, DocumentError):
@@ -165,6 +183,7 @@ class SourceScanner(Dataset[Scan]):
         held = 0
         for row in rows:
             found: Opened
+            self._watch.at(row)
             try:
                 found = self._source.document(row)
                 held += sum(map(_size, found.segments))

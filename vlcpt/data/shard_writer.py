@@ -21,9 +21,14 @@ from vlcpt.data.planning import MAX_BAD_IN_A_ROW, BadDataError
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import shard_name
 from vlcpt.data.shards import INDEX_SCHEMA, SCHEMA, Row, document_row, error_row
+from vlcpt.data.waiting import Watched
+from vlcpt.data.watch import WorkerWatch
+from vlcpt.file_writes import Writing, remove, write_file
 
 _MAGIC = 8  # bytes before the schema of an Arrow file
 PARTS = ".parts"  # what the index will hold of each shard that is done
+_PART = "what the index will hold of a shard"
+AGAIN = "Then start it again: it goes on where it stopped."
 
 
 class ShardFile:
@@ -69,6 +74,10 @@ class ShardFile:
                 content = file.read(place["size"])
                 self.places[number] = {**place, "digest": xxhash.xxh3_64_intdigest(content)}
 
+    def foreseen(self, rows: int) -> int:
+        """Bytes of the whole shard, by the rows that are there."""
+        return round((self._offset + self._bytes) / max(len(self.index), 1) * rows)
+
     def _flush(self) -> None:
         if not self._rows:
             return
@@ -110,23 +119,35 @@ class ShardWriter:
         self._shard_rows = shard_rows
         self._batch_bytes = batch_bytes
         self._stops = stops
+        self._watch = WorkerWatch()
+
+    @property
+    def watched(self) -> Watched:
+        """Which row each process is at."""
+        return Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
 
     def __call__(self, pieces: Pieces) -> Pieces:
-        for piece in pieces["piece"]:
-            self._write(int(piece))
+        try:
+            for piece in pieces["piece"]:
+                name = shard_name(int(piece))
+                with Writing(self._folder, f"its shard {name}", todo=AGAIN, reads=True) as writing:
+                    self._write(int(piece), name, writing)
+        finally:
+            self._watch.done()
         return pieces
 
-    def _write(self, shard: int) -> None:
+    def _write(self, shard: int, name: str, writing: Writing) -> None:
         first = shard * self._shard_rows
-        name, unfinished = shard_name(shard), self._folder / f".{uuid.uuid4().hex}.partial"
-        bad = 0
+        unfinished = self._folder / f".{uuid.uuid4().hex}.partial"
+        last, bad = min(first + self._shard_rows, len(self._source)), 0
         try:
             with unfinished.open("wb") as file:
                 written = ShardFile(file, first, shard, self._batch_bytes)
-                for number in range(first, min(first + self._shard_rows, len(self._source))):
+                for number in range(first, last):
+                    self._watch.at(number)
                     try:
                         bad = self._add(written, number, bad)
                     except DocumentError as error:
@@ -136,15 +157,17 @@ class ShardWriter:
                         written.add(*error_row(error, self._source.rows.source(number)))
                         if bad >= MAX_BAD_IN_A_ROW:
                             raise BadDataError(f"{bad} unusable rows in a row, the last: {error}") from None
+                    finally:
+                        writing.needed = written.foreseen(last - first)
                 written.close(unfinished)
             index = pa.record_batch(
                 [pa.array(column, pa.int32()) for column in zip(*written.index, strict=True)], INDEX_SCHEMA
             )
             schema = INDEX_SCHEMA.with_metadata({"places": json.dumps(written.places)})
-            put(self._folder / PARTS / name, arrow_bytes([index], schema))
+            write_file(self._folder / PARTS / name, arrow_bytes([index], schema), _PART, todo=AGAIN)
             unfinished.replace(self._folder / name)
         finally:
-            unfinished.unlink(missing_ok=True)
+            remove(unfinished)
 
     def _add(self, written: ShardFile, number: int, bad: int) -> int:
         if self._encoder is None:
@@ -164,13 +187,3 @@ def arrow_bytes(batches: list[pa.RecordBatch], schema: pa.Schema) -> bytes:
         for batch in batches:
             writer.write_batch(batch)
     return bytes(sink.getvalue())
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.partial")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)

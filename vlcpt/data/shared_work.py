@@ -13,11 +13,12 @@ import os
 import socket
 import threading
 import time
-import uuid
 from pathlib import Path
 from types import TracebackType
 
 import xxhash
+
+from vlcpt.file_writes import Writing, remove, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ LONG_AGO = 600.0  # and by the clocks, which differ from machine to machine
 _DIGEST = 16  # bytes
 _SUFFIXES = (".scan", ".claim", ".partial")
 _STOP = "stop"
+_WHAT = "what reading the data gave, for other processes and later starts"
 
 
 class SharedWork:
@@ -69,13 +71,14 @@ class SharedWork:
         """Take a piece; False while another process is at it."""
         path = self._path(number, ".claim")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if not _made(path, f"{socket.gethostname()} {os.getpid()}"):
-                if not self._is_abandoned(number, path):
-                    return False
-                path.unlink(missing_ok=True)
+            with Writing(path, _WHAT):
+                self._folder.mkdir(parents=True, exist_ok=True)
                 if not _made(path, f"{socket.gethostname()} {os.getpid()}"):
-                    return False
+                    if not self._is_abandoned(number, path):
+                        return False
+                    path.unlink(missing_ok=True)
+                    if not _made(path, f"{socket.gethostname()} {os.getpid()}"):
+                        return False
         except OSError as error:
             self._do_without(error)
             return True
@@ -88,18 +91,14 @@ class SharedWork:
     def release(self, number: int) -> None:
         """Leave a piece to whoever wants it."""
         if (path := self._held.pop(number, None)) is not None:
-            _remove(path)
+            remove(path)
 
     def put(self, number: int, result: bytes) -> None:
         """Store a piece's result, whole or not at all, and release the piece."""
-        partial = self._folder / f".{number}-{uuid.uuid4().hex}.partial"
         try:
             if self._is_usable:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(xxhash.xxh3_128_digest(result) + result)
-                partial.replace(self._path(number, ".scan"))
+                self._write(f"{number:05d}.scan", xxhash.xxh3_128_digest(result) + result)
         except OSError as error:
-            _remove(partial)
             self._do_without(error)
         finally:
             self.release(number)
@@ -119,7 +118,7 @@ class SharedWork:
         known = self.last_wanted()
         if known is None or number < known:
             try:
-                (self._folder / _STOP).write_text(str(number), encoding="ascii")
+                self._write(_STOP, str(number).encode())
             except OSError as error:
                 self._do_without(error)
 
@@ -132,7 +131,7 @@ class SharedWork:
 
     def go_on(self) -> None:
         """Take back that pieces are not needed."""
-        _remove(self._folder / _STOP)
+        remove(self._folder / _STOP)
 
     def _path(self, number: int, suffix: str) -> Path:
         return self._folder / f"{number:05d}{suffix}"
@@ -164,8 +163,13 @@ class SharedWork:
 
     def _do_without(self, error: OSError) -> None:
         if self._is_usable:
-            logger.warning("%s cannot be used to share work: %s. It goes on without.", self._folder, error)
+            logger.warning(
+                "%s Until then nothing is lost, but each process and each start reads the data itself.", error
+            )
         self._is_usable = False
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_file(self._folder / name, content, _WHAT)
 
 
 def remove_work(folder: Path) -> None:
@@ -176,7 +180,7 @@ def remove_work(folder: Path) -> None:
     """
     for path in [*folder.glob("*"), *folder.glob(".*")] if folder.is_dir() else []:
         if path.suffix in _SUFFIXES or path.name == _STOP:
-            _remove(path)
+            remove(path)
     try:
         folder.rmdir()
     except OSError:
@@ -197,16 +201,13 @@ def _made(path: Path, content: str) -> bool:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(content)
-    return True
-
-
-def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
     except OSError:
-        return  # a read-only disk: what cannot be removed is out of date, and known to be
+        remove(path)  # or the others would wait for a process that nobody knows
+        raise
+    return True
 
 
 def _runs(process: int) -> bool:

@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vlcpt.data.documents import Video
-from vlcpt.data.media import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium
+from vlcpt.data.media import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium, refuse_heif
 
 FRAME_FACTOR = 2  # frames in one step of the model's time
 MIN_FRAMES = 4
@@ -195,12 +195,13 @@ def _opened(
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its picture stream. What goes wrong inside leaves as a MediaError."""
     with open_medium(video, media_root, limits) as file:
-        start = file.read(12)
+        start = file.read(64)
         file.seek(0)
+        refuse_heif(video, start)
         demuxer = _demuxer(start)
         if demuxer is None:
             raise MediaError(
-                f"{video} is not an MP4, MOV, WebM, MKV or AVI file; it begins with {start!r}. "
+                f"{video} is not an MP4, MOV, WebM, MKV or AVI file; it begins with {start[:12]!r}. "
                 "Convert it to one of these."
             )
         # FFmpeg looks into the first frames when it opens a file; this stops it at our limit too.

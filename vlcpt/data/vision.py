@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
 from vlcpt.data.hub_paths import without_cache
-from vlcpt.data.media import MediaError, MediaLimits, image_size, read_image
+from vlcpt.data.media import MediaError, MediaLimits, giants_in_turn, image_size, read_image
 from vlcpt.data.video import Clip, clip_of, read_video
 
 DEFAULT_FPS = 2.0
@@ -184,10 +184,13 @@ class VisionEncoder:
             if own:  # pixels of others are brought to a grid that was looked at
                 self._refuse_forged(placed, size["shortest_edge"])
             if isinstance(medium, Image):
-                picture = read_image(medium, media_root=root, limits=self._limits)
-                if not own:
-                    picture = picture.resize((width, height))
-                made = self._images([picture], size=size, return_tensors="pt")
+                stored = placed.size if own else image_size(medium, media_root=root, limits=self._limits)
+                with giants_in_turn(stored[0] * stored[1]):
+                    picture = read_image(medium, media_root=root, limits=self._limits)
+                    if not own:
+                        picture = picture.resize((width, height))
+                    made = self._images([picture], size=size, return_tensors="pt")
+                    del picture  # hundreds of megabytes, which the next giant in turn would stand beside
                 patches, grid = made["pixel_values"], made["image_grid_thw"]
             else:
                 clip = placed.clip if own and placed.clip else self._clip(medium, root)

@@ -13,6 +13,7 @@ from rich.table import Table
 from vlcpt.config import ConfigError
 from vlcpt.config_reading import load_config
 from vlcpt.demo import base_path, data_path
+from vlcpt.file_writes import Writing
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.outputs import write_json
@@ -60,6 +61,7 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     write_json(
         output_dir / "demo.json",
         {"before": {"sets": before}, "after": {"sets": after}, "seconds": seconds},
+        "what was measured",
     )
     total = trainer.train_dataset.ledger.total  # type: ignore[union-attr]
     console.print(comparison(before, after))
@@ -97,9 +99,16 @@ def copy_inputs(output_dir: Path, *, overwrite: bool) -> Path:
     if inputs.exists() and not (inputs / "demo.yaml").is_file():
         raise ConfigError(f"{inputs} is no earlier demo's. Give another folder with --output_dir.")
     shutil.rmtree(inputs, ignore_errors=True)
-    shutil.copytree(base_path(), inputs / "base")
-    shutil.copytree(data_path(), inputs / "data")
-    return Path(shutil.copy(Path(base_path()).parent / "demo.yaml", inputs / "demo.yaml"))
+    sources = {"base": Path(base_path()), "data": Path(data_path())}
+    needed = sum(one.stat().st_size for folder in sources.values() for one in folder.rglob("*"))
+    with Writing(inputs, "the demo's model and data", needed=needed):
+        try:
+            for name, folder in sources.items():
+                shutil.copytree(folder, inputs / name)
+            return Path(shutil.copy(Path(base_path()).parent / "demo.yaml", inputs / "demo.yaml"))
+        except OSError:
+            shutil.rmtree(inputs, ignore_errors=True)  # half of them would be taken for somebody's own
+            raise
 
 
 def comparison(before: Results, after: Results) -> Table:

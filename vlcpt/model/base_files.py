@@ -65,6 +65,13 @@ class BaseFiles:
         self.folder = folder
         self._as_written: dict[str, str] | None = None  # digests of what its processor saves
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that a result takes over from here, its config.json included."""
+        names = {"config.json", GENERATION, *_VOCABULARY, *(name for group in GROUPS for name in group)}
+        found = [one for one in self.folder.iterdir() if one.name in names or is_licence(one.name)]
+        return sum(one.stat().st_size for one in found if one.is_file())
+
     def restore(self, target: Path, *, model: PreTrainedModel | None) -> None:
         """Put the base's own files in place of those of a result that say the same in another layout.
 
@@ -131,12 +138,13 @@ class BaseFiles:
         found = {name: _digest(target / name) for name in group if (target / name).is_file()}
         if all(digest == _digest(self.folder / name) for name, digest in found.items()):
             return True
-        written = self._written()
+        written = self._written(target)
         return found == {name: written[name] for name in group if name in written}
 
-    def _written(self) -> dict[str, str]:
+    def _written(self, target: Path) -> dict[str, str]:
         if self._as_written is None:
-            with tempfile.TemporaryDirectory() as folder:
+            # Not where TMPDIR says: there is room beside the result, which is of the same size or larger.
+            with tempfile.TemporaryDirectory(prefix=".base-", dir=target) as folder:
                 load_processor(str(self.folder)).save_pretrained(folder)
                 self._as_written = {path.name: _digest(path) for path in Path(folder).iterdir()}
         return self._as_written

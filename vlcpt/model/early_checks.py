@@ -4,12 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.adapter_loading import check_trained_parts, new_adapter, read_adapter_config
+from vlcpt.model.adapter_loading import (
+    check_adapter_tensors,
+    check_trained_parts,
+    new_adapter,
+    read_adapter_config,
+)
+from vlcpt.model.adapter_settings import read_adapter_shapes
 from vlcpt.model.loading import not_supported_here, read_config, tune
+from vlcpt.model.model_settings import check_parameters
 from vlcpt.model.saved_files import check_checkpoint, check_files
 
 if TYPE_CHECKING:
@@ -44,7 +52,9 @@ def check_model(config: "ModelConfig") -> None:
         if adapter is None:
             tune(model, config)
         else:
-            check_trained_parts(new_adapter(model, read_adapter_config(adapter), is_trainable=True), config)
+            tuned = new_adapter(model, read_adapter_config(adapter), is_trainable=True, name_or_path=adapter)
+            _check_tensors(tuned, adapter)
+            check_trained_parts(tuned, config)
 
 
 def check_evaluated(config: "ModelConfig", checkpoint: str) -> None:
@@ -61,10 +71,20 @@ def check_evaluated(config: "ModelConfig", checkpoint: str) -> None:
         >>> check_evaluated(ModelConfig(base), checkpoint=base)
     """
     if check_checkpoint(checkpoint) == "model":
-        read_config(checkpoint)
-    else:
-        read_adapter_config(checkpoint)
-    _checked_base(config)
+        _checked_model(read_config(checkpoint), checkpoint, config.attn_implementation)
+        _checked_base(config)
+        return
+    adapter = read_adapter_config(checkpoint)
+    model = _checked_base(config)
+    with torch.device("meta"), wrong_config():
+        tuned = new_adapter(model, adapter, is_trainable=False, name_or_path=checkpoint)
+        _check_tensors(tuned, checkpoint)
+
+
+def _check_tensors(tuned: PeftModel, adapter: str) -> None:
+    """Compare an adapter without numbers with the header of its file, where that is a folder's."""
+    if Path(adapter).is_dir():
+        check_adapter_tensors(tuned, adapter, read_adapter_shapes(Path(adapter)))
 
 
 def _checked_base(config: "ModelConfig") -> PreTrainedModel:
@@ -72,12 +92,17 @@ def _checked_base(config: "ModelConfig") -> PreTrainedModel:
     found = read_config(config.model_name_or_path)
     if Path(config.model_name_or_path).is_dir():
         check_files("model", config.model_name_or_path)
+    return _checked_model(found, config.model_name_or_path, config.attn_implementation)
+
+
+def _checked_model(found: PreTrainedConfig, name_or_path: str, attn_implementation: str) -> PreTrainedModel:
+    with wrong_config():
+        check_parameters(found, name_or_path)
     with torch.device("meta"):
         try:
-            return bare_model(found, config.attn_implementation)
+            return bare_model(found, attn_implementation)
         except (ImportError, ValueError) as error:
-            asked = not_supported_here(config.model_name_or_path, config.attn_implementation, error)
-            raise ConfigError(asked) from error
+            raise ConfigError(not_supported_here(name_or_path, attn_implementation, error)) from error
 
 
 def bare_model(found: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:

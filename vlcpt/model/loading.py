@@ -1,6 +1,7 @@
 """Model and processor, as training loads them: precision, attention, 4 bits, adapters, every tensor."""
 
 from dataclasses import replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2_5_VLProcessor,
 )
+from transformers.utils import cached_file
 
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
@@ -24,7 +26,9 @@ from vlcpt.model.families import family_of
 from vlcpt.model.finite_weights import require_finite_base
 from vlcpt.model.four_bits import four_bits, keep_layout
 from vlcpt.model.hub_lookup import only_cached
-from vlcpt.model.saved_files import first_few, not_loaded
+from vlcpt.model.model_settings import check_config_file, check_parameters
+from vlcpt.model.saved_files import CONFIGS, first_few, not_loaded, without_advice
+from vlcpt.model.tensor_files import UNREADABLE
 from vlcpt.model.tuning import apply_tuning
 
 if TYPE_CHECKING:
@@ -45,11 +49,13 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
         '<|image_pad|>'
     """
     cached = only_cached("processor", name_or_path)
+    if (config := Path(name_or_path, CONFIGS["model"])).is_file():
+        check_config_file(config)  # looked into for the kind of processor
     try:
         processor = AutoProcessor.from_pretrained(
             name_or_path, local_files_only=cached, trust_remote_code=False
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (HfHubHTTPError, *UNREADABLE) as error:
         raise ConfigError(not_loaded("processor", name_or_path, error)) from error
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ConfigError(
@@ -60,7 +66,7 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     return processor
 
 
-def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
+def load_model(config: "ModelConfig", *, seed: int = 42) -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
     ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way. For a
@@ -68,6 +74,11 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
     The KV cache is off in both configurations, because it would let packed documents see each other.
     ``qlora`` packs the language tower's linear layers only: the vision tower, the merger and the output
     layer stay as they are.
+
+    Args:
+        config: What to load, and what of it trains.
+        seed: What new adapters are drawn from, and nothing else: torch's own random state neither changes
+            them nor is changed. The default is that of ``CPTConfig``; ``vlcpt train`` gives the run's.
 
     Raises:
         ValueError: If the checkpoint is not there, of another family or incomplete; if the adapter has
@@ -93,11 +104,13 @@ def load_model(config: "ModelConfig") -> PreTrainedModel | PeftModel:
         in_4_bits=config.tuning == "qlora",
     )
     turn_cache_off(model)
-    if config.adapter_name_or_path is not None:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        if config.adapter_name_or_path is None:
+            return tune(model, config)
         tuned = load_adapter(model, config.adapter_name_or_path, is_trainable=True)
-        check_trained_parts(tuned, config)
-        return tuned
-    return tune(model, config)
+    check_trained_parts(tuned, config)
+    return tuned
 
 
 def tune(model: PreTrainedModel, config: "ModelConfig") -> PreTrainedModel | PeftModel:
@@ -152,6 +165,7 @@ def load_base(
         torch.bfloat16
     """
     found = read_config(name_or_path, revision=revision)
+    check_parameters(found, name_or_path)
     torch_dtype = resolve_dtype(dtype, found)
     cached = only_cached("model", name_or_path, revision)
     try:
@@ -170,7 +184,7 @@ def load_base(
             # Not ignored: reported below, like the other wrong keys.
             ignore_mismatched_sizes=True,
         )
-    except (OSError, HfHubHTTPError, SafetensorError, UnpicklingError) as error:
+    except (OSError, HfHubHTTPError, SafetensorError, UnpicklingError, RuntimeError) as error:
         raise ValueError(not_loaded("model", name_or_path, error)) from error
     except (ImportError, ValueError) as error:
         asked = f"{attn_implementation}{', 4 bits' if in_4_bits else ''}"
@@ -205,10 +219,15 @@ def read_config(name_or_path: str, *, revision: str | None = None) -> PreTrained
     """
     cached = only_cached("model", name_or_path, revision)
     try:
+        path = cached_file(name_or_path, CONFIGS["model"], revision=revision, local_files_only=cached)
+        if path is not None:
+            check_config_file(Path(path))
         found = AutoConfig.from_pretrained(
             name_or_path, revision=revision, local_files_only=cached, trust_remote_code=False
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except ConfigError:
+        raise
+    except (HfHubHTTPError, *UNREADABLE) as error:
         raise ConfigError(not_loaded("model", name_or_path, error)) from error
     assert isinstance(found, PreTrainedConfig)
     with wrong_config():
@@ -282,4 +301,5 @@ def not_supported_here(name_or_path: str, asked: str, error: Exception) -> str:
         >>> not_supported_here("org/model", "eager, 4 bits", ImportError("not installed."))
         'org/model: the model cannot be loaded with attn_implementation eager, 4 bits here: not installed.'
     """
-    return f"{name_or_path}: the model cannot be loaded with attn_implementation {asked} here: {error}"
+    reason = without_advice(str(error).strip())
+    return f"{name_or_path}: the model cannot be loaded with attn_implementation {asked} here: {reason}"

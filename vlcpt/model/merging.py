@@ -3,11 +3,10 @@
 import gc
 import json
 import logging
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,8 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.file_writes import Writing, sync
+from vlcpt.folder_locks import hold, staging_folder
 from vlcpt.model.adapter_loading import load_adapter, read_adapter_config
 from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
 from vlcpt.model.bases import find_base, run_settings
@@ -100,9 +101,11 @@ def merge_adapter(
             ``save_pretrained``.
 
     Raises:
-        ConfigError: If ``checkpoint`` is neither an adapter nor a model, ``output`` is taken, or the base is
-            not to be had, may be one of two folders, or is held in 4 or 8 bits.
-        ValueError: If the adapter's tensors do not fit the base, the disk is too full, or the logits differ.
+        ConfigError: If ``checkpoint`` is neither an adapter nor a model, ``output`` is taken, read-only, or
+            being written by another merge, or the base is not to be had, may be one of two folders, or is
+            held in 4 or 8 bits.
+        ValueError: If the adapter's tensors do not fit the base, or the logits differ.
+        WriteError: If the disk is too full. Nothing is written then.
 
     Example:
         >>> from importlib.resources import files
@@ -114,70 +117,62 @@ def merge_adapter(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
     source = _find_source(checkpoint, dtype)
+    writing = Writing(output, "the merged model", reads=True)
+    with writing, _staged(output) as staging:
+        merge = _write_all(source, checkpoint, staging, max_shard_size, writing)
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+        sync(output.parent)
+    return merge
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """An empty folder beside the output, so that the last step is one rename on one file system.
+
+    Raises:
+        ConfigError: If another merge writes into this output, with its number and host.
+    """
+    work = staging_folder(output)
+    staging = work / "model"  # not beside the lock, which must not be renamed with it
+    try:
+        with hold(work, "output", shown=output):
+            try:
+                if staging.exists():
+                    logger.info("removing %s, which a merge left that did not end", staging)
+                    shutil.rmtree(staging)
+                staging.mkdir()
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # another merge's
+            work.rmdir()
+
+
+def _write_all(
+    source: _Source, checkpoint: Path, staging: Path, max_shard_size: int | str, writing: Writing
+) -> Merge:
+    """Write all of the merged model, and prove its weights."""
     has_processor = any(
         (checkpoint / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
     )
     processor = load_processor(str(checkpoint) if has_processor or not source.base else source.base)
     files = find_base_files(source.base or "", source.revision)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(output)
-    # Beside the output, so that the last step is one rename on one file system.
-    staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(output), dir=output.parent))
-    held = _hold(staging)
-    try:
-        before = _write_merged(source, checkpoint, staging, max_shard_size, files)
-        gc.collect()  # the model: its modules refer to each other
-        merge = _compare(before, staging)
-        processor.save_pretrained(staging)
-        if files is not None:
-            files.restore(staging, model=None)
-        for _, settings in list(run_settings(checkpoint))[:1]:
-            limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
-            set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
-        _copy_record(checkpoint, staging)
-        staging.chmod(0o755)
-        _sync(staging)
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-        _sync(output.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+    before = _write_merged(source, checkpoint, staging, max_shard_size, files, writing)
+    gc.collect()  # the model: its modules refer to each other
+    merge = _compare(before, staging)
+    processor.save_pretrained(staging)
+    if files is not None:
+        files.restore(staging, model=None)
+    for _, settings in list(run_settings(checkpoint))[:1]:
+        limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
+        set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
+    _copy_record(checkpoint, staging)
+    sync(staging)
     return merge
-
-
-def _staging_prefix(output: Path) -> str:
-    return f".{output.name}.vlcpt-merge-"
-
-
-def _remove_left(output: Path) -> None:
-    """Remove what merges into the same folder have left that were killed; each may be as large as a model."""
-    for folder in output.parent.iterdir():
-        if not folder.name.startswith(_staging_prefix(output)) or folder.is_symlink() or not folder.is_dir():
-            continue
-        held = _hold(folder)
-        if held is not None:
-            logger.info("removing %s, which a merge left that did not end", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
-
-
-def _hold(folder: Path) -> int | None:
-    """A lock on a folder, which a crash releases; None where another process has it, or there are none."""
-    if os.name == "nt":
-        return None
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _base_name(config: PeftConfig, checkpoint: Path) -> str:
@@ -238,12 +233,21 @@ def _base_of_run(checkpoint: Path) -> str | None:
     return None
 
 
+def _run_of(checkpoint: Path) -> Path:
+    """The folder with what a run left beside its result."""
+    is_inner = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name) is not None
+    return checkpoint.parent if is_inner and not (checkpoint / "config.yaml").is_file() else checkpoint
+
+
+def _small_bytes(checkpoint: Path, files: BaseFiles | None) -> int:
+    """Bytes of what comes along with the weights: processor, tokenizer, licences, and the run's record."""
+    record = sum(one.stat().st_size for name in RECORD if (one := _run_of(checkpoint) / name).is_file())
+    return record + (BaseFiles(checkpoint) if files is None else files).size
+
+
 def _copy_record(checkpoint: Path, folder: Path) -> None:
     """Let what the run left beside its result come along; of a checkpoint, its log up to there."""
-    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    run = checkpoint
-    if step and not (checkpoint / "config.yaml").is_file():
-        run = checkpoint.parent
+    step, run = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name), _run_of(checkpoint)
     for name in RECORD:
         if not (run / name).is_file():
             continue
@@ -280,9 +284,14 @@ class _Logits:
 
 
 def _write_merged(
-    source: _Source, checkpoint: Path, folder: Path, max_shard_size: int | str, files: BaseFiles | None
+    source: _Source,
+    checkpoint: Path,
+    folder: Path,
+    max_shard_size: int | str,
+    files: BaseFiles | None,
+    writing: Writing,
 ) -> _Logits:
-    """Write the merged weights and their configuration; gives the logits from before."""
+    """Write the merged weights and their configuration, if all has room; gives the logits from before."""
     alone: torch.Tensor | None = None
     if source.kind == "adapter":
         base = _load_base(source, checkpoint)
@@ -298,6 +307,8 @@ def _write_merged(
         assert source.dtype is not None
         weights, dtype = whole_weights(base, source.dtype), source.dtype
     assert isinstance(dtype, torch.dtype)
+    writing.needed = sum(weight.size for weight in weights) + _small_bytes(checkpoint, files)
+    writing.require_room()
     write_weights(folder, base, weights, max_shard_size)
     _write_config(folder, base, weights, dtype, files)
     return _Logits(both, alone, dtype)
@@ -355,17 +366,6 @@ def _compare(before: _Logits, folder: Path) -> Merge:
             merge.dtype,
         )
     return merge
-
-
-def _sync(folder: Path) -> None:
-    """Have names of files on the disk, not only in its cache."""
-    if os.name == "nt":
-        return  # folders cannot be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @torch.no_grad()

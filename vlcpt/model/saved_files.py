@@ -1,15 +1,20 @@
 """What a folder must hold to be a model or an adapter, and what is said where something cannot be loaded."""
 
-import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import refusal, write_error
+from vlcpt.model.tensor_files import damaged, read_json
 
 Saved = Literal["model", "processor", "adapter"]
 
+_OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
 CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
 # One of them is needed, looked for in this order.
 WEIGHTS = {
@@ -56,6 +61,9 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
 def shards_of(index: Path) -> list[str]:
     """The files that an index of weights lists, in order.
 
+    Raises:
+        ConfigError: If it is no such index, or lists a file outside its folder.
+
     Example:
         >>> from tempfile import mkdtemp
         >>> index = Path(mkdtemp(), "model.safetensors.index.json")
@@ -63,7 +71,17 @@ def shards_of(index: Path) -> list[str]:
         >>> shards_of(index)
         ['1.safetensors', '2.safetensors']
     """
-    return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    try:
+        named = read_json(index).get("weight_map")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(named, dict) or not all(
+        isinstance(one, str) and Path(one).name == one for one in named.values()
+    ):
+        raise ConfigError(
+            str(damaged(index, "its weight_map does not give a file of this folder to each tensor"))
+        )
+    return sorted(set(named.values()))
 
 
 def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
@@ -98,7 +116,10 @@ def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
         >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
         no/where: no such folder, and no model of this id could be had from the Hub. ... Offline.
     """
-    reason = str(error).strip().split("\n")[0]
+    cache = Path(HF_HUB_CACHE)
+    if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
+        return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
+    reason = without_advice(str(error).strip().split("\n")[0])
     if isinstance(error, pickle.UnpicklingError):  # torch's message tells how to run it all the same
         reason = (
             "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
@@ -111,6 +132,27 @@ def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
         f"{name_or_path}: no such folder, and no {what} of this id could be had from the Hub. "
         f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
     )
+
+
+# What upstream advises where it refuses a file: to read it all the same.
+_ADVICE = re.compile(
+    r"trust_remote_code|weights_only|ignore_mismatched_sizes|TORCH_FORCE|safe_globals|allow_pickle"
+    r"|trusted source|use_safetensors|unsafe|upgrade torch",
+    re.IGNORECASE,
+)
+
+
+def without_advice(reason: str) -> str:
+    """A library's reason, without the sentences that advise to weaken a check.
+
+    Example:
+        >>> without_advice("It holds code. Set trust_remote_code=True to run it.")
+        'It holds code.'
+        >>> without_advice("Use weights_only=False.")
+        'It is damaged, or holds code, which is never run.'
+    """
+    kept = [one for one in re.split(r"(?<=[.!?;])\s+", reason) if not _ADVICE.search(one)]
+    return " ".join(kept) or ("It is damaged, or holds code, which is never run." if reason else "")
 
 
 def first_few(wrong: Mapping[str, Sequence[str]]) -> str:

@@ -56,7 +56,8 @@ def hints(
         )
     if count := dropped["without_targets"]:
         advice.append(
-            f"{_documents(count)} without a target: mark some of the text with <trainable_text>, or take "
+            f"{_documents(count)} without a target: mark some of the text (<trainable_text>; in segments "
+            '"trainable": true; in conversations an assistant\'s turn, or targets: all), or take '
             "it out of the data."
         )
     if 0 < max_steps < steps_per_epoch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     PreTrainedConfig,
@@ -25,7 +26,12 @@ from transformers import (
 )
 from transformers.modeling_utils import str_to_torch_dtype
 
-from vlcpt.model.saved_files import first_few, shards_of
+from vlcpt.model.adapter_loading import read_adapter_config
+from vlcpt.model.adapter_settings import read_adapter_shapes
+from vlcpt.model.finite_weights import weight_files
+from vlcpt.model.saved_files import first_few, not_loaded, shards_of
+from vlcpt.model.tensor_files import UNREADABLE, damaged, read_shapes
+from vlcpt.training.identity import differences, lora_facts
 from vlcpt.training.manifests import CheckpointError
 
 
@@ -41,10 +47,24 @@ def restore_weights(model: PreTrainedModel | PeftModel, checkpoint: str) -> None
     """
     if isinstance(model, PeftModel):
         return
-    # float32 holds every bfloat16 exactly, and copying into the model rounds back to the same number.
-    loaded = type(model).from_pretrained(
-        checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    # The shapes are those of the model in memory, whatever config.json says: what it says could fill memory.
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "sdpa"
+    try:
+        for file in weight_files(checkpoint, "model"):
+            read_shapes(file)
+        # float32 holds every bfloat16 exactly, and copying into the model rounds back to the same number.
+        loaded = type(model).from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (SafetensorError, *UNREADABLE) as error:
+        if isinstance(error, ValueError) and str(error).startswith(checkpoint):
+            raise CheckpointError(str(error)) from error
+        raise CheckpointError(not_loaded("model", checkpoint, error)) from error
     saved, info = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)  # not typed for loading info
     # from_pretrained warns of these, and makes up what is missing.
     wrong = {
@@ -65,8 +85,21 @@ def check_adapter(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
     """
     if not isinstance(model, PeftModel):
         return
-    with safe_open(Path(checkpoint) / "adapter_model.safetensors", framework="pt") as file:
-        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    try:
+        config = read_adapter_config(checkpoint)
+        saved = read_adapter_shapes(Path(checkpoint))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if saved is None:
+        raise CheckpointError(
+            str(damaged(Path(checkpoint) / "adapter_model.safetensors", "there is no such file"))
+        )
+    mine = model.peft_config[model.active_adapter]
+    if other := differences(lora_facts(config), lora_facts(mine)):
+        raise CheckpointError(
+            f"{checkpoint}/adapter_config.json is not that of the adapter in memory: {other}. Use the "
+            "configuration that it was saved with, or another checkpoint."
+        )
     expected = {
         # Under ZeRO-3 a parameter has lost its shape, and keeps it elsewhere.
         name: tuple(getattr(tensor, "ds_shape", tensor.shape))
@@ -116,11 +149,18 @@ def count_lost_step(trainer: Trainer) -> None:
 
 @contextmanager
 def quiet_partial_load() -> Iterator[None]:
-    """Silence Trainer's warning about the tensors that it did not load: they are loaded already."""
+    """Silence two of Trainer's warnings on a resume, which are not true here.
+
+    Tensors that it did not load are loaded already; and how often a run saves, logs and evaluates is what its
+    configuration says, see :class:`vlcpt.training.saving.Checkpoints`.
+    """
     logger = logging.getLogger("transformers.trainer")
 
     def keep(record: logging.LogRecord) -> bool:
-        return "keys in the checkpoint model loaded" not in record.getMessage()
+        told = record.getMessage()
+        return not any(
+            one in told for one in ("keys in the checkpoint model loaded", "do not match the ones in")
+        )
 
     logger.addFilter(keep)
     try:

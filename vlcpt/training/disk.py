@@ -10,45 +10,90 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from vlcpt.training.manifests import CheckpointError, sync
+from vlcpt.file_writes import free_bytes, human_size, sync
+from vlcpt.training.manifests import CheckpointError
 from vlcpt.training.resuming import fault, list_checkpoints
 
-_SMALL_FILES = 64 * 2**20  # processor, states, manifest
-_ADAM = 8  # bytes of state for each trained weight
-_MASTER = 4  # bytes of its float32 copy, which DeepSpeed keeps
+_MASTER = 4  # bytes of the float32 copy of a trained weight, which DeepSpeed keeps
+# A resume wants the random states of each rank; torch writes some bytes about each tensor besides its own.
+_RANDOM_STATES, _TENSOR = 15_000, 200
+_LOGGED = 400  # bytes of a line of trainer_state.json's log, about
+_CONFIGS = 10_000  # adapter_config.json, scheduler.pt, the manifest and the like
 
 
-def needed_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> int:
-    """About what a checkpoint takes: saved weights, and the states of those that train.
+def saved_bytes(model: nn.Module) -> int:
+    """What the weights take that are saved of a model: those that train, of an adapter; all, of any other.
+
+    Example:
+        >>> saved_bytes(nn.Linear(1000, 1000))
+        4004000
+    """
+    is_adapter = isinstance(model, PeftModel)
+    return sum(_size(one) for one in model.parameters() if one.requires_grad or not is_adapter)
+
+
+def needed_bytes(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    stage: int | None = None,
+    ranks: int = 1,
+) -> int:
+    """What a checkpoint takes, small files aside: the saved weights, and the states of those that train.
 
     Args:
         model: An adapter saves what trains, any other model all.
-        optimizer: Its states are measured once they are there; before, they are taken for Adam's.
+        optimizer: Its states, as they are after a step; None: none are saved.
+        stage: DeepSpeed's. It saves its own copy of the weights, float32 masters, and each rank's states.
+        ranks: Processes, between which stages cut what they cut.
 
     Example:
-        >>> needed_bytes(nn.Linear(1000, 1000), None) // 1_001_000
-        79
+        >>> layer = nn.Linear(1000, 1000)
+        >>> needed_bytes(layer, torch.optim.SGD(layer.parameters())) - saved_bytes(layer)
+        0
     """
-    sizes = [
-        (getattr(one, "ds_numel", one.numel()), one.element_size(), one.requires_grad)
-        for one in model.parameters()
-    ]
-    saved = sum(count * size for count, size, trains in sizes if trains or not isinstance(model, PeftModel))
-    is_cut = optimizer is not None and not hasattr(optimizer, "state")
-    states = 0 if optimizer is None or is_cut else _state_bytes(optimizer)
-    if not states:
-        states = sum(count for count, _, trains in sizes if trains) * (_ADAM + (_MASTER if is_cut else 0))
-    return saved + states + _SMALL_FILES
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    return sum(
-        value.numel() * value.element_size()
+    if optimizer is None:
+        return saved_bytes(model)
+    tensors = [
+        value
         for state in optimizer.state.values()
         if isinstance(state, dict)
         for value in state.values()
         if isinstance(value, torch.Tensor)
-    )
+    ]
+    states = sum(one.numel() * one.element_size() + _TENSOR for one in tensors)
+    if stage is None:
+        return saved_bytes(model) + states
+    trained = [one for one in model.parameters() if one.requires_grad]
+    again = saved_bytes(model)  # what each rank holds of trained weights under stage 3 is cut into masters
+    if stage == 3:
+        again -= sum(_size(one) for one in trained)
+    masters = _MASTER * sum(_count(one) for one in trained)
+    return saved_bytes(model) + again + masters + (states if stage == 0 else states * ranks)
+
+
+def small_bytes(processor: int, ranks: int, logged: int) -> int:
+    """What a checkpoint's other files take.
+
+    Args:
+        processor: Bytes of processor, tokenizer and licences.
+        ranks: Processes of the run.
+        logged: Lines of its log so far.
+
+    Example:
+        >>> small_bytes(60_000, ranks=1, logged=10)
+        89000
+    """
+    return processor + ranks * _RANDOM_STATES + logged * _LOGGED + _CONFIGS
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, of which ZeRO-3 leaves no more than a part in its place."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return _count(parameter) * parameter.element_size()
 
 
 def require_space(folder: Path, needed: int, whole: Sequence[Path]) -> None:
@@ -65,18 +110,27 @@ def require_space(folder: Path, needed: int, whole: Sequence[Path]) -> None:
     Example:
         >>> require_space(Path("checkpoint-2"), 10**18, [])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        vlcpt.training.manifests.CheckpointError: checkpoint-2 takes about 1,000,000,000,000.0 MB, ...
+        vlcpt.training.manifests.CheckpointError: checkpoint-2 takes about 1,000.0 PB, but the disk has ...
     """
-    place = folder.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if free < needed:
         raise CheckpointError(
-            f"{folder} takes about {needed / 1e6:,.1f} MB, but the disk has {free / 1e6:,.1f} MB free. "
-            f"{f'{whole[-1].name} is whole' if whole else 'There is no whole checkpoint'}. Make room, or "
-            "lower save_total_limit, and go on with --resume_from_checkpoint true."
+            f"{folder} takes about {human_size(needed)}, but the disk has {human_size(free)} free. "
+            f"{next_steps(whole)}"
         )
+
+
+def next_steps(whole: Sequence[Path]) -> str:
+    """What is left to go on from, and how.
+
+    Example:
+        >>> next_steps([Path("out/checkpoint-2")])  # doctest: +ELLIPSIS
+        'checkpoint-2 is whole. Make room, or lower save_total_limit, and start again with --resume_from_...'
+    """
+    return (
+        f"{f'{whole[-1].name} is whole' if whole else 'There is no whole checkpoint'}. Make room, or "
+        "lower save_total_limit, and start again with --resume_from_checkpoint auto."
+    )
 
 
 def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:

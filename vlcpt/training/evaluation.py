@@ -19,8 +19,9 @@ from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.planning import Track, untracked
 from vlcpt.data.token_bytes import token_sizes
+from vlcpt.data.waiting import Workers
 from vlcpt.model.adapters import base_model
-from vlcpt.training.failures import leave_out_failed
+from vlcpt.training.failures import leave_out_failed, watched
 from vlcpt.training.loss import BatchTensors, target_losses
 
 
@@ -113,6 +114,7 @@ def score(
     *,
     batch_size: int = 1,
     num_workers: int = 0,
+    timeout: float = 0,
     autocast: torch.dtype | None = None,
     track: Track = untracked,
     description: str = "measuring",
@@ -123,8 +125,13 @@ def score(
         model: In the state it is to be measured in; its mode is restored.
         dataset: Packed or not.
         batch_size: Items in one forward pass.
+        num_workers: Processes that read.
+        timeout: Seconds to wait for a batch of theirs; 0: for ever.
         autocast: The type of products, as in training; None for that of the weights.
         track, description: What shows the progress, and as what.
+
+    Raises:
+        LoadingError: If a worker died, or did not answer in time.
     """
     eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     token_bytes = torch.tensor(token_sizes(processor.tokenizer.get_vocab()))
@@ -135,8 +142,12 @@ def score(
     nll, text_nll, targets, text_bytes = 0.0, 0.0, 0, 0
     was_training = model.training
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for batch in track(loader, description):
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, autocast, enabled=autocast is not None),
+        Workers(timeout, lambda: watched(dataset)) as workers,
+    ):
+        for batch in track(workers.awaited(loader), description):
             leave_out_failed(batch)
             inputs = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value
@@ -162,6 +173,7 @@ def evaluate_sets(
     with_base: bool = True,
     batch_size: int = 1,
     num_workers: int = 0,
+    timeout: float = 0,
     autocast: torch.dtype | None = None,
     track: Track = untracked,
 ) -> dict[str, SetResult]:
@@ -173,6 +185,7 @@ def evaluate_sets(
         base: The model before training, where there are no adapters to switch off.
         with_base: Whether to measure what came before training at all.
         batch_size: Items in one forward pass; no number depends on it.
+        num_workers, timeout: See :func:`score`.
         autocast: The type of products, as in training; None for that of the weights.
         track: What shows the progress.
     """
@@ -192,6 +205,7 @@ def evaluate_sets(
                     processor,
                     batch_size=batch_size,
                     num_workers=num_workers,
+                    timeout=timeout,
                     autocast=autocast,
                     track=track,
                     description=f"{name}, {what}",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +12,15 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.failed import FailedSample
+from vlcpt.data.waiting import Watched
+from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.loss import total_weight
+from vlcpt.training.manifests import CheckpointError
+from vlcpt.training.progress import GO_ON
 
 logger = logging.getLogger(__name__)
 
 FAILED = "failed_documents.json"  # in a checkpoint
-
-
-class LoadingError(ValueError):
-    """A loader worker died or did not answer."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +100,14 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
         if batch.any_read:
             dataset.failures.enter_read()
     if lines and output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with (output_dir / "dropped.jsonl").open("a", encoding="utf-8") as file:
-            file.write(lines)
+        append_lines(output_dir / "dropped.jsonl", lines, "documents that failed in training", todo=GO_ON)
     dataset.failures.check()
 
 
 def save_failed(dataset: object, checkpoint: Path) -> None:
     """Put the documents that failed so far into a checkpoint; no file if there are none."""
     if isinstance(dataset, CPTDataset) and (state := dataset.failures.state())["failed"]:
-        (checkpoint / FAILED).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        write_file(checkpoint / FAILED, json.dumps(state))
 
 
 def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:
@@ -120,28 +117,40 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
         dataset: Whose documents they are.
         checkpoint: It was saved of the same plan.
         output_dir: Where the ledger is; None on the ranks that do not write it.
+
+    Raises:
+        CheckpointError: If the checkpoint's list of them is damaged.
     """
     if not isinstance(dataset, CPTDataset):
         return
     if (path := checkpoint / FAILED).is_file():
-        dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            RecursionError,
+            AttributeError,
+        ) as error:
+            raise CheckpointError(
+                f"{path}: it does not list documents of this data that failed. Use another checkpoint."
+            ) from error
     if output_dir is not None:
         dataset.ledger.write(output_dir)
 
 
-@contextmanager
-def named_workers(dataset: object) -> Iterator[None]:
-    """Give torch's message about a worker that died or hangs the documents that it was reading."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader") or not isinstance(dataset, CPTDataset):
-            raise
-        raise LoadingError(
-            f"{error} {reading(dataset) or 'No worker was reading a document'}. Look at these documents' "
-            "media, and at memory; --dataloader_num_workers 0 shows what happens, --dataloader_timeout "
-            "allows more time."
-        ) from error
+def watched(*datasets: object) -> list[Watched]:
+    """The boards on which the workers of these data sets note what they read.
+
+    Example:
+        >>> watched([1, 2], None)
+        []
+    """
+    boards = {id(one.watch): Watched(one.watch, one.names) for one in datasets if isinstance(one, CPTDataset)}
+    return [*boards.values()]
 
 
 def reading(dataset: object) -> str:

@@ -10,14 +10,17 @@ from functools import partial
 
 import torch
 import xxhash
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from vlcpt.config import CPTConfig
+from vlcpt.config_precision import autocast_type
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.adapters import base_model
+from vlcpt.training.changed_rows import source_blocks
 from vlcpt.training.manifests import CheckpointError
+from vlcpt.training.resumed_settings import saved_settings
 
 Facts = Mapping[str, object]
 
@@ -30,6 +33,7 @@ _MEANING = {
     "seed": ("seed", "it decides the order of the data and dropout"),
     "data_seed": ("data_seed", "it decides the order of the data"),
     "sampling": ("train_sampling_strategy", "it decides the order of the data"),
+    "precision": ("the type of products", "set bf16 and fp16 as they were; the numbers would be others"),
     "items_per_step": ("packs in a step", "keep processes × per_device_train_batch_size × accumulation"),
     "engine": ("the format of the states", "keep deepspeed as it was"),
     "processes": ("processes", "states of this engine are cut for a number of processes"),
@@ -74,10 +78,12 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
     items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts: dict[str, object] = {
         "data": _data(dataset),
+        "sources": source_blocks(dataset),
         "seed": args.seed,
         "data_seed": args.data_seed,
         # None, as in what was saved before there was a choice.
         "sampling": None if (order := str(args.train_sampling_strategy)) == "random" else order,
+        "precision": str(autocast_type(args) or torch.float32).removeprefix("torch."),
         "items_per_step": items,
         "engine": engine,
         "processes": args.world_size,
@@ -86,17 +92,20 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         "base_weights": frozen_digest(model, _converted_to(args)),
         "lora": _lora(model),
         "trained": _shapes(model),
+        # Not what makes it another run: a resume says which of them have changed.
+        "settings": saved_settings(model, args),
     }
     return json.loads(json.dumps(facts))  # as it will be read again
 
 
-def require_same_run(checkpoint: str, saved: Facts, now: Facts) -> None:
+def require_same_run(checkpoint: str, saved: Facts, now: Facts, *, rows: str | None = None) -> None:
     """Raise where a checkpoint is of another run.
 
     Args:
         checkpoint: Its name, for the message.
         saved: Facts of its manifest.
         now: Those of this run.
+        rows: Where the data differ first, where that is known.
 
     Raises:
         CheckpointError: That names every difference.
@@ -110,7 +119,12 @@ def require_same_run(checkpoint: str, saved: Facts, now: Facts) -> None:
     for name, (what, hint) in _MEANING.items():
         if name == "processes" and now.get("engine") == saved.get("engine") == "plain":
             continue  # each process has all states
+        if name == "precision" and name not in saved:
+            continue  # of a checkpoint from before it was kept
         if saved.get(name) != now.get(name):
+            if name == "data" and rows:
+                differences.append(f"{what}: {rows}")
+                continue
             was, is_now = _values(saved.get(name), now.get(name))
             differences.append(f"{what}: saved with {was}, now {is_now} ({hint})")
     if differences:
@@ -199,12 +213,20 @@ def _config_digest(model: PreTrainedModel) -> str:
     return xxhash.xxh3_128_hexdigest(config.encode())
 
 
-def _lora(model: PreTrainedModel | PeftModel) -> object:
-    if not isinstance(model, PeftModel):
-        return None
-    config = model.peft_config[model.active_adapter]
+def lora_facts(config: PeftConfig) -> dict[str, object]:
+    """What of an adapter's configuration its tensors and their effect depend on; JSON only.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> lora_facts(LoraConfig(r=4, target_modules=["q_proj"]))["r"]
+        4
+    """
     found = {name: getattr(config, name, None) for name in _LORA}
     return {name: sorted(one) if isinstance(one, set | list) else one for name, one in found.items()}
+
+
+def _lora(model: PreTrainedModel | PeftModel) -> object:
+    return lora_facts(model.peft_config[model.active_adapter]) if isinstance(model, PeftModel) else None
 
 
 def _shapes(model: nn.Module) -> object:
@@ -215,6 +237,19 @@ def _shapes(model: nn.Module) -> object:
         if one.requires_grad
     ]
     return {"tensors": len(shapes), "xxh3_128": xxhash.xxh3_128_hexdigest("\n".join(sorted(shapes)).encode())}
+
+
+def differences(saved: Facts, now: Facts) -> str:
+    """What two mappings of facts differ in, for a message; empty if in nothing.
+
+    Example:
+        >>> differences({"r": 4, "bias": "none"}, {"r": 8, "bias": "none"})
+        'saved with r 4, now r 8'
+    """
+    if saved == now:
+        return ""
+    was, is_now = _values(saved, now)
+    return f"saved with {was}, now {is_now}"
 
 
 def _values(saved: object, now: object) -> tuple[object, object]:

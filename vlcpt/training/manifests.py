@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import xxhash
 
 from vlcpt import __version__
+from vlcpt.file_writes import sync, write_file
 
 MANIFEST = "vlcpt_manifest.json"
 # In a folder that is being written, until its manifest is there. What begins with a dot is in no manifest.
@@ -76,7 +76,7 @@ def write_manifest(folder: Path, run: Mapping[str, object]) -> Manifest:
         },
     }
     digest = _digest(content)
-    write_whole(folder / MANIFEST, {**content, "xxh3_128": digest})
+    write_file(folder / MANIFEST, json.dumps({**content, "xxh3_128": digest}, indent=1))
     (folder / UNFINISHED).unlink(missing_ok=True)
     sync(folder.parent)
     return Manifest(run, sizes)
@@ -132,26 +132,6 @@ def verify(folder: Path, *, hashes: bool = True) -> Manifest:
 def is_unfinished(folder: Path) -> bool:
     """Whether a folder was being written when its run ended: then it is no checkpoint at all."""
     return (folder / UNFINISHED).is_file() and not (folder / MANIFEST).exists()
-
-
-def write_whole(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON file that is there whole, and on disk, or as it was before."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.data.encoding import IGNORE_INDEX
+from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.loss import BatchTensors
 
 LOG_NAME = "train_log.jsonl"
+GO_ON = "Then start again with --resume_from_checkpoint auto."
 
 
 class RunProgress(TrainerCallback):
@@ -125,13 +127,10 @@ class RunProgress(TrainerCallback):
         )
         if not state.is_world_process_zero:
             return
-        path = Path(str(args.output_dir)) / LOG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-        line = _line(state, logs)
-        if line:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        line = json.dumps({"step": state.global_step, **logs}) + "\n"
+        append_lines(Path(str(args.output_dir)) / LOG_NAME, line, "the log of the run", todo=GO_ON)
+        if shown := _line(state, logs):
+            self.console.print(shown, highlight=False, soft_wrap=True, markup=False)
 
 
 def has_steps(path: Path) -> bool:
@@ -144,9 +143,7 @@ def _keep_steps(path: Path, last: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _step(line) <= last]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(kept), "the log of the run", todo=GO_ON)
 
 
 def _step(line: str) -> float:

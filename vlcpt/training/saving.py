@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
-from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
+from vlcpt.file_writes import Writing, free_bytes, human_size, refusal, remove, sync
 from vlcpt.folder_locks import hold
 from vlcpt.model.adapters import base_model
 from vlcpt.model.base_files import BaseFiles, find_base_files
+from vlcpt.training.changed_rows import changed_rows, save_rows
 from vlcpt.training.checkpoints import check_adapter, restore_weights, save_now
 from vlcpt.training.disk import (
     delete_checkpoint,
     finish_deletions,
     needed_bytes,
+    next_steps,
     require_space,
     rotate,
+    saved_bytes,
+    small_bytes,
 )
+from vlcpt.training.engine import engine_stage
 from vlcpt.training.failures import restore_failed, save_failed
 from vlcpt.training.finite import require_finite
 from vlcpt.training.identity import require_same_run, run_facts
-from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, sync, verify, write_manifest
+from vlcpt.training.manifests import UNFINISHED, CheckpointError, Manifest, verify, write_manifest
+from vlcpt.training.resumed_settings import resumed_lines, settings_of
 from vlcpt.training.resuming import fault, find_checkpoint, list_checkpoints, require_states
+from vlcpt.training.saved_states import check_archives, check_progress, check_random
 from vlcpt.training.signals import end_interrupted
 from vlcpt.training.trust import require_own, write_record
 
@@ -56,6 +71,8 @@ class Checkpoints(TrainerCallback):
         self._limit: int | None = None
         self._saved: int | None = None  # the step whose checkpoint is there
         self._base: list[BaseFiles | None] | None = None
+        self._configured: list[dict[str, object]] = []  # of the optimizer, before a checkpoint is loaded
+        self._resumed: Manifest | None = None
 
     @property
     def _output(self) -> Path:
@@ -67,7 +84,7 @@ class Checkpoints(TrainerCallback):
         Raises:
             CheckpointError: If none can be used, or it is of another run.
         """
-        self._saved = self._facts = None
+        self._saved = self._facts = self._resumed = None
         facts = self._run_facts()  # of a fresh start as of a resume: before the model is wrapped
         if not resume_from_checkpoint:
             return None
@@ -79,8 +96,13 @@ class Checkpoints(TrainerCallback):
                 return
             found[0] = find_checkpoint(resume_from_checkpoint, self._output, check=self._require_trust)
             if found[0] is not None:
-                require_same_run(found[0].name, verify(found[0], hashes=False).run, facts)
+                self._resumed = verify(found[0], hashes=False)
+                run, rows = self._resumed.run, None
+                if run.get("data") != facts.get("data"):
+                    rows = changed_rows(self._trainer.train_dataset, found[0], run.get("sources"))
+                require_same_run(found[0].name, run, facts, rows=rows)
                 require_states(found[0], args.world_size)
+                check_progress(found[0])
 
         self._together(choose)
         if args.world_size > 1:
@@ -89,7 +111,8 @@ class Checkpoints(TrainerCallback):
             return None
         if args.process_index == 0:
             logger.info("going on from %s", found[0])
-        self._load(str(found[0]))
+        folder = found[0]
+        self._together(lambda: self._check_files(folder))
         restore_failed(self._trainer.train_dataset, found[0], None if args.process_index else self._output)
         if found[0].resolve().parent == self._output.resolve():
             self._saved = int(found[0].name.rpartition("-")[2])
@@ -121,11 +144,9 @@ class Checkpoints(TrainerCallback):
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._writing = None
         try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if self._writing is None:
-                raise
-            raise self._not_written(error) from error
+            with ExitStack() as stack:
+                stack.push(self._explain)
+                yield
         finally:
             args.save_total_limit = self._limit
 
@@ -191,7 +212,7 @@ class Checkpoints(TrainerCallback):
             finish_deletions(folder.parent)
             if folder.exists():  # left by a run that was killed, or by one that went on from an older one
                 delete_checkpoint(folder)
-            require_space(folder, needed_bytes(self._trainer.model, self._trainer.optimizer), self._whole())
+            require_space(folder, self._needed(), self._whole())
             folder.mkdir(parents=True)
             (folder / UNFINISHED).touch()
             sync(folder)
@@ -199,14 +220,34 @@ class Checkpoints(TrainerCallback):
         self._together(prepare)
         self._writing = folder
 
+    @contextmanager
+    def result(self, directory: Path) -> Iterator[None]:
+        """Around the saving of a model that is no checkpoint: what fails leaves no part of it behind.
+
+        Raises:
+            WriteError: If the disk is full, or the folder cannot be written.
+        """
+        trainer, before = self._trainer, _written_at(directory)
+        writing = Writing(directory, "the trained model", reads=True, todo=next_steps(self._whole()))
+        writing.needed = saved_bytes(trainer.model)
+
+        def take_back(kind: object, error: BaseException | None, trace: object) -> None:
+            if trainer.args.should_save and error is not None and refusal(error, directory, reads=True):
+                for path, when in _written_at(directory).items():
+                    if before.get(path) != when:
+                        remove(path)
+
+        with writing, ExitStack() as stack:
+            if trainer.args.should_save:
+                writing.require_room()
+            stack.push(take_back)
+            yield
+
     def restore_base_files(self, directory: Path) -> None:
         """Give what was saved the base's own files, wherever training did not change what they say."""
-        model = base_model(self._trainer.model)
-        if self._base is None:  # a base on the Hub is asked once for files that loading did not need
-            revision = getattr(model.config, "_commit_hash", None)
-            self._base = [find_base_files(model.config._name_or_path, revision)]
-        if (base := self._base[0]) is None:
+        if (base := self._base_files()) is None:
             return
+        model = base_model(self._trainer.model)
         is_adapter = isinstance(self._trainer.model, PeftModel)
         base.restore(directory, model=None if is_adapter else model)
         if not is_adapter:
@@ -215,7 +256,13 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Look for the best checkpoint where it is now, and not where its state says."""
+        """Say which settings are the checkpoint's, and look for the best one where it is now."""
+        # Trainer of transformers 5.24 saves, logs and evaluates as often as the checkpoint says;
+        # tests/training/test_resumed_settings.py tells when that ends.
+        state.compute_steps(args, state.max_steps)
+        optimizer = kwargs.get("optimizer")
+        if self._resumed is not None and isinstance(optimizer, torch.optim.Optimizer):
+            self._tell_resumed(state, optimizer)
         if state.best_model_checkpoint is None or not state.best_global_step:
             return
         best = self._output / f"checkpoint-{state.best_global_step}"
@@ -251,6 +298,7 @@ class Checkpoints(TrainerCallback):
             if args.should_save:
                 assert facts is not None
                 save_failed(self._trainer.train_dataset, folder)
+                save_rows(self._trainer.train_dataset, folder)
                 write_manifest(folder, facts)
                 if self._trainer.is_deepspeed_enabled:
                     write_record(self._output, folder)
@@ -260,6 +308,30 @@ class Checkpoints(TrainerCallback):
         self._together(finish)
         self._writing = None
         self._saved = state.global_step
+
+    def note_configured(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what the configuration asks of the optimizer, until a checkpoint is loaded into it."""
+        self._configured = settings_of(optimizer.param_groups)
+
+    def _tell_resumed(self, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
+        """Print each setting in which checkpoint and configuration differ, and which of the two is used."""
+        assert self._resumed is not None
+        saved, now = (facts.get("settings", {}) for facts in (self._resumed.run, self._run_facts()))
+        assert isinstance(now, Mapping)
+        saved = saved if isinstance(saved, Mapping) else {}
+        lines = resumed_lines(self._trainer.args, self._configured, optimizer, saved, now)
+        if any(one.startswith(("metric_for_best_model", "greater_is_better")) for one in lines):
+            # The best so far was measured by something else.
+            state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+        for line in lines:
+            self._trainer.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if any(line.endswith("the checkpoint's is used") for line in lines):
+            self._trainer.progress.console.print(
+                "To train on with the configuration's, start a new run from the checkpoint's weights.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _run_facts(self) -> dict[str, object]:
         """Facts of this run; empty on ranks that neither choose nor write, unless all must take part."""
@@ -280,23 +352,51 @@ class Checkpoints(TrainerCallback):
         if not self._trainer.is_deepspeed_enabled:  # its engine loads every tensor itself
             restore_weights(self._trainer.model, checkpoint)
 
+    def _check_files(self, folder: Path) -> None:
+        """Look at what will be loaded into this rank, and load the weights that Trainer would not."""
+        check_random(folder, self._trainer.args.process_index, self._trainer.args.world_size)
+        if self._trainer.is_deepspeed_enabled:
+            check_archives(folder)
+        self._load(str(folder))
+
     def _whole(self) -> list[Path]:
         return [one for one in list_checkpoints(self._output) if not fault(one, hashes=False)]
 
-    def _not_written(self, error: Exception) -> CheckpointError:
+    def _explain(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise what hindered the writing of a checkpoint as an error that says what to do."""
         folder = self._writing
-        assert folder is not None
-        needed = needed_bytes(self._trainer.model, self._trainer.optimizer)
-        free = shutil.disk_usage(self._output).free
+        if folder is None or error is None or (found := refusal(error, folder)) is None:
+            return
         if self._trainer.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what it took is room for what comes next
-        whole = self._whole()
-        return CheckpointError(
-            f"{folder} could not be written: {str(error).strip() or type(error).__name__}. It takes about "
-            f"{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB were free. "
-            f"{f'{whole[-1].name} is whole' if whole else 'There is no whole checkpoint'}. Make room, or "
-            "lower save_total_limit, and go on with --resume_from_checkpoint true."
+        needed = human_size(self._needed())
+        raise CheckpointError(
+            f"{folder} could not be written: {found.reason}. It takes about {needed}, and "
+            f"{human_size(free_bytes(folder))} are free there. {next_steps(self._whole())}"
+        ) from error
+
+    def _needed(self) -> int:
+        """Bytes of a checkpoint of this moment."""
+        trainer, args = self._trainer, self._trainer.args
+        base = self._base_files()
+        processor = trainer.processing_class
+        tokenizer = getattr(processor, "tokenizer", processor)
+        files = 0 if base is None else base.size
+        if base is None and isinstance(tokenizer, PreTrainedTokenizerFast):
+            files = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+        optimizer = None if args.save_only_model else trainer.optimizer
+        stage = engine_stage(trainer.model_wrapped)
+        return needed_bytes(trainer.model, optimizer, stage=stage, ranks=args.world_size) + small_bytes(
+            files, args.world_size, len(trainer.state.log_history)
         )
+
+    def _base_files(self) -> BaseFiles | None:
+        if self._base is None:  # a base on the Hub is asked once for files that loading did not need
+            config = base_model(self._trainer.model).config
+            self._base = [find_base_files(config._name_or_path, getattr(config, "_commit_hash", None))]
+        return self._base[0]
 
     def _together(self, work: Callable[[], None]) -> None:
         """Do something on each rank, wait for all of them, and raise on all what one has raised."""
@@ -312,6 +412,13 @@ class Checkpoints(TrainerCallback):
                 raise CheckpointError(others[0])
         if failed is not None:
             raise failed
+
+
+def _written_at(directory: Path) -> dict[Path, int]:
+    """When each file in a folder was last written."""
+    if not directory.is_dir():
+        return {}
+    return {path: path.stat().st_mtime_ns for path in directory.iterdir() if path.is_file()}
 
 
 def _flush_of_rank(folder: Path, rank: int) -> None:

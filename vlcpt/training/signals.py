@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import NoReturn
 
-from vlcpt.training.failures import LoadingError
+from vlcpt.data.waiting import LoadingError
+from vlcpt.interrupts import answered
 
 # Added up over ranks, these tell of each whether any rank got it.
 _CODES = {signal.SIGTERM: 1.0, signal.SIGINT: 4096.0}
-# Ctrl-C in a terminal reaches a process, and torchrun sends it once more.
-_SAME_SIGNAL = 2.0  # seconds
-
-
-class _WorkersEnded(Exception):
-    """The loader's workers got the signal as well, and there is no batch to wait for."""
 
 
 class Interruption:
@@ -29,6 +20,7 @@ class Interruption:
     It knows SIGTERM alone and one rank alone, waits three seconds, and saves in the middle of a step.
 
     Example:
+        >>> import os
         >>> interruption = Interruption()
         >>> with interruption.caught():
         ...     os.kill(os.getpid(), signal.SIGTERM)
@@ -41,9 +33,6 @@ class Interruption:
 
     def _reset(self) -> None:
         self._received: int | None = None
-        self._since = 0.0
-        self._loading = False
-        self._process = os.getpid()
 
     @property
     def is_requested(self) -> bool:
@@ -59,46 +48,21 @@ class Interruption:
     def caught(self) -> Iterator[None]:
         """Catch both signals; elsewhere than in the main thread Python cannot, and they act as always."""
         self._reset()
-        if threading.current_thread() is not threading.main_thread():
+        with answered("stopping after this step, saving a checkpoint", self._receive):
             yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in _CODES}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def while_loading(self) -> Iterator[None]:
         """Around the wait for a batch, which ends where a signal to all processes ended the workers."""
-        self._loading = True
         try:
             yield
-        except (_WorkersEnded, LoadingError):
+        except LoadingError:
             if not self.is_requested:
                 raise
-        finally:
-            self._loading = False
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a loader's worker, forked since
-            if number == signal.SIGTERM:
-                _end(number)
-            return
-        if self._received is not None:
-            if time.monotonic() - self._since > _SAME_SIGNAL:
-                _end(number)
-            return
-        self._received, self._since = number, time.monotonic()
-        # torch 2.14 raises wherever this process happens to be when a worker dies, and workers get what is
-        # sent to the whole group: that must not break the step, or the save, that comes now. It stays so,
-        # because they also end while this process does.
-        signal.signal(signal.SIGCHLD, self._worker_ended)
-
-    def _worker_ended(self, number: int, frame: FrameType | None) -> None:
-        if self._loading:
-            raise _WorkersEnded
+    def _receive(self, number: int) -> None:
+        if self._received is None:
+            self._received = number
 
 
 def end_interrupted(code: float, message: str) -> NoReturn:
@@ -116,8 +80,3 @@ def end_interrupted(code: float, message: str) -> NoReturn:
     if code % _CODES[signal.SIGINT]:
         raise SystemExit(128 + signal.SIGTERM)
     raise KeyboardInterrupt(message)
-
-
-def _end(number: int) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)

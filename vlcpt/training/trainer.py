@@ -11,14 +11,15 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import OptimizerNames
 
 from vlcpt.config import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
+from vlcpt.data.waiting import Workers
 from vlcpt.model.adapters import base_model
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
 from vlcpt.training.checkpoints import (
@@ -40,11 +41,11 @@ from vlcpt.training.engine import (
 from vlcpt.training.evaluation import row_sums, trainer_metrics
 from vlcpt.training.failures import (
     leave_out_failed,
-    named_workers,
     note_failed,
     reading,
     take_documents,
     take_failed,
+    watched,
 )
 from vlcpt.training.finished import NoStepLeft
 from vlcpt.training.finite import FiniteNumbers
@@ -52,6 +53,7 @@ from vlcpt.training.loss import target_losses, total_weight
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.rank_watch import RankWatch
 from vlcpt.training.refusals import check_launch, check_model, check_settings, require_bounds
+from vlcpt.training.saved_states import check_optimizer, check_scaler, check_scheduler
 from vlcpt.training.saving import Checkpoints
 from vlcpt.training.signals import Interruption
 
@@ -115,7 +117,7 @@ class CPTTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=trainer_metrics,
-            callbacks=[*(callbacks or []), self.progress, StepSeeds(), *_TRAINER_CALLBACKS],
+            callbacks=[*(callbacks or []), self.progress, StepSeeds(), _LimitCheckpointing()],
         )
         # accelerate's sampler would take its seed from torch, which StepSeeds moves: a second train() would
         # read another order, and each rank its own.
@@ -125,6 +127,8 @@ class CPTTrainer(Trainer):
         self.add_callback(AttentionCheck(self, self.progress.console))
         self.add_callback(NoStepLeft(self.progress.console))
         self._interruption = Interruption()
+        self._evaluated: object = None
+        self._workers = Workers(args.dataloader_timeout, lambda: watched(self.train_dataset, self._evaluated))
         self._finite = FiniteNumbers(self)
         self.add_callback(self._finite)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
@@ -156,11 +160,14 @@ class CPTTrainer(Trainer):
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
         with ExitStack() as held:
+            # Trainer 5.24 keeps those of evaluation; after an error their workers are gone.
+            self.__dict__.pop("_eval_dataloaders", None)
             with self._ranks.watched():
                 held.enter_context(self._checkpoints.held())
                 checkpoint = self._checkpoints.resume(resume_from_checkpoint)
             with (
                 quiet_partial_load(),
+                self._workers,
                 self.progress,
                 self._interruption.caught(),
                 self._checkpoints.kept(),
@@ -179,8 +186,9 @@ class CPTTrainer(Trainer):
             self._ranks.at(self.state.global_step + 1, "reading documents")
             batches: list[Batch] = []
             if not self._interruption.is_requested:
-                with self._interruption.while_loading(), named_workers(self.train_dataset):
-                    batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+                with self._interruption.while_loading():
+                    awaited = self._workers.batches(epoch_iterator)
+                    batches, _ = super().get_batch_samples(awaited, num_batches, device)
             if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
                 unrepeat(batches, self.train_dataset, self.args)
             read = [take_failed(batch) for batch in batches]
@@ -250,7 +258,22 @@ class CPTTrainer(Trainer):
                 )
             # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
-        return super().create_optimizer(model)
+        made = super().create_optimizer(model)
+        self._checkpoints.note_configured(made)
+        return made
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the states of a checkpoint, once they are known to be of this optimizer and scheduler.
+
+        No public name of transformers 5.24 is called between their making and their loading;
+        tests/training/test_saved_states.py tells whether this one still is.
+        """
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            check_optimizer(Path(checkpoint), self.optimizer)
+            check_scheduler(Path(checkpoint), self.lr_scheduler)
+            check_scaler(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as others should find it.
@@ -260,16 +283,42 @@ class CPTTrainer(Trainer):
 
         Raises:
             NotFiniteError: If a weight is not finite.
+            WriteError: If the disk is full; nothing of the model is left then.
         """
-        self._checkpoints.begin(Path(output_dir) if _internal_call and output_dir else None)
-        config = base_model(self.model).config
-        with cache_in_saved_config(config), without_card(self.model), self._ranks.watched():
-            super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            declare_dtype(directory)
-            self._checkpoints.restore_base_files(directory)
-            (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        is_checkpoint = _internal_call and output_dir is not None
+        self._checkpoints.begin(directory if is_checkpoint else None)
+        config = base_model(self.model).config
+        with ExitStack() as saving:
+            if not is_checkpoint:
+                saving.enter_context(self._checkpoints.result(directory))
+            with cache_in_saved_config(config), without_card(self.model), self._ranks.watched():
+                super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                declare_dtype(directory)
+                self._checkpoints.restore_base_files(directory)
+                (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[object],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate; a worker that dies or does not answer ends it as it ends training."""
+        self._evaluated = dataloader.dataset
+        with ExitStack() as stack:
+            if not self.is_in_train:
+                stack.enter_context(self._workers)
+            return super().evaluation_loop(
+                self._workers.awaited(dataloader),  # type: ignore[arg-type]
+                description,
+                prediction_loss_only,
+                ignore_keys,
+                metric_key_prefix,
+            )
 
     def prediction_step(
         self,
@@ -293,18 +342,6 @@ class _LimitCheckpointing(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
         if args.activation_checkpointing:
             limit_checkpointing(model)
-
-
-class _LoadingTimeout(TrainerCallback):
-    """Bounds the wait for a worker; TrainingArguments has no field that reaches the loader."""
-
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)  # inside accelerate's
-        if loader.num_workers:
-            loader.timeout = args.dataloader_timeout
-
-
-_TRAINER_CALLBACKS = (_LimitCheckpointing(), _LoadingTimeout())
 
 
 def _remove_upstream_progress(trainer: Trainer) -> None:

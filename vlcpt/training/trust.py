@@ -7,7 +7,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vlcpt.training.manifests import CheckpointError, write_whole
+from vlcpt.file_writes import write_file
+from vlcpt.training.manifests import CheckpointError
 
 # In output_dir and in no checkpoint: a checkpoint cannot vouch for itself.
 RECORD = ".vlcpt_checkpoints.json"
@@ -28,7 +29,8 @@ def write_record(output_dir: Path, folder: Path) -> None:
         >>> require_own(folder.parent, folder)
     """
     known = {name: one for name, one in _record(output_dir).items() if (output_dir / name).is_dir()}
-    write_whole(output_dir / RECORD, {**known, folder.name: _digest(folder)})
+    text = json.dumps({**known, folder.name: _digest(folder)}, indent=1)
+    write_file(output_dir / RECORD, text, "which checkpoints this run wrote")
 
 
 def require_own(output_dir: Path, folder: Path) -> None:

@@ -49,3 +49,8 @@ def test_what_cannot_be_mapped_is_an_error(row, message):
     with pytest.raises(DocumentError) as caught:
         read_row(row)
     assert message in str(caught.value)
+
+
+def test_a_backslash_makes_a_marker_its_characters():
+    found = read_row({"image": "a.png", "caption": r"the tag \<image>"}).segments
+    assert found == (Image("a.png"), Text("the tag <image>", trainable=True))

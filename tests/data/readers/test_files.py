@@ -116,9 +116,9 @@ def test_a_format_that_is_given_is_used():
     source = open_source([{"text": "<trainable_text>a"}], format="text")
     assert source.document(0).segments == (Text("<trainable_text>a", trainable=True),)
     with pytest.raises(
-        DocumentError, match=r"unknown format 'alpaca'\. Known: auto, vlcpt, segments, sharegpt"
+        DocumentError, match=r"unknown format 'alpacca'\. Known: auto, vlcpt, segments, sharegpt"
     ):
-        open_source([{"text": "a"}], format="alpaca")
+        open_source([{"text": "a"}], format="alpacca")
 
 
 @pytest.mark.parametrize("untagged", ["train", "mask"])
@@ -134,9 +134,9 @@ def test_untagged_reaches_the_markup(untagged):
         (
             "missing.jsonl",
             None,
-            "no such file or folder. Known: .jsonl, .json, .parquet",
+            "no such file or folder. Known: .jsonl, .json, .csv",
         ),
-        ("a.csv", "x", "cannot read files ending in '.csv'. Known: .jsonl, .json, .parquet"),
+        ("a.xlsx", "x", "cannot read files ending in '.xlsx'. Known: .jsonl, .json, .csv"),
         ("a", "x", "cannot read files ending in 'nothing'."),
         ("a.json", '{\n"text": "a"}', "expected a list of rows, found dict."),
         ("a.json", "[", "not JSON: "),

@@ -211,3 +211,14 @@ def test_keys_of_a_part_that_are_not_used_are_named(key):
     document = open_source([parted({"type": "image", "image": "a.png", key: 8}, source="web")]).document(0)
     assert [image.path for image in document.images] == ["a.png"]
     assert document.not_read == (f"messages[].content[].{key}", "source")
+
+
+def test_a_backslash_makes_a_marker_its_characters():
+    """In a string; in a text part nothing is a marker, so a backslash there is one."""
+    parts = [{"type": "text", "text": r"\<image>"}]
+    messages = [
+        {"role": "user", "content": r"Why \<video>?"},
+        {"role": "assistant", "content": parts},
+    ]
+    found = read_row({"messages": messages}).segments
+    assert found == (Text("Why <video>?\n"), Text(r"\<image>", trainable=True))

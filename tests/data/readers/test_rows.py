@@ -60,7 +60,6 @@ def test_rows_are_read_in_any_order_and_over_the_edges_of_chunks(tmp_path, monke
         (b"{'a': 1}", "not JSON: "),
         (b'{"a": 1} {"a": 2}', "not JSON: "),
         (b'{"a": NaN}', "not JSON: "),
-        (b'{"a": "\xff"}', "not JSON: "),
         (b"[1, 2]", r"expected an object in {}, found list\."),
         (b'"text"', r"expected an object in {}, found str\."),
         (b"null", r"expected an object in {}, found NoneType\."),
@@ -90,7 +89,9 @@ def test_text_files_are_a_row_each_in_the_order_of_their_names(tmp_path):
 
 def test_a_text_file_that_is_not_utf_8_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DocumentError, match=r"byte 3 is not UTF-8\. Convert the file to UTF-8\."):
+    with pytest.raises(
+        DocumentError, match=r"byte 3 is not UTF-8, it looks like ISO-8859-1: convert to UTF-8"
+    ):
         TextRows(tmp_path / "a.txt").row(0)
 
 

@@ -24,13 +24,27 @@ ROWS = {
         {"text": "a", "images": ["a"], "image": None},
         {"text": "a", "images": ["a"], "image": "thumbnail"},
         {"text": "a", "messages": None},
+        {"text": "a", "instruction": "b", "output": "c"},
         {"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a"], "caption": "c"},
         {"text": "<VID1>", "videos": ["a"], "caption": "c", "image": "thumbnail"},
         {"text": "<trainable_text>b</trainable_text>", "caption": "c"},
+        {"text": "a b", "instruction": "a", "output": "b"},
     ],
     "segments": [{"segments": []}],
     "sharegpt": [{"conversations": TURNS, "image": "a.png"}, {"conversations": TURNS, "images": ["a.png"]}],
     "messages": [{"messages": MESSAGES}, {"messages": MESSAGES, "images": ["a.png"], "text": None}],
+    "alpaca": [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "input": None, "output": "b", "response": None, "history": [], "text": None},
+    ],
+    "query": [
+        {"query": "a", "response": "b"},
+        {"instruction": "a", "response": "b", "output": None, "images": ["a"]},
+    ],
+    "docmatix": [
+        {"images": ["a"], "texts": [{"user": "a", "assistant": "b", "source": None}]},
+        {"images": [], "texts": [{"user": "a", "assistant": "b"}]},
+    ],
     "caption": [
         *({"image": "a", "caption": "a"}, {"image": {}, "text": "a"}, {"video": "a", "caption": "b"}),
         *({"images": ["a"], "caption": "b"}, {"image": "a", "text": "<image>a"}),
@@ -90,7 +104,7 @@ def test_rows_that_fit_two_formats_are_an_error_that_names_them(rows, message):
 @pytest.mark.parametrize(
     ("row", "fields"),
     [
-        ({"instruction": "a", "output": "b"}, "'instruction', 'output'"),
+        ({"instruction": "a", "answer": "b"}, "'instruction', 'answer'"),
         ({}, "none"),
         ({"images": ["a"], "texts": [{"user": "a"}]}, "'images', 'texts'"),
         ({f"f{n}": 1 for n in range(30)}, "'f19', …"),
@@ -132,9 +146,8 @@ def test_every_choice_of_targets_reads_a_row(format):
 
 
 def test_a_chat_template_is_for_formats_with_turns():
-    with pytest.raises(
-        ValueError, match=r"does not apply to format caption, only to sharegpt, messages\. Remove"
-    ):
+    having = "sharegpt, messages, alpaca, query, docmatix"
+    with pytest.raises(ValueError, match=rf"does not apply to format caption, only to {having}\. Remove"):
         check_format("caption", chat_template=True)
     assert schema_reader("sharegpt", chat_template=True)(ROWS["sharegpt"][0]).segments[0] == TurnEdge("start")
 
@@ -173,6 +186,9 @@ NAMES = [
     "role",
     "content",
     "system",
+    "input",
+    "history",
+    "chat_template_kwargs",
 ]
 
 
@@ -218,3 +234,11 @@ def test_mutated_rows_raise_nothing_but_document_errors_of_one_short_line(format
             told.append(str(error))
     assert read > 20 and len(told) > 20  # or the fuzz shows nothing
     assert [one for one in told if not one.startswith("rows:1: ") or "\n" in one or len(one) > 1_500] == []
+
+
+@pytest.mark.parametrize("tag", ["<trainable_text>", "<Trainable-Text>", "<trainble_text>"])
+def test_a_row_that_could_be_a_caption_is_not_taken_for_one_where_its_text_has_a_tag(tag):
+    row = {"image": "a.png", "text": f"a {tag}b"}
+    with pytest.raises(DocumentError, match=r"fit more than one format: vlcpt .*, caption "):
+        detect_format(MemoryRows([row], "rows"), "rows")
+    assert detect_format(MemoryRows([row | {"text": "a <b>b</b>"}], "rows"), "rows") == "caption"

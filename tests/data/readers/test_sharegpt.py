@@ -168,3 +168,42 @@ def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(row, me
     with pytest.raises(DocumentError) as caught:
         read_row(row)
     assert message in str(caught.value)
+
+
+def test_nulls_with_which_arrow_fills_a_turn_are_absent():
+    turns = [
+        {"from": "human", "value": "a", "role": None, "content": None, "loss": None, "weight": None},
+        {"from": "gpt", "value": "b", "role": None, "content": None, "train_detail": None},
+    ]
+    assert read_row({"conversations": turns}).to_markup() == "a\n<trainable_text>b</trainable_text>"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (r"write \<image> for it", "write <image> for it"),
+        (r"\<video>\<image>", "<video><image>"),
+        (r"\\\<image>", r"\<image>"),
+        (r"C:\dir\ \n \<IMG1> \<trainable_text>", r"C:\dir\ \n \<IMG1> \<trainable_text>"),
+    ],
+)
+def test_a_backslash_makes_a_marker_its_characters(value, said):
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": value}]
+    assert read_row({"conversations": turns}).segments == (Text("Q\n"), Text(said, trainable=True))
+
+
+def test_of_two_backslashes_before_a_marker_one_is_kept_and_it_takes_its_file():
+    turns = [{"from": "human", "value": "a\\\\<image>" + r"b\<image>"}, {"from": "gpt", "value": "A"}]
+    found = read_row({"conversations": turns, "image": "a.png"}).segments
+    assert found == (Text("a\\"), Image("a.png"), Text("b<image>\n"), Text("A", trainable=True))
+
+
+def test_characters_of_a_marker_do_not_keep_files_from_the_first_turn():
+    turns = [{"from": "human", "value": r"What is \<image>?"}, {"from": "gpt", "value": "A"}]
+    found = read_row({"conversations": turns, "image": "a.png"}).segments
+    assert found[:2] == (Image("a.png"), Text("What is <image>?\n"))
+
+
+def test_a_marker_without_a_file_says_how_to_write_its_characters():
+    with pytest.raises(DocumentError, match=r"write \\<image> for the characters\.$"):
+        read_row({"conversations": [{"from": "human", "value": "the tag <image>"}]})

@@ -206,6 +206,26 @@ def test_a_folder_of_several_kinds_is_an_error_unless_text_is_asked_for(tmp_path
     assert open_source(tmp_path, format="text").document(0).segments == (Text("b", trainable=True),)
 
 
+def test_of_img2datasets_files_the_tars_are_the_data(tmp_path):
+    write_tar(tmp_path / "00000.tar")
+    pq.write_table(TABLE, tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    source = open_source(tmp_path)
+
+    assert (len(source), len(open_source(tmp_path / "00000.tar"))) == (COUNT, COUNT)
+    assert source.left_out() == {".parquet": 1, ".json": 1}
+    assert source.document(0).images[0].data == png(0)
+    with pytest.raises(DocumentError, match="does not apply to a folder that img2dataset wrote"):
+        open_source(tmp_path, split="train")
+
+
+def test_a_table_without_its_tar_is_no_description_of_one(tmp_path):
+    write_tar(tmp_path / "00000.tar")
+    pq.write_table(TABLE, tmp_path / "00001.parquet")
+    with pytest.raises(DocumentError, match=r"several kinds: \.parquet, \.tar"):
+        open_source(tmp_path)
+
+
 def test_a_saved_dict_needs_its_split(tmp_path):
     quietly(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk, tmp_path / "saved")
 

@@ -7,6 +7,7 @@ from io import BytesIO
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
+from vlcpt.data.media import MediaError, image_size
 from vlcpt.data.readers.files import open_source
 
 
@@ -94,12 +95,12 @@ def test_folders_links_hidden_files_and_other_members_are_no_rows(tar, tmp_path)
     ("members", "message"),
     [
         ([("2.txt", b"alone")], "a.tar:2: id 2: image: expected an image or a video."),
-        ([("2.jpg", b"x"), ("2.txt", b"\xff")], "a.tar:2: txt: byte 0 is not UTF-8."),
+        ([("2.jpg", b"x"), ("2.txt", b"\xff")], "a.tar:2: txt: byte 0 is not UTF-8"),
         ([("2.jpg", b"x"), ("2.json", b"[1]")], "a.tar:2: expected an object in {}, found list."),
         ([("2.jpg", b"x")], "a.tar:2: id 2: caption: the field is missing."),
         (
             [("2.jpg", b"x"), ("2.json", b'{"caption": "a", "image": "/etc/passwd"}')],
-            """a.tar:2: image: names "/etc/passwd", but the row's files are 2.jpg.""",
+            """a.tar:2: id 2: image: names "/etc/passwd", but the row's files are 2.jpg.""",
         ),
     ],
 )
@@ -108,3 +109,99 @@ def test_what_is_wrong_with_a_row_is_said(tar, members, message):
     with pytest.raises(DocumentError) as caught:
         source.document(1)
     assert message in str(caught.value)
+
+
+PART = {"type": "image", "image": "NAME"}
+ASKED = {"role": "user", "content": [PART, {"type": "text", "text": "What?"}]}
+NAMING = {
+    "vlcpt": {"text": "<image>a", "images": ["NAME"]},
+    "segments": {"segments": [PART, {"type": "text", "text": "a", "trainable": True}]},
+    "sharegpt": {"conversations": [{"from": "gpt", "value": "a"}], "image": {"path": "NAME", "bytes": None}},
+    "messages": {"messages": [ASKED, {"role": "assistant", "content": "a"}]},
+    "messages by url": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "NAME"}}]},
+            {"role": "assistant", "content": "a"},
+        ]
+    },
+    "obelics": {"images": ["NAME", None], "texts": [None, "a"]},
+    "mmc4": {"text_list": ["a"], "image_info": [{"image_name": "NAME", "matched_text_index": 0}]},
+    "mmc4 by url": {
+        "text_list": ["a"],
+        "image_info": [{"raw_url": "http://example.org/NAME?w=9", "matched_text_index": 0}],
+    },
+    "caption": {"image": "NAME", "caption": "a"},
+}
+
+
+def naming(form, name):
+    return json.dumps(NAMING[form]).replace("NAME", name).encode()
+
+
+@pytest.mark.parametrize("form", NAMING)
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("1.jpg", "1.jpg"),
+        ("1.jpg", "./1.jpg"),
+        ("1.o1.jpg", "o1.jpg"),
+        ("1.o1.jpg", "1.o1.jpg"),
+        ("d/e/1.o1.jpg", "d/e/1.o1.jpg"),
+        ("d/e/1.o1.jpg", "e/1.o1.jpg"),
+        ("d/e/1.o1.jpg", "o1.jpg"),
+    ],
+)
+def test_a_row_of_any_format_finds_the_file_of_its_key(tar, form, member, name):
+    if form == "mmc4 by url":  # a URL's last part
+        name = name.rpartition("/")[2]
+    key = member.partition(".")[0]
+    source = tar.all([(member, b"x"), (f"{key}.json", naming(form, name))])
+
+    document = source.document(0)
+    assert document.images == (Image(member, b"x"),)
+    assert document.not_read == ()
+
+
+@pytest.mark.parametrize("form", NAMING)
+def test_a_name_of_no_file_of_the_key_is_a_missing_medium_though_a_file_outside_has_it(tar, tmp_path, form):
+    (tmp_path / "a.jpg").write_bytes(b"outside")
+    members = [
+        ("1.json", naming(form, "a.jpg")),
+        ("2.a.jpg", b"of another key"),
+        ("2.json", naming(form, "a.jpg")),
+    ]
+    source = tar.all(members)
+    with pytest.raises(DocumentError, match=r'names ".*a\.jpg.*, but the row\'s files are none') as caught:
+        source.document(0)
+    assert caught.value.kind == "medium"
+
+
+def test_files_of_a_key_and_members_that_are_not_read_are_named(tar):
+    row = {"messages": [ASKED, {"role": "assistant", "content": "a"}], "images": []}
+    text = json.dumps(row).replace("NAME", "1.a.jpg").encode()
+    source = tar.all([("1.a.jpg", b"a"), ("1.b.jpg", b"b"), ("1.cls", b"3"), ("1.json", text)])
+    with pytest.raises(DocumentError, match="there are 0 <image> markers but the row lists 1 image"):
+        source.document(0)
+
+    text = json.dumps({"text": "<image>a", "images": ["a.jpg"]}).encode()
+    source = tar.all([("1.a.jpg", b"a"), ("1.b.jpg", b"b"), ("1.cls", b"3"), ("1.json", text)])
+    assert source.document(0).not_read == (".cls", "files of a tar that their row does not name")
+
+
+def test_a_picture_that_cannot_be_decoded_here_is_a_medium_of_its_row_all_the_same(tar):
+    source = tar.all([("1.heic", b"x"), ("1.txt", b"A.")])
+    assert source.document(0).images == (Image("1.heic", b"x"),)
+
+
+def test_a_text_with_spans_takes_the_one_file_of_its_key(tar):
+    text = json.dumps({"text": "<image><trainable_text>a</trainable_text>"}).encode()
+    source = tar.all([("1.jpg", b"x"), ("1.json", text)])
+    assert source.document(0).segments == (Image("1.jpg", b"x"), caption("a"))
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.AVIF"])
+def test_heic_and_avif_of_a_tar_are_its_pictures_so_that_reading_one_says_what_it_is(tar, name):
+    source = tar.all([(name, b"\0\0\0\x14ftypheic\0\0\0\0mif1"), ("a.json", b'{"text": "A valve."}')])
+    (picture,) = source.document(0).images
+    with pytest.raises(MediaError, match=f"^{name} is a HEIC picture, which is not read"):
+        image_size(picture, media_root=None)

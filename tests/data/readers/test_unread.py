@@ -57,6 +57,9 @@ def rows(tmp_path):
         ({"messages": [{"role": "assistant", "content": "Noise."}], "img": "a.png"}, "img"),
         ({"segments": [{"type": "text", "text": "a", "trainable": True}], "image": "a.png"}, "image"),
         ({"text_list": ["a"], "image_info": [], "images": ["a.png"]}, "images"),
+        ({"instruction": "a", "output": "b", "image_path": "a.png"}, "image_path"),
+        ({"query": "a", "response": "b", "img": "gone.jpg"}, "img"),
+        ({"texts": [{"user": "a", "assistant": "b"}], "page_image": "a.png"}, "page_image"),
     ],
 )  # fmt: skip
 def test_a_row_that_would_lose_its_medium_is_an_error_that_names_the_field(rows, row, field):
@@ -105,6 +108,30 @@ HONEST = [
     {"text": "![a](https://example.org/a.png) [gone](gone.png) <img>gone.png</img>"},
     TEXT | {"image": None, "photos": [], "images": None, "picture": ""},
     TEXT | {"hash": "A" * 100, "key": "/9j/short"},
+    # as a code corpus, a crawl and saved pages have them
+    {
+        "text": "img = open('a.png')\n# <img>gone.png</img>",
+        "hexsha": "0f" * 20,
+        "ext": "py",
+        "max_stars_repo_path": "tools/images/thumb.py",
+        "max_stars_count": 3.0,
+        "alphanum_fraction": 0.7,
+    },
+    TEXT
+    | {
+        "url": "https://example.org/gallery/photo-1.jpg",
+        "image_id": "a.b",
+        "img_width": 640,
+        "dump": "CC-MAIN-2024-10",
+        "file_path": "s3://commoncrawl/crawl-data/x.warc.gz",
+        "language_score": 0.9,
+    },
+    {
+        "text": "<!doctype html><img src=logo.svg><img src='gone.jpg'><video src=\"gone.mp4\"></video>",
+        "html_path": "pages/1.html",
+        "has_images": True,
+        "images_count": 2,
+    },
 ]
 
 
@@ -191,7 +218,14 @@ def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):
 
 
 @pytest.mark.parametrize(
-    ("row", "helps"), [({"text": 7}, False), ({"text": "<trainable_text></trainable_text>a"}, True)]
+    ("row", "helps"),
+    [
+        ({"text": 7}, False),
+        ({"text": "<trainable_text></trainable_text>a"}, True),
+        ({"conversations": [{"from": "human", "value": "a"}]}, False),
+        ({"messages": [{"role": "assistant", "content": "a", "loss": False}]}, False),
+        ({"segments": [{"type": "text", "text": "a", "trainable": False}]}, False),
+    ],
 )
 def test_marking_targets_is_advised_only_where_that_helps(row, helps):
     with pytest.raises(BadDataError, match="none of 1 documents can be trained on") as caught:
@@ -199,7 +233,13 @@ def test_marking_targets_is_advised_only_where_that_helps(row, helps):
             [row], load_processor(base_path()), max_length=64, on_bad_data="skip", max_bad_fraction=1.0
         )
     assert ("Mark targets with <trainable_text>" in str(caught.value)) == helps
-    assert ("expected a string, found int" in str(caught.value)) != helps
+    advice = {
+        "text": "Mark targets with" if helps else "expected a string, found int",
+        "conversations": "check roles and loss switches, or set targets: all.",
+        "messages": "check roles and loss switches, or set targets: all.",
+        "segments": 'Set "trainable": true in the text segments',
+    }
+    assert advice[next(iter(row))] in str(caught.value)
 
 
 def test_where_every_row_is_refused_nothing_is_said_of_files_beside_them(rows):

@@ -40,3 +40,17 @@ def test_a_field_in_the_singular_is_named_where_its_files_are_missed():
         read_row({"text": "<video>a", "image": "a.png"})
     assert "call it" not in str(raised.value)
     assert read_row({"text": "a", "image": "a.png"}).images == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["<video controls></video> <video>", "<image>x</image>", "<trainable-text>a", "</trainable_text>"]
+)
+def test_a_mistake_in_a_row_without_media_names_the_format_where_nothing_is_markup(text):
+    with pytest.raises(DocumentError, match=r"as in web pages or code, set format: text\.$"):
+        read_row({"text": text})
+
+
+def test_a_mistake_in_a_row_with_media_does_not_name_a_format_that_would_lose_them():
+    with pytest.raises(DocumentError, match="lists 1 file") as raised:
+        read_row({"text": "<image><image>", "images": ["a.png"]})
+    assert "format: text" not in str(raised.value)

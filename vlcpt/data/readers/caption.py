@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlcpt.data.documents import Document, DocumentError, Segment, Text
-from vlcpt.data.readers.fields import Row, field_names, text_field
+from vlcpt.data.readers.fields import Row, field_names, is_given, text_field
 from vlcpt.data.readers.markers import MEDIA_FIELDS, place_media, refuse_unread, split_markers
 
 
@@ -19,7 +19,7 @@ def read_row(row: Row) -> Document:
     refuse_unread(row)
     field = "caption" if row.get("caption") is not None or "text" not in row else "text"
     text = text_field(row, field)
-    if not any(row.get(name) for name in MEDIA_FIELDS):
+    if not any(is_given(row.get(name)) for name in MEDIA_FIELDS):
         raise DocumentError(
             f"expected an image or a video. Fields found: {field_names(row)}.", kind="row", field="image"
         )

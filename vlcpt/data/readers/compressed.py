@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from vlcpt.data.documents import DocumentError
+from vlcpt.file_writes import WriteError, Writing, human_size, remove
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def unpacked(path: Path) -> Path:
 
     Raises:
         DocumentError: If the file is damaged or cut short.
+        WriteError: If there is no room for the copy, or its place cannot be written.
 
     Example:
         >>> unpacked(Path("a.jsonl"))
@@ -52,26 +54,40 @@ def unpacked(path: Path) -> Path:
 
     state = path.stat()
     key = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}"
-    name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}-{inner_name(path.name)}"
+    name = f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}-{inner_name(path.name)}"
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "vlcpt" / name
     if copy.exists():
         return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
     logger.info("%s: unpacked once to %s", path, copy)
     # Each process writes a file of its own, and the last one to rename wins with equal content.
-    handle, partial = tempfile.mkstemp(dir=copy.parent, prefix=".partial-")
+    partial = copy.with_name(f".{uuid.uuid4().hex}.partial")
+    done = 0
     try:
-        with os.fdopen(handle, "wb") as file, pa.CompressedInputStream(pa.OSFile(str(path)), codec) as stream:
+        with _writing(copy, path, done):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            file = partial.open("wb")
+        with file, pa.CompressedInputStream(pa.OSFile(str(path)), codec) as stream:
             while chunk := stream.read(_CHUNK):
-                file.write(chunk)
-        os.replace(partial, copy)
+                done += len(chunk)
+                with _writing(copy, path, done):
+                    file.write(chunk)
+            with _writing(copy, path, done):
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(copy)
+    except WriteError:
+        raise
     except OSError as error:
         raise DocumentError(
-            f"cannot be unpacked as {codec}: {error}. It is damaged or cut short, or the disk of "
-            f"{copy.parent} is full.",
+            f"cannot be unpacked as {codec}: {error}. It is damaged or cut short.",
             kind="source",
             field=str(path),
         ) from None
     finally:
-        Path(partial).unlink(missing_ok=True)
+        remove(partial)
     return copy
+
+
+def _writing(copy: Path, path: Path, done: int) -> Writing:
+    what = f"an unpacked copy of {path.name}, of more than {human_size(done)}"
+    return Writing(copy, what, todo="HF_DATASETS_CACHE names the folder of such copies.")

@@ -28,6 +28,21 @@ def text_field(row: Row, name: str) -> str:
     return value
 
 
+def optional_text(row: Row, name: str) -> str:
+    """A string that may be absent or null, which is an empty one.
+
+    Example:
+        >>> optional_text({"input": None}, "input")
+        ''
+    """
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DocumentError(f"expected a string, found {type(value).__name__}.", kind="row", field=name)
+    return value
+
+
 def required_field(row: Row, name: str) -> object:
     """The value of a field that has to be there.
 
@@ -76,6 +91,24 @@ def required_list(row: Row, name: str, of: str) -> Sequence[object]:
     if not values:
         raise DocumentError(f"expected a list of {of}, found none. Remove the row.", kind="row", field=name)
     return values
+
+
+def is_given(value: object) -> bool:
+    """Whether there is anything in a value: Arrow fills what other rows have with nulls, also inside.
+
+    Example:
+        >>> is_given({"path": None, "bytes": None}), is_given([None, []]), is_given(False)
+        (False, False, True)
+    """
+    return not (isinstance(value, str | bytes) and not value) and _holds_any(value)
+
+
+def _holds_any(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_any, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_any, value))
+    return value is not None
 
 
 def id_field(row: Row) -> str | None:

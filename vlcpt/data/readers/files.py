@@ -8,12 +8,14 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.markup import Untagged
+from vlcpt.data.readers.compressed import inner_name, unpacked
 from vlcpt.data.readers.fields import Row, id_field
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.readers.prepared_folders import prepared_members
-from vlcpt.data.readers.rows import MemoryRows, Rows
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, MemoryRows, Rows, check_strings
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.storage import default_name, limit_rows, open_rows
+from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
 
@@ -29,6 +31,7 @@ class DocumentSource:
         media_root: Folder of its media; None: paths are trusted.
         share: The part of all targets asked for.
         unread: Names what the schema does not read of a row; None: nothing does.
+        max_row_bytes: Above which a row is refused.
     """
 
     name: str
@@ -37,9 +40,27 @@ class DocumentSource:
     media_root: str | None
     share: float | None = None
     unread: Unread | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def marking(self) -> str:
+        """How a row without a target gets some; empty where nothing marks them."""
+        return SCHEMAS[self.unread.format].marking if self.unread is not None else ""
+
+    def left_out(self) -> dict[str, int]:
+        """Files that lie with the rows and are not read, by what they are."""
+        found = getattr(self.rows, "left_out", None)
+        ignored = frozenset() if self.unread is None else self.unread.ignored
+        return {} if found is None else {name: n for name, n in found().items() if n and name not in ignored}
+
+    def root_of(self, number: int) -> str | None:
+        """The folder of a document's media: of files in several folders, its own file's."""
+        found = getattr(self.rows, "media_root", None)
+        own: str | None = None if found is None else found(number)
+        return own or self.media_root
 
     def document(self, number: int) -> Document:
         """Document ``number``.
@@ -55,12 +76,18 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
-            unread = self.unread
+            tar_row = row if isinstance(row, TarRow) else None
+            unread, root = self.unread, self.root_of(number)
+            if unread is not None and unread.media_root != root:
+                unread = replace(unread, media_root=root)
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
             document = self.read(row)
             not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
-            return _placed(document, source, self.media_root, not_read)
+            if tar_row is not None:
+                document, unnamed = with_own_files(document, tar_row)
+                not_read += unnamed if unread is not None and unread.format != "text" else ()
+            return _placed(document, source, root, not_read)
         except DocumentError as error:
             raise error.at(source) from None
         except OSError as error:
@@ -91,6 +118,7 @@ def open_source(
     chat_template: bool = False,
     ignore_fields: Sequence[str] = (),
     untagged: Untagged = "train",
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> DocumentSource:
     """Open a data file, a folder, a data set on the Hub, a prepared source, or rows in memory.
 
@@ -108,6 +136,7 @@ def open_source(
         chat_template: Whether turns keep the model's markers; formats of conversations alone.
         ignore_fields: Fields of which nothing is said, though the format does not read them.
         untagged: What becomes of text without any tag; format ``vlcpt`` alone.
+        max_row_bytes: A row of more is refused before it is read; tables are read by groups of rows.
 
     Raises:
         DocumentError: If the data cannot be opened, its schema is not known, or has no such option.
@@ -133,8 +162,15 @@ def open_source(
         check_format(format, targets, chat_template)
         rows: Rows
         if isinstance(path, str | Path):
-            rows, own_root = open_rows(path, split=split, as_text=format == "text")
-            root: str | None = str(media_root or own_root)
+            file = Path(path)
+            if inner_name(file.name).lower().endswith(".json") and file.is_file():
+                check_strings(unpacked(file), max_row_bytes)
+            given_root = None if media_root is None else str(media_root)
+            rows, own_root = open_rows(
+                path, split=split, format=format, media_root=given_root, ignored=ignore_fields
+            )
+            limit_rows(rows, max_row_bytes)
+            root: str | None = given_root or own_root
         else:
             if split:
                 raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
@@ -154,7 +190,7 @@ def open_source(
     fields = frozenset(("id", *SCHEMAS[format].fields))
     rows, untouched = _only_needed(rows, format, fields, frozenset(ignore_fields))
     unread = Unread(format, fields, frozenset(ignore_fields), root, untouched)
-    return DocumentSource(name, rows, read, root, share, unread)
+    return DocumentSource(name, rows, read, root, share, unread, max_row_bytes)
 
 
 def _only_needed(

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from vlcpt.data.documents import DocumentError, Image, Medium, Video
-from vlcpt.data.readers.fields import Row, list_field
+from vlcpt.data.documents import DocumentError, Image, Medium, Video, trailing_backslashes
+from vlcpt.data.readers.fields import Row, is_given, list_field
 from vlcpt.data.references import image_from, video_from
 
 Marker = type[Image] | type[Video]
@@ -21,16 +21,31 @@ MEDIA_FIELDS = ("images", "image", "videos", "video")
 M = TypeVar("M", Image, Video)
 
 _MARKERS: dict[str, Marker] = {"<image>": Image, "<video>": Video}
+_MARKER = re.compile("<image>|<video>")
 
 
 def split_markers(text: str) -> list[Piece]:
-    """Text cut at its markers.
+    r"""Text cut at its markers. Backslashes before one are as in markup: an odd number makes it text.
 
     Example:
         >>> split_markers("a<image>b")
         ['a', <class 'vlcpt.data.documents.Image'>, 'b']
+        >>> split_markers(r"write \<image> for it")
+        ['write <image> for it']
     """
-    return [_MARKERS.get(piece, piece) for piece in re.split("(<image>|<video>)", text) if piece]
+    pieces: list[Piece] = []
+    said, done = "", 0
+    for match in _MARKER.finditer(text):
+        slashes = trailing_backslashes(text, done, match.start())
+        said += text[done : match.start() - slashes] + "\\" * (slashes // 2)
+        done = match.end()
+        if slashes % 2:
+            said += match.group()
+            continue
+        pieces += [said, _MARKERS[match.group()]] if said else [_MARKERS[match.group()]]
+        said = ""
+    said += text[done:]
+    return [*pieces, said] if said else pieces
 
 
 def media_files(row: Row) -> tuple[list[Image], list[Video]]:
@@ -75,7 +90,8 @@ def place_media(
         if markers != len(files):
             raise DocumentError(
                 f"there are {markers} {marker} marker{'s' * (markers != 1)} but the row lists {len(files)} "
-                f"{kind.__name__.lower()}{'s' * (len(files) != 1)}. Give each marker one file, in order.",
+                f"{kind.__name__.lower()}{'s' * (len(files) != 1)}. Give each marker one file, in order; "
+                rf"write \{marker} for the characters.",
                 kind="markers",
                 field=field,
             )
@@ -94,22 +110,20 @@ def refuse_unread(row: Row) -> None:
         ("audio", "audio is not read. Remove the row, or the field and its <audio> markers."),
         ("objects", "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."),
     ):
-        value = row.get(name)
-        # Arrow fills the keys that other rows have with nulls and empty lists.
-        if any(value.values()) if isinstance(value, Mapping) else value:
+        if row.get(name) and is_given(row[name]):
             raise DocumentError(reason, kind="row", field=name)
 
 
 def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]]:
     """Each reference with its place in the row."""
-    given = [name for name in (plural, singular) if row.get(name) is not None]
-    if not given:
-        return []
-    if len(given) == 2 and row[plural] and row[singular]:
+    given = [name for name in (plural, singular) if is_given(row.get(name))]
+    if len(given) == 2:
         raise DocumentError(
             f"{plural!r} and {singular!r} are both given. Keep one.", kind="row", field=singular
         )
-    name = given[0] if row[given[0]] else given[-1]
+    if not given:
+        return []
+    (name,) = given
     value = row[name]
     if isinstance(value, str | bytes | bytearray | Mapping):
         return [(value, name)] if value else []

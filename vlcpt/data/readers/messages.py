@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError, Image, Video
-from vlcpt.data.readers.fields import Row, required_list
+from vlcpt.data.readers.fields import Row, is_given, required_list
 from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
@@ -17,8 +17,9 @@ from vlcpt.data.readers.turns import (
     turn_entry,
     turn_role,
     turn_weight,
+    with_template_sizes,
 )
-from vlcpt.data.references import image_from, video_from
+from vlcpt.data.references import HINTS, image_from, video_from, with_keys
 
 # Where a part of each type holds what it is about: the first key that is set.
 _MEDIA_KEYS = {
@@ -28,11 +29,6 @@ _MEDIA_KEYS = {
     "video_url": ("video_url",),
 }
 _SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
-# What other tools write into a part and nothing here is like: named as not read.
-_HINTS = (
-    *("detail", "cache_control", "nframes", "resized_height", "resized_width"),
-    *("video_start", "video_end"),
-)
 # Words of a turn that are not in its content: without them something of the turn would be lost.
 _UNREAD = ("tool_calls", "function_call", "reasoning_content")
 
@@ -59,7 +55,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         entry = turn_entry(one, place)
         role = turn_role(entry, "role", place)
         for key in _UNREAD:
-            if entry.get(key):
+            if entry.get(key) and is_given(entry[key]):
                 raise DocumentError(
                     "this part of a turn is not read. Write it into 'content' as the model should see it.",
                     kind="row",
@@ -71,8 +67,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
     placed = place_media(pieces, row, "messages")
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
     document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
-    hints = _hints(row["messages"])  # type: ignore[arg-type]
-    return replace(document, not_read=hints) if hints else document
+    return with_template_sizes(document, row)
 
 
 def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:
@@ -84,18 +79,12 @@ def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], s
                 yield part, f"messages[{number}].content[{place}]"
 
 
-def _hints(messages: Sequence[object]) -> tuple[str, ...]:
-    """Keys of parts that are not read, as the fields of a row are named."""
-    found = {key: None for part, _ in _parts(messages) for key in _HINTS if part.get(key) is not None}
-    return tuple(f"messages[].content[].{key}" for key in found)
-
-
 def _ordered(row: Row, messages: Sequence[object]) -> Row:
     """The row with its images in the order in which parts take them, where they say which by ``index``."""
     parts = [
         (part.get("index"), place)
         for part, place in _parts(messages)
-        if part.get("type") == "image" and all(part.get(key) is None for key in _MEDIA_KEYS["image"])
+        if part.get("type") == "image" and not any(is_given(part.get(key)) for key in _MEDIA_KEYS["image"])
     ]
     if all(index is None for index, _ in parts):
         return row
@@ -151,9 +140,8 @@ def _part(part: object, place: str) -> Piece:
             kind="row",
             field=f"{place}.type",
         )
-    known = {"type", "text", "index", *_MEDIA_KEYS[kind], *_SIZES, *_HINTS}
-    # Null is how Arrow fills the keys that other parts of a row have.
-    unknown = [key for key, value in part.items() if key not in known and value is not None]
+    known = {"type", "text", "index", *_MEDIA_KEYS[kind], *_SIZES, *HINTS}
+    unknown = [key for key, value in part.items() if key not in known and is_given(value)]
     if unknown:
         raise DocumentError(
             f"a part of type {kind!r} has no such key. Known: {', '.join(sorted(known))}.",
@@ -161,7 +149,7 @@ def _part(part: object, place: str) -> Piece:
             field=f"{place}.{unknown[0]!s:.60}",
         )
     is_image = kind.startswith("image")
-    key = next((key for key in _MEDIA_KEYS[kind] if part.get(key) is not None), None)
+    key = next((key for key in _MEDIA_KEYS[kind] if is_given(part.get(key))), None)
     sizes = {name: part[name] for name in _SIZES if part.get(name) is not None}
     if key is None:
         if kind.endswith("_url") or sizes:
@@ -171,13 +159,10 @@ def _part(part: object, place: str) -> Piece:
         return Image if is_image else Video
     reference = part[key]
     if kind.endswith("_url") and isinstance(reference, Mapping):
-        reference = reference.get("url")  # beside it OpenAI has 'detail'
+        reference = {("path" if name == "url" else name): value for name, value in reference.items()}
     if key == "bytes":
         reference = {"bytes": reference}
-    if sizes and isinstance(reference, str):
-        reference = {"path": reference, **sizes}
-    elif sizes:  # a PIL image in memory stands where bytes do
-        reference = {**(reference if isinstance(reference, Mapping) else {"bytes": reference}), **sizes}
+    reference = with_keys(reference, sizes)
     try:
         return image_from(reference) if is_image else video_from(reference)
     except DocumentError as error:

@@ -13,6 +13,7 @@ import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.file_states import FileState, file_state
+from vlcpt.data.readers.encodings import BOM, check_wide, not_utf8, text_of
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.json_keys import check_keys, repeated, rows_with_repeats
 from vlcpt.data.references import without_pictures
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".txt", ".md")
 _CHUNK = 1 << 20
-_BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 12  # bytes that tell UTF-16
+MAX_ROW_BYTES = 256 * 2**20
+"""The default of ``max_row_bytes``: a row takes several times its bytes in memory, in each worker."""
 
 
 class Rows(Protocol):
@@ -50,14 +53,16 @@ class JsonlRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
+        _check_start(path, self._name)
+        self._most = MAX_ROW_BYTES
         self._bounds = _line_bounds(path)
         sizes = np.diff(self._bounds)
-        short = np.flatnonzero(sizes <= len(_BOM) + 2)
+        short = np.flatnonzero(sizes <= len(BOM) + 2)
         blank = []
         with path.open("rb") as file:
             for line in short.tolist():
                 file.seek(int(self._bounds[line]))
-                if not file.read(int(sizes[line])).removeprefix(_BOM).strip():
+                if not file.read(int(sizes[line])).removeprefix(BOM).strip():
                     blank.append(line)
         self._lines: Sequence[int] | np.ndarray = range(len(sizes))
         if blank:
@@ -76,13 +81,26 @@ class JsonlRows:
     def row(self, number: int) -> Row:
         place = int(self._lines[number])
         start, stop = self._bounds[place : place + 2].tolist()
+        check_row_size(stop - start, self._most)
         # By number, not as a file object: that takes three times as long, for each row.
         file = os.open(self._path, os.O_RDONLY)
         try:
             line = os.pread(file, stop - start, start)
         finally:
             os.close(file)
-        return json_object(line.removeprefix(_BOM) if number == 0 else line)
+        try:
+            return json_object(line, self._name)
+        except DocumentError as error:
+            if error.kind != "encoding" or (place := _first_bad(line)) < 0:
+                raise
+            # With what stands around it: one line is often too short to tell encodings apart.
+            with self._path.open("rb") as whole:
+                whole.seek(max(0, start - _HEAD))
+                raise not_utf8(whole.read(_HEAD * 4 + stop - start), place, self._name) from None
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        self._most = most
 
 
 class JsonRows:
@@ -96,17 +114,21 @@ class JsonRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._name = name or str(path)
         try:
-            data = path.read_bytes().removeprefix(_BOM)
+            data = path.read_bytes().removeprefix(BOM)
+            check_wide(data, self._name)
             rows = orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            raise DocumentError(f"not JSON: {error}.", kind="json", field=self._name) from None
+            raise _not_json(data, error, self._name).at(None, self._name) from None
+        except DocumentError as error:
+            raise error.at(None, self._name) from None
         if not isinstance(rows, list):
             raise DocumentError(
                 f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
             )
         self._repeats = rows_with_repeats(data, rows)
+        self._most = MAX_ROW_BYTES
         # Bytes, not objects: a fraction of the memory, and workers share it with the parent.
-        lines = [orjson.dumps(row) for row in rows]
+        lines = [_compact(row) for row in rows]
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
         self._lines = b"".join(lines)
 
@@ -124,7 +146,14 @@ class JsonRows:
         if number in self._repeats:
             raise repeated(self._repeats[number])
         start = int(self._ends[number - 1]) if number else 0
+        check_row_size(int(self._ends[number]) - start, self._most)
+        if start == int(self._ends[number]):
+            raise DocumentError("not JSON that can be read: it is nested too deeply.", kind="json")
         return json_object(self._lines[start : int(self._ends[number])])
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        self._most = most
 
 
 class TextRows:
@@ -132,14 +161,22 @@ class TextRows:
 
     Args:
         path: A file, or a folder that is searched for ``.txt`` and ``.md``.
+        files: Which files, where they are known.
+        looks_beside: Whether media files that lie with them are named as not read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._files = [path]
-        if path.is_dir():
-            self._files = [file for file in files_inside(path) if file.suffix.lower() in TEXT_SUFFIXES]
-            for file in self._files:
-                require_regular(file)
+    def __init__(
+        self, path: Path, files: Sequence[Path] | None = None, *, looks_beside: bool = False
+    ) -> None:
+        self._most = MAX_ROW_BYTES
+        self._folder = path if path.is_dir() else path.parent
+        self._looks_beside = looks_beside
+        if files is None:
+            inside = files_inside(path) if path.is_dir() else [path]
+            files = [file for file in inside if file.suffix.lower() in TEXT_SUFFIXES]
+        self._files = files
+        for file in self._files:
+            require_regular(file)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -151,13 +188,21 @@ class TextRows:
         """What tells whether they changed."""
         return [file_state(file) for file in self._files]
 
+    def left_out(self) -> Mapping[str, int]:
+        """Media files that lie with them, which may be theirs."""
+        from vlcpt.data.readers.unread import BESIDE, media_beside
+
+        return {BESIDE: media_beside(str(self._folder))} if self._looks_beside else {}
+
+    def limit(self, most: int) -> None:
+        """Refuse files of more bytes."""
+        self._most = most
+
     def row(self, number: int) -> Row:
-        try:
-            return {"text": self._files[number].read_text(encoding="utf-8-sig")}
-        except UnicodeDecodeError as error:
-            raise DocumentError(
-                f"byte {error.start} is not UTF-8. Convert the file to UTF-8.", kind="encoding"
-            ) from None
+        check_row_size(self._files[number].stat().st_size, self._most)
+        file = self._files[number]
+        # Line ends of any system are one character, as when Python reads a text.
+        return {"text": text_of(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")}
 
 
 class MemoryRows:
@@ -230,21 +275,105 @@ def _line_bounds(path: Path) -> np.ndarray:
     return np.frombuffer(bounds, dtype=np.int64)
 
 
-def json_object(line: bytes) -> dict[str, object]:
+def json_object(line: bytes, file: str = "") -> dict[str, object]:
     """A row from its JSON.
+
+    Args:
+        line: In UTF-8, with or without a mark at its start.
+        file: Its file's name, for the command that converts another encoding.
 
     Example:
         >>> json_object(b'{"text": "a"}')
         {'text': 'a'}
     """
     try:
-        row = orjson.loads(line)
+        row = orjson.loads(line.removeprefix(BOM))
     except orjson.JSONDecodeError as error:
-        raise DocumentError(f"not JSON: {error}.", kind="json") from None
+        raise _not_json(line, error, file) from None
     if not isinstance(row, dict):
         raise DocumentError(f"expected an object in {{}}, found {type(row).__name__}.", kind="json")
     check_keys(line, row)
     return row
+
+
+def _not_json(data: bytes, error: orjson.JSONDecodeError, file: str) -> DocumentError:
+    """What is wrong with the JSON: its encoding, where that is not UTF-8."""
+    try:
+        check_wide(data, file)
+    except DocumentError as wide:
+        return wide
+    if (place := _first_bad(data)) >= 0:
+        return not_utf8(data, place, file)
+    return DocumentError(f"not JSON: {error}.", kind="json")
+
+
+def _first_bad(data: bytes) -> int:
+    """The first byte that is not UTF-8; -1 if all are."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return -1
+
+
+def _check_start(path: Path, name: str) -> None:
+    """Raise where a file begins like UTF-16, of which no line could be read."""
+    with path.open("rb") as file:
+        start = file.read(_HEAD)
+    try:
+        check_wide(start, name)
+    except DocumentError as error:
+        raise error.at(None, name) from None
+
+
+def _compact(row: object) -> bytes:
+    """A row's JSON; nothing for one that is nested more deeply than can be written."""
+    try:
+        return orjson.dumps(row)
+    except orjson.JSONEncodeError:
+        return b""
+
+
+def check_row_size(size: int, most: int) -> None:
+    """Raise for a row that would fill memory, before it is read.
+
+    Example:
+        >>> check_row_size(300, 256)
+        Traceback (most recent call last):
+        ...
+        vlcpt.data.documents.DocumentError: the row has 300 bytes, above max_row_bytes = 256. Split it into several rows, or raise the limit.
+    """  # noqa: E501
+    if size > most:
+        raise DocumentError(
+            f"the row has {size:,} bytes, above max_row_bytes = {most:,}. Split it into several rows, or "
+            "raise the limit."
+        )
+
+
+def check_strings(path: Path, most: int) -> None:
+    """Raise for a JSON file with a text above a limit: a list is read whole, so its rows are too late.
+
+    Args:
+        path: The file, without compression.
+        most: Bytes between two quotes.
+    """
+    if path.stat().st_size <= most:
+        return
+    with path.open("rb") as file:
+        done = last = 0
+        while chunk := file.read(_CHUNK):
+            quotes = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord('"')) + done
+            done += len(chunk)
+            bounds = np.concatenate([[last], quotes, [done] if done - last > most else []])
+            gaps = np.diff(bounds)
+            if len(gaps) and gaps.max() > most:
+                raise DocumentError(
+                    f"a text at byte {int(bounds[gaps.argmax()]):,} is longer than max_row_bytes = {most:,}. "
+                    "Split it into several rows, or raise the limit.",
+                    kind="source",
+                    field=str(path),
+                )
+            last = int(quotes[-1]) if len(quotes) else last
 
 
 def _stored(rows: Sequence[object]) -> Sequence[object]:

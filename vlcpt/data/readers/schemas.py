@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import TAG_START, Document, DocumentError
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers import caption, messages, mmc4, obelics, segments, sharegpt, text, turns, vlcpt
+from vlcpt.data.readers import (
+    alpaca,
+    caption,
+    docmatix,
+    messages,
+    mmc4,
+    obelics,
+    query,
+    segments,
+    sharegpt,
+    text,
+    turns,
+    vlcpt,
+)
 from vlcpt.data.readers.fields import Row, field_names
 from vlcpt.data.readers.rows import Rows, TextRows
 
 logger = logging.getLogger(__name__)
 
-_CONVERSATION = ("images", "image", "videos", "video", "system", "audios", "audio", "objects")
-_SPAN = "<trainable_text"
+_CONVERSATION = (
+    *("images", "image", "videos", "video", "audios", "audio"),
+    *("system", "objects", "chat_template_kwargs"),
+)
+_ANSWERS = "Targets are the assistant's turns: check roles and loss switches, or set targets: all."
 _LOOKED_AT = 20  # readable rows, of the first 100
 
 
@@ -32,6 +47,7 @@ class Schema:
         targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
         sample: What messages show of a row.
         chat: Whether it has turns, and so ``chat_template``.
+        marking: How a row without a target gets some; empty: all its text is one, so it has no text.
     """
 
     read: Callable[..., Document]
@@ -39,20 +55,63 @@ class Schema:
     targets: tuple[str, ...]
     sample: str
     chat: bool = False
+    marking: str = ""
 
 
 SCHEMAS: dict[str, Schema] = {
-    "vlcpt": Schema(vlcpt.read_row, ("text", "images", "videos"), (), "text, marked or not"),
-    "segments": Schema(segments.read_row, ("segments",), (), "segments"),
+    "vlcpt": Schema(
+        vlcpt.read_row,
+        ("text", "images", "videos"),
+        (),
+        "text, marked or not",
+        marking="Mark targets with <trainable_text>.",
+    ),
+    "segments": Schema(
+        segments.read_row,
+        ("segments",),
+        (),
+        "segments",
+        marking='Set "trainable": true in the text segments that are targets.',
+    ),
     "sharegpt": Schema(
         sharegpt.read_row,
         ("conversations", *_CONVERSATION),
         turns.TARGETS,
         "conversations of from and value",
         True,
+        _ANSWERS,
     ),
     "messages": Schema(
-        messages.read_row, ("messages", *_CONVERSATION), turns.TARGETS, "messages of role and content", True
+        messages.read_row,
+        ("messages", *_CONVERSATION),
+        turns.TARGETS,
+        "messages of role and content",
+        True,
+        _ANSWERS,
+    ),
+    "alpaca": Schema(
+        alpaca.read_row,
+        ("instruction", "output", "input", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "instruction and output",
+        True,
+        _ANSWERS,
+    ),
+    "query": Schema(
+        query.read_row,
+        ("query", "response", "instruction", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "query or instruction, and response",
+        True,
+        _ANSWERS,
+    ),
+    "docmatix": Schema(
+        docmatix.read_row,
+        ("texts", *_CONVERSATION),
+        turns.TARGETS,
+        "texts of user and assistant",
+        True,
+        _ANSWERS,
     ),
     "caption": Schema(
         caption.read_row,
@@ -101,7 +160,7 @@ def check_format(format: str, targets: str | None = None, chat_template: bool = 
         >>> check_format("mesages")
         Traceback (most recent call last):
         ...
-        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, caption, obelics, mmc4, text.
+        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, alpaca, query, docmatix, caption, obelics, mmc4, text.
     """  # noqa: E501
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}.")
@@ -187,25 +246,47 @@ def _fitting(row: Row) -> list[str]:
         )
         if needed <= given
     ]
-    if {"texts", "images"} <= given and _are_texts(row["texts"]):
+    if "texts" in given and _are_pairs(row["texts"]):
+        found.append("docmatix")
+    elif {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
     alone = bool({"image", "video"} & given)
     listed = bool(row.get("images") or row.get("videos"))
     if "caption" in given and (alone or listed):
         found += _captioned(row.get("text"), listed)
     elif "text" in given and alone and not listed and not found:
-        found += ["vlcpt", "caption"] if _SPAN in str(row["text"]) else ["caption"]
+        found += ["vlcpt", "caption"] if _has_span(str(row["text"])) else ["caption"]
     elif "text" in given:
         found.append("vlcpt")
+    if not found:  # names that many other rows have
+        answers = (
+            ("alpaca", ("instruction", "input"), "output"),
+            ("query", ("query", "instruction"), "response"),
+        )
+        found += [
+            format for format, asked, answer in answers if answer in given and given.intersection(asked)
+        ]
     return found
+
+
+def _has_span(text: str) -> bool:
+    """Whether a text has a tag, also a misspelt one: it would be trained as it stands, as a caption."""
+    return any("<trainable_text" in match.group() or match["misspelt"] for match in TAG_START.finditer(text))
 
 
 def _captioned(text: object, listed: bool) -> list[str]:
     """What a row with a caption and media may be, which may have a text, too."""
-    marked = isinstance(text, str) and re.search(rf"{_SPAN}|<image>|<video>|<(?:IMG|VID)\d+>", text)
+    marked = isinstance(text, str) and TAG_START.search(text)
     if marked and listed:  # markup and its files: the caption is a field like any other
         return ["vlcpt"]
     return ["vlcpt", "caption"] if marked or (text is not None and listed) else ["caption"]
+
+
+def _are_pairs(value: object) -> bool:
+    """Whether these are questions with their answers, of which an OBELICS row has none."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in value)
 
 
 def _are_texts(value: object) -> bool:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from vlcpt.data.documents import Document, DocumentError, Segment, Text
 from vlcpt.data.readers.fields import Row, field_names, list_field
-from vlcpt.data.references import image_from, video_from
+from vlcpt.data.references import HINTS, image_from, video_from, with_keys
 
+# Of a medium, some keys may also stand in its reference.
+_SIZES = {"image": ("min_pixels", "max_pixels"), "video": ("min_pixels", "max_pixels", "fps", "max_frames")}
 _KEYS = {
     "text": {"type", "text", "trainable", "weight"},
-    "image": {"type", "image"},
-    "video": {"type", "video"},
+    "image": {"type", "image", *_SIZES["image"]},
+    "video": {"type", "video", *_SIZES["video"]},
 }
 
 
@@ -49,16 +51,17 @@ def _segment(entry: object) -> Segment:
     if not isinstance(kind, str) or kind not in _KEYS:
         raise DocumentError(f"'type' must be 'text', 'image' or 'video'; found {kind!r:.60}.")
     # Null is how Arrow fills the keys that other segments of a row have.
-    unknown = [key for key, value in entry.items() if key not in _KEYS[kind] and value is not None]
+    known = _KEYS[kind] if kind == "text" else _KEYS[kind] | HINTS
+    unknown = [key for key, value in entry.items() if key not in known and value is not None]
     if unknown:
         raise DocumentError(
             f"a segment of type {kind!r} has no key {unknown[0]!r:.60}. "
             f"Known: {', '.join(sorted(_KEYS[kind]))}."
         )
-    if kind == "image":
-        return image_from(entry.get("image"))
-    if kind == "video":
-        return video_from(entry.get("video"))
+    if kind in _SIZES:
+        sizes = {name: entry[name] for name in _SIZES[kind] if entry.get(name) is not None}
+        reference = with_keys(entry.get(kind), sizes)
+        return image_from(reference) if kind == "image" else video_from(reference)
     text, trainable, weight = entry.get("text"), entry.get("trainable"), entry.get("weight")
     if not isinstance(text, str):
         raise DocumentError(f"'text' must be a string; found {type(text).__name__}.")

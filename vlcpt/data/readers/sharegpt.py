@@ -16,6 +16,7 @@ from vlcpt.data.readers.turns import (
     turn_entry,
     turn_role,
     turn_weight,
+    with_template_sizes,
 )
 
 
@@ -37,7 +38,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         place = f"conversations[{number}]"
         entry = turn_entry(one, place)
         # Some data sets write OpenAI's keys under ShareGPT's name.
-        role_key, text_key = ("role", "content") if "role" in entry else ("from", "value")
+        role_key, text_key = ("role", "content") if entry.get("role") is not None else ("from", "value")
         role = turn_role(entry, role_key, place)
         text = entry.get(text_key)
         if not isinstance(text, str):
@@ -49,4 +50,5 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
     asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
     placed = place_media(pieces, row, "conversations", missing_first=asks[0] if asks else 0)
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
-    return document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+    return with_template_sizes(document, row)

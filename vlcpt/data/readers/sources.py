@@ -10,13 +10,18 @@ from vlcpt.data.documents import DocumentError
 from vlcpt.data.markup import Untagged
 from vlcpt.data.readers.files import DocumentSource, open_source
 from vlcpt.data.readers.prepared_folders import prepared_members
+from vlcpt.data.readers.rows import MAX_ROW_BYTES
 from vlcpt.data.readers.storage import default_name
 
 Sources = str | Path | Mapping[str, object] | Sequence[object]
 
 
 def open_sources(
-    sources: Sources, untagged: Untagged, memory_name: str = "rows", role: str = "train_data"
+    sources: Sources,
+    untagged: Untagged,
+    memory_name: str = "rows",
+    role: str = "train_data",
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> list[DocumentSource]:
     """Sources as any caller may give them.
 
@@ -26,22 +31,23 @@ def open_sources(
         untagged: What becomes of text without any tag.
         memory_name: What rows in memory are called.
         role: Which sources are meant of a prepared set that holds several.
+        max_row_bytes: A row of more is refused before it is read.
 
     Example:
         >>> [source.name for source in open_sources([{"text": "a"}, {"text": "b"}], "train")]
         ['rows']
     """
     if isinstance(sources, str | Path):
-        return _open_entry({"path": sources}, untagged, role)
+        return _open_entry({"path": sources}, untagged, role, max_row_bytes)
     if isinstance(sources, Mapping) or is_dataclass(sources):
-        return _open_entry(_mapping(sources), untagged, role)
+        return _open_entry(_mapping(sources), untagged, role, max_row_bytes)
     if not len(sources):
         return []
     is_list = isinstance(sources, list | tuple)
     if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
         opened: list[DocumentSource] = []
         for one in sources:
-            opened += open_sources(one, untagged, role=role)  # type: ignore[arg-type]
+            opened += open_sources(one, untagged, role=role, max_row_bytes=max_row_bytes)  # type: ignore[arg-type]
         return opened
     if is_list and all(_is_dataset(one) for one in sources):
         names = (
@@ -79,7 +85,9 @@ def _is_dataset(one: object) -> bool:
     return type(one).__module__.split(".")[0] == "datasets"
 
 
-def _open_entry(entry: Mapping[str, object], untagged: Untagged, role: str) -> list[DocumentSource]:
+def _open_entry(
+    entry: Mapping[str, object], untagged: Untagged, role: str, max_row_bytes: int
+) -> list[DocumentSource]:
     if not _is_source(entry):
         raise DocumentError(
             f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
@@ -87,7 +95,7 @@ def _open_entry(entry: Mapping[str, object], untagged: Untagged, role: str) -> l
             kind="source",
         )
     return [
-        open_source(untagged=untagged, **values)  # type: ignore[arg-type]
+        open_source(untagged=untagged, max_row_bytes=max_row_bytes, **values)  # type: ignore[arg-type]
         for values in entries_of(entry, role)
     ]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import numpy as np
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.readers.compressed import inner_name, unpacked
 from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.patterns import files_of, is_pattern
 from vlcpt.data.readers.rows import (
     TEXT_SUFFIXES,
     JsonlRows,
@@ -25,7 +30,26 @@ _COMPRESSED = (".gz", ".zst", ".zstd")
 _LINES = (".jsonl", ".ndjson")
 # What a folder may hold many of. Not .json: beside data, those files mostly describe it.
 _SHARDS = (*_LINES, ".parquet", ".arrow", ".tar", ".tgz")
-_KNOWN = ".jsonl, .json, .parquet, .arrow, .tar (these also .gz or .zst), .txt, .md"
+_DELIMITED = (".csv", ".tsv")  # data only where nothing else is: beside data, they mostly describe it
+_KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, .arrow, .tar (these also .gz or .zst), .txt, .md"
+_NAMED = (*_SHARDS, *_DELIMITED, *TEXT_SUFFIXES, ".json")
+# Not brackets: they stand in the names of files that are there.
+_UNNAMED = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}|[*?]")
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How the user wants rows to be opened.
+
+    Args:
+        format: Their schema.
+        media_root: Where media paths start; None: where the data is.
+        ignores_names: Whether a ``file_name`` of metadata is no medium.
+    """
+
+    format: str
+    media_root: str | None
+    ignores_names: bool
 
 
 class ChainRows:
@@ -33,10 +57,19 @@ class ChainRows:
 
     Args:
         parts: The files' rows, in order.
+        left_out: Files beside them that are not read, by what they are.
+        roots: The media root of each file, where they have one each.
     """
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Rows],
+        left_out: Mapping[str, int] | None = None,
+        roots: Sequence[str] | None = None,
+    ) -> None:
         self._parts = parts
+        self._left_out = left_out or {}
+        self._roots = roots
         self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -44,34 +77,61 @@ class ChainRows:
 
     def source(self, number: int) -> Source:
         part, inside = self._place(number)
-        return part.source(inside)
+        return self._parts[part].source(inside)
 
     def row(self, number: int) -> Row | Document:
         part, inside = self._place(number)
-        return part.row(inside)
+        return self._parts[part].row(inside)
 
     def state(self) -> list[object] | None:
         """What tells whether they changed; None if nothing does for one of them."""
         found = [part.state() if hasattr(part, "state") else None for part in self._parts]
-        return None if None in found else found
+        return None if None in found else [self._roots, *found]
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes, where they are read by the row."""
+        for part in self._parts:
+            limit_rows(part, most)
 
     def only(self, columns: Iterable[str]) -> ChainRows:
         """The same rows; of tables, these columns alone."""
         columns = tuple(columns)
-        return ChainRows([part.only(columns) if hasattr(part, "only") else part for part in self._parts])
+        parts = [part.only(columns) if hasattr(part, "only") else part for part in self._parts]
+        return ChainRows(parts, self._left_out, self._roots)
 
-    def _place(self, number: int) -> tuple[Rows, int]:
+    def media_root(self, number: int) -> str | None:
+        """Where the media of a row start; None: where those of all rows do."""
+        return None if self._roots is None else self._roots[self._place(number)[0]]
+
+    def left_out(self) -> Mapping[str, int]:
+        """Files that are not read, by what they are."""
+        found = Counter(self._left_out)
+        for part in self._parts:
+            if hasattr(part, "left_out"):
+                found.update(part.left_out())
+        return found
+
+    def _place(self, number: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._ends, number, side="right"))
-        return self._parts[part], number - (int(self._ends[part - 1]) if part else 0)
+        return part, number - (int(self._ends[part - 1]) if part else 0)
 
 
-def open_rows(path: str | Path, *, split: str | None = None, as_text: bool = False) -> tuple[Rows, str]:
-    """The rows of a file, a folder, or a data set on the Hub.
+def open_rows(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    media_root: str | None = None,
+    ignored: Collection[str] = (),
+) -> tuple[Rows, str]:
+    """The rows of a file, a folder, a pattern for several, or a data set on the Hub.
 
     Args:
         path: See :func:`vlcpt.data.readers.files.open_source`.
         split: Of a saved data set or one on the Hub.
-        as_text: Whether a folder is read as text files, whatever else it holds.
+        format: The rows' schema: with ``text``, a folder is read as text files, whatever else it holds.
+        media_root: Where media paths start; None: where the data is.
+        ignored: Fields that are not looked at; with ``file_name``, no metadata names a medium.
 
     Returns:
         The rows, and the folder that their media paths start from and may not leave.
@@ -92,16 +152,32 @@ def open_rows(path: str | Path, *, split: str | None = None, as_text: bool = Fal
             shown,
         )
     file = Path(path)
+    opening = _Opening(format, media_root, "file_name" in ignored)
     if not file.exists():
+        if is_pattern(shown):
+            _refuse_split(split, "to a pattern", shown)
+            return _pattern_rows(shown, opening)
         return _hub_rows(shown, split)
     if file.is_dir():
-        return _folder_rows(file, split, as_text), shown
+        return _folder_rows(file, split, opening), media_root or shown
     require_regular(file)
     if split:
         raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
-    if (opener := _opener(file)) is None:
+    if (opener := _opener(file, looks_beside=format == "auto")) is None:
         raise _error(f"cannot read files ending in {file.suffix or 'nothing'!r}. Known: {_KNOWN}.", shown)
-    return opener(), str(file.parent)
+    rows = opener()
+    if file.name.startswith("metadata.") and not opening.ignores_names:
+        from vlcpt.data.readers.image_folders import metadata_rows
+
+        rows = metadata_rows(rows, file, media_root)
+    return rows, media_root or str(file.parent)
+
+
+def limit_rows(rows: Rows, most: int) -> None:
+    """Refuse rows of more bytes, in whatever is read by the row; tables are read by groups of them."""
+    limit = getattr(rows, "limit", None)
+    if limit is not None:
+        limit(most)
 
 
 def default_name(path: str) -> str:
@@ -110,23 +186,35 @@ def default_name(path: str) -> str:
     Example:
         >>> default_name("data/train.jsonl.gz"), default_name("org/docs-v1.5"), default_name("data/pages/")
         ('train', 'docs-v1.5', 'pages')
+        >>> default_name("shards/*.tar"), default_name("data-{00000..00099}.parquet")
+        ('shards', 'data')
     """
     name = inner_name(Path(path).name)
+    if _UNNAMED.search(path) and "://" not in path:
+        # What a pattern has of a name: the last part that has one.
+        for part in reversed(Path(path).parts):
+            part = inner_name(part)
+            stem = Path(part).stem if Path(part).suffix.lower() in _NAMED else part
+            if plain := _UNNAMED.sub("", stem).strip("-_. /"):
+                return plain
     stem = Path(name).stem
-    known = (*_SHARDS, *TEXT_SUFFIXES, ".json")
-    return stem if Path(name).suffix.lower() in known else name
+    return stem if Path(name).suffix.lower() in _NAMED else name
 
 
-def _opener(file: Path) -> Callable[[], Rows] | None:
+def _opener(file: Path, *, looks_beside: bool = False) -> Callable[[], Rows] | None:
     """What reads a file, by its name; None: nothing does."""
     suffix = Path(inner_name(file.name)).suffix.lower()
     packed = file.suffix.lower() in _COMPRESSED or file.suffix.lower() == ".tgz"
     if suffix in TEXT_SUFFIXES and not packed:
-        return partial(TextRows, file)
+        return partial(TextRows, file, looks_beside=looks_beside)
     if suffix in _LINES:
         return lambda: JsonlRows(unpacked(file), str(file))
     if suffix == ".json":
         return lambda: _json_rows(unpacked(file), str(file))
+    if suffix in _DELIMITED:
+        from vlcpt.data.readers.delimited import DelimitedRows
+
+        return lambda: DelimitedRows(unpacked(file), str(file))
     if suffix == ".tar":
         from vlcpt.data.readers.tars import TarRows
 
@@ -141,37 +229,134 @@ def _opener(file: Path) -> Callable[[], Rows] | None:
 def _json_rows(file: Path, name: str) -> Rows:
     """A list, or, as many files of that name on the Hub are, one object a line."""
     with file.open("rb") as lines:
-        first = lines.readline().removeprefix(b"\xef\xbb\xbf").strip()
-    return JsonlRows(file, name) if first.startswith(b"{") and first.endswith(b"}") else JsonRows(file, name)
+        line = lines.readline(1 << 20)  # of a list on one line, not all
+    first = line.removeprefix(b"\xef\xbb\xbf").strip()
+    is_object = first.startswith(b"{") and (first.endswith(b"}") or len(line) == 1 << 20)
+    return JsonlRows(file, name) if is_object else JsonRows(file, name)
 
 
-def _folder_rows(folder: Path, split: str | None, as_text: bool) -> Rows:
-    from vlcpt.data.readers.tables import is_saved, loaded_rows, saved_rows
+def _folder_rows(folder: Path, split: str | None, opening: _Opening) -> Rows:
+    from vlcpt.data.readers.tables import is_saved, saved_rows
 
     if is_saved(folder):
         return saved_rows(folder, split)
+    return _rows_of_files(folder, files_inside(folder), str(folder), split, opening)
+
+
+def _pattern_rows(pattern: str, opening: _Opening) -> tuple[Rows, str]:
+    """The rows of all that a pattern stands for, and the folder that holds it."""
+    found = files_of(pattern)
+    folders = [path for path in found if path.is_dir()]
+    files = [path for path in found if not path.is_dir()]
+    base = os.path.commonpath([path.parent for path in found]) or "."
+    if not folders:
+        return _rows_of_files(Path(base), files, pattern, None, opening), opening.media_root or base
+    described = [file for file in files if _describes_a_shard(file)]
+    described += [file for file in files if described and file.name.endswith("_stats.json")]
+    if others := [file for file in files if file not in described]:
+        raise _error(
+            f"the pattern fits {len(folders):,} folders, such as {folders[0].name}, and {len(others):,} "
+            f"files, such as {others[0].name}. Write one that fits folders or files alone.",
+            pattern,
+        )
+    parts = [_folder_rows(folder, None, opening) for folder in folders]
+    roots = None if opening.media_root else [str(folder) for folder in folders]
+    from vlcpt.data.readers.unread import suffixes_of
+
+    return ChainRows(parts, suffixes_of(described), roots), opening.media_root or base
+
+
+def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | None, opening: _Opening) -> Rows:
+    """The rows of a folder's files, or of some of them: of one kind, or of what a tool leaves together."""
+    from vlcpt.data.readers.tables import loaded_rows
+    from vlcpt.data.readers.unread import suffixes_of
+
+    is_whole = shown == str(folder)  # and no pattern, which names its files on purpose
+    texts = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
+    if opening.format != "text":
+        if (named := _metadata_rows(folder, files, split, opening)) is not None:
+            return named
+        shards = [file for file in files if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
+        described = {file for file in shards if _describes_a_shard(file)}
+        shards = [file for file in shards if file not in described]
+        pairs = None
+        if not shards:
+            from vlcpt.data.readers.pairs import find_pairs
+
+            pairs = find_pairs(folder, files, opening.media_root or str(folder), opening.format)
+        if pairs is not None:
+            _refuse_split(split, "to a folder of media and their texts", shown)
+            return pairs
+        if described:
+            _refuse_split(split, "to a folder that img2dataset wrote", shown)
+        if split:
+            return loaded_rows(str(folder), split)
+        data_texts = [file for file in texts if file.name != "README.md"]  # the card of a data set is none
+        for suffixes in (_DELIMITED, () if is_whole else (".json",)):
+            if not shards and not data_texts:
+                shards = [f for f in files if Path(inner_name(f.name)).suffix.lower() in suffixes]
+        if shards:
+            beside = [file for file in files if file.suffix.lower() == ".json" and file not in shards]
+            left_out = suffixes_of([*described, *beside]) if described else {}
+            by_file = opening.media_root is None and not is_whole
+            return _shard_rows(shards, data_texts, left_out, shown, by_file=by_file)
     if split:
         return loaded_rows(str(folder), split)
-    inside = files_inside(folder)
-    texts = [file for file in inside if file.suffix.lower() in TEXT_SUFFIXES]
-    shards = [file for file in inside if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
-    if as_text or not shards:
-        if not texts and any(file.suffix.lower() == ".json" for file in inside):
-            raise _error("of .json files in a folder none is read. Give the path of one file.", str(folder))
-        return TextRows(folder)
+    if not texts and any(file.suffix.lower() == ".json" for file in files):
+        raise _error("of .json files in a folder none is read. Give the path of one file.", shown)
+    if not texts and not is_whole:
+        raise _error(f"none of {len(files):,} files is of a kind that is read. Known: {_KNOWN}.", shown)
+    return TextRows(folder, texts, looks_beside=opening.format == "auto")
+
+
+def _metadata_rows(folder: Path, files: list[Path], split: str | None, opening: _Opening) -> Rows | None:
+    """The rows of an ImageFolder or VideoFolder; None if it is none."""
+    if opening.ignores_names or not any(file.name.startswith("metadata.") for file in files):
+        return None
+    from vlcpt.data.readers.image_folders import image_folder
+
+    found = image_folder(folder, files, split, opening.media_root, _opened)
+    return None if found is None else ChainRows(*found)
+
+
+def _opened(file: Path) -> Rows:
+    require_regular(file)
+    opener = _opener(file)
+    assert opener is not None  # of known names
+    return opener()
+
+
+def _shard_rows(
+    shards: list[Path], texts: list[Path], left_out: Mapping[str, int], shown: str, *, by_file: bool
+) -> Rows:
+    """The rows of all shards, which have to be of one kind."""
     kinds = sorted({Path(inner_name(file.name)).suffix.lower() for file in shards})
-    # The card of a data set is no document.
-    kinds += sorted({file.suffix for file in texts if file.name != "README.md"})
+    kinds += sorted({file.suffix for file in texts})
     if len(kinds) > 1:
         raise _error(
             f"the folder holds files of several kinds: {', '.join(kinds)}. Give one of the files, a folder "
             "of one kind, or format: text for its text files.",
-            str(folder),
+            shown,
         )
-    for file in shards:
-        require_regular(file)
-    openers = [opener for file in shards if (opener := _opener(file)) is not None]
-    return ChainRows([opener() for opener in openers])
+    parts = [_opened(file) for file in shards]
+    roots = [str(file.parent) for file in shards]
+    # Of a folder, all media paths start there; of a pattern, each at its file's folder.
+    return ChainRows(parts, left_out, roots if by_file and len({*roots}) > 1 else None)
+
+
+def _describes_a_shard(file: Path) -> bool:
+    """Whether a table says of each file of a shard beside it where it is from, as img2dataset writes it."""
+    if file.suffix.lower() != ".parquet":
+        return False
+    stem = file.with_suffix("")
+    return stem.is_dir() or any(
+        stem.with_name(stem.name + suffix).is_file() for suffix in (".tar", ".tgz", ".tar.gz", ".tar.zst")
+    )
+
+
+def _refuse_split(split: str | None, where: str, path: str) -> None:
+    if split:
+        raise _error(f"split {split!r} does not apply {where}. Remove it, or give the split's folder.", path)
 
 
 def _hub_rows(name: str, split: str | None) -> tuple[Rows, str]:

@@ -16,6 +16,7 @@ from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.rows import MemoryRows
+from vlcpt.file_writes import WriteError, Writing
 
 # Row groups are kept while they fit here, at least one: memory stays flat, and reading on is fast.
 _KEPT_BYTES = 128 << 20
@@ -207,6 +208,7 @@ def loaded_rows(path: str, split: str) -> MemoryRows:
 
     Raises:
         DocumentError: If it cannot be loaded; one message, also where the Hub cannot be reached.
+        WriteError: If there is no room for it in the cache of Hugging Face, or that cannot be written.
 
     Example:
         >>> len(loaded_rows("org/name", "train"))  # doctest: +SKIP
@@ -214,8 +216,13 @@ def loaded_rows(path: str, split: str) -> MemoryRows:
     """
     import datasets
 
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    todo = "HF_DATASETS_CACHE, or HF_HOME, names another one."
     try:
-        found = datasets.load_dataset(path, split=split)
+        with Writing(cache, f"the cache of {path}", todo=todo, reads=True):
+            found = datasets.load_dataset(path, split=split)
+    except WriteError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise DocumentError(

@@ -5,21 +5,30 @@ from __future__ import annotations
 import logging
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import orjson
 
-from vlcpt.data.documents import DocumentError, Source
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Video
 from vlcpt.data.file_states import FileState, file_state
+from vlcpt.data.readers.encodings import text_of
 from vlcpt.data.readers.fields import Row
-from vlcpt.data.readers.rows import json_object
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, check_row_size, json_object
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+# HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif")
 VIDEO_SUFFIXES = ("mp4", "mov", "webm", "mkv", "avi")
+_MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+
+UNNAMED = "files of a tar that their row does not name"
+# Where rows name files, and the keys of structs in these that do.
+_FIELDS = ("images", "image", "videos", "video", "messages", "segments", "image_info", "image_files")
+_NAME_KEYS = frozenset(("image", "image_url", "video", "video_url", "path", "url", "image_name", "raw_url"))
 
 # The key is the path up to the first dot of the file's name, as in WebDataset; hidden files have none.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -29,7 +38,8 @@ class TarRows:
     """A tar by an index of its members: random access, memory for the index and one row.
 
     A row has the fields of the ``.json``, ``caption`` from the ``.txt``, and ``image`` or ``images``
-    (``video`` or ``videos``) with the bytes. Where the ``.json`` lists media itself, it names members.
+    (``video`` or ``videos``) with the bytes. Where the ``.json`` names media itself, it names members: see
+    :func:`with_own_files`.
 
     Args:
         path: The file, without compression.
@@ -39,6 +49,7 @@ class TarRows:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
         self._name = name or str(path)
+        self._most = MAX_ROW_BYTES
         names: list[bytes] = []
         places: list[tuple[int, int]] = []
         starts: list[int] = []
@@ -81,6 +92,10 @@ class TarRows:
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
 
+    def limit(self, most: int) -> None:
+        """Refuse texts of more bytes."""
+        self._most = most
+
     def state(self) -> FileState:
         """What tells whether they changed."""
         return file_state(self._name)
@@ -92,12 +107,14 @@ class TarRows:
                 start = int(self._name_ends[place - 1]) if place else 0
                 name = self._names[start : int(self._name_ends[place])].decode()
                 offset, size = self._places[place].tolist()
-                suffix = name.rpartition(".")[2].lower()
                 if name in members:
                     raise DocumentError(f"two members are named {name!r}. Rename or remove one.")
-                if suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, "txt", "json"):
-                    file.seek(offset)
-                    members[name] = file.read(size)
+                suffix = name.rpartition(".")[2].lower()
+                if suffix in ("txt", "json"):
+                    check_row_size(size, self._most)
+                is_read = suffix in (*_MEDIA_SUFFIXES, "txt", "json")
+                file.seek(offset)
+                members[name] = file.read(size) if is_read else b""
         return _row_of(members)
 
 
@@ -119,10 +136,80 @@ def _check_end(path: Path, offset: int) -> None:
                 )
 
 
-def _row_of(members: Mapping[str, bytes]) -> Row:
+class TarRow(dict[str, object]):
+    """The fields of a row, with the files of its key: what it names is one of them.
+
+    Args:
+        fields: Of the ``.json`` and the ``.txt``.
+        files: The bytes of its media by the members' names.
+    """
+
+    def __init__(self, fields: Mapping[str, object], files: Mapping[str, bytes]) -> None:
+        super().__init__(fields)
+        self.files = files
+
+
+def with_own_files(document: Document, row: TarRow) -> tuple[Document, tuple[str, ...]]:
+    """The document with the bytes of the files that its row names, whatever its format; never others.
+
+    Returns:
+        The document, and what is said of files that no part of it is.
+
+    Raises:
+        DocumentError: If a name is that of no file of the row's key.
+
+    Example:
+        >>> row = TarRow({}, {"d/1.a.png": b"x"})
+        >>> with_own_files(Document((Image("a.png"),)), row)[0].images[0].data
+        b'x'
+    """
+    by_name = {alias: name for name in row.files for alias in _aliases(name)}
+    used: set[str | None] = set()
+
+    def own(segment: Segment) -> Segment:
+        if not isinstance(segment, Image | Video):
+            return segment
+        if segment.data is None and segment.path is not None:
+            name = by_name.get(_plain(segment.path))
+            if name is None:
+                raise DocumentError(
+                    f"names {orjson.dumps(segment.path[:100]).decode()}, but the row's files are "
+                    f"{', '.join(row.files)[:300] or 'none'}. A row in a tar names files of its own key.",
+                    kind="medium",
+                    field=_field_of(row, segment),
+                )
+            segment = replace(segment, path=name, data=row.files[name])
+        used.add(segment.path)
+        return segment
+
+    segments = tuple(map(own, document.segments))
+    unused = (UNNAMED,) if row.files.keys() - used else ()
+    return (replace(document, segments=segments) if used else document), unused
+
+
+def _field_of(row: Row, medium: Medium) -> str:
+    """The field that names a medium, for messages."""
+    for field in _FIELDS:
+        if any(name == medium.path for name in _names(row.get(field), is_name=True)):
+            return field
+    return "images" if isinstance(medium, Image) else "videos"
+
+
+def _names(value: object, *, is_name: bool) -> Iterator[str]:
+    """Every name of a file in a field: what stands alone, in a list, or under a key that is for names."""
+    if isinstance(value, str) and is_name:
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _names(one, is_name=is_name)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _names(one, is_name=key in _NAME_KEYS)
+
+
+def _row_of(members: Mapping[str, bytes]) -> TarRow:
     row: dict[str, object] = {}
-    images: dict[str, object] = {}
-    videos: dict[str, object] = {}
+    files: dict[str, bytes] = {}
     key, is_captioned = "", False
     for name, data in members.items():
         match = _MEMBER.fullmatch(name.removeprefix("./"))
@@ -130,52 +217,50 @@ def _row_of(members: Mapping[str, bytes]) -> Row:
         key, extension = match[1], match[2].lower()
         suffix = extension.rpartition(".")[2]
         if suffix == "json":
-            row = {**json_object(data), **row}
+            row = {**json_object(data, name), **row}
         elif suffix == "txt":
             if is_captioned:
                 raise DocumentError(f"it has two texts, the second is {name!r}. Keep one of them.")
             is_captioned = True
             try:
-                row["caption"] = data.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise DocumentError(
-                    f"byte {error.start} is not UTF-8. Convert the text to UTF-8.",
-                    kind="encoding",
-                    field=extension,
-                ) from None
+                row["caption"] = text_of(data, name)
+            except DocumentError as error:
+                raise error.at(None, extension) from None
+        elif suffix in _MEDIA_SUFFIXES:
+            files[name] = data
         else:
-            (images if suffix in IMAGE_SUFFIXES else videos)[name] = {"bytes": data, "path": name}
-    _put_media(row, images, "image", "images")
-    _put_media(row, videos, "video", "videos")
-    return {**row, "id": row.get("id") or key}
+            row[f".{suffix}"] = True  # a field that no format reads, and so is named
+    named = {
+        one for field in _FIELDS for name in _names(row.get(field), is_name=True) for one in _possible(name)
+    }
+    # What no part, segment or list names stands in the fields of all formats, in the archive's order.
+    free = [name for name in files if not named.intersection(_aliases(name))]
+    for singular, plural, is_video in (("image", "images", False), ("video", "videos", True)):
+        of_kind = [name for name in free if _is_video(name) == is_video]
+        if not of_kind or row.get(singular) or row.get(plural):
+            continue
+        found = [{"bytes": files[name], "path": name} for name in of_kind]
+        alone = len(found) == 1 and "<trainable_text" not in str(row.get("text"))
+        row |= {singular: found[0]} if alone else {plural: found}
+    return TarRow({**row, "id": row.get("id") or key}, files)
 
 
-def _put_media(row: dict[str, object], found: dict[str, object], singular: str, plural: str) -> None:
-    """Bytes into the fields: under the names that the JSON gives, or all in the archive's order."""
-    named = next((field for field in (plural, singular) if row.get(field)), None)
-    if named is None:
-        if found:
-            row.update(
-                {singular: next(iter(found.values()))} if len(found) == 1 else {plural: [*found.values()]}
-            )
-        return
-    references = row[named]
-    is_list = isinstance(references, list)
-    by_name = {alias: medium for name, medium in found.items() for alias in _aliases(name)}
-    filled = []
-    for reference in references if isinstance(references, list) else [references]:
-        if not isinstance(reference, str) or reference not in by_name:
-            shown = orjson.dumps(reference).decode()[:100]
-            raise DocumentError(
-                f"names {shown}, but the row's files are {', '.join(found) or 'none'}.",
-                kind="reference",
-                field=named,
-            )
-        filled.append(by_name[reference])
-    row[named] = filled if is_list else filled[0]
+def _is_video(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES
 
 
-def _aliases(name: str) -> tuple[str, str, str]:
-    """What a JSON may call a member: its path, its file name, or what follows the key."""
-    base = name.rpartition("/")[2]
-    return name, base, base.partition(".")[2]
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _possible(name: str) -> tuple[str, ...]:
+    """A name, and of a URL also its last part, by which MMC4 and OBELICS find their files."""
+    if "://" in name[:10]:
+        return (name, name.partition("?")[0].rpartition("/")[2])
+    return (_plain(name),)
+
+
+def _aliases(name: str) -> tuple[str, ...]:
+    """What a row may call a member: its path, a part of it from any folder on, or what follows the key."""
+    parts = _plain(name).split("/")
+    return (*("/".join(parts[start:]) for start in range(len(parts))), parts[-1].partition(".")[2])

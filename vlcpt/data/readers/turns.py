@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from vlcpt.data.documents import Document, DocumentError, Medium, Segment, Text
-from vlcpt.data.readers.fields import field_names
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, Video
+from vlcpt.data.readers.fields import Row, field_names, is_given, optional_text
+from vlcpt.data.readers.markers import place_media, split_markers
+from vlcpt.data.references import image_from, video_from
 from vlcpt.data.turn_edges import TurnEdge
 
 Targets = Literal["assistant", "last", "all"]
@@ -24,7 +26,10 @@ ROLES = {
 # Keys of a turn that turn its loss on or off; others scale it.
 _SWITCHES = ("loss", "train")
 # Fields that say of a whole row that its text is not one to learn from.
-PREFERENCES = ("label", "kto_tag", "chosen", "rejected")
+PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "rejected_messages")
+
+# ms-swift's arguments of its template, which a row may have.
+_TEMPLATE = "chat_template_kwargs"
 
 # What the model's chat template calls a role. Of tools it writes more than the turn says.
 _IN_CHAT = {
@@ -141,7 +146,7 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         (0.0, 0.5)
     """
     weights = {}
-    if entry.get("train_detail"):
+    if is_given(entry.get("train_detail")):
         raise DocumentError(
             "spans of characters are not read here. Write the row as format segments, where each text says "
             "whether it is trained.",
@@ -181,7 +186,7 @@ def refuse_preferences(row: Mapping[str, object]) -> None:
         value = row.get(name)
         if value is False and name in ("label", "kto_tag"):
             reason = "false marks a bad answer (KTO), which is no text to learn from."
-        elif value and name in ("chosen", "rejected"):
+        elif name not in ("label", "kto_tag") and is_given(value):
             reason = "the row is a pair of a better and a worse answer (DPO), no text to learn from."
         else:
             continue
@@ -200,9 +205,73 @@ def system_turn(row: Mapping[str, object]) -> list[Turn]:
         >>> system_turn({"system": "Be brief."})[0].pieces
         ('Be brief.',)
     """
-    system = row.get("system")
-    if system is None or system == "":
-        return []
-    if not isinstance(system, str):
-        raise DocumentError(f"expected a string, found {type(system).__name__}.", kind="row", field="system")
-    return [Turn("system", "system", (system,))]
+    system = optional_text(row, "system")
+    return [Turn("system", "system", (system,))] if system else []
+
+
+def filled_turns(
+    turns: Sequence[Turn], row: Row, field: str, targets: Targets, *, chat_template: bool
+) -> Document:
+    """The document of turns whose text may have markers, with the row's system text and files.
+
+    Args:
+        turns: As the row has them; their texts are still whole.
+        row: Lists the files.
+        field: Where the turns stand, for messages.
+        targets: As in :func:`document_of_turns`.
+        chat_template: As there.
+
+    Example:
+        >>> turns = [Turn("query", "user", ("What?",)), Turn("response", "assistant", ("A cat.",))]
+        >>> filled_turns(turns, {"image": "cat.png"}, "query", "assistant", chat_template=False).to_markup()
+        '<image>What?\\n<trainable_text>A cat.</trainable_text>'
+    """
+    pieces = [
+        [part for piece in turn.pieces if isinstance(piece, str) for part in split_markers(piece)]
+        for turn in turns
+    ]
+    asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
+    placed = place_media(pieces, row, field, missing_first=asks[0] if asks else 0)
+    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
+    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
+    return with_template_sizes(document, row)
+
+
+def with_template_sizes(document: Document, row: Row) -> Document:
+    """The document with ms-swift's ``min_pixels`` and ``max_pixels`` for media that have none of their own.
+
+    Raises:
+        DocumentError: If ``chat_template_kwargs`` is no mapping, or one of the two is no number above 0.
+
+    Example:
+        >>> row = {"chat_template_kwargs": {"max_pixels": 50176, "enable_thinking": False}}
+        >>> found = with_template_sizes(Document((Image("a.png"),)), row)
+        >>> found.images[0].max_pixels, found.not_read
+        (50176, ('chat_template_kwargs.enable_thinking',))
+    """
+    given = row.get(_TEMPLATE)
+    if not is_given(given):
+        return document
+    if not isinstance(given, Mapping):
+        raise DocumentError(f"expected a {{}}, found {type(given).__name__}.", kind="row", field=_TEMPLATE)
+    sizes = {key: given[key] for key in ("min_pixels", "max_pixels") if given.get(key) is not None}
+    try:
+        checked = image_from({"path": "any", **sizes})
+        segments = tuple(
+            _sized(one, checked) if isinstance(one, Image | Video) else one for one in document.segments
+        )
+    except DocumentError as error:
+        raise error.at(None, _TEMPLATE) from None
+    others = tuple(
+        f"{_TEMPLATE}.{key}"[:60] for key, value in given.items() if key not in sizes and is_given(value)
+    )
+    return replace(document, segments=segments, not_read=(*document.not_read, *others))
+
+
+def _sized(medium: Medium, sizes: Image) -> Medium:
+    """The medium with these limits where it has none; together they are checked like any other's."""
+    low = sizes.min_pixels if medium.min_pixels is None else medium.min_pixels
+    high = sizes.max_pixels if medium.max_pixels is None else medium.max_pixels
+    read = image_from if isinstance(medium, Image) else video_from
+    read({"path": "any", "min_pixels": low, "max_pixels": high})
+    return replace(medium, min_pixels=low, max_pixels=high)

@@ -6,22 +6,26 @@ import base64
 import binascii
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
-from vlcpt.data.media import MediaError, resolve
+from vlcpt.data.media import MediaError, heif_kind, resolve
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vlcpt.data.references import hints_in
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
+LONE_MEDIA = "pictures and videos without a text"
+LONE_TEXTS = "texts without a picture or video"
+UNNAMED = "media files that no row names"
+_OF_FILES = frozenset((BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED))
 
-# HEIC and AVIF are not read, but whoever has them has pictures all the same.
-_NOT_READ = ("heic", "heif", "avif")
-_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *_NOT_READ))
+_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 _SAYS_MEDIUM = re.compile(r"image|img|picture|photo|video", re.IGNORECASE)
 # `video_title: "How to open clip.mp4"` is a text about a file.
 _IS_TEXT = re.compile(r"(?:title|caption|text|description|alt|prompt|question|answer)s?$", re.IGNORECASE)
@@ -41,11 +45,17 @@ _MOST_NAME = 1000  # characters that a path has at most
 _LOOKED_AT = 8  # of a list's entries
 _MOST_BESIDE = 10_000  # entries of a folder
 
+# Fields with structs of media, whose other keys are named.
+_REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
+
 _REMEDIES = {
     "vlcpt": "list it in 'images' or 'videos' and put <image> or <video> into the text",
     "segments": 'give it a segment of its own: {"type": "image", "image": …}',
     "sharegpt": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
     "messages": "list it in 'images' or 'videos' and put <image> or <video> into a turn",
+    **dict.fromkeys(
+        ("alpaca", "query", "docmatix"), "list it in 'images' or 'videos', perhaps with <image> in the text"
+    ),
     "caption": "call the field 'image' or 'video'",
     "obelics": "put it into 'images', where 'texts' has null",
     "mmc4": "put it into 'image_info', as 'image_name'",
@@ -84,6 +94,12 @@ class Unread:
         if self.format == "text":  # all of it is plain characters
             return []
         names = [
+            hint
+            for name in _REFERENCES
+            if name in self.fields and isinstance(row.get(name), Mapping | list | tuple)
+            for hint in dict.fromkeys(hints_in(row[name], name))
+        ]
+        names += [
             str(name)
             for name, value in row.items()
             if name not in self.fields and name not in self.ignored and not _is_empty(value)
@@ -211,6 +227,26 @@ def media_beside(media_root: str) -> int:
     return found
 
 
+def is_media_name(name: str) -> bool:
+    """Whether a file's name ends like an image or a video, those included that have to be converted first.
+
+    Example:
+        >>> is_media_name("a.JPG"), is_media_name("a.heic"), is_media_name("a.txt")
+        (True, True, False)
+    """
+    return name.rpartition(".")[2].lower() in _SUFFIXES and "." in name
+
+
+def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
+    """Files that are not read, counted by their suffixes, as :func:`told_unread` shows them.
+
+    Example:
+        >>> suffixes_of([Path("a_stats.json"), Path("b.JSON"), Path("LICENSE")])
+        {'.json': 2, '. (no suffix)': 1}
+    """
+    return dict(Counter(file.suffix.lower() or ". (no suffix)" for file in files))
+
+
 def told_unread(counts: Mapping[str, int]) -> str:
     """Names with their rows, as every command shows them; empty where all was read.
 
@@ -220,7 +256,7 @@ def told_unread(counts: Mapping[str, int]) -> str:
     """
     named = []
     for name, count in counts.items():
-        unit = "file" if name == BESIDE else "row"
+        unit = "file" if name in _OF_FILES or name.startswith(".") else "row"
         named.append(f"{name[:60]} ({count:,} {unit}{'s' * (count != 1)})")
     return "not read: " + ", ".join(named) if named else ""
 
@@ -296,5 +332,5 @@ def _sniffed(start: bytes) -> str | None:
     if start[:4] == b"RIFF" and start[8:12] in (b"WEBP", b"AVI "):
         return "a WebP" if start[8:12] == b"WEBP" else "a video (AVI)"
     if start[4:8] == b"ftyp":
-        return "a medium (HEIC, AVIF, MP4 or MOV)"
+        return heif_kind(start) or "a video (MP4 or MOV)"
     return "a BMP" if start[:2] == b"BM" and start[6:10] == bytes(4) else None

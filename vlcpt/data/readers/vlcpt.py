@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged, parse_markup
 from vlcpt.data.readers.fields import Row, list_field, text_field
+from vlcpt.data.readers.markers import MEDIA_FIELDS
 
 
 def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
@@ -22,4 +23,8 @@ def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
         for name in ("image", "video"):
             if f"'{name}s' lists 0 files" in error.reason and name in row and f"{name}s" not in row:
                 error.reason += f" The row has {name!r}: call it '{name}s'."
+        if error.kind in ("markup", "markers") and not any(row.get(name) for name in MEDIA_FIELDS):
+            error.reason += (
+                " Where no text of the source is markup, as in web pages or code, set format: text."
+            )
         raise

@@ -1,0 +1,193 @@
+"""CSV and TSV files with a header: rows by number, each cell exactly as the csv module reads it."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+
+from vlcpt.data.documents import DocumentError, Source
+from vlcpt.data.file_states import FileState, file_state
+from vlcpt.data.readers.encodings import check_wide, looks_like, not_utf8
+from vlcpt.data.readers.fields import Row
+
+_HEAD = 1 << 14  # bytes that tell an encoding
+# Cells of these fields may hold JSON; that of a path may also begin with a bracket and be none.
+_LISTS = frozenset(
+    [
+        *("images", "videos", "conversations", "messages", "segments", "texts", "text_list", "image_info"),
+        *("image_files", "history", "similarity_matrix"),
+        *("file_names", "image_file_names", "video_file_names"),
+    ]
+)
+_ALONE = frozenset(("image", "video"))
+_SWITCHES = frozenset(("label", "kto_tag"))
+
+
+class DelimitedRows:
+    """A CSV or TSV file through an index of its rows: random access, memory for one row.
+
+    An empty cell is an absent field, and a row of empty cells is none. Cells of fields that are lists hold
+    JSON.
+
+    Args:
+        path: The file, without compression.
+        name: What messages call it.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self._path = path
+        self._name = name or str(path)
+        self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        self._columns: list[str] = []
+        starts, stops, lines = array("q"), array("q"), array("q")
+        with path.open("rb") as file, _long_cells():
+            self._check_wide(file)
+            for start, stop, line, cells in self._records(file):
+                if not any(cells):
+                    continue
+                if not self._columns:
+                    self._columns = self._header(cells)
+                    continue
+                starts.append(start)
+                stops.append(stop)
+                lines.append(line)
+        self._starts, self._stops, self._lines = (
+            np.frombuffer(found, dtype=np.int64) for found in (starts, stops, lines)
+        )
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def source(self, number: int) -> Source:
+        return Source(self._name, int(self._lines[number]))
+
+    def state(self) -> FileState:
+        """What tells whether they changed."""
+        return file_state(self._name)
+
+    def row(self, number: int) -> Row:
+        start, stop = int(self._starts[number]), int(self._stops[number])
+        with self._path.open("rb") as file:
+            file.seek(start)
+            text = file.read(stop - start).decode()
+        with _long_cells():
+            (cells,) = self._reader(StringIO(text, newline="\n"))
+        if len(cells) != len(self._columns):
+            raise DocumentError(
+                f"the row has {len(cells)} cells and the header {len(self._columns)}. Put a cell that holds "
+                f"{_SHOWN[self._delimiter]} or a line break into double quotes.",
+                kind="row",
+            )
+        return {
+            column: _value(column, cell) for column, cell in zip(self._columns, cells, strict=True) if cell
+        }
+
+    def _reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        # Strict: a quote that is not closed would take the rest of the file for one cell.
+        return csv.reader(lines, delimiter=self._delimiter, strict=True)
+
+    def _records(self, file: BinaryIO) -> Iterator[tuple[int, int, int, list[str]]]:
+        """Where each record begins and ends, its first line, and its cells."""
+        place, number = 0, 0
+
+        def lines() -> Iterator[str]:
+            nonlocal place, number
+            for line in file:
+                number += 1
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    raise self._not_utf8(line, error.start).at(Source(self._name, number)) from None
+                place += len(line)
+                yield text.removeprefix("\ufeff") if number == 1 else text
+
+        reader = self._reader(lines())
+        while True:
+            start, line = place, number + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DocumentError(
+                    f"cannot be read as {_KIND[self._delimiter]}: {error}. Inside double quotes write each "
+                    "quote twice, and close each cell that is opened.",
+                    kind="source",
+                    source=Source(self._name, line),
+                ) from None
+            yield start, place, line, cells
+
+    def _check_wide(self, file: BinaryIO) -> None:
+        head = file.read(_HEAD)
+        file.seek(0)
+        try:
+            check_wide(head, self._name)
+        except DocumentError as error:
+            raise error.at(None, self._name) from None
+
+    def _not_utf8(self, line: bytes, place: int) -> DocumentError:
+        if looks_like(line) is None or len(line) < _HEAD:
+            with self._path.open("rb") as file:
+                line = file.read(_HEAD * 4) + line
+        return not_utf8(line, place, self._name)
+
+    def _header(self, cells: list[str]) -> list[str]:
+        # Pandas writes its index without a name.
+        names = [name.strip() or f"column {number + 1}" for number, name in enumerate(cells)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DocumentError(
+                f"two columns are named {twice[0][:100]!r}. Rename or remove one.",
+                kind="source",
+                field=self._name,
+            )
+        other = next((one for one in ",\t;|" if one != self._delimiter and one in names[0]), None)
+        if len(names) == 1 and other is not None:
+            raise DocumentError(
+                f"the header {names[0][:80]!r} is one column, and is parted by {_SHOWN[other]}. A .csv is "
+                "parted by commas, a .tsv by tabs: rename the file, or write it so.",
+                kind="source",
+                field=self._name,
+            )
+        return names
+
+
+_SHOWN = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+_KIND = {",": "CSV", "\t": "TSV"}
+
+
+def _value(column: str, cell: str) -> object:
+    """What a cell holds; lists are JSON, all else is text."""
+    if column in _SWITCHES and cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
+    if (column not in _LISTS and column not in _ALONE) or cell.lstrip()[:1] not in ("[", "{"):
+        return cell
+    try:
+        return orjson.loads(cell)
+    except orjson.JSONDecodeError as error:
+        if column in _ALONE:
+            return cell
+        raise DocumentError(
+            f'expected JSON, such as ["a.png"], found {cell[:80]!r}: {error}. Strings in JSON have double '
+            "quotes.",
+            kind="json",
+            field=column,
+        ) from None
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module refuses a cell of more than 131,072 characters, unless told for the whole process."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,274 @@
+"""Files written whole or not at all, and one message for whatever hinders that."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# What a disk says that takes no more.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# torch writes its files from C++, and names neither the file nor the number of the error.
+_TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|iostream error|file write failed")
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # of Rust's libraries, and in shutil's lists
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+_HINTS = {
+    errno.EFBIG: " (of ulimit -f, or of the file system)",
+    errno.EEXIST: " (in the place of its folder)",
+}
+
+
+class WriteError(OSError):
+    """What could not be written and why, with its path, what it takes and what is free."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something could not be written.
+
+    Args:
+        reason: In the system's words.
+        is_full: Whether room would help.
+    """
+
+    reason: str
+    is_full: bool
+
+
+class Writing:
+    """A block that writes, itself or through a library: what hinders that becomes a :class:`WriteError`.
+
+    Args:
+        path: The file or folder that is written.
+        what: What it is, for the message; empty where the path says it.
+        needed: Bytes that it takes; None where that is not known.
+        todo: What else to do, besides to make room or to choose another place.
+        reads: Whether the block also reads files: then an error counts that no reader meets, or that names
+            something in ``path``.
+
+    Raises:
+        WriteError: For what the system, torch, safetensors, tokenizers or Arrow say of a full disk, a used
+            up quota, a limit on the size of files, or a place that cannot be written. All else passes.
+
+    Example:
+        >>> with Writing(Path("/dev/full"), "a test", needed=3):  # doctest: +ELLIPSIS
+        ...     _ = Path("/dev/full").write_text("abc")
+        Traceback (most recent call last):
+        vlcpt.file_writes.WriteError: /dev/full (a test) could not be written: No space left on device. It ...
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str = "",
+        *,
+        needed: int | None = None,
+        todo: str | None = None,
+        reads: bool = False,
+    ) -> None:
+        self.path, self.what, self.needed, self.todo = path, what, needed, todo
+        self._reads = reads
+
+    def require_room(self) -> None:
+        """Raise where ``needed`` is more than is free, before anything is written.
+
+        Raises:
+            WriteError: With both.
+        """
+        assert self.needed is not None
+        if free_bytes(self.path) < self.needed:
+            found = Refusal("there is too little room", is_full=True)
+            raise write_error(self.path, self.what, found, needed=self.needed, todo=self.todo)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, WriteError):
+            return
+        if (found := refusal(error, self.path, reads=self._reads)) is not None:
+            raise write_error(self.path, self.what, found, needed=self.needed, todo=self.todo) from error
+
+
+def write_error(
+    path: Path, what: str, found: Refusal, *, needed: int | None = None, todo: str | None = None
+) -> WriteError:
+    """The one error about something that could not be written; for its arguments see :class:`Writing`."""
+    size = f"It takes about {human_size(needed)}, and " if needed is not None else ""
+    place = "Make room, or choose a place on another disk." if found.is_full else "Choose another place."
+    more = f" {todo}" if todo else ""
+    return WriteError(
+        f"{path}{f' ({what})' if what else ''} could not be written: {found.reason}. {size}"
+        f"{human_size(free_bytes(path))} are free there. {place}{more}"
+    )
+
+
+def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal | None:
+    """Why something could not be written; None if the error is about something else.
+
+    Args:
+        error: Itself, or what it was raised from.
+        path: Of what was written.
+        reads: See :class:`Writing`.
+
+    Example:
+        >>> refusal(OSError(errno.EDQUOT, ""), Path("a")).reason, refusal(KeyError("a"), Path("a"))
+        ('Disk quota exceeded', None)
+        >>> refusal(Exception("No space left on device (os error 28)"), Path("a")).is_full
+        True
+    """
+    if (found := _one_refusal(error, path, reads=reads)) is not None:
+        return found
+    causes: list[BaseException] = []  # libraries raise errors of their own about it
+    cause = error.__cause__ or error.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return next((found for one in causes if (found := _one_refusal(one, path, reads=True))), None)
+
+
+def _one_refusal(error: BaseException, path: Path, *, reads: bool) -> Refusal | None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := _NUMBER.search(str(error))):
+        number = int(found[1] or found[2])
+    if number is None:
+        if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
+            return Refusal("the disk took only a part of it", is_full=True)
+        return None
+    is_full = number in _NO_ROOM
+    is_ours = isinstance(error, OSError) and (not reads or _is_inside(error, path))
+    if not is_full and number != errno.EROFS and not is_ours:
+        return None
+    hint = _HINTS.get(number, "")
+    if number == errno.ENOSPC and not _free_names(path):
+        hint = " (for one more file, however small: its file system has no free inode)"
+    return Refusal(os.strerror(number) + hint, is_full)
+
+
+def write_file(path: Path, content: str | bytes, what: str = "", *, todo: str | None = None) -> None:
+    """Write a file that is there whole, and on the disk, or as it was before. Its folder is made.
+
+    Raises:
+        WriteError: If it cannot be written; nothing is left of it then.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_file(Path(folder, "new/a.txt"), "abc")
+        ...     [path.name for path in Path(folder, "new").iterdir()]
+        ['a.txt']
+    """
+    # A lone surrogate, of a file's name say, is written as JSON writes it.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # two may write to one name
+    with Writing(path, what, needed=len(data), todo=todo):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # a network's file system may say only now that it is full
+            partial.replace(path)
+            sync(path.parent)
+        finally:
+            remove(partial)
+
+
+def append_lines(path: Path, text: str, what: str = "", *, todo: str | None = None) -> None:
+    """Add lines to a file, all of them or none. Its folder is made.
+
+    Raises:
+        WriteError: If they cannot be written; the file is as it was then.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     append_lines(Path(folder, "a.txt"), "abc")
+        ...     append_lines(Path(folder, "a.txt"), "def")
+        ...     Path(folder, "a.txt").read_text()
+        'abcdef'
+    """
+    data = text.encode(errors="backslashreplace")
+    with Writing(path, what, needed=len(data), todo=todo):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab", buffering=0) as file:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(file.fileno(), rest) :]
+        except OSError:
+            if path.is_file():
+                os.truncate(path, before)
+            raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it is there and can be deleted: a failure here must not hide the one before it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def free_bytes(path: Path) -> int:
+    """What is free for this user where a file or folder is, or would be.
+
+    Example:
+        >>> free_bytes(Path("no/such/file")) > 0
+        True
+    """
+    return shutil.disk_usage(_existing(path)).free
+
+
+def human_size(count: int) -> str:
+    """Bytes, as people read them.
+
+    Example:
+        >>> human_size(999), human_size(12_345), human_size(15_200_000_000), human_size(10**18)
+        ('999 bytes', '12.3 kB', '15.2 GB', '1,000.0 PB')
+    """
+    size, unit = float(count), 0
+    while size >= 999.95 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:,.1f} {_UNITS[unit]}" if unit else f"{count} bytes"
+
+
+def _is_inside(error: OSError, path: Path) -> bool:
+    """Whether an error names something in a folder, and is not only that it is missing."""
+    named = error.filename2 or error.filename
+    return isinstance(named, str) and error.errno != errno.ENOENT and Path(named).is_relative_to(path)
+
+
+def _existing(path: Path) -> Path:
+    place = path.absolute()
+    while not os.path.isdir(place) and place != place.parent:  # of a name too long, Path would raise
+        place = place.parent
+    return place
+
+
+def _free_names(path: Path) -> bool:
+    """Whether the file system can take another file; some do not count them, and say 0 of 0."""
+    if not hasattr(os, "statvfs"):
+        return True
+    found = os.statvfs(_existing(path))
+    return not found.f_files or found.f_favail > 0

@@ -1,0 +1,185 @@
+"""SIGINT and SIGTERM: answered at once with one line, obeyed at the next chance; a second one ends it.
+
+Python runs handlers of signals between two of its instructions, and one call into torch may take minutes. So
+the line is written, and a second signal obeyed, by a thread that the system's own handler wakes
+(``signal.set_wakeup_fd``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
+from types import FrameType
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# One press of Ctrl-C may come as two signals: from the terminal, and from a launcher, some time later.
+_SAME_SIGNAL, _SAME_OF_LAUNCHER = 0.25, 2.0  # seconds
+
+
+class _Answers:
+    """What this process answers; one for all, as its handlers are."""
+
+    def __init__(self) -> None:
+        self.process = 0
+        self.line = ""
+        self.since: float | None = None  # since when a signal is obeyed
+        self.act: Callable[[int], object] = interrupt
+
+    def signalled(self, number: int) -> None:
+        """In the thread."""
+        now = time.monotonic()
+        if self.since is None:
+            self.since = now
+            _say(number, self.line)
+        elif now - self.since > (_SAME_OF_LAUNCHER if "LOCAL_RANK" in os.environ else _SAME_SIGNAL):
+            _end(number)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, between two instructions."""
+        if os.getpid() == self.process:
+            self.act(number)
+        elif number == signal.SIGTERM:  # a process that was forked since, as a loader's worker
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def answered(line: str, act: Callable[[int], object]) -> Iterator[None]:
+    """Around work that these signals interrupt; one inside another takes its place for so long.
+
+    Elsewhere than in the main thread nothing is changed, for Python cannot.
+
+    Args:
+        line: What the first of them is answered with, on stderr, and by rank 0 alone.
+        act: Called in the main thread with its number.
+
+    Example:
+        >>> received = []
+        >>> with answered("ending", received.append):
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        >>> received
+        [<Signals.SIGTERM: 15>]
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = _answers.line, _answers.act
+    _answers.line, _answers.act = line, lambda number: act(signal.Signals(number))
+    try:
+        if _answers.process == os.getpid():
+            yield
+        else:
+            with _woken():
+                yield
+    finally:
+        _answers.line, _answers.act = before
+
+
+@contextmanager
+def finished_first(what: str) -> Iterator[None]:
+    """Around a save: a signal that comes meanwhile acts when it is done.
+
+    Example:
+        >>> try:
+        ...     with finished_first("the model"):
+        ...         os.kill(os.getpid(), signal.SIGTERM)
+        ...         print("saved")
+        ... except SystemExit as ended:
+        ...     print(ended)
+        saved
+        143
+    """
+    received: list[int] = []
+    with answered(f"saving {what}, then ending", received.append):
+        yield
+    if received:
+        interrupt(received[0])
+
+
+def interrupt(number: int) -> NoReturn:
+    """Raise what a signal stands for: KeyboardInterrupt, or SystemExit with 143."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def none_left() -> Iterator[None]:
+    """Let no process that was started in here outlive a failure.
+
+    Python waits at its end for each that multiprocessing has started, and one that is stopped never ends.
+    """
+    before = active_children()
+    try:
+        yield
+    except BaseException:
+        for child in active_children():
+            if child not in before:
+                child.kill()
+        raise
+
+
+@contextmanager
+def _woken() -> Iterator[None]:
+    """Set up handlers, and the thread that the system's handler wakes."""
+    # A job that a shell has put into the background does not get the terminal's Ctrl-C.
+    numbers = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    _answers.process, _answers.since = os.getpid(), None
+    thread = threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True)
+    thread.start()
+    handlers = {number: signal.signal(number, _answers.handle) for number in numbers}
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        _answers.process = 0
+        writer.close()  # which ends the thread
+        thread.join()
+        reader.close()
+
+
+def _listen(reader: socket.socket) -> None:
+    while found := reader.recv(64):
+        for number in found:
+            if number in _SIGNALS:  # others with a handler, SIGCHLD for one, come here as well
+                _answers.signalled(number)
+
+
+def _say(number: int, line: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
+    # Past sys.stderr: the main thread may be in the middle of a write to it.
+    try:
+        os.write(2, f"\nvlcpt: {signal.Signals(number).name}: {line}; {again} to end at once\n".encode())
+    except OSError:  # nobody reads it any more
+        return
+
+
+def _end(number: int) -> None:
+    """End at once, wherever the main thread is; what was begun is taken for unfinished at the next start."""
+    for child in active_children():
+        child.kill()
+    os._exit(128 + number)
+
+
+def _forget() -> None:
+    """In a process that was forked: it wakes nobody, or its parent would take its signals for its own."""
+    if _answers.process:
+        signal.set_wakeup_fd(-1)
+
+
+_answers = _Answers()
+os.register_at_fork(after_in_child=_forget)
