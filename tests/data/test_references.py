@@ -106,6 +106,30 @@ def test_bytes_alone_are_a_file_as_binary_columns_have_it():
     assert image_from(b"GIF89a").data == b"GIF89a"
 
 
+@pytest.mark.parametrize(
+    "start", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x00\x00\x00\x00WEBP"]
+)
+@pytest.mark.parametrize("size", [80, 200, 5000, 700_000])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+def test_base64_without_a_header_is_said_so_in_few_words_whatever_its_length_and_alphabet(
+    start, size, encode
+):
+    text = encode(start + bytes(range(256)) * (size // 256) + b"\xfb" * (size % 256)).decode()
+    for reference in (text, {"path": text}):
+        with pytest.raises(
+            DocumentError, match=r"base64 without a header. Write it as data:image/"
+        ) as caught:
+            image_from(reference)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "path", ["/9j/a.jpg", "a" * 250, "iVBORw0KGgo", "/data/" + "sub_folder-7/" * 30 + "a.png"]
+)
+def test_a_path_that_looks_like_base64_at_first_stays_a_path(path):
+    assert image_from(path) == Image(path)
+
+
 def test_nulls_with_which_arrow_fills_a_reference_are_absent():
     """A list of references has the keys of all of them, in every row of the table."""
     assert image_from({"path": "a.png", "bytes": None, "fps": None, "caption": None}) == Image("a.png")

@@ -10,7 +10,6 @@ import fcntl
 import os
 import re
 import stat
-import struct
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,32 +22,12 @@ from urllib.parse import unquote
 
 import numpy as np
 import PIL.Image
-from PIL.ExifTags import Base
-from PIL.Image import Transpose
 
 from vlcpt.data.documents import Image, Medium
+from vlcpt.data.pictures import IMAGE_FORMATS, PILLOW_ERRORS, UPRIGHT, orientation
 from vlcpt.data.references import shown_url
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all others off: EPS starts Ghostscript
-
-# What Pillow raises on a broken file: its readers do not look first. tests/data/test_media.py fuzzes this.
-# fmt: off
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error,
-                 ArithmeticError, RuntimeError, MemoryError)
-# fmt: on
-
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
-
-# EXIF's eight ways to hold a camera, as what turns the picture upright.
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 class MediaError(ValueError):
@@ -182,7 +161,7 @@ def image_size(
     """
     with _opened(image, media_root, limits) as opened:
         width, height = opened.size
-        return (width, height) if _orientation(opened) >= 5 else (height, width)
+        return (width, height) if orientation(opened) >= 5 else (height, width)
 
 
 def read_image(
@@ -204,10 +183,10 @@ def read_image(
         (255, 255, 255)
     """
     with _opened(image, media_root, limits) as opened:
-        orientation = _orientation(opened)
+        turn = UPRIGHT.get(orientation(opened))
         opened.load()
         rgb = _to_rgb(opened)
-        return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 @contextmanager
@@ -343,18 +322,6 @@ def _without_pillows_own_limit() -> Iterator[None]:
             _limit_users -= 1
             if _limit_users == 0:
                 PIL.Image.MAX_IMAGE_PIXELS = _limit_saved
-
-
-def _orientation(opened: PIL.Image.Image) -> int:
-    """EXIF's orientation, 1 to 8, from the header: 1 where there is none or EXIF itself is broken."""
-    if opened.format == "TIFF":
-        return 1  # Pillow turns TIFF files itself, size included
-    try:
-        # The base class's method: that of PNG decodes the pixels to look for EXIF behind them.
-        value = PIL.Image.Image.getexif(opened).get(Base.Orientation)
-    except PILLOW_ERRORS:
-        return 1  # as browsers do
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:

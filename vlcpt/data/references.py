@@ -9,15 +9,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from io import BytesIO
-from typing import TYPE_CHECKING
 
 from vlcpt.data.documents import DocumentError, Image, Video
 
-if TYPE_CHECKING:
-    import PIL.Image
-
 _BARE = re.compile(r"[A-Za-z0-9+/]{100,}=*")
+_BARE_FOR_URLS = re.compile(r"[A-Za-z0-9_-]{100,}=*")
+_LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever it looks like
+# The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
+_BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
 # What other tools write beside a reference and nothing here is like: named as not read.
 HINTS = frozenset(
     (
@@ -25,9 +24,6 @@ HINTS = frozenset(
         *("resized_height", "resized_width", "video_start", "video_end"),
     )
 )
-# The modes that a PNG keeps as they are; of a palette its colours are kept.
-_PNG_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
-_TIFF_MODES = ("I", "F", "CMYK", "YCbCr", "LAB", "I;16B", "I;16L")
 
 
 def shown_url(url: str) -> str:
@@ -43,7 +39,7 @@ def shown_url(url: str) -> str:
 
 
 def image_from(reference: object) -> Image:
-    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, a dict, a PIL image, or an Image.
+    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, bytes, a dict, or a ``PIL.Image``.
 
     Raises:
         DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
@@ -76,12 +72,10 @@ def with_keys(reference: object, keys: Mapping[str, object]) -> object:
         return reference
     if isinstance(reference, str):
         return {"path": reference, **keys}
-    if isinstance(reference, bytes):
-        return {"bytes": reference, **keys}
     if isinstance(reference, Mapping):
         return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
-    if is_picture(reference):
-        return {"bytes": _picture_file(reference), **keys}  # type: ignore[arg-type]
+    if isinstance(reference, bytes) or is_picture(reference):
+        return {"bytes": reference, **keys}
     return reference
 
 
@@ -115,28 +109,13 @@ def hints_in(value: object, name: str) -> Iterator[str]:
             yield from hints_in(one, f"{name}[]")
 
 
-def _picture_file(picture: PIL.Image.Image) -> bytes:
-    """A picture in memory as the file of one: the same pixels give the same bytes in every process."""
-    if picture.mode not in (*_PNG_MODES, *_TIFF_MODES):
-        # A palette has as many colours as it happens to have: its copy in a worker may have more.
-        has_alpha = picture.mode in ("PA", "RGBa", "La") or "transparency" in picture.info
-        picture = picture.convert("RGBA" if has_alpha else "RGB")
-    file = BytesIO()
-    exif = picture.getexif().tobytes() if picture.getexif() else b""  # which way is up
-    if picture.mode in _PNG_MODES:
-        picture.save(file, "PNG", compress_level=1, exif=exif)
-    else:
-        picture.save(file, "TIFF")
-    return file.getvalue()
-
-
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
     if isinstance(reference, str):
         return _split_data_uri(reference)
-    if isinstance(reference, bytes) and reference:  # a binary column of a table
-        return {"data": reference}
-    if kind is Image and is_picture(reference):
-        return {"data": _picture_file(reference)}  # type: ignore[arg-type]
+    if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
+        return {"data": bytes(reference)}
+    if kind is Image and (data := _picture(reference)) is not None:
+        return {"data": data}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
@@ -153,7 +132,9 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
-        values[key] = _checked(key, value)
+        if value is not None:
+            data = _picture(value) if key == "bytes" and kind is Image else None
+            values[key] = _checked(key, value) if data is None else data
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
@@ -166,6 +147,44 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     if isinstance(path, str) and data is None:
         return values | _split_data_uri(path)
     return values | {"path": path, "data": data}
+
+
+def _picture(value: object) -> bytes | None:
+    """A ``PIL.Image`` as the bytes of a file; None for anything else."""
+    if not is_picture(value):
+        return None
+    from vlcpt.data.pictures import picture_bytes
+
+    return picture_bytes(value)  # type: ignore[arg-type]
+
+
+def without_pictures(rows: list[object]) -> list[object]:
+    """Rows with the bytes of a file in place of every ``PIL.Image``; one that cannot be read is empty.
+
+    Pillow's own pickle forgets the transparency of a palette, and decodes what was only opened.
+
+    Example:
+        >>> without_pictures([{"text": "a"}])
+        [{'text': 'a'}]
+    """
+    known: dict[int, bytes] = {}  # one picture may be in many rows
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        if isinstance(value, str) or id(value) in known:
+            return known.get(id(value), value)
+        try:
+            data = _picture(value)
+        except DocumentError:
+            data = b""  # planning said what is wrong with it
+        if data is not None:
+            known[id(value)] = data
+        return value if data is None else data
+
+    return [plain(row) for row in rows]
 
 
 def _checked(key: str, value: object) -> object:
@@ -196,7 +215,7 @@ def _split_data_uri(reference: str) -> dict[str, object]:
     if reference[:5].lower() != "data:":
         if not reference:
             raise DocumentError("a media reference is an empty path.", kind="reference")
-        if len(reference) > 255 and _BARE.fullmatch("".join(reference[:120].split())):
+        if _is_bare_base64(reference):
             raise DocumentError(
                 f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
                 'kind of the file, or as {"bytes": …}.',
@@ -214,6 +233,15 @@ def _split_data_uri(reference: str) -> dict[str, object]:
         return {"data": _decoded(payload)}
     except binascii.Error as error:
         raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None
+
+
+def _is_bare_base64(reference: str) -> bool:
+    start = "".join(reference[:120].split())
+    if len(reference) > 64 and start.startswith(_BARE_STARTS) and "." not in reference:
+        return True
+    if len(reference) > _LONGEST_PATH and _BARE_FOR_URLS.fullmatch(start):
+        return True
+    return len(reference) > 255 and _BARE.fullmatch(start) is not None
 
 
 def _decoded(text: str) -> bytes:

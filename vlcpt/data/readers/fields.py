@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from vlcpt.data.documents import DocumentError
 
 Row = Mapping[str, object]
+_IN_BRACKETS = " Put the reference in square brackets."
 
 
 def text_field(row: Row, name: str) -> str:
@@ -69,12 +70,11 @@ def list_field(row: Row, name: str, of: str = "media references") -> Sequence[ob
     if value is None:
         return []
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        todo = ""
+        if of == "media references":  # a column of a table has one type
+            todo = " Write each row's as a list, of one." if isinstance(value, bytes) else _IN_BRACKETS
         raise DocumentError(
-            f"expected a list of {of}, found {type(value).__name__}. Put the reference in square brackets."
-            if of == "media references"
-            else f"expected a list of {of}, found {type(value).__name__}.",
-            kind="row",
-            field=name,
+            f"expected a list of {of}, found {type(value).__name__}.{todo}", kind="row", field=name
         )
     return value
 

@@ -16,6 +16,7 @@ from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.encodings import BOM, check_wide, not_utf8, text_of
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.json_keys import check_keys, repeated, rows_with_repeats
+from vlcpt.data.references import without_pictures
 
 if TYPE_CHECKING:
     import datasets
@@ -218,6 +219,10 @@ class MemoryRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __getstate__(self) -> dict[str, object]:  # for spawned workers
+        rows = self._rows
+        return {**self.__dict__, "_rows": without_pictures(rows) if isinstance(rows, list) else rows}
 
     def source(self, number: int) -> Source:
         return Source(self._name, number + 1)
