@@ -90,7 +90,8 @@ def orientation(picture: PIL.Image.Image) -> int:
 
 def _is_first_frame(picture: PIL.Image.Image) -> bool:
     """Whether the file alone says which pixels are meant: no other frame was sought, no draft asked for."""
-    return picture.tell() == 0 and not (picture.format == "JPEG" and getattr(picture, "decoderconfig", ()))
+    is_draft = picture.format == "JPEG" and getattr(picture, "decoderconfig", None)
+    return picture.tell() == 0 and not is_draft
 
 
 def _file_of(picture: PIL.Image.Image) -> bytes:

@@ -132,9 +132,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
-        if value is not None:
-            data = _picture(value) if key == "bytes" and kind is Image else None
-            values[key] = _checked(key, value) if data is None else data
+        picture = _picture(value) if key == "bytes" and kind is Image else None
+        values[key] = _checked(key, value) if picture is None else picture
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
