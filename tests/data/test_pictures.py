@@ -177,6 +177,8 @@ ROWS = {
 @pytest.mark.parametrize("form", ROWS)
 def test_a_row_of_any_format_may_hold_a_picture(form):
     document = open_source([ROWS[form]]).document(0)
+    in_a_worker = pickle.loads(pickle.dumps(open_source([ROWS[form]]).rows)).row(0)
+    assert open_source([in_a_worker]).document(0) == document
     (image,) = document.images
     assert (pixels(image) == pixels(Image(data=saved(RGBA)))).all()
     assert image.max_pixels == (3136 if "sizes" in form else None)

@@ -33,6 +33,7 @@ UPRIGHT = {
 
 # What a TIFF holds to the bit. A reader makes RGB of all others, so nothing is lost by doing so here; a
 # palette has as many colours as it happens to have, in a copy perhaps more.
+_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # these with a transparent colour, which a TIFF has not
 _TIFF_MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -116,13 +117,13 @@ def _encoded(picture: PIL.Image.Image) -> bytes:
     """Decoded pixels as a file, upright."""
     if (turn := UPRIGHT.get(orientation(picture))) is not None:
         picture = picture.transpose(turn)
+    file = io.BytesIO()
+    if picture.has_transparency_data and picture.mode in _PNG_MODES:
+        picture.save(file, "PNG", compress_level=0)
+        return file.getvalue()
     if picture.mode not in _TIFF_MODES:
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    file = io.BytesIO()
-    if picture.has_transparency_data and picture.mode not in ("LA", "RGBA"):
-        picture.save(file, "PNG", compress_level=0)  # a TIFF has no transparent colour
-    else:
-        picture.save(file, "TIFF", compression="raw")  # not as the file was that it came from
+    picture.save(file, "TIFF", compression="raw")  # not as the file was that it came from
     return file.getvalue()
 
 

@@ -72,6 +72,8 @@ def with_keys(reference: object, keys: Mapping[str, object]) -> object:
         return reference
     if isinstance(reference, str):
         return {"path": reference, **keys}
+    if isinstance(reference, Image | Video):
+        reference = {("bytes" if name == "data" else name): value for name, value in vars(reference).items()}
     if isinstance(reference, Mapping):
         return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
     if isinstance(reference, bytes) or is_picture(reference):
@@ -132,8 +134,9 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
-        picture = _picture(value) if key == "bytes" and kind is Image else None
-        values[key] = _checked(key, value) if picture is None else picture
+        # Chats have a picture where others have its path: under 'url'.
+        picture = _picture(value) if key in ("bytes", "path") and kind is Image else None
+        values |= {key: _checked(key, value)} if picture is None else {"bytes": picture}
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
@@ -149,7 +152,9 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
 
 
 def _picture(value: object) -> bytes | None:
-    """A ``PIL.Image`` as the bytes of a file; None for anything else."""
+    """A ``PIL.Image`` as the bytes of a file, also where it is an Image by now; None for anything else."""
+    if isinstance(value, Image):
+        return value.data
     if not is_picture(value):
         return None
     from vlcpt.data.pictures import picture_bytes
@@ -158,7 +163,7 @@ def _picture(value: object) -> bytes | None:
 
 
 def without_pictures(rows: list[object]) -> list[object]:
-    """Rows with the bytes of a file in place of every ``PIL.Image``; one that cannot be read is empty.
+    """Rows with an :class:`Image` in place of every ``PIL.Image``; one that cannot be read is empty.
 
     Pillow's own pickle forgets the transparency of a palette, and decodes what was only opened.
 
@@ -166,22 +171,21 @@ def without_pictures(rows: list[object]) -> list[object]:
         >>> without_pictures([{"text": "a"}])
         [{'text': 'a'}]
     """
-    known: dict[int, bytes] = {}  # one picture may be in many rows
+    known: dict[int, Image] = {}  # one picture may be in many rows
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [plain(inner) for inner in value]
-        if isinstance(value, str) or id(value) in known:
-            return known.get(id(value), value)
-        try:
-            data = _picture(value)
-        except DocumentError:
-            data = b""  # planning said what is wrong with it
-        if data is not None:
-            known[id(value)] = data
-        return value if data is None else data
+        if not is_picture(value):
+            return value
+        if id(value) not in known:
+            try:
+                known[id(value)] = image_from(value)
+            except DocumentError:
+                known[id(value)] = Image()  # planning said what is wrong with it
+        return known[id(value)]
 
     return [plain(row) for row in rows]
 

@@ -25,7 +25,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD[:4])
+@pytest.mark.parametrize("name", ODD[:4], ids=ascii)
 @pytest.mark.parametrize("escaped", [True, False])
 def test_a_picture_with_an_odd_name_is_read_however_json_writes_it(
     tmp_path: Path, name: str, escaped: bool
@@ -61,7 +61,7 @@ def test_half_of_a_character_in_a_path_in_memory_is_an_error_about_the_path(tmp_
         image_size(document.images[0], media_root=tmp_path)
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ODD, ids=ascii)
 def test_data_with_an_odd_name_are_read_and_their_account_is_written(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
