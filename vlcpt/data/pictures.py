@@ -91,7 +91,7 @@ def orientation(picture: PIL.Image.Image) -> int:
 
 def _is_first_frame(picture: PIL.Image.Image) -> bool:
     """Whether the file alone says which pixels are meant: no other frame was sought, no draft asked for."""
-    return picture.tell() == 0 and not (picture.format == "JPEG" and getattr(picture, "decoderconfig", ()))
+    return picture.tell() == 0 and not (picture.format == "JPEG" and getattr(picture, "decoderconfig", False))
 
 
 def _file_of(picture: PIL.Image.Image) -> bytes:

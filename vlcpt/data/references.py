@@ -116,8 +116,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
         return _split_data_uri(reference)
     if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
         return {"data": bytes(reference)}
-    if kind is Image and (data := _picture(reference)) is not None:
-        return {"data": data}
+    if kind is Image and (picture := _picture(reference)) is not None:
+        return {"data": picture}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
@@ -136,8 +136,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
         if value is not None:
             # Chats have a picture where others have its path: under 'url'.
-            data = _picture(value) if key in ("bytes", "path") and kind is Image else None
-            values |= {key: _checked(key, value)} if data is None else {"bytes": data}
+            picture = _picture(value) if key in ("bytes", "path") and kind is Image else None
+            values |= {key: _checked(key, value)} if picture is None else {"bytes": picture}
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
