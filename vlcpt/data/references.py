@@ -116,8 +116,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
         return _split_data_uri(reference)
     if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
         return {"data": bytes(reference)}
-    if kind is Image and (data := _picture(reference)) is not None:
-        return {"data": data}
+    if kind is Image and (picture := _picture(reference)) is not None:
+        return {"data": picture}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "

@@ -66,7 +66,8 @@ def unpacked(path: Path) -> Path:
         with _writing(copy, path, done):
             copy.parent.mkdir(parents=True, exist_ok=True)
             file = partial.open("wb")
-        with file, pa.CompressedInputStream(pa.OSFile(str(path)), codec) as stream:
+        # Arrow itself opens no file whose name is not UTF-8.
+        with file, path.open("rb") as packed, pa.CompressedInputStream(packed, codec) as stream:
             while chunk := stream.read(_CHUNK):
                 done += len(chunk)
                 with _writing(copy, path, done):
