@@ -142,3 +142,19 @@ def test_inspect_goes_through_in_a_process_without_utf_8(project: Path, environm
     assert run.returncode == 0, run.stderr
     assert b"Traceback" not in run.stderr
     assert b"a.jsonl:1" in run.stdout
+
+
+@pytest.mark.parametrize("hanging", [False, True])
+def test_a_signalled_command_lets_trackers_send_what_is_left_but_does_not_wait_for_ever(
+    hanging: bool,
+) -> None:
+    lines = ["import atexit, time", "from vlcpt.__main__ import _leave"]
+    if hanging:  # hooks run in the opposite order
+        lines.append("atexit.register(time.sleep, 300)")
+    lines += ["atexit.register(print, 'sent')", "_leave(143)"]
+
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert (ended.returncode, ended.stdout) == (143, "sent\n")

@@ -1,12 +1,16 @@
 """``vlcpt``, ``python -m vlcpt``, ``torchrun -m vlcpt`` and ``deepspeed --module vlcpt``."""
 
+import atexit
 import codecs
 import io
 import os
 import sys
+import threading
 
 # What a terminal without our own marks is sent for them; any other character that it lacks is a "?".
 _PLAIN = {"«": "<<", "»": ">>", "┊": "|", "✂": "8<", "×": "x", "–": "-", "…": "...", "→": "->", "’": "'"}
+
+_HOOKS = 5.0  # seconds that the hooks of a process that ends early may take
 
 
 def print_everywhere() -> None:
@@ -57,6 +61,10 @@ def _leave(code: object) -> None:
     torch = sys.modules.get("torch")
     is_rank = torch is not None and torch.distributed.is_initialized()
     if isinstance(code, int) and (code in (130, 143) or (code and is_rank)):
+        # Trackers send what is left from there; one of these hooks may be what hangs.
+        hooks = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+        hooks.start()
+        hooks.join(_HOOKS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
