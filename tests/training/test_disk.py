@@ -1,11 +1,14 @@
 """Tests of vlcpt/training/disk.py."""
 
+import json
 import shutil
 from collections import namedtuple
 
 import pytest
 
+from tests.processes import run_on_ranks
 from tests.support import FOUR, make_trainer
+from tests.training import foreseen_sizes
 from tests.training.test_resuming import make_checkpoint
 from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.training.disk import delete_checkpoint, finish_deletions, require_space, rotate
@@ -144,3 +147,19 @@ def test_what_a_checkpoint_takes_is_foreseen_within_a_fifth(
 
 def written_bytes(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def sizes(folder):
+    done = run_on_ranks("tests.training.foreseen_sizes", str(folder), timeout=580)
+    assert done.returncode == 0, done.stdout
+    return json.loads((folder / "sizes.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", foreseen_sizes.RUNS)
+def test_what_a_checkpoint_of_two_processes_takes_is_foreseen_within_a_fifth(sizes, name):
+    foreseen, written = sizes[name]
+
+    assert 0.83 <= foreseen / written <= 1.2

@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
-from tests.processes import run_on_ranks
+from tests.processes import run_on_ranks, start_ranks
+from tests.support import wait_for
 from tests.training.failing_ranks import RUNS
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError, ModelConfig, load_model
 from vlcpt.data.failed import FailedSample
@@ -418,3 +419,35 @@ def test_workers_that_end_or_stop_amid_an_evaluation_end_it(
 
     assert ("stopped, as by kill -STOP" in str(raised.value)) == (number == signal.SIGSTOP)
     assert strike.children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_of_one_rank_ends_all_ranks_and_the_run_can_go_on(tiny_model_dir, tmp_path, number):
+    rows(tmp_path, 6)
+    (tmp_path / "my.yaml").write_text(
+        f"model_name_or_path: {tiny_model_dir}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 256\n"
+        "packing: false\nuse_cpu: true\nmax_steps: 30\nsave_steps: 1\nsave_strategy: steps\n"
+        "dataloader_num_workers: 1\ndataloader_timeout: 5\nddp_timeout: 30\nreport_to: none\n"
+    )
+    command = ["vlcpt", "train", str(tmp_path / "my.yaml")]
+    ranks, store = start_ranks(command, tmp_path / "output")
+    try:
+        wait_for(lambda: list_checkpoints(tmp_path / "out"), 120)
+        workers = Path(f"/proc/{ranks[1].pid}/task/{ranks[1].pid}/children").read_text().split()
+        assert workers
+        for worker in workers:
+            os.kill(int(worker), number)
+        codes = [rank.wait(90) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+        del store
+
+    said = (tmp_path / "output").read_text()
+    assert codes == [1, 1], said
+    assert re.search(r"worker 0 .*train\.jsonl:\d", said.replace("\n", " ")), said
+    assert "Traceback" not in said
+    done = run_on_ranks(*command, "--resume_from_checkpoint", "auto", "--max_steps", "30", timeout=200)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "out" / "checkpoint-30").is_dir()
