@@ -178,7 +178,7 @@ def plan_push(
         config = read_adapter_config(str(checkpoint))
         read_adapter_shapes(checkpoint)
     else:
-        check_parameters(read_config(str(checkpoint)), str(checkpoint))
+        check_parameters(read_config(str(checkpoint)), str(checkpoint), times=1)
     run = read_run(Path(run_folder), evaluation)
     base_revision = None
     if config is not None:

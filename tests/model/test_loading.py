@@ -140,10 +140,10 @@ def test_a_checkpoint_with_a_tensor_of_another_shape_is_refused(model_copy):
         load_model(ModelConfig(str(model_copy)))
 
 
-def test_a_broken_file_of_weights_is_an_error_of_that_folder(model_copy):
+def test_a_broken_file_of_weights_is_an_error_that_names_it(model_copy):
     (model_copy / "model.safetensors").write_bytes(b"1234")
 
-    with pytest.raises(ValueError, match=r"no model could be loaded from this folder"):
+    with pytest.raises(ValueError, match=r"model/model\.safetensors: it is no whole safetensors file"):
         load_model(ModelConfig(str(model_copy)))
 
 

@@ -131,9 +131,11 @@ def test_the_schedule_is_the_configurations_from_the_checkpoints_rates(run):
     assert "cosine" in seen.schedule.func.__name__
     assert seen.schedule.keywords["num_warmup_steps"] == 20
     assert seen.schedule.keywords["num_training_steps"] == 40
-    # The fourth step is 3 of 20 up to the saved 0.01, not to 1.0; the third has the rate that was saved.
+    assert seen.groups["language"]["initial_lr"] == 0.01  # not 1.0
+    # What is logged is the first group's, the merger's: the fourth step is 3 of 20 up to its saved 0.003. The
+    # third has the rate that was saved.
     fourth = next(one for one in seen.state.log_history if one.get("step") == 4)
-    assert fourth["learning_rate"] == pytest.approx(0.01 * 3 / 20)
+    assert fourth["learning_rate"] == pytest.approx(0.003 * 3 / 20)
 
 
 def test_dropout_and_clipping_are_the_configurations(run):

@@ -53,11 +53,16 @@ def check_config_file(path: Path) -> None:
             )
 
 
-def check_parameters(found: PreTrainedConfig, name_or_path: str) -> None:
-    """Refuse a configuration whose model has more parameters than the files of its weights hold.
+def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int = 2) -> None:
+    """Refuse a configuration whose model has far more parameters than the files of its weights hold.
 
     ``from_pretrained`` makes up what is missing, of whatever size. A model that is not on this machine yet is
     not looked at.
+
+    Args:
+        found: The configuration.
+        name_or_path: Where it is from.
+        times: How many times as many parameters are let through; 1 where nothing loads them afterwards.
 
     Raises:
         ConfigError: If no model can be made of the configuration, or one that is too large.
@@ -88,7 +93,8 @@ def check_parameters(found: PreTrainedConfig, name_or_path: str) -> None:
             f"{config} describes a model that cannot be made ({type(error).__name__}). Get the file again "
             "from where the model is published."
         ) from error
-    if needed > held:
+    # A tensor that is missing is named where it is loaded; here is what would fill memory.
+    if needed > times * held:
         raise ConfigError(
             f"{config} describes a model of {needed:,} parameters, but its weights hold {held:,}. Get both "
             "again from where the model is published."
