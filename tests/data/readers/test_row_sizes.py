@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from vlcpt import DocumentError
@@ -54,6 +55,7 @@ KINDS = {
     "list.json": (b"[" + SHORT + b"]", b"[" + SHORT + b"," + LONG + b"]", 1),
     "line.json": (SHORT, LONG, 0),
     "a.txt": (b"a", LONG, 0),
+    "a.csv": (b"text\nb\n", b"text\nb\n" + b"a" * (64 * MB) + b"\nb\n", 1),
     "a.tar": (tar(("a.json", SHORT)), tar(("a.json", SHORT), ("b.json", LONG)), 1),
     "texts.tar": (tar(("a.txt", b"a"), ("a.json", SHORT)), tar(("a.json", SHORT), ("b.txt", LONG)), 1),
 }
@@ -103,6 +105,49 @@ def test_a_list_with_many_short_texts_may_be_larger_than_the_limit_of_a_row(tmp_
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "a" * 100}] * 50))
     assert len(open_source(path, max_row_bytes=120)) == 50
+
+
+def test_a_quote_that_is_not_closed_ends_the_reading_of_a_csv_at_the_limit(tmp_path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text\nb\n"' + "a line\n" * 50)
+    with pytest.raises(
+        DocumentError, match=r"a\.csv:3: the row has more bytes than max_row_bytes = 120\..*is not closed"
+    ):
+        open_source(path, max_row_bytes=120)
+
+
+def test_rows_of_exactly_the_limit_are_read_from_a_csv_also_where_they_have_several_lines(tmp_path) -> None:
+    path = tmp_path / "a.csv"
+    row = b'"a\nb""c"\n'
+    path.write_bytes(b"text\n" + row * 3)
+    assert open_source(path, max_row_bytes=len(row)).document(2).segments[0].text == 'a\nb"c'
+    with pytest.raises(DocumentError, match=r"a\.csv:2: the row has more bytes than max_row_bytes = 8\."):
+        open_source(path, max_row_bytes=len(row) - 1)
+
+
+# Of each: what is opened, and the file whose row is too long.
+FOLDERS = {
+    "texts beside their pictures": (".", "0.txt", b"a" * 200),
+    "fields beside their pictures": (".", "0.json", b'{"caption": "' + b"a" * 200 + b'"}'),
+    "ImageFolder": (".", "metadata.jsonl", b'{"file_name": "0.png", "text": "' + b"a" * 200 + b'"}'),
+    "ImageFolder of CSV": (".", "metadata.csv", b"file_name,text\n0.png," + b"a" * 200),
+    "a folder of CSV": (".", "b.csv", b"text\n" + b"a" * 200),
+    "a pattern of CSV": ("*.csv", "b.csv", b"text\n" + b"a" * 200),
+    "a pattern of JSON": ("*.json", "b.json", b'[{"text": "' + b"a" * 200 + b'"}]'),
+    "a pattern of JSONL": ("*.jsonl", "b.jsonl", b'{"text": "' + b"a" * 200 + b'"}'),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_the_limit_holds_in_folders_and_patterns_too(tmp_path, kind: str) -> None:
+    opened, name, content = FOLDERS[kind]
+    PIL.Image.new("RGB", (60, 60)).save(tmp_path / "0.png")
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path / opened
+    assert "a" * 200 in open_source(path, max_row_bytes=300).document(0).to_markup()
+    with pytest.raises(DocumentError, match="max_row_bytes = 150") as found:
+        open_source(path, max_row_bytes=150).document(0)
+    assert name in str(found.value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

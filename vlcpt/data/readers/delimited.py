@@ -18,6 +18,7 @@ from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.file_states import FileState, file_state
 from vlcpt.data.readers.encodings import check_wide, looks_like, not_utf8
 from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.rows import MAX_ROW_BYTES
 
 _HEAD = 1 << 14  # bytes that tell an encoding
 # Cells of these fields may hold JSON; that of a path may also begin with a bracket and be none.
@@ -41,10 +42,12 @@ class DelimitedRows:
     Args:
         path: The file, without compression.
         name: What messages call it.
+        max_row_bytes: A row of more ends the reading: a quote that is not closed makes one row of all lines.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(self, path: Path, name: str | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> None:
         self._path = path
+        self._most = max_row_bytes
         self._name = name or str(path)
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self._columns: list[str] = []
@@ -97,12 +100,21 @@ class DelimitedRows:
 
     def _records(self, file: BinaryIO) -> Iterator[tuple[int, int, int, list[str]]]:
         """Where each record begins and ends, its first line, and its cells."""
-        place, number = 0, 0
+        place, number, start, first = 0, 0, 0, 1
 
         def lines() -> Iterator[str]:
             nonlocal place, number
-            for line in file:
+            # No more than a row may have is read, wherever its end is.
+            while line := file.readline(self._most - (place - start) + 1):
                 number += 1
+                if place - start + len(line) > self._most:
+                    raise DocumentError(
+                        f"the row has more bytes than max_row_bytes = {self._most:,}. Split it into several "
+                        "rows, or raise the limit. A double quote that is not closed makes one row of all "
+                        "that follows.",
+                        kind="source",
+                        source=Source(self._name, first),
+                    )
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:
@@ -112,7 +124,7 @@ class DelimitedRows:
 
         reader = self._reader(lines())
         while True:
-            start, line = place, number + 1
+            start, first = place, number + 1
             try:
                 cells = next(reader)
             except StopIteration:
@@ -122,9 +134,9 @@ class DelimitedRows:
                     f"cannot be read as {_KIND[self._delimiter]}: {error}. Inside double quotes write each "
                     "quote twice, and close each cell that is opened.",
                     kind="source",
-                    source=Source(self._name, line),
+                    source=Source(self._name, first),
                 ) from None
-            yield start, place, line, cells
+            yield start, place, first, cells
 
     def _check_wide(self, file: BinaryIO) -> None:
         head = file.read(_HEAD)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers.compressed import inner_name, unpacked
 from vlcpt.data.readers.fields import Row, id_field
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.readers.prepared_folders import prepared_members
-from vlcpt.data.readers.rows import MAX_ROW_BYTES, MemoryRows, Rows, check_strings
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.readers.storage import default_name, limit_rows, open_rows
+from vlcpt.data.readers.storage import default_name, open_rows
 from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
@@ -162,12 +161,14 @@ def open_source(
         check_format(format, targets, chat_template)
         rows: Rows
         if isinstance(path, str | Path):
-            file = Path(path)
-            if inner_name(file.name).lower().endswith(".json") and file.is_file():
-                check_strings(unpacked(file), max_row_bytes, str(file))
             given_root = None if media_root is None else str(media_root)
             rows, own_root = open_rows(
-                path, split=split, format=format, media_root=given_root, ignored=ignore_fields
+                path,
+                split=split,
+                format=format,
+                media_root=given_root,
+                ignored=ignore_fields,
+                max_row_bytes=max_row_bytes,
             )
             limit_rows(rows, max_row_bytes)
             root: str | None = given_root or own_root

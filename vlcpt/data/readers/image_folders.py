@@ -13,7 +13,7 @@ from pathlib import Path
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.markers import MEDIA_FIELDS
-from vlcpt.data.readers.rows import Rows, files_inside
+from vlcpt.data.readers.rows import Rows, files_inside, limit_rows
 from vlcpt.data.readers.tars import VIDEO_SUFFIXES
 from vlcpt.data.readers.unread import UNNAMED, is_media_name, suffixes_of
 
@@ -62,6 +62,10 @@ class MetadataRows:
     def state(self) -> list[object]:
         """What tells whether they changed."""
         return [self._prefix, self._numbers, self._rows.state()]  # type: ignore[attr-defined]
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes."""
+        limit_rows(self._rows, most)
 
     def only(self, columns: Iterable[str]) -> MetadataRows:
         """The same rows; of tables, these columns and those that name files."""

@@ -12,7 +12,7 @@ from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.file_states import file_state
 from vlcpt.data.readers.encodings import text_of
 from vlcpt.data.readers.fields import Row
-from vlcpt.data.readers.rows import json_object, require_regular
+from vlcpt.data.readers.rows import MAX_ROW_BYTES, check_row_size, json_object, require_regular
 from vlcpt.data.readers.tars import VIDEO_SUFFIXES
 from vlcpt.data.readers.unread import LONE_MEDIA, LONE_TEXTS, is_media_name, suffixes_of
 
@@ -48,6 +48,7 @@ class PairRows:
         self._left_out = dict(left_out)
         self._to_folder = os.path.relpath(folder, root)
         self._format = format
+        self._most = MAX_ROW_BYTES
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -67,6 +68,10 @@ class PairRows:
         """Files of the folder that are no part of a row, by what they are."""
         return self._left_out
 
+    def limit(self, most: int) -> None:
+        """Refuse rows of which a text or a ``.json`` has more bytes."""
+        self._most = most
+
     def row(self, number: int) -> Row:
         key = self._keys[number]
         for names in (key.texts, key.fields):
@@ -74,6 +79,8 @@ class PairRows:
                 raise DocumentError(
                     f"{key.media[0]!r} has two texts, {names[0]!r} and {names[1]!r}. Keep one of them."
                 )
+        for name in (*key.texts, *key.fields):
+            check_row_size((self._folder / name).stat().st_size, self._most)
         row: dict[str, object] = {}
         for name in key.fields:
             file = self._folder / name

@@ -244,6 +244,13 @@ class MemoryRows:
         raise DocumentError(f"expected a dict or a Document, found {type(row).__name__}.", kind="row")
 
 
+def limit_rows(rows: Rows, most: int) -> None:
+    """Refuse rows of more bytes, in whatever is read by the row; tables are read by groups of them."""
+    limit = getattr(rows, "limit", None)
+    if limit is not None:
+        limit(most)
+
+
 def files_inside(folder: Path) -> list[Path]:
     """All that is no folder below a folder, in order, without what is hidden."""
     return [

@@ -17,12 +17,15 @@ from vlcpt.data.readers.compressed import inner_name, unpacked
 from vlcpt.data.readers.fields import Row
 from vlcpt.data.readers.patterns import files_of, is_pattern
 from vlcpt.data.readers.rows import (
+    MAX_ROW_BYTES,
     TEXT_SUFFIXES,
     JsonlRows,
     JsonRows,
     Rows,
     TextRows,
+    check_strings,
     files_inside,
+    limit_rows,
     require_regular,
 )
 
@@ -45,11 +48,13 @@ class _Opening:
         format: Their schema.
         media_root: Where media paths start; None: where the data is.
         ignores_names: Whether a ``file_name`` of metadata is no medium.
+        max_row_bytes: Above which a row is refused.
     """
 
     format: str
     media_root: str | None
     ignores_names: bool
+    max_row_bytes: int
 
 
 class ChainRows:
@@ -123,6 +128,7 @@ def open_rows(
     format: str = "auto",
     media_root: str | None = None,
     ignored: Collection[str] = (),
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> tuple[Rows, str]:
     """The rows of a file, a folder, a pattern for several, or a data set on the Hub.
 
@@ -132,6 +138,7 @@ def open_rows(
         format: The rows' schema: with ``text``, a folder is read as text files, whatever else it holds.
         media_root: Where media paths start; None: where the data is.
         ignored: Fields that are not looked at; with ``file_name``, no metadata names a medium.
+        max_row_bytes: A row of more is refused, where a file is read whole or looked through at its opening.
 
     Returns:
         The rows, and the folder that their media paths start from and may not leave.
@@ -152,7 +159,7 @@ def open_rows(
             shown,
         )
     file = Path(path)
-    opening = _Opening(format, media_root, "file_name" in ignored)
+    opening = _Opening(format, media_root, "file_name" in ignored, max_row_bytes)
     if not file.exists():
         if is_pattern(shown):
             _refuse_split(split, "to a pattern", shown)
@@ -163,7 +170,7 @@ def open_rows(
     require_regular(file)
     if split:
         raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
-    if (opener := _opener(file, looks_beside=format == "auto")) is None:
+    if (opener := _opener(file, max_row_bytes, looks_beside=format == "auto")) is None:
         raise _error(f"cannot read files ending in {file.suffix or 'nothing'!r}. Known: {_KNOWN}.", shown)
     rows = opener()
     if file.name.startswith("metadata.") and not opening.ignores_names:
@@ -171,13 +178,6 @@ def open_rows(
 
         rows = metadata_rows(rows, file, media_root)
     return rows, media_root or str(file.parent)
-
-
-def limit_rows(rows: Rows, most: int) -> None:
-    """Refuse rows of more bytes, in whatever is read by the row; tables are read by groups of them."""
-    limit = getattr(rows, "limit", None)
-    if limit is not None:
-        limit(most)
 
 
 def default_name(path: str) -> str:
@@ -201,8 +201,8 @@ def default_name(path: str) -> str:
     return stem if Path(name).suffix.lower() in _NAMED else name
 
 
-def _opener(file: Path, *, looks_beside: bool = False) -> Callable[[], Rows] | None:
-    """What reads a file, by its name; None: nothing does."""
+def _opener(file: Path, most: int, *, looks_beside: bool = False) -> Callable[[], Rows] | None:
+    """What reads a file, by its name, rows of that many bytes at most; None: nothing does."""
     suffix = Path(inner_name(file.name)).suffix.lower()
     packed = file.suffix.lower() in _COMPRESSED or file.suffix.lower() == ".tgz"
     if suffix in TEXT_SUFFIXES and not packed:
@@ -210,11 +210,11 @@ def _opener(file: Path, *, looks_beside: bool = False) -> Callable[[], Rows] | N
     if suffix in _LINES:
         return lambda: JsonlRows(unpacked(file), str(file))
     if suffix == ".json":
-        return lambda: _json_rows(unpacked(file), str(file))
+        return lambda: _json_rows(unpacked(file), str(file), most)
     if suffix in _DELIMITED:
         from vlcpt.data.readers.delimited import DelimitedRows
 
-        return lambda: DelimitedRows(unpacked(file), str(file))
+        return lambda: DelimitedRows(unpacked(file), str(file), most)
     if suffix == ".tar":
         from vlcpt.data.readers.tars import TarRows
 
@@ -226,8 +226,9 @@ def _opener(file: Path, *, looks_beside: bool = False) -> Callable[[], Rows] | N
     return None
 
 
-def _json_rows(file: Path, name: str) -> Rows:
+def _json_rows(file: Path, name: str, most: int) -> Rows:
     """A list, or, as many files of that name on the Hub are, one object a line."""
+    check_strings(file, most, name)
     with file.open("rb") as lines:
         line = lines.readline(1 << 20)  # of a list on one line, not all
     first = line.removeprefix(b"\xef\xbb\xbf").strip()
@@ -298,8 +299,11 @@ def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | Non
         if shards:
             beside = [file for file in files if file.suffix.lower() == ".json" and file not in shards]
             left_out = suffixes_of([*described, *beside]) if described else {}
-            by_file = opening.media_root is None and not is_whole
-            return _shard_rows(shards, data_texts, left_out, shown, by_file=by_file)
+            parts = [_opened(file, opening.max_row_bytes) for file in _of_one_kind(shards, data_texts, shown)]
+            roots = [str(file.parent) for file in shards]
+            # Of a folder, all media paths start there; of a pattern, each at its file's folder.
+            by_file = opening.media_root is None and not is_whole and len({*roots}) > 1
+            return ChainRows(parts, left_out, roots if by_file else None)
     if split:
         return loaded_rows(str(folder), split)
     if not texts and any(file.suffix.lower() == ".json" for file in files):
@@ -315,21 +319,21 @@ def _metadata_rows(folder: Path, files: list[Path], split: str | None, opening: 
         return None
     from vlcpt.data.readers.image_folders import image_folder
 
-    found = image_folder(folder, files, split, opening.media_root, _opened)
+    found = image_folder(
+        folder, files, split, opening.media_root, lambda file: _opened(file, opening.max_row_bytes)
+    )
     return None if found is None else ChainRows(*found)
 
 
-def _opened(file: Path) -> Rows:
+def _opened(file: Path, most: int) -> Rows:
     require_regular(file)
-    opener = _opener(file)
+    opener = _opener(file, most)
     assert opener is not None  # of known names
     return opener()
 
 
-def _shard_rows(
-    shards: list[Path], texts: list[Path], left_out: Mapping[str, int], shown: str, *, by_file: bool
-) -> Rows:
-    """The rows of all shards, which have to be of one kind."""
+def _of_one_kind(shards: list[Path], texts: list[Path], shown: str) -> list[Path]:
+    """The shards, or an error where they are of several kinds, or stand with texts."""
     kinds = sorted({Path(inner_name(file.name)).suffix.lower() for file in shards})
     kinds += sorted({file.suffix for file in texts})
     if len(kinds) > 1:
@@ -338,10 +342,7 @@ def _shard_rows(
             "of one kind, or format: text for its text files.",
             shown,
         )
-    parts = [_opened(file) for file in shards]
-    roots = [str(file.parent) for file in shards]
-    # Of a folder, all media paths start there; of a pattern, each at its file's folder.
-    return ChainRows(parts, left_out, roots if by_file and len({*roots}) > 1 else None)
+    return shards
 
 
 def _describes_a_shard(file: Path) -> bool:
