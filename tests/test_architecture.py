@@ -58,6 +58,7 @@ OVERRIDES = {
     "get_batch_samples",
     "compute_loss",
     "create_optimizer",
+    "_load_optimizer_and_scheduler",
     "evaluation_loop",
     "prediction_step",
     "save_model",

@@ -176,7 +176,8 @@ def plan_push(
     config = None
     if kind == "adapter":
         config = read_adapter_config(str(checkpoint))
-        read_adapter_shapes(checkpoint)
+        if (checkpoint / "adapter_model.safetensors").is_file():  # else its own message follows
+            read_adapter_shapes(checkpoint)
     else:
         check_parameters(read_config(str(checkpoint)), str(checkpoint), times=1)
     run = read_run(Path(run_folder), evaluation)

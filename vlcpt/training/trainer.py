@@ -266,7 +266,7 @@ class CPTTrainer(Trainer):
         """Load the states of a checkpoint, once they are known to be of this optimizer and scheduler.
 
         No public name of transformers 5.24 is called between their making and their loading;
-        tests/training/test_saved_states.py tells whether this one still is.
+        tests/test_forged.py tells whether this one still is.
         """
         if checkpoint is not None and not self.is_deepspeed_enabled:
             assert self.optimizer is not None and self.lr_scheduler is not None

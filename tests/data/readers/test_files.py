@@ -104,11 +104,11 @@ def test_the_format_is_told_by_the_fields_of_the_first_rows(tmp_path, caplog):
 
 def test_rows_that_fit_no_format_are_an_error_that_names_their_fields(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('\n{"instruction": "a", "output": "b"}\n')
+    path.write_text('\n{"instruction": "a", "answer": "b"}\n')
     with pytest.raises(DocumentError) as caught:
         open_source(path)
     assert str(caught.value).startswith(
-        f"{path}:2: no format fits the fields 'instruction', 'output'. Known formats: vlcpt: text"
+        f"{path}:2: no format fits the fields 'instruction', 'answer'. Known formats: vlcpt: text"
     )
 
 
