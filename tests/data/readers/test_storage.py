@@ -206,6 +206,37 @@ def test_a_folder_of_several_kinds_is_an_error_unless_text_is_asked_for(tmp_path
     assert open_source(tmp_path, format="text").document(0).segments == (Text("b", trainable=True),)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("pattern", ["", "*.{kind}"])
+def test_format_text_takes_rows_from_folders_and_patterns_that_have_no_text_files(tmp_path, kind, pattern):
+    said = 'x <image> <trainable_text> "y"'
+    table = pa.table({"text": [said]})
+    path = tmp_path / f"0.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "csv":
+        path.write_text('text\n"' + said.replace('"', '""') + '"\n')
+    else:
+        path.write_text(json.dumps({"text": said}))
+    (tmp_path / "README.md").write_text("# The card of the data set")
+    source = open_source(tmp_path / pattern.format(kind=kind), format="text")
+
+    found = [source.document(number).segments for number in range(len(source))]
+    assert found == [(Text(said, trainable=True),)]
+
+
+def test_a_table_beside_a_folder_of_the_pictures_that_its_rows_name_is_the_data(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.png").write_bytes(png(0))
+    rows = [{"text": "<image>A valve.", "images": ["train/0.png"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    source = open_source(tmp_path)
+
+    assert (len(source), source.left_out()) == (2, {})
+    assert [source.document(number).images[0].path for number in range(2)] == ["train/0.png"] * 2
+
+
 def test_of_img2datasets_files_the_tars_are_the_data(tmp_path):
     write_tar(tmp_path / "00000.tar")
     pq.write_table(TABLE, tmp_path / "00000.parquet")
@@ -300,7 +331,8 @@ def test_without_the_hub_one_message_says_so():
         ("a.jsonl.gz", b"{}", "cannot be unpacked as gzip: "),
         ("a.json", b'{\n"data": []\n}', "expected a list of rows, found dict."),
         ("a.json", b"[1,", "not JSON: "),
-        ("a.csv", b"a,b", "cannot read files ending in '.csv'. Known: .jsonl, .json, .parquet"),
+        ("a.csv", b"a,b", "there is no row in it."),
+        ("a.xml", b"<a/>", "cannot read files ending in '.xml'. Known: .jsonl, .json, .csv, .tsv, .parquet"),
         ("a.parquet.gz", gzip.compress(b"", mtime=0), "cannot read files ending in '.gz'."),
         ("a.jsonl", b"", "there is no row in it."),
         ("a.json", b"[]", "there is no row in it."),

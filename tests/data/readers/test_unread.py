@@ -70,6 +70,45 @@ def test_a_row_that_would_lose_its_medium_is_an_error_that_names_the_field(rows,
     assert len(str(caught.value)) < 600
 
 
+TURNS = [
+    ({"conversations": [{"from": "gpt", "value": "a", "image": "a.png"}]}, "conversations[].image"),
+    ({"messages": [{"role": "assistant", "content": "a", "images": ["a.png"]}]}, "messages[].images"),
+    ({"messages": [{"role": "assistant", "content": "a", "img": {"url": "b.webp"}}]}, "messages[].img"),
+    ({"texts": [{"user": "a", "assistant": "b", "image": "a.png"}]}, "texts[].image"),
+]
+
+
+@pytest.mark.parametrize(("row", "name"), TURNS)
+def test_a_medium_in_a_key_of_a_turn_that_is_not_read_is_an_error_and_can_be_ignored(rows, row, name):
+    with pytest.raises(DocumentError, match=r"does not read this field") as caught:
+        list(read_documents(rows(row)))
+    assert caught.value.field == name
+    assert f'ignore_fields: ["{name}"]' in caught.value.reason
+    (document,) = read_documents(rows(row), ignore_fields=[name])
+    assert document.not_read == ()
+
+
+@pytest.mark.parametrize(("row", "name"), TURNS)
+def test_it_is_named_where_the_row_has_a_medium_that_is_read(rows, row, name):
+    ((field, (turn,)),) = row.items()
+    marked = turn | ({"content": "<image>a"} if field == "messages" else {})
+    (document,) = read_documents(rows({field: [marked], "images": ["a.png"]}))
+    assert len(document.images) == 1
+    assert document.not_read == (name,)
+
+
+def test_other_keys_of_a_turn_stop_nothing(rows):
+    turn = {"role": "assistant", "content": "a", "image_id": 7, "name": "img", "video_title": "a.mp4"}
+    (document,) = read_documents(rows({"messages": [turn]}))
+    assert document.not_read == ()
+
+
+def test_keys_beside_references_can_be_ignored(rows):
+    row = {"text": "<image>a", "images": [{"path": "a.png", "detail": "low"}]}
+    assert next(read_documents(rows(row))).not_read == ("images[].detail",)
+    assert next(read_documents(rows(row), ignore_fields=["images[].detail"])).not_read == ()
+
+
 def test_fields_that_are_ignored_on_purpose_are_neither_errors_nor_named(rows):
     path = rows(TEXT | {"image_path": "a.png", "source": "web"})
     (document,) = read_documents(path, ignore_fields=["image_path"])

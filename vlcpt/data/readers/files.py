@@ -86,6 +86,8 @@ class DocumentSource:
             if tar_row is not None:
                 document, unnamed = with_own_files(document, tar_row)
                 not_read += unnamed if unread is not None and unread.format != "text" else ()
+            ignored = unread.ignored if unread is not None else ()
+            not_read = [name for name in dict.fromkeys(not_read) if name not in ignored]
             return _placed(document, source, root, not_read)
         except DocumentError as error:
             raise error.at(source) from None

@@ -274,14 +274,16 @@ def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | Non
 
     is_whole = shown == str(folder)  # and no pattern, which names its files on purpose
     texts = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
-    if opening.format != "text":
-        if (named := _metadata_rows(folder, files, split, opening)) is not None:
-            return named
+    data_texts = [file for file in texts if file.name != "README.md"]  # the card of a data set is none
+    is_text = opening.format == "text"
+    if not is_text and (named := _metadata_rows(folder, files, split, opening)) is not None:
+        return named
+    if not (is_text and data_texts):  # of plain text, files of rows are read where no text files are
         shards = [file for file in files if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
         described = {file for file in shards if _describes_a_shard(file)}
         shards = [file for file in shards if file not in described]
         pairs = None
-        if not shards:
+        if not shards and not is_text:
             from vlcpt.data.readers.pairs import find_pairs
 
             pairs = find_pairs(folder, files, opening.media_root or str(folder), opening.format)
@@ -292,7 +294,6 @@ def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | Non
             _refuse_split(split, "to a folder that img2dataset wrote", shown)
         if split:
             return loaded_rows(str(folder), split)
-        data_texts = [file for file in texts if file.name != "README.md"]  # the card of a data set is none
         for suffixes in (_DELIMITED, () if is_whole else (".json",)):
             if not shards and not data_texts:
                 shards = [f for f in files if Path(inner_name(f.name)).suffix.lower() in suffixes]
@@ -350,9 +351,11 @@ def _describes_a_shard(file: Path) -> bool:
     if file.suffix.lower() != ".parquet":
         return False
     stem = file.with_suffix("")
-    return stem.is_dir() or any(
-        stem.with_name(stem.name + suffix).is_file() for suffix in (".tar", ".tgz", ".tar.gz", ".tar.zst")
-    )
+    beside = (stem.with_name(stem.name + suffix) for suffix in (".tar", ".tgz", ".tar.gz", ".tar.zst"))
+    if any(tar.is_file() for tar in beside):
+        return True
+    # A folder of media alone, such as train/ beside train.parquet, is what the table's rows name.
+    return stem.is_dir() and any(one.suffix.lower() in (".txt", ".json") for one in stem.iterdir())
 
 
 def _refuse_split(split: str | None, where: str, path: str) -> None:

@@ -45,6 +45,10 @@ _MOST_NAME = 1000  # characters that a path has at most
 _LOOKED_AT = 8  # of a list's entries
 _MOST_BESIDE = 10_000  # entries of a folder
 
+# Where the formats of conversations have their turns, and what is read of one.
+_TURNS = {"sharegpt": "conversations", "messages": "messages", "docmatix": "texts"}
+_OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant"))
+
 # Fields with structs of media, whose other keys are named.
 _REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
 
@@ -99,21 +103,36 @@ class Unread:
             if name in self.fields and isinstance(row.get(name), Mapping | list | tuple)
             for hint in dict.fromkeys(hints_in(row[name], name))
         ]
-        names += [
-            str(name)
+        held = {
+            str(name): value
             for name, value in row.items()
             if name not in self.fields and name not in self.ignored and not _is_empty(value)
-        ]
+        } | self._in_turns(row)
+        names += held
         if self.format == "caption" and row.get("caption") is not None and "text" in row:
             names += ["text"] if row["text"] and "text" not in self.ignored else []
         if all(isinstance(segment, Text) for segment in document.segments):
-            for name in names:
-                found = medium_in(row.get(name), name, self.media_root)
+            for name, value in held.items():
+                found = medium_in(value, name, self.media_root)
                 if found is not None:
                     raise self._lost(name, found)
             names += self._in_text(document)
         # Rows in memory keep all their fields, and have just been counted.
         return [*names, *(name for name in self.untouched if name not in row)]
+
+    def _in_turns(self, row: Row) -> dict[str, object]:
+        """Media in keys of turns that are not read, such as the ``images`` of Ollama, by their names."""
+        field = _TURNS.get(self.format, "")
+        turns = row.get(field)
+        found: dict[str, object] = {}
+        for turn in turns if isinstance(turns, list | tuple) else ():
+            for key in turn.keys() - _OF_TURN if isinstance(turn, Mapping) else ():
+                name = f"{field}[].{key}"
+                if name in self.ignored or _is_empty(turn[key]):
+                    continue
+                if medium_in(turn[key], str(key), self.media_root) is not None:
+                    found.setdefault(name, turn[key])
+        return found
 
     def _in_text(self, document: Document) -> list[str]:
         links = False
@@ -140,9 +159,10 @@ class Unread:
                 kind="row",
                 field=name,
             )
+        shown = f'"{name}"' if "[" in name else name  # as YAML wants it
         return DocumentError(
             f"it holds {found}, but format {self.format} does not read this field, and no medium of the row "
-            f"is read. To train on it, {_REMEDIES[self.format]}; otherwise set ignore_fields: [{name}] for "
+            f"is read. To train on it, {_REMEDIES[self.format]}; otherwise set ignore_fields: [{shown}] for "
             "the source.",
             kind="row",
             field=name[:60],
