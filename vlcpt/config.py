@@ -146,7 +146,7 @@ class DataConfig:
     )
     max_row_bytes: int = field(
         default=256 * 2**20,
-        metadata={"help": "Refuse a row (a line, a text file, the text of a picture) of more bytes."},
+        metadata={"help": "Refuse a row (a line, a record of a CSV, a text file) of more bytes."},
     )
     max_file_bytes: int = field(default=4 * 2**30, metadata={"help": "Refuse larger media files, in bytes."})
     max_image_pixels: int = field(
