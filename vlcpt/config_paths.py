@@ -8,7 +8,6 @@ from pathlib import Path
 from vlcpt.config import CPTConfig, DataConfig, SourceConfig
 from vlcpt.config_checks import build
 from vlcpt.config_trainer import shipped_deepspeed
-from vlcpt.data.documents import DocumentError
 from vlcpt.data.readers.patterns import files_of, is_pattern
 from vlcpt.data.readers.storage import default_name
 
@@ -77,7 +76,7 @@ def _check_source(place: str, source: SourceConfig) -> None:
     if is_pattern(source.path):
         try:
             files_of(source.path)
-        except DocumentError as error:
+        except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         return
     from vlcpt.data.readers.tables import is_hub_id
