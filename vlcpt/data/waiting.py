@@ -97,12 +97,14 @@ class Workers:
         self._late = ""  # why this has ended the workers
         self._before: list[BaseProcess] = []
         self._known: dict[int, BaseProcess] = {}
+        self._retired: set[int] = set()  # process numbers of those that have done their part
 
     def __enter__(self) -> Workers:
         self._before = active_children()
         self._ended = threading.Event()
         self._late = ""
         self._known = {}
+        self._retired = set()
         self._is_outer = not _held.holds
         _hold_back()
         if self._timeout:
@@ -133,6 +135,7 @@ class Workers:
                 try:
                     batch = next(iterator)
                 except StopIteration:
+                    self._retire()
                     return
             yield batch
 
@@ -178,6 +181,12 @@ class Workers:
             # Torch itself ends workers by SIGTERM that were slow to end when they had done their part.
             if child.exitcode not in (None, 0, -signal.SIGTERM):
                 raise RuntimeError(f"DataLoader worker (pid {pid}) is dead")
+
+    def _retire(self) -> None:
+        """Forget workers that have ended with their loader: nothing that breaks later is their doing."""
+        ended = {pid for pid, child in self._known.items() if child.exitcode is not None}
+        self._retired |= ended
+        self._known = {pid: child for pid, child in self._known.items() if pid not in ended}
 
     def _children(self) -> list[BaseProcess]:
         return [child for child in active_children() if child not in self._before]
@@ -251,7 +260,7 @@ class Workers:
             # An exit code of 0 is no failure to torch, but whoever has it hands nothing over any more.
             live = {child.pid for child in active_children()}
             noted = {note.process for note in self._notes()} - {os.getpid()}
-            if gone := (noted | self._known.keys()) - live:
+            if gone := (noted | self._known.keys()) - live - self._retired:
                 return f"DataLoader worker (pid {', '.join(map(str, gone))}) is dead"
             time.sleep(0.05)
         return ""
@@ -349,7 +358,8 @@ def _told_end(code: int | None) -> tuple[str, str]:
         return "ended unexpectedly", f"Look at memory, and at these documents' media. {_ZERO}"
     if code > 0:
         return f"ended with exit code {code}", f"What it printed stands above. {_ZERO}"
-    name = signal.Signals(-code).name
+    names = {one.value: one.name for one in signal.Signals}
+    name = names.get(-code, f"signal {-code}")  # most real-time signals have none
     if -code == signal.SIGKILL:
         return f"was killed ({name}), most likely by the system, for want of memory", _MEMORY
     if -code == signal.SIGBUS:

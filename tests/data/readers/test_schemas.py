@@ -29,6 +29,7 @@ ROWS = {
         {"text": "<VID1>", "videos": ["a"], "caption": "c", "image": "thumbnail"},
         {"text": "<trainable_text>b</trainable_text>", "caption": "c"},
         {"text": "a b", "instruction": "a", "output": "b"},
+        {"text": "a", "image": "", "video": None},
     ],
     "segments": [{"segments": []}],
     "sharegpt": [{"conversations": TURNS, "image": "a.png"}, {"conversations": TURNS, "images": ["a.png"]}],

@@ -250,7 +250,7 @@ def _fitting(row: Row) -> list[str]:
         found.append("docmatix")
     elif {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
-    alone = bool({"image", "video"} & given)
+    alone = any(row.get(name) not in (None, "") for name in ("image", "video"))
     listed = bool(row.get("images") or row.get("videos"))
     if "caption" in given and (alone or listed):
         found += _captioned(row.get("text"), listed)
