@@ -616,6 +616,13 @@ def test_shares_must_cover_every_source_and_add_up():
             data(*wrong)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_bf16_without_a_gpu_is_told_with_what_to_do(load):
+    told = message(load, "bf16: true")
+    assert told.startswith("run.yaml:5: bf16: there is no GPU here that computes in bfloat16. Remove the key")
+    assert load("bf16: true\nuse_cpu: true").training.bf16
+
+
 def test_what_transformers_objects_to_is_told_with_file_and_line(load):
     told = message(load, "bf16: true\nfp16: true")
     assert told == "run.yaml:6: fp16: At most one of fp16 and bf16 can be True, but not both"

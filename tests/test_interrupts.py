@@ -173,3 +173,17 @@ def test_each_command_ends_at_once_while_it_reads(tmp_path, command, number, cod
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)  # nobody of the group is left
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_work_ends_though_a_process_that_was_forked_in_it_lives_on(start):
+    """As loader workers do, which end after the work that started them."""
+    process, errors = start(
+        "import time\n"
+        "with answered('ending', interrupt):\n"
+        "  child = os.fork()\n"
+        "  if not child: time.sleep(60)\n"
+        "  print('ready')\n"
+        "os.kill(child, 9)\n"
+    )
+
+    assert process.wait(10) == 0, errors.read_text()

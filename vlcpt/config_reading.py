@@ -139,6 +139,9 @@ def _read_source(given: Given) -> SourceConfig:
         raise given.error(str(error)) from error
 
 
+_NO_BF16 = re.compile(r"doesn't support bf16|support bf16/gpu")
+
+
 @contextmanager
 def _located(path: str | Path, given: Mapping[str, Given]) -> Iterator[None]:
     """Put file and line before what the dataclasses, or transformers, object to: the first key they name."""
@@ -146,6 +149,11 @@ def _located(path: str | Path, given: Mapping[str, Given]) -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
         message = " ".join(str(error).split())
+        if _NO_BF16.search(message):  # transformers' words name use_cpu alone
+            message = (
+                "bf16: there is no GPU here that computes in bfloat16. Remove the key, for it is chosen by "
+                "itself where a GPU has it; or set use_cpu: true."
+            )
         for word in re.findall(r"\w+", message):
             if word in given:
                 raise given[word].error(message) from error

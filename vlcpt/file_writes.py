@@ -16,7 +16,8 @@ from typing import Self
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # torch writes its files from C++, and names neither the file nor the number of the error.
 _TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|iostream error|file write failed")
-_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # of Rust's libraries, and in shutil's lists
+# Of Rust's libraries, in shutil's lists, and of torch's shared memory.
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|unable to (?:resize|allocate)[^\n]*\((\d+)\)")
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _HINTS = {
     errno.EFBIG: " (of ulimit -f, or of the file system)",
@@ -138,7 +139,7 @@ def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal
 def _one_refusal(error: BaseException, path: Path, *, reads: bool) -> Refusal | None:
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := _NUMBER.search(str(error))):
-        number = int(found[1] or found[2])
+        number = int(found[1] or found[2] or found[3])
     if number is None:
         if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
             return Refusal("the disk took only a part of it", is_full=True)

@@ -145,9 +145,11 @@ def _woken() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         _answers.process = 0
-        writer.close()  # which ends the thread
+        # Ends the thread. To close the other end would not: processes that were forked hold copies of it.
+        reader.shutdown(socket.SHUT_RDWR)
         thread.join()
         reader.close()
+        writer.close()
 
 
 def _listen(reader: socket.socket) -> None:

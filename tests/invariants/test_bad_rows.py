@@ -33,7 +33,7 @@ GOOD = {"text": f"one {OPEN}two{CLOSE}"}
 BAD: dict[str, tuple[object, str, str]] = {
     "cut line": ('{"text": "a', "json", "not JSON"),
     "key twice": ('{"text": "a", "text": "b"}', "json", "the key 'text' stands twice in one object"),
-    "not UTF-8": (b'{"text": "\xff"}', "json", "not valid UTF-8"),
+    "not UTF-8": (b'{"text": "\xff"}', "encoding", "byte 10 is not UTF-8"),
     "half a character": ('{"text": "\\ud800"}', "json", "surrogate"),
     "NaN": ('{"text": "a", "n": NaN}', "json", "not JSON"),
     "no object": ("[1, 2]", "json", "expected an object in {}, found list"),

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from vlcpt.file_writes import Writing
+
 MAX_WORKERS = 256
+_SHARED = Path("/dev/shm")
+_TODO = "In a container, start it with more: docker --shm-size 8g, or --ipc host."
 _PROCESS, _ITEM, _BUSY, _CHANGES = range(4)
 
 
@@ -46,7 +51,9 @@ class WorkerWatch:
     """
 
     def __init__(self) -> None:
-        self._board = torch.zeros((MAX_WORKERS, 4), dtype=torch.int64).share_memory_()
+        board = torch.zeros((MAX_WORKERS, 4), dtype=torch.int64)
+        with Writing(_SHARED, "memory that processes share", needed=board.nbytes, todo=_TODO):
+            self._board = board.share_memory_()
 
     def at(self, item: int) -> None:
         """Note that an item is being read now."""

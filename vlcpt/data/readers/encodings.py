@@ -179,10 +179,10 @@ def _is_chinese(data: bytes, encoding: str) -> bool:
 
 
 def _error(found: str, name: str, file: str) -> DocumentError:
-    # Whole paths are long, and private: whoever gave the file knows its folder.
-    inner = Path(inner_name(Path(file).name))
-    first = "" if inner.name == Path(file).name else "unpack it, "
-    old, new = shlex.quote(inner.name), shlex.quote(f"{inner.stem}.utf8{inner.suffix}")
+    path = Path(file)
+    inner = path.with_name(inner_name(path.name))
+    first = "" if inner == path else "unpack it, "
+    old, new = shlex.quote(str(inner)), shlex.quote(str(inner.with_name(f"{inner.stem}.utf8{inner.suffix}")))
     return DocumentError(
         f"{found}: convert to UTF-8, {first}iconv -f {name} -t UTF-8 {old} > {new}.", kind="encoding"
     )

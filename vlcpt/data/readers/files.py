@@ -17,6 +17,7 @@ from vlcpt.data.readers.storage import default_name, open_rows
 from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
+from vlcpt.file_writes import WriteError
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def open_source(
             raise DocumentError("there is no row in it.", kind="source", field=str(path)[:200])
         format = detect_format(rows, name) if format == "auto" else format
         read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
-    except DocumentError:
+    except (DocumentError, WriteError):  # of what was unpacked: it says all
         raise
     except ValueError as error:
         raise DocumentError(str(error), kind="source", field=name) from None
