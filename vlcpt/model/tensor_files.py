@@ -70,7 +70,7 @@ def read_shapes(path: Path) -> Shapes:
         >>> from importlib.resources import files
         >>> shapes = read_shapes(Path(str(files("vlcpt") / "demo/base/model.safetensors")))
         >>> shapes["visual.merger.ln_q.weight"]
-        (32,)
+        (96,)
     """
     if path.suffix != ".safetensors":
         held = read_archive(path)
