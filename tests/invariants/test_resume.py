@@ -52,7 +52,7 @@ def run(tiny_model_dir, tiny_processor, dataset):
         folder, way, workers, *, init_seed=1, resume=None, save_steps=1, callbacks=(), interrupted_at=None
     ):
         set_seed(init_seed)  # a resumed process starts with other adapters and other random state
-        model = load_model(ModelConfig(str(tiny_model_dir), **WAYS[way]))
+        model = load_model(ModelConfig(str(tiny_model_dir), **WAYS[way]), seed=init_seed)
         trainer = make_trainer(
             model,
             dataset,
