@@ -106,7 +106,7 @@ def test_too_little_memory_in_a_worker_is_one_message():
         list(waits.batches(DataLoader(items, batch_size=None, num_workers=1)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("persistent", [True, False])
 def test_one_that_ends_or_stops_while_nothing_is_waited_for_is_told_at_the_next_wait(number, persistent):
     """What the process does between two batches goes on to its end."""
@@ -129,7 +129,7 @@ def test_one_that_ends_or_stops_while_nothing_is_waited_for_is_told_at_the_next_
         list(map(work, waits.batches(loader)))
     assert time.monotonic() - start < 15
 
-    assert done == [0]
+    assert done in ([0], [0, 1])  # the second, of the other worker, may have come before the first
     what = (
         "timed out after 2 seconds .*: stopped, as by kill -STOP"
         if number == signal.SIGSTOP

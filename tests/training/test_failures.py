@@ -366,7 +366,7 @@ class Strike(TrainerCallback):
         self.ended.append(state.global_step)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_that_end_or_stop_amid_a_step_end_the_run_after_it(
@@ -397,7 +397,7 @@ def test_workers_that_end_or_stop_amid_a_step_end_the_run_after_it(
     assert list_checkpoints(tmp_path / "out")[-1].name == f"checkpoint-{strike.ended[-1]}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("trains", [True, False])
 def test_workers_that_end_or_stop_amid_an_evaluation_end_it(
     tiny_model, tiny_processor, tmp_path, number, trains
@@ -422,7 +422,7 @@ def test_workers_that_end_or_stop_amid_an_evaluation_end_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_of_one_rank_ends_all_ranks_and_the_run_can_go_on(tiny_model_dir, tmp_path, number):
     rows(tmp_path, 6)
     (tmp_path / "my.yaml").write_text(

@@ -207,7 +207,8 @@ class Workers:
             if max([min(quiet, default=now - since), *busy]) < self._timeout or self._since != since:
                 continue
             if children := self._children():
-                self._late = self._late_message(children)
+                # Once: a large process takes longer to die than this sleeps, and is then not stopped any more.
+                self._late = self._late or self._late_message(children)
                 for child in children:
                     child.kill()
 

@@ -151,7 +151,7 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
         ({"role": "user", "content": [{"type": "image"}]}, "there are 1 <image> marker but the row lists 0"),
         ({"role": "user", "content": "<image>"}, "messages: there are 1 <image> marker but the row lists 0"),
         (
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {"role": "assistant", "content": None, "tool_calls": [{}]},
             "messages[0].tool_calls: this part of a",
         ),
         ({"role": "assistant", "content": "a", "loss": "no"}, "loss: expected true or false, found 'no'."),

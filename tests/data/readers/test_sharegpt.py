@@ -156,7 +156,7 @@ HUMAN = {"from": "human", "value": "a"}
         ({"conversations": [{"from": "gpt"}]}, "conversations[0].value: expected a string, found NoneType."),
         ({"conversations": [{"from": "gpt", "value": ["a"]}]}, "value: expected a string, found list."),
         ({"conversations": [HUMAN], "images": [7]}, "images[0]: a media reference must be a path"),
-        ({"conversations": [HUMAN], "images": 7}, "images: a media reference must be a path"),
+        ({"conversations": [HUMAN], "images": 7}, "images: expected a list of media references, found int."),
         ({"conversations": [HUMAN], "image": "a", "images": ["b"]}, "'images' and 'image' are both given."),
         ({"conversations": [HUMAN], "system": ["a"]}, "system: expected a string, found list."),
         ({"conversations": [HUMAN], "audios": ["a.wav"]}, "audios: audio is not read."),

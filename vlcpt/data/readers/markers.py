@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from vlcpt.data.documents import DocumentError, Image, Medium, Video, trailing_backslashes
 from vlcpt.data.readers.fields import Row, is_given, list_field
-from vlcpt.data.references import image_from, video_from
+from vlcpt.data.references import image_from, is_picture, video_from
 
 Marker = type[Image] | type[Video]
 """The class stands for "the next file of this kind"."""
@@ -127,7 +127,7 @@ def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]
     value = row[name]
     if isinstance(value, str | bytes | bytearray | Mapping):
         return [(value, name)] if value else []
-    if not isinstance(value, Sequence):  # one alone, which says itself whether it is a reference
+    if isinstance(value, Image | Video) or is_picture(value):
         return [(value, name)]
     return [(one, f"{name}[{number}]") for number, one in enumerate(list_field(row, name))]
 

@@ -55,7 +55,9 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         entry = turn_entry(one, place)
         role = turn_role(entry, "role", place)
         for key in _UNREAD:
-            if entry.get(key) and is_given(entry[key]):
+            value = entry.get(key)
+            # Of a struct, Arrow fills in the keys that other turns have.
+            if value and (is_given(value) or not isinstance(value, Mapping)):
                 raise DocumentError(
                     "this part of a turn is not read. Write it into 'content' as the model should see it.",
                     kind="row",
