@@ -207,7 +207,7 @@ class Workers:
             if max([min(quiet, default=now - since), *busy]) < self._timeout or self._since != since:
                 continue
             if children := self._children():
-                # Once: a large process takes longer to die than this sleeps, and is then not stopped any more.
+                # Once: a large process takes longer to die than this sleeps, and is then stopped no more.
                 self._late = self._late or self._late_message(children)
                 for child in children:
                     child.kill()
