@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vlcpt.errors import ConfigError
+from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.tensor_files import Shapes, read_json, read_shapes
 
 # Above any that is used, and below what would take long to compare.
@@ -35,10 +35,8 @@ def check_adapter_settings(path: Path) -> None:
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: .../adapter_config.json: r is 0, and must be a whole number from 1 to ...
     """
-    try:
+    with wrong_config():
         found = read_json(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     if (kind := found.get("peft_type")) != "LORA":
         raise ConfigError(
             f"{path}: peft_type is {_told(kind)}, and only LoRA adapters (LORA) can be used here. Give an "

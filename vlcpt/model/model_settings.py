@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
-from vlcpt.errors import ConfigError
+from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.finite_weights import weight_files
 from vlcpt.model.tensor_files import UNREADABLE, numbers_in, read_json, read_shapes
 
@@ -35,10 +35,8 @@ def check_config_file(path: Path) -> None:
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: .../config.json: text_config.num_hidden_layers is 1000000000, ...
     """
-    try:
+    with wrong_config():
         found = read_json(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     for key, value in _entries(found):
         name = key.rpartition(".")[2]
         most = _MAX_LAYERS if name in _LAYERS else _MAX_SIZE

@@ -11,7 +11,7 @@ from vlcpt.data.readers.turns import Targets, Turn, filled_turns, refuse_prefere
 def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of the history, the instruction with its input, and the output.
 
-    The answers of the history are trained like the output, as LLaMA-Factory does unless told otherwise
+    The answers of the history are trained like the output, as LLaMA-Factory does by default
     (``mask_history: false``).
 
     Example:
