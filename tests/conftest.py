@@ -1,7 +1,11 @@
 """What all tests share: a tiny random model and the processor it goes with."""
 
 import os
+import signal
 
+# A shell that starts this in the background ignores Ctrl-C, and what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two libraries that spin while they wait make a 50 ms forward take a second on two cores. The variable is
 # read when torch is loaded, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -23,6 +23,7 @@ from vlcpt import runs
 from vlcpt.cli import app
 from vlcpt.demo import base_path, data_path
 from vlcpt.demo.run import copy_inputs
+from vlcpt.training.resuming import list_checkpoints
 
 LAUNCH = Path(__file__).parents[1] / "examples/launch"
 NOTE = "import json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
@@ -258,6 +259,33 @@ def test_slurm_tells_the_script_and_not_the_steps_before_the_time_is_over():
     (told,) = (line for line in directives if line.startswith("--signal="))
     assert re.fullmatch(r"--signal=B:USR1@(\d+)", told)
     assert int(told.rpartition("@")[2]) > 240  # what a save may take by default
+
+
+@pytest.mark.slow
+def test_a_slurm_job_really_goes_on_where_it_was_interrupted(tmp_path):
+    config = copy_inputs(tmp_path / "demo", overwrite=False)
+    options = ["--output_dir", str(tmp_path / "out"), "--max_steps", "60", "--logging_steps", "1"]
+    options += ["--save_strategy", "no"]
+    steps = tmp_path / "out/train_log.jsonl"
+    # srun passes signals on to what it started
+    srun = '#!/bin/bash\nshift\nexec "$@"\n'
+    first = Job(tmp_path, config, srun, *options)
+    wait_for(lambda: steps.exists() or first.process.poll() is not None, 200)
+    first.process.send_signal(signal.SIGUSR1)
+
+    assert first.end() != 0
+    assert first.notes == ["scontrol requeue 77"], first.log
+    (saved,) = list_checkpoints(tmp_path / "out")
+    step = int(saved.name.rpartition("-")[2])
+    assert f"interrupted after step {step}: checkpoint-{step} is saved" in first.log
+    assert step < 60
+
+    second = Job(tmp_path, config, srun, *options)
+    assert second.end() == 0, second.log
+    assert second.notes == ["scontrol requeue 77"]  # once
+    assert f"going on from {saved}" in second.log
+    trained = [json.loads(line).get("step") for line in steps.read_text().splitlines() if "loss" in line]
+    assert sorted(set(trained)) == list(range(1, 61))
 
 
 def test_deepspeed_puts_local_rank_before_the_command_and_vlcpt_reads_on(config, monkeypatch):

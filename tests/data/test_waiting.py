@@ -1,5 +1,6 @@
 """Tests of vlcpt/data/waiting.py: workers that die, stop or do not answer, by real processes and signals."""
 
+import faulthandler
 import multiprocessing
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vlcpt.data.waiting import LoadingError, Watched, Workers
+from vlcpt.data.waiting import LoadingError, Watched, Workers, end_persistent_workers
 from vlcpt.data.watch import WorkerWatch
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,11 @@ def at_3(act):
 
 
 def signalled(number):
-    return at_3(lambda: os.kill(os.getpid(), number))
+    def act():
+        faulthandler.disable()  # pytest's would print its trace among the results
+        os.kill(os.getpid(), number)
+
+    return at_3(act)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +69,7 @@ def all_end():
             r"was killed \(SIGKILL\), most likely .* memory: .*--dataloader_num_workers 1",
         ),
         (signalled(signal.SIGSEGV), r"crashed \(SIGSEGV\): .* vlcpt check --decode"),
-        (at_3(os.abort), r"crashed \(SIGABRT\): .* vlcpt check --decode"),
+        (signalled(signal.SIGABRT), r"crashed \(SIGABRT\): .* vlcpt check --decode"),
         (
             signalled(signal.SIGBUS),
             r"crashed \(SIGBUS\), most likely because shared memory is full: .*/dev/shm",
@@ -170,7 +175,7 @@ def test_slow_items_are_waited_for_as_long_as_others_come(tmp_path):
 
 
 # In a process of its own: torch's handler may raise anywhere, also after the loader is done with. The worker
-# dies before it hands anything over: with a batch on its way, torch may tell of the broken connection instead.
+# dies before it hands anything over: with a batch on its way, torch may tell of a broken connection.
 OTHERS = """
 import os, signal
 from torch.utils.data import DataLoader
@@ -229,3 +234,17 @@ def test_a_worker_s_place_shows_in_the_process_that_waits():
         }
     assert {(note.worker, note.process) for note in items.watch.notes()} == seen
     assert Path("/proc").exists() and len(seen) == 2
+
+
+def test_persistent_workers_end_at_once_when_they_are_let_go():
+    loader = DataLoader(Items(), batch_size=None, num_workers=2, persistent_workers=True)
+    assert len(list(loader)) == 12
+    assert len(multiprocessing.active_children()) == 2
+    since = time.monotonic()
+
+    end_persistent_workers(loader)
+
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - since < 4  # torch waits 5 seconds for one that it could not tell
+    assert len(list(loader)) == 12
+    end_persistent_workers(loader)

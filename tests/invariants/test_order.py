@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from tests.support import digits, make_trainer, row
 from vlcpt import CPTDataset
+from vlcpt.data.waiting import end_persistent_workers
 
 PER_STEP = 8
 EPOCHS = 2
@@ -75,6 +76,7 @@ def steps(make_tiny_model, tiny_processor, dataset, tmp_path_factory):
                     found[step].update(
                         one for given in batches[first : first + accumulation] for one in given
                     )
+            end_persistent_workers(loader)
         for found in epochs:
             # Ranks that would have too few rows are given some of the epoch's first again, without targets.
             found[-1] -= set().union(*found[:-1])

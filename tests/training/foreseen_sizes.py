@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 from tests.ranks import allow_deepspeed
-from tests.training.layouts import FULL, LANGUAGE, Run, train
+from tests.training.layouts import ALL_ADAPTERS, FULL, LANGUAGE, MIXED, Run, train
 from vlcpt.training import saving
 
 BF16 = {"dtype": "bfloat16"}
 RUNS = {
     **{f"{engine} full": Run(engine, FULL) for engine in ("zero1", "zero2", "zero3")},
     **{f"{engine} full, language alone": Run(engine, LANGUAGE) for engine in ("zero2", "zero3")},
+    **{f"{engine} lora": Run(engine, ALL_ADAPTERS) for engine in ("zero1", "zero2", "zero3")},
+    **{f"{engine} lora, merger in full": Run(engine, MIXED) for engine in ("zero2", "zero3")},
     **{f"{engine} full, bf16": Run(engine, FULL | BF16, 4, {"bf16": True}) for engine in ("zero2", "zero3")},
 }
 

@@ -40,7 +40,11 @@ def rows(folder: Path, count: int = 4) -> list[dict[str, object]]:
 
 def trainer(folder: Path, model, processor, workers: int = 0, packing: bool = True, **options):
     data = {key: options.pop(key) for key in ("on_bad_data", "max_bad_fraction") if key in options}
-    dataset = CPTDataset(folder / "train.jsonl", processor, max_length=256, packing=packing, **data)
+
+    def of_rows():
+        return CPTDataset(folder / "train.jsonl", processor, max_length=256, packing=packing, **data)
+
+    dataset = of_rows()
     args = CPTConfig(
         output_dir=str(folder / "out"),
         use_cpu=True,
@@ -48,7 +52,7 @@ def trainer(folder: Path, model, processor, workers: int = 0, packing: bool = Tr
         dataloader_num_workers=workers,
         **({"save_strategy": "no"} | options),
     )
-    evaluated = dataset if "eval_strategy" in options else None
+    evaluated = of_rows() if "eval_strategy" in options else None  # with a board of its own for its workers
     run = CPTTrainer(model, args, train_dataset=dataset, eval_dataset=evaluated, processing_class=processor)
     return run, dataset
 

@@ -1,10 +1,12 @@
 """Tests of vlcpt/training/trainer.py; what it computes is held by tests/invariants."""
 
 import re
+from multiprocessing import active_children
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from tests.support import FOUR, Gradients, encode_rows, largest_deviation, make_trainer
 from vlcpt import CPTConfig, CPTDataCollator, CPTDataset, CPTTrainer, ModelConfig, load_model
@@ -221,6 +223,35 @@ def test_training_lowers_the_loss(tiny_model_dir, tiny_processor, tmp_path):
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 2
+
+
+def test_after_training_no_loader_worker_is_left(tiny_model, tiny_processor, dataset, tmp_path):
+    """Neither those of training nor of evaluation, as in a notebook that goes on."""
+    before = active_children()
+    seen = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(len(active_children()))
+
+    trainer = make_trainer(
+        tiny_model,
+        dataset,
+        tiny_processor,
+        tmp_path,
+        max_steps=2,
+        dataloader_num_workers=2,
+        eval_dataset=dataset,
+        eval_strategy="steps",
+        eval_steps=1,
+        callbacks=[Count()],
+    )
+    trainer.train()
+
+    assert max(seen) >= len(before) + 4
+    assert active_children() == before
+    assert trainer.evaluate()["eval_loss"] > 0  # with workers of its own
+    assert active_children() == before
 
 
 def test_a_checkpoint_has_the_processor_and_no_pickled_arguments(

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from torch.utils.data import DataLoader
+
 from vlcpt.data.watch import Note, WorkerWatch
 
 logger = logging.getLogger(__name__)
@@ -296,6 +298,17 @@ class AwaitedLoader(Generic[T]):
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
+
+
+def end_persistent_workers(loader: object) -> None:
+    """Let the workers of a loader go that keeps them; the next to iterate over it gets new ones.
+
+    They hold memory until Python collects the loader as garbage, together with the queues by which torch
+    would tell them to end: it then waits 5 seconds for each.
+    """
+    inner = getattr(loader, "base_dataloader", loader)  # of what accelerate wraps
+    if isinstance(inner, DataLoader) and inner._iterator is not None:
+        inner._iterator = None
 
 
 class _Held:

@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from vlcpt.config import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
-from vlcpt.data.waiting import Workers
+from vlcpt.data.waiting import Workers, end_persistent_workers
 from vlcpt.model.adapters import base_model
 from vlcpt.model.tuning import limit_checkpointing, parameter_groups
 from vlcpt.training.checkpoints import (
@@ -174,6 +174,9 @@ class CPTTrainer(Trainer):
                 self._ranks.watched(),
             ):
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            evaluated = self.__dict__.pop("_eval_dataloaders", {})
+            for loader in (self.callback_handler.train_dataloader, *evaluated.values()):
+                end_persistent_workers(loader)
             self._checkpoints.restore_best()
         return output
 
@@ -311,6 +314,7 @@ class CPTTrainer(Trainer):
         self._evaluated = dataloader.dataset
         with ExitStack() as stack:
             if not self.is_in_train:
+                stack.callback(end_persistent_workers, dataloader)
                 stack.enter_context(self._workers)
             return super().evaluation_loop(
                 self._workers.awaited(dataloader),  # type: ignore[arg-type]
