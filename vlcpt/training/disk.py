@@ -17,6 +17,8 @@ from vlcpt.training.resuming import fault, list_checkpoints
 _MASTER = 4  # bytes of the float32 copy of a trained weight, which DeepSpeed keeps
 # A resume wants the random states of each rank; torch writes some bytes about each tensor besides its own.
 _RANDOM_STATES, _TENSOR = 15_000, 200
+# DeepSpeed puts two scripts into each checkpoint, and names, shapes and headers of each tensor into its copy.
+_SCRIPTS, _NAMED = 41_000, 1_000
 _LOGGED = 400  # bytes of a line of trainer_state.json's log, about
 _CONFIGS = 10_000  # adapter_config.json, scheduler.pt, the manifest and the like
 
@@ -28,8 +30,12 @@ def saved_bytes(model: nn.Module) -> int:
         >>> saved_bytes(nn.Linear(1000, 1000))
         4004000
     """
+    return sum(map(_size, _saved(model)))
+
+
+def _saved(model: nn.Module) -> list[nn.Parameter]:
     is_adapter = isinstance(model, PeftModel)
-    return sum(_size(one) for one in model.parameters() if one.requires_grad or not is_adapter)
+    return [one for one in model.parameters() if one.requires_grad or not is_adapter]
 
 
 def needed_bytes(
@@ -69,7 +75,10 @@ def needed_bytes(
     if stage == 3:
         again -= sum(_size(one) for one in trained)
     masters = _MASTER * sum(_count(one) for one in trained)
-    return saved_bytes(model) + again + masters + (states if stage == 0 else states * ranks)
+    named = _NAMED * len(_saved(model)) * (ranks if stage == 3 else 1)  # then each rank writes a copy
+    return (
+        saved_bytes(model) + again + masters + named + _SCRIPTS + (states if stage == 0 else states * ranks)
+    )
 
 
 def small_bytes(processor: int, ranks: int, logged: int) -> int:
