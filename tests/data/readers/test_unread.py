@@ -97,10 +97,65 @@ def test_it_is_named_where_the_row_has_a_medium_that_is_read(rows, row, name):
     assert document.not_read == (name,)
 
 
-def test_other_keys_of_a_turn_stop_nothing(rows):
+def test_other_keys_of_a_turn_stop_nothing_and_are_named(rows):
     turn = {"role": "assistant", "content": "a", "image_id": 7, "name": "img", "video_title": "a.mp4"}
-    (document,) = read_documents(rows({"messages": [turn]}))
+    others = {"role": "user", "content": [{"type": "text", "text": "b", "annotations": [1]}], "mask": None}
+    (document,) = read_documents(rows({"messages": [others, turn]}))
+    assert document.not_read == (
+        "messages[].content[].annotations",
+        *(f"messages[].{key}" for key in ("image_id", "name", "video_title")),
+    )
+
+
+def test_text_in_a_part_that_is_a_picture_is_named(rows):
+    part = {"type": "image", "image": "a.png", "text": "A valve."}
+    (document,) = read_documents(rows({"messages": [{"role": "user", "content": [part]}]}))
+    assert document.not_read == ("messages[].content[].text",)
+
+
+SWITCHES = [
+    *({"mask": True}, {"mask": 1}, {"masked": True}, {"loss_mask": 0}, {"trainable": False}),
+    *({"train_on_turn": False}, {"label": False}, {"isTrain": False}, {"Loss": False}, {"LOSS": "false"}),
+    *({"no_loss": True}, {"ignore_loss": True}, {"cal_loss": 0}),
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("field", ["conversations", "messages", "texts"])
+def test_a_key_of_a_turn_that_seems_to_switch_it_off_is_an_error_and_can_be_ignored(rows, field, switch):
+    turn = {
+        "conversations": {"from": "gpt", "value": "Noise."},
+        "messages": {"role": "assistant", "content": "Noise."},
+        "texts": {"user": "What?", "assistant": "Noise."},
+    }[field]
+    name = f"{field}[].{next(iter(switch))}"
+    path = rows({field: [turn | switch]})
+    with pytest.raises(DocumentError, match='Write "loss": false into the turn') as caught:
+        list(read_documents(path))
+    assert caught.value.field == name
+    (document,) = read_documents(path, ignore_fields=[name])
     assert document.not_read == ()
+
+
+@pytest.mark.parametrize("switch", [{"loss": False}, {"weight": 0}, {"train": False}])
+def test_a_part_that_seems_to_be_switched_off_is_an_error(rows, switch):
+    part = {"type": "text", "text": "Noise."} | switch
+    with pytest.raises(DocumentError, match="seems to say that this is not trained"):
+        list(read_documents(rows({"messages": [{"role": "assistant", "content": [part]}]})))
+
+
+@pytest.mark.parametrize(
+    "switch", [{"mask": "User"}, {"trainable": True}, {"label": "fine"}, {"training_id": 7}]
+)
+def test_keys_that_switch_nothing_off_are_named(rows, switch):
+    (document,) = read_documents(rows({"messages": [{"role": "assistant", "content": "a"} | switch]}))
+    assert document.not_read == (f"messages[].{next(iter(switch))}",)
+
+
+def test_a_medium_in_a_part_of_text_is_an_error(rows):
+    part = {"type": "text", "text": "a", "image_url": {"url": "a.png"}}
+    with pytest.raises(DocumentError, match=r"messages\[\]\.content\[\]\.image_url: it holds the name"):
+        list(read_documents(rows({"messages": [{"role": "user", "content": [part]}]})))
 
 
 def test_keys_beside_references_can_be_ignored(rows):

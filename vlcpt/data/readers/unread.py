@@ -7,16 +7,17 @@ import binascii
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaError, heif_kind, resolve
-from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.fields import Row, is_given
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from vlcpt.data.references import hints_in
+from vlcpt.data.readers.turns import TURN_WEIGHTS
+from vlcpt.data.references import HINTS, hints_in
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
@@ -45,9 +46,14 @@ _MOST_NAME = 1000  # characters that a path has at most
 _LOOKED_AT = 8  # of a list's entries
 _MOST_BESIDE = 10_000  # entries of a folder
 
-# Where the formats of conversations have their turns, and what is read of one.
+# Where the formats of conversations have their turns, and what is read of one and of a part of one.
 _TURNS = {"sharegpt": "conversations", "messages": "messages", "docmatix": "texts"}
-_OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant"))
+_OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant", "train_detail", *TURN_WEIGHTS))
+_OF_TEXT_PART = frozenset(("type", "text", "index", *HINTS))
+# Keys that other tools have, or may have, for whether a turn is trained.
+_SWITCH = re.compile(
+    r"(?:^|_)(?:loss|train(?:able|ing|ed)?|mask(?:ed)?|label|learn|supervised?|weight)(?:_|$)"
+)
 
 # Fields with structs of media, whose other keys are named.
 _REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
@@ -121,17 +127,28 @@ class Unread:
         return [*names, *(name for name in self.untouched if name not in row)]
 
     def _in_turns(self, row: Row) -> dict[str, object]:
-        """Media in keys of turns that are not read, such as the ``images`` of Ollama, by their names."""
+        """Keys of turns and of their parts that are not read, such as the ``images`` of Ollama.
+
+        Raises:
+            DocumentError: If one of them seems to switch a turn off, which would be trained all the same.
+        """
         field = _TURNS.get(self.format, "")
-        turns = row.get(field)
         found: dict[str, object] = {}
-        for turn in turns if isinstance(turns, list | tuple) else ():
-            for key in turn.keys() - _OF_TURN if isinstance(turn, Mapping) else ():
-                name = f"{field}[].{key}"
-                if name in self.ignored or _is_empty(turn[key]):
-                    continue
-                if medium_in(turn[key], str(key), self.media_root) is not None:
-                    found.setdefault(name, turn[key])
+        for place, key, value in _keys_of_turns(row.get(field), field):
+            name = f"{place}.{key}"
+            if name in self.ignored or not is_given(value):
+                continue
+            if _switches_off(key, value):
+                raise DocumentError(
+                    f"{value!r:.60} seems to say that this is not trained, but the key is not read. Write "
+                    f'"loss": false into the turn, or set ignore_fields: ["{name}"] for the source if the '
+                    "key means something else.",
+                    kind="row",
+                    field=name[:60],
+                )
+            # Of all turns' values, one with a medium is the one to look at.
+            if name not in found or medium_in(value, key, self.media_root) is not None:
+                found[name] = value
         return found
 
     def _in_text(self, document: Document) -> list[str]:
@@ -167,6 +184,42 @@ class Unread:
             kind="row",
             field=name[:60],
         )
+
+
+def _keys_of_turns(turns: object, field: str) -> Iterator[tuple[str, str, object]]:
+    """Each key of a turn or of a part that is not read: where it stands, its name and its value."""
+    for turn in turns if isinstance(turns, list | tuple) else ():
+        if not isinstance(turn, Mapping):
+            continue
+        for key in turn:
+            if key not in _OF_TURN:
+                yield f"{field}[]", str(key), turn[key]
+        content = turn.get("content")
+        for part in content if isinstance(content, list | tuple) else ():
+            if not isinstance(part, Mapping):
+                continue
+            # Of a part that is a medium, the reader takes no other key but the text, which it does not use.
+            for key in part if part.get("type") == "text" else part.keys() & {"text"}:
+                if key not in _OF_TEXT_PART or part.get("type") != "text":
+                    yield f"{field}[].content[]", str(key), part[key]
+
+
+def _switches_off(key: str, value: object) -> bool:
+    """Whether a key of a turn seems to say that it is not trained.
+
+    Example:
+        >>> _switches_off("trainOnTurn", False), _switches_off("trainable", True), _switches_off("mask", 1)
+        (True, False, True)
+    """
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower())
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        return False
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().replace("-", "_")
+    if not _SWITCH.search(name):
+        return False
+    # A mask is 1 for what is left out in one tool, and for what is trained in the next.
+    return "mask" in name or bool(value) == name.startswith(("no_", "not_", "ignore_", "skip_"))
 
 
 def medium_in(value: object, name: str, media_root: str | None, depth: int = 4) -> str | None:
