@@ -2,8 +2,10 @@
 
 import base64
 import json
+import time
 
 import datasets
+import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,7 @@ from vlcpt.data.readers.files import open_source
 from vlcpt.demo import base_path
 
 PNG = png(1)
+JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(200, 256)) * 2
 TEXT = {"text": "Fig. 1 shows a valve."}
 CHAT = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Noise."}]}
 
@@ -53,6 +56,13 @@ def rows(tmp_path):
         (TEXT | {"content": base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": "data:image/png;base64," + base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": {"bytes": base64.b64encode(PNG).decode()}}, "content"),
+        (TEXT | {"meta": {"pages": [{"figures": [{"crop": {"file": {"name": "a.png"}}}]}]}}, "meta"),
+        (TEXT | {"layout": [{"kind": "text"}] * 100 + [{"kind": "figure", "file": "a.png"}]}, "layout"),
+        (TEXT | {"content": base64.urlsafe_b64encode(JPEG).decode()}, "content"),
+        (TEXT | {"content": str(base64.b64encode(PNG))}, "content"),
+        (TEXT | {"cover": "data:;base64," + base64.b64encode(PNG).decode()}, "cover"),
+        (TEXT | {"图片": "images/gone.png"}, "图片"),
+        (TEXT | {"视频路径": "gone.mp4"}, "视频路径"),
         (CHAT | {"image_path": "a.png"}, "image_path"),
         ({"messages": [{"role": "assistant", "content": "Noise."}], "img": "a.png"}, "img"),
         ({"segments": [{"type": "text", "text": "a", "trainable": True}], "image": "a.png"}, "image"),
@@ -192,6 +202,29 @@ def test_a_picture_in_memory_under_another_name_is_an_error():
         open_source([TEXT | {"page": PILImage.new("RGB", (30, 30))}]).document(0)
 
 
+@pytest.mark.parametrize("name", ["file://{folder}/sub/b.png", "sub\\b.png"])
+def test_a_name_is_that_of_a_file_as_other_systems_write_it_too(rows, tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.png").write_bytes(PNG)
+    with pytest.raises(DocumentError, match="uri: it holds the name of a file that is there"):
+        list(read_documents(rows(TEXT | {"uri": name.format(folder=tmp_path)})))
+
+
+def test_a_path_in_memory_is_a_path(tmp_path):
+    with pytest.raises(DocumentError, match="image_path: it holds the name"):
+        open_source([TEXT | {"image_path": tmp_path / "a.png"}]).document(0)
+    row = {"text": "<image>", "images": [tmp_path / "a.png"], "videos": []}
+    assert open_source([row]).document(0).images[0].path == str(tmp_path / "a.png")
+
+
+def test_many_values_are_looked_through_in_little_time():
+    row = TEXT | {"links": [[{"url": "https://example.org/a"}] * 1000] * 1000, "ids": [7] * 1_000_000}
+    source = open_source([row], format="vlcpt")
+    start = time.perf_counter()
+    assert source.document(0).not_read == ("links", "ids")
+    assert time.perf_counter() - start < 1
+
+
 HONEST = [
     TEXT | {"image_id": 7, "img_width": 640, "image_height": 480, "video_title": "My trip.mp4"},
     TEXT | {"image_id": "000000391895", "image_caption": "A valve, see a.png", "image_count": 0},
@@ -202,6 +235,8 @@ HONEST = [
     {"text": "![a](https://example.org/a.png) [gone](gone.png) <img>gone.png</img>"},
     TEXT | {"image": None, "photos": [], "images": None, "picture": ""},
     TEXT | {"hash": "A" * 100, "key": "/9j/short"},
+    TEXT | {"img_ext": ".jpg", "image_suffix": ".png", "video_codec": "mp4", "图片标题": "阀门.jpg"},
+    TEXT | {"image": False, "video": 0, "image_embedding": [0.5] * 3000},
     # as a code corpus, a crawl and saved pages have them
     {
         "text": "img = open('a.png')\n# <img>gone.png</img>",
@@ -234,6 +269,23 @@ def test_an_honest_row_goes_on_and_its_other_fields_are_named(rows, row):
     (document,) = read_documents(rows(row), format="vlcpt")
     filled = {name for name, value in row.items() if value not in (None, [], "")}
     assert set(document.not_read) == filled - {"text"}
+
+
+@pytest.mark.parametrize("image", [False, 0])
+def test_a_number_under_the_name_of_media_is_no_caption(rows, image):
+    (document,) = read_documents(rows(TEXT | {"image": image}))
+    assert document.not_read == ("image",)
+
+
+def test_an_array_for_an_image_is_said_to_be_none():
+    source = open_source([TEXT | {"image": numpy.zeros((3, 3, 3))}])
+    with pytest.raises(DocumentError, match="expected a list of media references, found ndarray"):
+        source.document(0)
+
+
+def test_a_count_under_the_name_of_media_is_told_what_helps(rows):
+    with pytest.raises(DocumentError, match="If it counts them, call the field otherwise"):
+        list(read_documents(rows(TEXT | {"images": 3})))
 
 
 def test_a_row_with_a_medium_may_have_another_field_with_its_name(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -250,8 +250,9 @@ def _fitting(row: Row) -> list[str]:
         found.append("docmatix")
     elif {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
-    alone = any(row.get(name) not in (None, "") for name in ("image", "video"))
-    listed = bool(row.get("images") or row.get("videos"))
+    alone = any(_may_be_media(row.get(name)) for name in ("image", "video"))
+    lists = [row.get(name) for name in ("images", "videos")]
+    listed = any(_may_be_media(one) and not (isinstance(one, Sized) and not len(one)) for one in lists)
     if "caption" in given and (alone or listed):
         found += _captioned(row.get("text"), listed)
     elif "text" in given and alone and not listed and not found:
@@ -272,6 +273,11 @@ def _fitting(row: Row) -> list[str]:
 def _has_span(text: str) -> bool:
     """Whether a text has a tag, also a misspelt one: it would be trained as it stands, as a caption."""
     return any("<trainable_text" in match.group() or match["misspelt"] for match in TAG_START.finditer(text))
+
+
+def _may_be_media(value: object) -> bool:
+    """Whether a field's value may be one of media: a number counts them. Equality is of no use for arrays."""
+    return not (value is None or isinstance(value, int | float) or (isinstance(value, str) and not value))
 
 
 def _captioned(text: object, listed: bool) -> list[str]:

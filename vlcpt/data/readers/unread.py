@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
@@ -27,9 +28,15 @@ UNNAMED = "media files that no row names"
 _OF_FILES = frozenset((BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED))
 
 _SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
-_SAYS_MEDIUM = re.compile(r"image|img|picture|photo|video", re.IGNORECASE)
+_SAYS_MEDIUM = re.compile(
+    "image|img|picture|photo|video|图片|图像|照片|截图|插图|视频|影片|影像|圖片|圖像|視頻|画像|写真|動画",
+    re.IGNORECASE,
+)
 # `video_title: "How to open clip.mp4"` is a text about a file.
-_IS_TEXT = re.compile(r"(?:title|caption|text|description|alt|prompt|question|answer)s?$", re.IGNORECASE)
+_IS_TEXT = re.compile(
+    r"(?:(?:title|caption|text|description|alt|prompt|question|answer)s?|标题|描述|说明|文本|問題|標題)$",
+    re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=4096)
@@ -39,11 +46,14 @@ def _says_medium(name: str) -> bool:
 
 _QUOTED_FILE = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})[\"']", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{48}")
+# What may stand before base64: a header of any kind, or the mark that Python shows bytes with.
+_HEADER = re.compile(r"""data:[^,]{0,80},|base64[:,]/{0,2}|b["']""", re.IGNORECASE)
 _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
 _LINK = re.compile(r"""\]\(\s*<?([^\s()<>]{1,500})|(?:src|href)\s*=\s*["']?([^\s"'<>]{1,500})""")
 _ENDING = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})\b", re.IGNORECASE)
 _MOST_NAME = 1000  # characters that a path has at most
-_LOOKED_AT = 8  # of a list's entries
+_MOST_DEEP = 16  # lists and structs in each other
+_MOST_LEAVES = 4000  # of a field
 _MOST_BESIDE = 10_000  # entries of a folder
 
 # Where the formats of conversations have their turns, and what is read of one and of a part of one.
@@ -222,19 +232,41 @@ def _switches_off(key: str, value: object) -> bool:
     return "mask" in name or bool(value) == name.startswith(("no_", "not_", "ignore_", "skip_"))
 
 
-def medium_in(value: object, name: str, media_root: str | None, depth: int = 4) -> str | None:
+def medium_in(value: object, name: str, media_root: str | None) -> str | None:
     """What medium a field holds, as a message says it; None: none.
 
     Args:
-        value: The field's.
+        value: The field's; lists and structs are looked through.
         name: The field's; it tells whether a file's name is one of a medium.
         media_root: Folder that files may be in.
-        depth: How deep lists and structs are looked into.
 
     Example:
         >>> medium_in("a.png", "image_path", "/no/such/folder"), medium_in(7, "image_id", None)
         ("the name 'a.png'", None)
     """
+    leaves = islice(_leaves(value, name), _MOST_LEAVES)
+    found = (_medium(leaf, leaf_name, media_root) for leaf, leaf_name in leaves)
+    return next((one for one in found if one is not None), None)
+
+
+def _leaves(value: object, name: str, depth: int = 0) -> Iterator[tuple[object, str]]:
+    """What a value holds that is no list or struct, each with the name that says most of it; no numbers."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items() if depth < _MOST_DEEP else ():
+            yield from _leaves(inner, name if _says_medium(name) else str(key), depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        first = next((inner for inner in value if inner is not None), None)
+        # Of numbers, as embeddings have them, the first says what all are.
+        for inner in value if depth < _MOST_DEEP and not isinstance(first, int | float) else ():
+            yield from _leaves(inner, name, depth + 1)
+    elif value is not None and not isinstance(value, int | float):
+        yield value, name
+
+
+def _medium(value: object, name: str, media_root: str | None) -> str | None:
+    """The same for what is no list or struct."""
+    if isinstance(value, os.PathLike):
+        value = str(value)
     if isinstance(value, str):
         return _named(value, name, media_root)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -242,18 +274,6 @@ def medium_in(value: object, name: str, media_root: str | None, depth: int = 4) 
         return f"the bytes of {kind}" if kind else "bytes" if _says_medium(name) and value else None
     if isinstance(value, Image | Video) or type(value).__module__.startswith("PIL."):
         return "an image or a video"
-    if depth == 0:
-        return None
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            inner_name = name if _says_medium(name) else str(key)
-            if (found := medium_in(inner, inner_name, media_root, depth - 1)) is not None:
-                return found
-    elif isinstance(value, Sequence):
-        filled = (inner for inner in value[: 8 * _LOOKED_AT] if inner is not None)
-        for _, inner in zip(range(_LOOKED_AT), filled, strict=False):
-            if (found := medium_in(inner, name, media_root, depth - 1)) is not None:
-                return found
     return None
 
 
@@ -354,7 +374,8 @@ def _named(value: str, name: str, media_root: str | None) -> str | None:
         return None
     if says and _has_suffix(value) and not _IS_TEXT.search(name):
         return f"the name {value[:80]!r}"
-    if (says or _has_suffix(value)) and "://" not in value and _is_there(value, media_root):
+    is_local = "://" not in value or value[:5].lower() == "file:"
+    if (says or _has_suffix(value)) and is_local and _is_there(value, media_root):
         return f"the name of a file that is there, {value[:80]!r}"
     return None
 
@@ -365,20 +386,27 @@ def _has_suffix(name: str) -> bool:
         name = name.partition("?")[0].partition("#")[0]
         if name.count("/") < 3:  # a host alone
             return False
-    _, point, suffix = name[-6:].rpartition(".")
-    return point == "." and suffix.lower() in _SUFFIXES
+    stem, point, suffix = name[-7:].rpartition(".")
+    # `img_ext: ".jpg"` is a suffix and no name.
+    return point == "." and suffix.lower() in _SUFFIXES and stem[-1:] not in ("", "/", "\\")
 
 
 def _is_there(name: str, media_root: str | None) -> bool:
     """Whether a name is a file that a row may name."""
-    try:
-        return resolve(name, None if media_root is None else Path(media_root)).is_file()
-    except (MediaError, OSError, ValueError):
-        return False
+    # Also as Windows writes it.
+    for path in dict.fromkeys((name, name.replace("\\", "/"))):
+        try:
+            return resolve(path, None if media_root is None else Path(media_root)).is_file()
+        except (MediaError, OSError, ValueError):
+            continue
+    return False
 
 
 def _sniffed_base64(value: str) -> str | None:
-    start = "".join(value[:80].split())[:48]
+    header = _HEADER.match(value)
+    begin = header.end() if header else 0
+    # In the alphabet for URLs, two characters are others.
+    start = "".join(value[begin : begin + 80].split())[:48].replace("-", "+").replace("_", "/")
     if not _BASE64.fullmatch(start):
         return None
     try:
