@@ -15,6 +15,7 @@ from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.planning import BadDataError
 from vlcpt.data.readers.files import open_source
+from vlcpt.data.readers.unread import LINKS
 from vlcpt.demo import base_path
 
 PNG = png(1)
@@ -321,6 +322,46 @@ def test_the_ledger_counts_the_rows_of_each_field_that_is_not_read(rows):
     assert planned(path) == {"source": 700, "url": 3, "media files beside the rows": 1}
     assert planned(path, ignore_fields=["source"]) == {"url": 3, "media files beside the rows": 1}
     assert planned(path, format="text") == {}
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "![](<my file.png>)",
+        "![](my%20file.png)",
+        "![](b_(1).png)[b](a.txt)",
+        '![](a.png "A valve")',
+        "![valve][v]\n\n[v]: a.png",
+        "![[a.png|200]]",
+        "<IMG SRC='a.png'>",
+        '<img src="a.png?v=1#top">',
+        '<source srcset="gone.webp 1x, a.png 2x">',
+        '<video poster="a.png"></video>',
+        '<img src="my file.png">',
+    ],
+)
+def test_a_link_to_a_file_that_is_there_is_named_however_it_is_written(rows, tmp_path, link):
+    for name in ("my file.png", "b_(1).png", "a.txt"):
+        (tmp_path / name).write_bytes(PNG)
+    (document,) = read_documents(rows({"text": f"See {link} there."}), format="vlcpt")
+    assert document.not_read == (LINKS,)
+
+
+@pytest.mark.parametrize(
+    "text", ["[[File:a.png|thumb]]", "[a](a.txt)", "![](gone.png)", "](" * 50_000 + ".png"]
+)
+def test_what_is_no_link_to_a_medium_that_is_there_is_not_named(rows, tmp_path, text):
+    (tmp_path / "a.txt").write_text("a")
+    (document,) = read_documents(rows({"text": text}), format="vlcpt")
+    assert document.not_read == ()
+
+
+def test_media_files_in_folders_below_are_counted(rows, tmp_path):
+    path = rows(TEXT)
+    for name in ("images/a.png", "images/train/000/0.jpg", "videos/0.m4v"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    assert planned(path) == {"media files beside the rows": 4}
 
 
 def test_links_to_files_that_are_there_are_counted(rows):

@@ -13,7 +13,7 @@ from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.rows import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.storage import default_name, open_rows, why_empty
 from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
@@ -181,7 +181,8 @@ def open_source(
             rows = MemoryRows(path, name)
             root = None if media_root is None else str(media_root)
         if not len(rows):
-            raise DocumentError("there is no row in it.", kind="source", field=str(path)[:200])
+            reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
+            raise DocumentError(reason, kind="source", field=str(path)[:200])
         format = detect_format(rows, name) if format == "auto" else format
         read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
     except (DocumentError, WriteError):  # of what was unpacked: it says all

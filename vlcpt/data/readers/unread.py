@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaError, heif_kind, resolve
@@ -49,12 +50,19 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]{48}")
 # What may stand before base64: a header of any kind, or the mark that Python shows bytes with.
 _HEADER = re.compile(r"""data:[^,]{0,80},|base64[:,]/{0,2}|b["']""", re.IGNORECASE)
 _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
-_LINK = re.compile(r"""\]\(\s*<?([^\s()<>]{1,500})|(?:src|href)\s*=\s*["']?([^\s"'<>]{1,500})""")
+# Links as Markdown and HTML write them, by a reference too, and as Obsidian does.
+_LINK = re.compile(
+    r"""\]\(\s*(?:<([^<>\n]{1,500})>|((?:[^\s<>()]|\([^\s<>()]{0,200}\)){1,500}))|!\[\[([^\]|\n]{1,500})"""
+    r"""|^[ ]{0,3}\[[^\]\n]{1,200}\]:\s*<?([^\s<>]{1,500})"""
+    r"""|\b(?:src|href|srcset|poster)\s*=\s*(?:"([^"<>]{1,500})"|'([^'<>]{1,500})'|([^\s"'<>]{1,500}))""",
+    re.IGNORECASE | re.MULTILINE,
+)
 _ENDING = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})\b", re.IGNORECASE)
 _MOST_NAME = 1000  # characters that a path has at most
 _MOST_DEEP = 16  # lists and structs in each other
 _MOST_LEAVES = 4000  # of a field
-_MOST_BESIDE = 10_000  # entries of a folder
+_MOST_BESIDE = 10_000  # entries of a folder, and of those in it
+_MOST_BELOW = 3  # as images/train/000/
 
 # Where the formats of conversations have their turns, and what is read of one and of a part of one.
 _TURNS = {"sharegpt": "conversations", "messages": "messages", "docmatix": "texts"}
@@ -171,9 +179,7 @@ class Unread:
             # Many pages link, few to media: the cheap look first.
             if not links and _ENDING.search(text):
                 links = any(
-                    _has_suffix(name) and _is_there(name, self.media_root)
-                    for match in _LINK.finditer(text)
-                    if "://" not in (name := match[1] or match[2])
+                    _is_linked(match[match.lastindex or 0], self.media_root) for match in _LINK.finditer(text)
                 )
         return [LINKS] if links else []
 
@@ -295,15 +301,15 @@ def may_hold_media(name: str, values: Iterable[object]) -> bool:
 
 
 def media_beside(media_root: str) -> int:
-    """How many media files are in a folder and the folders in it; few looks, however large it is.
+    """How many media files are in a folder and in some folders below; few looks, however large it is.
 
     Example:
         >>> media_beside("/no/such/folder")
         0
     """
     found, looked = 0, 0
-    folders = [media_root]
-    for folder in folders:
+    folders = [(media_root, 0)]
+    for folder, below in folders:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -312,8 +318,8 @@ def media_beside(media_root: str) -> int:
                         return found
                     if entry.name.startswith("."):
                         continue
-                    if folder == media_root and entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
+                    if below < _MOST_BELOW and entry.is_dir(follow_symlinks=False):
+                        folders.append((entry.path, below + 1))
                     found += _has_suffix(entry.name)
         except OSError:
             continue
@@ -389,6 +395,17 @@ def _has_suffix(name: str) -> bool:
     stem, point, suffix = name[-7:].rpartition(".")
     # `img_ext: ".jpg"` is a suffix and no name.
     return point == "." and suffix.lower() in _SUFFIXES and stem[-1:] not in ("", "/", "\\")
+
+
+def _is_linked(target: str, media_root: str | None) -> bool:
+    """Whether a link leads to a media file that is there; a ``srcset`` may lead to several."""
+    if "://" in target:
+        return False
+    for one in (target, *(part.split()[0] for part in target.split(",") if part.strip())):
+        name = unquote(re.split(r"[?#]", one, maxsplit=1)[0])
+        if _has_suffix(name) and _is_there(name, media_root):
+            return True
+    return False
 
 
 def _is_there(name: str, media_root: str | None) -> bool:
