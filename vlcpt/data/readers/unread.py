@@ -399,7 +399,7 @@ def _has_suffix(name: str) -> bool:
 
 def _is_linked(target: str, media_root: str | None) -> bool:
     """Whether a link leads to a media file that is there; a ``srcset`` may lead to several."""
-    if "://" in target:
+    if "://" in target or not _ENDING.search(target):
         return False
     for one in (target, *(part.split()[0] for part in target.split(",") if part.strip())):
         name = unquote(re.split(r"[?#]", one, maxsplit=1)[0])
