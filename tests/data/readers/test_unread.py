@@ -381,6 +381,27 @@ def test_columns_that_hold_no_media_are_named_without_being_read(tmp_path):
     assert source.rows.row(3) == TEXT
 
 
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("cover", None),
+        ("cover", ""),
+        ("cover", "None"),
+        ("cover", "N/A"),
+        ("file", "a.txt"),
+        ("src", "b.html"),
+    ],
+)
+def test_a_medium_in_a_late_row_of_a_column_is_an_error(rows, tmp_path, name, before):
+    rows()
+    path = tmp_path / "a.parquet"
+    found = [TEXT | {name: before}] * 30 + [TEXT | {name: "a.png"}]
+    pq.write_table(pa.Table.from_pylist(found, pa.schema([("text", pa.string()), (name, pa.string())])), path)
+    source = open_source(path)
+    with pytest.raises(DocumentError, match=f"{name}: it holds the name of a file that is there"):
+        source.document(30)
+
+
 @pytest.mark.parametrize("name", ["label", "kto_tag"])
 @pytest.mark.parametrize("way", ["jsonl", "parquet"])
 def test_a_conversation_that_is_marked_as_bad_is_an_error_unless_the_field_is_ignored(

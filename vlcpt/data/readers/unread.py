@@ -33,6 +33,11 @@ _SAYS_MEDIUM = re.compile(
     "image|img|picture|photo|video|图片|图像|照片|截图|插图|视频|影片|影像|圖片|圖像|視頻|画像|写真|動画",
     re.IGNORECASE,
 )
+# Of a table, such a column is looked at even where its first rows have no medium.
+_SAYS_FILE = re.compile(
+    "file|path|uri|src|media|frame|figure|clip|screenshot|attachment|asset|pic", re.IGNORECASE
+)
+_NOTHING = frozenset(("", "none", "null", "nan", "n/a", "-"))
 # `video_title: "How to open clip.mp4"` is a text about a file.
 _IS_TEXT = re.compile(
     r"(?:(?:title|caption|text|description|alt|prompt|question|answer)s?|标题|描述|说明|文本|問題|標題)$",
@@ -290,14 +295,14 @@ def may_hold_media(name: str, values: Iterable[object]) -> bool:
         >>> may_hold_media("url", ["http://example.org/"]), may_hold_media("file_name", ["a.png"])
         (False, True)
     """
-    if _says_medium(name):
+    if _says_medium(name) or _SAYS_FILE.search(name):
         return True
     known = False
     for value in values:
-        known = known or value is not None
+        known = known or (is_given(value) and not (isinstance(value, str) and value.lower() in _NOTHING))
         if isinstance(value, bytes) or medium_in(value, "image", None) is not None:
             return True
-    return not known  # of nulls alone nothing is known
+    return not known  # of nulls and the like nothing is known
 
 
 def media_beside(media_root: str) -> int:
