@@ -289,6 +289,14 @@ def test_a_count_under_the_name_of_media_is_told_what_helps(rows):
         list(read_documents(rows(TEXT | {"images": 3})))
 
 
+def test_a_field_that_is_ignored_chooses_no_format(rows):
+    """Web pages have the address of a picture that stands for them (trafilatura's ``image``)."""
+    page = TEXT | {"image": "https://example.org/a.jpg", "url": "https://example.org/"}
+    (document,) = read_documents(rows(page), ignore_fields=["image"])
+    assert document.images == ()
+    assert document.not_read == ("url",)
+
+
 def test_a_row_with_a_medium_may_have_another_field_with_its_name(rows):
     row = {"text": "<image>a", "images": ["a.png"], "image_path": "a.png"}
     (document,) = read_documents(rows(row))

@@ -183,7 +183,7 @@ def open_source(
         if not len(rows):
             reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
             raise DocumentError(reason, kind="source", field=str(path)[:200])
-        format = detect_format(rows, name) if format == "auto" else format
+        format = detect_format(rows, name, ignore_fields) if format == "auto" else format
         read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
     except (DocumentError, WriteError):  # of what was unpacked: it says all
         raise
