@@ -15,7 +15,7 @@ from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.planning import BadDataError
 from vlcpt.data.readers.files import open_source
-from vlcpt.data.readers.unread import LINKS
+from vlcpt.data.readers.unread import LINKS, told_unread
 from vlcpt.demo import base_path
 
 PNG = png(1)
@@ -216,6 +216,31 @@ def test_a_path_in_memory_is_a_path(tmp_path):
         open_source([TEXT | {"image_path": tmp_path / "a.png"}]).document(0)
     row = {"text": "<image>", "images": [tmp_path / "a.png"], "videos": []}
     assert open_source([row]).document(0).images[0].path == str(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "<image>A valve."},
+        {"text": "<IMG1>A valve."},
+        {"conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A."}]},
+        {"messages": [{"role": "user", "content": "<image>What?"}]},
+    ],
+)
+def test_a_marker_without_a_file_names_the_field_that_has_it(rows, row):
+    with pytest.raises(DocumentError, match="The row has one in 'image_path', which format") as caught:
+        list(read_documents(rows(row | {"image_path": "a.png"})))
+    assert "format: text" not in str(caught.value)
+    with pytest.raises(DocumentError) as caught:
+        list(read_documents(rows(row | {"source": "web"})))
+    assert "The row has one" not in str(caught.value)
+
+
+def test_of_very_many_fields_the_first_are_named_and_the_files():
+    counts = {f"field{number}": 2 for number in range(500)} | {"media files beside the rows": 1}
+    said = told_unread(counts)
+    assert said.startswith("not read: field0 (2 rows), field1 (2 rows)")
+    assert said.endswith("field19 (2 rows), media files beside the rows (1 file), 480 more fields")
 
 
 def test_many_values_are_looked_through_in_little_time():

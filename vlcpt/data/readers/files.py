@@ -82,7 +82,7 @@ class DocumentSource:
                 unread = replace(unread, media_root=root)
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
-            document = self.read(row)
+            document = self._read(row, unread)
             not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
             if tar_row is not None:
                 document, unnamed = with_own_files(document, tar_row)
@@ -97,6 +97,14 @@ class DocumentSource:
                 f"the file cannot be read: {error.strerror or error}. Look whether it is still there.",
                 source=source,
             ) from None
+
+    def _read(self, row: Row, unread: Unread | None) -> Document:
+        try:
+            return self.read(row)
+        except DocumentError as error:
+            if unread is not None:
+                unread.explain(error, row)
+            raise
 
 
 def _placed(document: Document, source: Source, media_root: str | None, not_read: Sequence[str]) -> Document:

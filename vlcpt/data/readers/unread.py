@@ -19,6 +19,7 @@ from vlcpt.data.media import MediaError, heif_kind, resolve
 from vlcpt.data.readers.fields import Row, is_given
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vlcpt.data.readers.turns import TURN_WEIGHTS
+from vlcpt.data.readers.vlcpt import PLAIN
 from vlcpt.data.references import HINTS, hints_in
 
 LINKS = "files that its Markdown or HTML links to"
@@ -63,6 +64,7 @@ _LINK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ENDING = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})\b", re.IGNORECASE)
+_MOST_NAMED = 20  # fields in a message; ledger.json has all
 _MOST_NAME = 1000  # characters that a path has at most
 _MOST_DEEP = 16  # lists and structs in each other
 _MOST_LEAVES = 4000  # of a field
@@ -148,6 +150,18 @@ class Unread:
             names += self._in_text(document)
         # Rows in memory keep all their fields, and have just been counted.
         return [*names, *(name for name in self.untouched if name not in row)]
+
+    def explain(self, error: DocumentError, row: Row) -> None:
+        """Say of a marker without a file which field has one: its remedy is no other format."""
+        if self.format == "text" or error.kind not in ("markup", "markers") or "lists 0" not in error.reason:
+            return
+        others = (name for name in row if name not in self.fields and name not in self.ignored)
+        name = next((name for name in others if medium_in(row[name], str(name), self.media_root)), None)
+        if name is not None:
+            error.reason = (
+                f"{error.reason.removesuffix(PLAIN)} The row has one in {str(name)[:60]!r}, which format "
+                f"{self.format} does not read: list it in 'images' or 'videos'."
+            )
 
     def _in_turns(self, row: Row) -> dict[str, object]:
         """Keys of turns and of their parts that are not read, such as the ``images`` of Ollama.
@@ -358,10 +372,17 @@ def told_unread(counts: Mapping[str, int]) -> str:
         >>> told_unread({"source": 12000, "url": 1})
         'not read: source (12,000 rows), url (1 row)'
     """
-    named = []
+    named: list[str] = []
+    more = 0
     for name, count in counts.items():
-        unit = "file" if name in _OF_FILES or name.startswith(".") else "row"
+        is_field = name not in _OF_FILES and name != LINKS and not name.startswith(".")
+        if is_field and len(named) >= _MOST_NAMED:
+            more += 1
+            continue
+        unit = "row" if is_field or name == LINKS else "file"
         named.append(f"{name[:60]} ({count:,} {unit}{'s' * (count != 1)})")
+    if more:
+        named.append(f"{more:,} more field{'s' * (more != 1)}")
     return "not read: " + ", ".join(named) if named else ""
 
 

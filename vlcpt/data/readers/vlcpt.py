@@ -9,6 +9,7 @@ from vlcpt.data.markup import Untagged, parse_markup
 from vlcpt.data.readers.fields import Row, list_field, text_field
 from vlcpt.data.readers.markers import MEDIA_FIELDS
 
+PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
 # The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
 # where a row has them and no tag, its author took them for tags, and all of the text would be trained.
 _DISGUISED = re.compile(
@@ -40,7 +41,5 @@ def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
             if f"'{name}s' lists 0 files" in error.reason and name in row and f"{name}s" not in row:
                 error.reason += f" The row has {name!r}: call it '{name}s'."
         if error.kind in ("markup", "markers") and not any(row.get(name) for name in MEDIA_FIELDS):
-            error.reason += (
-                " Where no text of the source is markup, as in web pages or code, set format: text."
-            )
+            error.reason += PLAIN
         raise
