@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -112,6 +113,8 @@ def hints_in(value: object, name: str) -> Iterator[str]:
 
 
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
+    if isinstance(reference, os.PathLike):  # of rows in memory
+        reference = os.fspath(reference)
     if isinstance(reference, str):
         return _split_data_uri(reference)
     if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
@@ -194,6 +197,8 @@ def _checked(key: str, value: object) -> object:
     """The value of one key of a media reference, or an error that names its type."""
     if key in ("path", "bytes"):
         wanted: type = str if key == "path" else bytes
+        if key == "path" and isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if isinstance(value, wanted):
             return value
         if key == "bytes" and isinstance(value, str):  # JSON has no bytes

@@ -115,6 +115,7 @@ def test_pandas_index_is_a_column_without_a_name(table):
         ("text,text\nA,B\n", r"a\.csv: two columns are named 'text'"),
         ("text;image\nA;b\n", r"a\.csv: the header 'text;image' is one column, and is parted by a semicolon"),
         ("A dish.,x\n", r"a\.csv: there is no row in it"),
+        ("text,id\rA,1\r", r"a\.csv:1: cannot be read as CSV: lines end in a carriage return alone\."),
         ("A dish.,x\nA fence.,y\n", r"a\.csv:2: no format fits the fields 'A dish\.', 'x'"),
     ],
 )

@@ -181,6 +181,22 @@ def test_a_picture_that_is_missing_is_a_missing_medium(tmp_path, others):
         read_image(document.images[0], media_root=tmp_path)
 
 
+def test_an_address_is_told_to_be_one(tmp_path):
+    row = {"file_name": "https://example.org/a.png", "text": "A valve."}
+    jsonl(tmp_path / "metadata.jsonl", [row])
+    document = open_source(tmp_path).document(0)
+    with pytest.raises(MediaError, match=r"'https://example.org/a.png' is a URL, and nothing is fetched"):
+        read_image(document.images[0], media_root=tmp_path)
+
+
+def test_pictures_in_folders_without_metadata_are_counted(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png(1))
+    jsonl(tmp_path / "cat" / "metadata.jsonl", [{"file_name": "0.png", "text": "A cat."}])
+    assert open_source(tmp_path).left_out() == {"media files that no row names": 1}
+
+
 def test_a_list_of_source_files_is_no_image_folder(tmp_path):
     rows = [{"file_name": "a.py", "text": "import os"}, {"file_name": "logo.png", "text": "PNG"}]
     jsonl(tmp_path / "metadata.jsonl", rows)

@@ -211,3 +211,28 @@ def test_the_log_says_why_it_is_read_as_captions(folder, caplog):
     with caplog.at_level(logging.INFO):
         open_source(folder(**{"0.jpg": png(0), "0.txt": "A dish."}))
     assert "side: format caption, because row 1 has image and caption" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "JFIF"])
+def test_every_name_that_pictures_have_is_one_of_a_picture(folder, suffix):
+    path = folder(**{f"0.{suffix}": png(1), "0.txt": "A valve."})
+    assert found(path) == [(Image(f"0.{suffix}"), caption("A valve."))]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"cat/0.jpg": b"", "dog/0.jpg": b""},
+            "there is no row in it; pictures and videos without a text: 2. Write",
+        ),
+        (
+            {"0.jpg": b"", "0.caption": "A cat."},
+            r"not read: .caption \(1\); pictures and videos without a text: 1.",
+        ),
+        ({"0.html": "A cat."}, r"there is no row in it; not read: .html \(1\). Known: .jsonl"),
+    ],
+)
+def test_a_folder_without_a_text_says_what_it_has_and_what_helps(folder, files, message):
+    with pytest.raises(DocumentError, match=message):
+        open_source(folder(**files))

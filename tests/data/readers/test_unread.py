@@ -2,8 +2,10 @@
 
 import base64
 import json
+import time
 
 import datasets
+import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +15,11 @@ from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.planning import BadDataError
 from vlcpt.data.readers.files import open_source
+from vlcpt.data.readers.unread import LINKS, told_unread
 from vlcpt.demo import base_path
 
 PNG = png(1)
+JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(200, 256)) * 2
 TEXT = {"text": "Fig. 1 shows a valve."}
 CHAT = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Noise."}]}
 
@@ -53,6 +57,13 @@ def rows(tmp_path):
         (TEXT | {"content": base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": "data:image/png;base64," + base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": {"bytes": base64.b64encode(PNG).decode()}}, "content"),
+        (TEXT | {"meta": {"pages": [{"figures": [{"crop": {"file": {"name": "a.png"}}}]}]}}, "meta"),
+        (TEXT | {"layout": [{"kind": "text"}] * 100 + [{"kind": "figure", "file": "a.png"}]}, "layout"),
+        (TEXT | {"content": base64.urlsafe_b64encode(JPEG).decode()}, "content"),
+        (TEXT | {"content": str(base64.b64encode(PNG))}, "content"),
+        (TEXT | {"cover": "data:;base64," + base64.b64encode(PNG).decode()}, "cover"),
+        (TEXT | {"图片": "images/gone.png"}, "图片"),
+        (TEXT | {"视频路径": "gone.mp4"}, "视频路径"),
         (CHAT | {"image_path": "a.png"}, "image_path"),
         ({"messages": [{"role": "assistant", "content": "Noise."}], "img": "a.png"}, "img"),
         ({"segments": [{"type": "text", "text": "a", "trainable": True}], "image": "a.png"}, "image"),
@@ -97,10 +108,65 @@ def test_it_is_named_where_the_row_has_a_medium_that_is_read(rows, row, name):
     assert document.not_read == (name,)
 
 
-def test_other_keys_of_a_turn_stop_nothing(rows):
+def test_other_keys_of_a_turn_stop_nothing_and_are_named(rows):
     turn = {"role": "assistant", "content": "a", "image_id": 7, "name": "img", "video_title": "a.mp4"}
-    (document,) = read_documents(rows({"messages": [turn]}))
+    others = {"role": "user", "content": [{"type": "text", "text": "b", "annotations": [1]}], "mask": None}
+    (document,) = read_documents(rows({"messages": [others, turn]}))
+    assert document.not_read == (
+        "messages[].content[].annotations",
+        *(f"messages[].{key}" for key in ("image_id", "name", "video_title")),
+    )
+
+
+def test_text_in_a_part_that_is_a_picture_is_named(rows):
+    part = {"type": "image", "image": "a.png", "text": "A valve."}
+    (document,) = read_documents(rows({"messages": [{"role": "user", "content": [part]}]}))
+    assert document.not_read == ("messages[].content[].text",)
+
+
+SWITCHES = [
+    *({"mask": True}, {"mask": 1}, {"masked": True}, {"loss_mask": 0}, {"trainable": False}),
+    *({"train_on_turn": False}, {"label": False}, {"isTrain": False}, {"Loss": False}, {"LOSS": "false"}),
+    *({"no_loss": True}, {"ignore_loss": True}, {"cal_loss": 0}),
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("field", ["conversations", "messages", "texts"])
+def test_a_key_of_a_turn_that_seems_to_switch_it_off_is_an_error_and_can_be_ignored(rows, field, switch):
+    turn = {
+        "conversations": {"from": "gpt", "value": "Noise."},
+        "messages": {"role": "assistant", "content": "Noise."},
+        "texts": {"user": "What?", "assistant": "Noise."},
+    }[field]
+    name = f"{field}[].{next(iter(switch))}"
+    path = rows({field: [turn | switch]})
+    with pytest.raises(DocumentError, match='Write "loss": false into the turn') as caught:
+        list(read_documents(path))
+    assert caught.value.field == name
+    (document,) = read_documents(path, ignore_fields=[name])
     assert document.not_read == ()
+
+
+@pytest.mark.parametrize("switch", [{"loss": False}, {"weight": 0}, {"train": False}])
+def test_a_part_that_seems_to_be_switched_off_is_an_error(rows, switch):
+    part = {"type": "text", "text": "Noise."} | switch
+    with pytest.raises(DocumentError, match="seems to say that this is not trained"):
+        list(read_documents(rows({"messages": [{"role": "assistant", "content": [part]}]})))
+
+
+@pytest.mark.parametrize(
+    "switch", [{"mask": "User"}, {"trainable": True}, {"label": "fine"}, {"training_id": 7}]
+)
+def test_keys_that_switch_nothing_off_are_named(rows, switch):
+    (document,) = read_documents(rows({"messages": [{"role": "assistant", "content": "a"} | switch]}))
+    assert document.not_read == (f"messages[].{next(iter(switch))}",)
+
+
+def test_a_medium_in_a_part_of_text_is_an_error(rows):
+    part = {"type": "text", "text": "a", "image_url": {"url": "a.png"}}
+    with pytest.raises(DocumentError, match=r"messages\[\]\.content\[\]\.image_url: it holds the name"):
+        list(read_documents(rows({"messages": [{"role": "user", "content": [part]}]})))
 
 
 def test_keys_beside_references_can_be_ignored(rows):
@@ -137,6 +203,54 @@ def test_a_picture_in_memory_under_another_name_is_an_error():
         open_source([TEXT | {"page": PILImage.new("RGB", (30, 30))}]).document(0)
 
 
+@pytest.mark.parametrize("name", ["file://{folder}/sub/b.png", "sub\\b.png"])
+def test_a_name_is_that_of_a_file_as_other_systems_write_it_too(rows, tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.png").write_bytes(PNG)
+    with pytest.raises(DocumentError, match="uri: it holds the name of a file that is there"):
+        list(read_documents(rows(TEXT | {"uri": name.format(folder=tmp_path)})))
+
+
+def test_a_path_in_memory_is_a_path(tmp_path):
+    with pytest.raises(DocumentError, match="image_path: it holds the name"):
+        open_source([TEXT | {"image_path": tmp_path / "a.png"}]).document(0)
+    row = {"text": "<image>", "images": [tmp_path / "a.png"], "videos": []}
+    assert open_source([row]).document(0).images[0].path == str(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "<image>A valve."},
+        {"text": "<IMG1>A valve."},
+        {"conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A."}]},
+        {"messages": [{"role": "user", "content": "<image>What?"}]},
+    ],
+)
+def test_a_marker_without_a_file_names_the_field_that_has_it(rows, row):
+    with pytest.raises(DocumentError, match="The row has one in 'image_path', which format") as caught:
+        list(read_documents(rows(row | {"image_path": "a.png"})))
+    assert "format: text" not in str(caught.value)
+    with pytest.raises(DocumentError) as caught:
+        list(read_documents(rows(row | {"source": "web"})))
+    assert "The row has one" not in str(caught.value)
+
+
+def test_of_very_many_fields_the_first_are_named_and_the_files():
+    counts = {f"field{number}": 2 for number in range(500)} | {"media files beside the rows": 1}
+    said = told_unread(counts)
+    assert said.startswith("not read: field0 (2 rows), field1 (2 rows)")
+    assert said.endswith("field19 (2 rows), media files beside the rows (1 file), 480 more fields")
+
+
+def test_many_values_are_looked_through_in_little_time():
+    row = TEXT | {"links": [[{"url": "https://example.org/a"}] * 1000] * 1000, "ids": [7] * 1_000_000}
+    source = open_source([row], format="vlcpt")
+    start = time.perf_counter()
+    assert source.document(0).not_read == ("links", "ids")
+    assert time.perf_counter() - start < 1
+
+
 HONEST = [
     TEXT | {"image_id": 7, "img_width": 640, "image_height": 480, "video_title": "My trip.mp4"},
     TEXT | {"image_id": "000000391895", "image_caption": "A valve, see a.png", "image_count": 0},
@@ -147,6 +261,8 @@ HONEST = [
     {"text": "![a](https://example.org/a.png) [gone](gone.png) <img>gone.png</img>"},
     TEXT | {"image": None, "photos": [], "images": None, "picture": ""},
     TEXT | {"hash": "A" * 100, "key": "/9j/short"},
+    TEXT | {"img_ext": ".jpg", "image_suffix": ".png", "video_codec": "mp4", "图片标题": "阀门.jpg"},
+    TEXT | {"image": False, "video": 0, "image_embedding": [0.5] * 3000},
     # as a code corpus, a crawl and saved pages have them
     {
         "text": "img = open('a.png')\n# <img>gone.png</img>",
@@ -179,6 +295,31 @@ def test_an_honest_row_goes_on_and_its_other_fields_are_named(rows, row):
     (document,) = read_documents(rows(row), format="vlcpt")
     filled = {name for name, value in row.items() if value not in (None, [], "")}
     assert set(document.not_read) == filled - {"text"}
+
+
+@pytest.mark.parametrize("image", [False, 0])
+def test_a_number_under_the_name_of_media_is_no_caption(rows, image):
+    (document,) = read_documents(rows(TEXT | {"image": image}))
+    assert document.not_read == ("image",)
+
+
+def test_an_array_for_an_image_is_said_to_be_none():
+    source = open_source([TEXT | {"image": numpy.zeros((3, 3, 3))}])
+    with pytest.raises(DocumentError, match="expected a list of media references, found ndarray"):
+        source.document(0)
+
+
+def test_a_count_under_the_name_of_media_is_told_what_helps(rows):
+    with pytest.raises(DocumentError, match="If it counts them, call the field otherwise"):
+        list(read_documents(rows(TEXT | {"images": 3})))
+
+
+def test_a_field_that_is_ignored_chooses_no_format(rows):
+    """Web pages have the address of a picture that stands for them (trafilatura's ``image``)."""
+    page = TEXT | {"image": "https://example.org/a.jpg", "url": "https://example.org/"}
+    (document,) = read_documents(rows(page), ignore_fields=["image"])
+    assert document.images == ()
+    assert document.not_read == ("url",)
 
 
 def test_a_row_with_a_medium_may_have_another_field_with_its_name(rows):
@@ -216,6 +357,46 @@ def test_the_ledger_counts_the_rows_of_each_field_that_is_not_read(rows):
     assert planned(path, format="text") == {}
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        "![](<my file.png>)",
+        "![](my%20file.png)",
+        "![](b_(1).png)[b](a.txt)",
+        '![](a.png "A valve")',
+        "![valve][v]\n\n[v]: a.png",
+        "![[a.png|200]]",
+        "<IMG SRC='a.png'>",
+        '<img src="a.png?v=1#top">',
+        '<source srcset="gone.webp 1x, a.png 2x">',
+        '<video poster="a.png"></video>',
+        '<img src="my file.png">',
+    ],
+)
+def test_a_link_to_a_file_that_is_there_is_named_however_it_is_written(rows, tmp_path, link):
+    for name in ("my file.png", "b_(1).png", "a.txt"):
+        (tmp_path / name).write_bytes(PNG)
+    (document,) = read_documents(rows({"text": f"See {link} there."}), format="vlcpt")
+    assert document.not_read == (LINKS,)
+
+
+@pytest.mark.parametrize(
+    "text", ["[[File:a.png|thumb]]", "[a](a.txt)", "![](gone.png)", "](" * 50_000 + ".png"]
+)
+def test_what_is_no_link_to_a_medium_that_is_there_is_not_named(rows, tmp_path, text):
+    (tmp_path / "a.txt").write_text("a")
+    (document,) = read_documents(rows({"text": text}), format="vlcpt")
+    assert document.not_read == ()
+
+
+def test_media_files_in_folders_below_are_counted(rows, tmp_path):
+    path = rows(TEXT)
+    for name in ("images/a.png", "images/train/000/0.jpg", "videos/0.m4v"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    assert planned(path) == {"media files beside the rows": 4}
+
+
 def test_links_to_files_that_are_there_are_counted(rows):
     found = [{"text": "![a](a.png)"}, {"text": '<p><img src="a.png" alt="a">'}, {"text": "[b](b.png)"}]
     assert planned(rows(*found))["files that its Markdown or HTML links to"] == 2
@@ -231,6 +412,27 @@ def test_columns_that_hold_no_media_are_named_without_being_read(tmp_path):
     source = open_source(path)
     assert source.document(3).not_read == ("source", "tokens")
     assert source.rows.row(3) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("cover", None),
+        ("cover", ""),
+        ("cover", "None"),
+        ("cover", "N/A"),
+        ("file", "a.txt"),
+        ("src", "b.html"),
+    ],
+)
+def test_a_medium_in_a_late_row_of_a_column_is_an_error(rows, tmp_path, name, before):
+    rows()
+    path = tmp_path / "a.parquet"
+    found = [TEXT | {name: before}] * 30 + [TEXT | {name: "a.png"}]
+    pq.write_table(pa.Table.from_pylist(found, pa.schema([("text", pa.string()), (name, pa.string())])), path)
+    source = open_source(path)
+    with pytest.raises(DocumentError, match=f"{name}: it holds the name of a file that is there"):
+        source.document(30)
 
 
 @pytest.mark.parametrize("name", ["label", "kto_tag"])

@@ -54,3 +54,35 @@ def test_a_mistake_in_a_row_with_media_does_not_name_a_format_that_would_lose_th
     with pytest.raises(DocumentError, match="lists 1 file") as raised:
         read_row({"text": "<image><image>", "images": ["a.png"]})
     assert "format: text" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a ＜trainable_text＞b＜/trainable_text＞",
+        "a 〈trainable_text〉b〈/trainable_text〉",
+        "a &lt;trainable_text&gt;b&lt;/trainable_text&gt;",
+        "a &#60;Trainable-Text&#62;b",
+        r"a \u003ctrainable_text\u003eb",
+        "a ＜/trainable_text＞",
+    ],
+)
+def test_tags_in_other_brackets_are_an_error_where_there_is_no_tag(text):
+    with pytest.raises(
+        DocumentError, match="is no tag, and there is none in the text. Write <trainable_text>"
+    ) as caught:
+        read_row({"text": text})
+    assert caught.value.offset == 2
+    assert "set format: text" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&lt;trainable&gt; and ＜text＞ are not trainable_text",
+        "[trainable_text] &lt;b&gt;",
+        "<trainable_text>write &lt;trainable_text&gt; in HTML</trainable_text>",
+    ],
+)
+def test_other_text_in_such_brackets_is_text(text):
+    assert all(isinstance(segment, Text) for segment in read_row({"text": text}).segments)

@@ -130,9 +130,14 @@ class DelimitedRows:
             except StopIteration:
                 return
             except csv.Error as error:
+                todo = "Inside double quotes write each quote twice, and close each cell that is opened."
+                reason = f"{error}. {todo}"
+                if "new-line character" in str(error):  # of old Macs
+                    reason = (
+                        "lines end in a carriage return alone. Write each as a line feed: tr '\\r' '\\n'."
+                    )
                 raise DocumentError(
-                    f"cannot be read as {_KIND[self._delimiter]}: {error}. Inside double quotes write each "
-                    "quote twice, and close each cell that is opened.",
+                    f"cannot be read as {_KIND[self._delimiter]}: {reason}",
                     kind="source",
                     source=Source(self._name, first),
                 ) from None

@@ -8,6 +8,7 @@ from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.readers.fields import Row, is_given, optional_text, required_field, required_list
 from vlcpt.data.readers.markers import refuse_unread
 from vlcpt.data.readers.turns import (
+    TURN_WEIGHTS,
     Targets,
     Turn,
     filled_turns,
@@ -16,7 +17,7 @@ from vlcpt.data.readers.turns import (
     turn_weight,
 )
 
-_READ = ("user", "assistant", "loss", "train", "loss_scale", "weight", "loss_weight", "train_detail")
+_READ = ("user", "assistant", *TURN_WEIGHTS, "train_detail")
 
 
 def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:

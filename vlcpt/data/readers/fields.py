@@ -73,6 +73,8 @@ def list_field(row: Row, name: str, of: str = "media references") -> Sequence[ob
         todo = ""
         if of == "media references":  # a column of a table has one type
             todo = " Write each row's as a list, of one." if isinstance(value, bytes) else _IN_BRACKETS
+            if isinstance(value, int | float):
+                todo = " If it counts them, call the field otherwise."
         raise DocumentError(
             f"expected a list of {of}, found {type(value).__name__}.{todo}", kind="row", field=name
         )

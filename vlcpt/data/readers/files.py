@@ -13,7 +13,7 @@ from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.readers.prepared_folders import prepared_members
 from vlcpt.data.readers.rows import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
 from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.readers.storage import default_name, open_rows
+from vlcpt.data.readers.storage import default_name, open_rows, why_empty
 from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
 from vlcpt.data.readers.unread import Unread, may_hold_media
@@ -82,7 +82,7 @@ class DocumentSource:
                 unread = replace(unread, media_root=root)
             if unread is not None and unread.ignored:  # as if they were not there
                 row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
-            document = self.read(row)
+            document = self._read(row, unread)
             not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
             if tar_row is not None:
                 document, unnamed = with_own_files(document, tar_row)
@@ -97,6 +97,14 @@ class DocumentSource:
                 f"the file cannot be read: {error.strerror or error}. Look whether it is still there.",
                 source=source,
             ) from None
+
+    def _read(self, row: Row, unread: Unread | None) -> Document:
+        try:
+            return self.read(row)
+        except DocumentError as error:
+            if unread is not None:
+                unread.explain(error, row)
+            raise
 
 
 def _placed(document: Document, source: Source, media_root: str | None, not_read: Sequence[str]) -> Document:
@@ -181,8 +189,9 @@ def open_source(
             rows = MemoryRows(path, name)
             root = None if media_root is None else str(media_root)
         if not len(rows):
-            raise DocumentError("there is no row in it.", kind="source", field=str(path)[:200])
-        format = detect_format(rows, name) if format == "auto" else format
+            reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
+            raise DocumentError(reason, kind="source", field=str(path)[:200])
+        format = detect_format(rows, name, ignore_fields) if format == "auto" else format
         read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
     except (DocumentError, WriteError):  # of what was unpacked: it says all
         raise

@@ -90,7 +90,10 @@ class MetadataRows:
         if not names or isinstance(stored, Document) or any(stored.get(name) for name in MEDIA_FIELDS):
             return stored
         row = {key: value for key, value in stored.items() if not _names_media(key, value)}
-        paths = [os.path.normpath(os.path.join(self._prefix, name)) for name in names]
+        # An address stays one: its error says that nothing is fetched.
+        paths = [
+            name if "://" in name else os.path.normpath(os.path.join(self._prefix, name)) for name in names
+        ]
         # Markup numbers its files, also where there is one.
         text = row.get("text")
         as_list = isinstance(text, str) and _MARKED.search(text) is not None
@@ -152,8 +155,12 @@ def image_folder(
     if not rows:
         return None
     others = [file for file in files if file not in rows and not is_media_name(file.name)]
-    left_out = suffixes_of([file for file in others if file.name != "README.md"])
+    left_out = dict(suffixes_of([file for file in others if file.name != "README.md"]))
     if split is None:
+        # In their own folders, the rows know themselves what they do not name.
+        described = {file.parent for file in rows}
+        media = (file for file in files if is_media_name(file.name))
+        left_out[UNNAMED] = sum(described.isdisjoint(file.parents) for file in media)
         splits = sorted({file.relative_to(folder).parts[0] for file in rows} & {*_SPLITS})
         if len(splits) > 1:
             told = " and ".join(splits)

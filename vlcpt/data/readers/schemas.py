@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -178,8 +178,13 @@ def check_format(format: str, targets: str | None = None, chat_template: bool = 
         raise ValueError(f"targets {targets!r} is unknown. Format {format} has: {', '.join(known)}.")
 
 
-def detect_format(rows: Rows, name: str) -> str:
+def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
     """The format that the fields of the first rows show; what was chosen, and why, is logged.
+
+    Args:
+        rows: The rows.
+        name: What messages call them.
+        ignored: Fields that are not looked at.
 
     Raises:
         DocumentError: If no format fits, or more than one.
@@ -194,7 +199,7 @@ def detect_format(rows: Rows, name: str) -> str:
     first_of: dict[str, int] = {}  # the first row that each format fits
     unknown: tuple[int, Row] | None = None
     for number, row in islice(_readable(rows), _LOOKED_AT):
-        found = ["vlcpt"] if isinstance(row, Document) else _fitting(row)
+        found = ["vlcpt"] if isinstance(row, Document) else _fitting(row, ignored)
         for format in found:
             first_of.setdefault(format, number)
         if not found and unknown is None and not isinstance(row, Document):
@@ -233,8 +238,9 @@ def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:
             continue  # told, or counted, when its turn comes
 
 
-def _fitting(row: Row) -> list[str]:
+def _fitting(row: Row, ignored: Collection[str] = ()) -> list[str]:
     """The formats whose fields a row has; a null is no field, for Arrow fills rows with them."""
+    row = {name: value for name, value in row.items() if name not in ignored} if ignored else row
     given = {name for name, value in row.items() if value is not None}
     found = [
         format
@@ -250,8 +256,9 @@ def _fitting(row: Row) -> list[str]:
         found.append("docmatix")
     elif {"texts", "images"} <= given and _are_texts(row["texts"]):
         found.append("obelics")
-    alone = any(row.get(name) not in (None, "") for name in ("image", "video"))
-    listed = bool(row.get("images") or row.get("videos"))
+    alone = any(_may_be_media(row.get(name)) for name in ("image", "video"))
+    lists = [row.get(name) for name in ("images", "videos")]
+    listed = any(_may_be_media(one) and not (isinstance(one, Sized) and not len(one)) for one in lists)
     if "caption" in given and (alone or listed):
         found += _captioned(row.get("text"), listed)
     elif "text" in given and alone and not listed and not found:
@@ -272,6 +279,11 @@ def _fitting(row: Row) -> list[str]:
 def _has_span(text: str) -> bool:
     """Whether a text has a tag, also a misspelt one: it would be trained as it stands, as a caption."""
     return any("<trainable_text" in match.group() or match["misspelt"] for match in TAG_START.finditer(text))
+
+
+def _may_be_media(value: object) -> bool:
+    """Whether a field's value may be one of media: a number counts them. Equality is of no use for arrays."""
+    return not (value is None or isinstance(value, int | float) or (isinstance(value, str) and not value))
 
 
 def _captioned(text: object, listed: bool) -> list[str]:

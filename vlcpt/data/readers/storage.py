@@ -180,6 +180,32 @@ def open_rows(
     return rows, media_root or str(file.parent)
 
 
+def why_empty(path: str | Path) -> str:
+    """What to do about a source without a row; of a folder, by the files that it has.
+
+    Example:
+        >>> why_empty("a.jsonl")
+        'there is no row in it.'
+    """
+    if not os.path.isdir(path):
+        return "there is no row in it."
+    from vlcpt.data.readers.unread import is_media_name, suffixes_of
+
+    files = files_inside(Path(path))
+    media = sum(is_media_name(file.name) for file in files)
+    others = suffixes_of([file for file in files if not is_media_name(file.name)])
+    reason = "there is no row in it"
+    if others:
+        found = ", ".join(f"{suffix} ({number:,})" for suffix, number in [*others.items()][:5])
+        reason += f"; not read: {found}"
+    if not media:
+        return f"{reason}. Known: {_KNOWN}."
+    return (
+        f"{reason}; pictures and videos without a text: {media:,}. Write the text of 0.jpg into 0.txt "
+        "beside it, or those of all into a metadata.jsonl with file_name and text."
+    )
+
+
 def default_name(path: str) -> str:
     """What the ledger calls a source that has no name: its last part, without the suffixes of data files.
 

@@ -21,8 +21,11 @@ from vlcpt.data.readers.rows import MAX_ROW_BYTES, check_row_size, json_object
 logger = logging.getLogger(__name__)
 
 # HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif")
-VIDEO_SUFFIXES = ("mp4", "mov", "webm", "mkv", "avi")
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff"),
+    *("heic", "heif", "avif"),
+)
+VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "webm", "mkv", "avi")
 _MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 
 UNNAMED = "files of a tar that their row does not name"

@@ -25,6 +25,7 @@ ROLES = {
 
 # Keys of a turn that turn its loss on or off; others scale it.
 _SWITCHES = ("loss", "train")
+TURN_WEIGHTS = (*_SWITCHES, "loss_scale", "weight", "loss_weight")
 # Fields that say of a whole row that its text is not one to learn from.
 PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "rejected_messages")
 
@@ -153,7 +154,7 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
             kind="row",
             field=f"{place}.train_detail",
         )
-    for key in (*_SWITCHES, "loss_scale", "weight", "loss_weight"):
+    for key in TURN_WEIGHTS:
         value = entry.get(key)
         if value is None:
             continue

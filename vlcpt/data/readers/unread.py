@@ -7,16 +7,20 @@ import binascii
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaError, heif_kind, resolve
-from vlcpt.data.readers.fields import Row
+from vlcpt.data.readers.fields import Row, is_given
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from vlcpt.data.references import hints_in
+from vlcpt.data.readers.turns import TURN_WEIGHTS
+from vlcpt.data.readers.vlcpt import PLAIN
+from vlcpt.data.references import HINTS, hints_in
 
 LINKS = "files that its Markdown or HTML links to"
 BESIDE = "media files beside the rows"
@@ -26,9 +30,20 @@ UNNAMED = "media files that no row names"
 _OF_FILES = frozenset((BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED))
 
 _SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
-_SAYS_MEDIUM = re.compile(r"image|img|picture|photo|video", re.IGNORECASE)
+_SAYS_MEDIUM = re.compile(
+    "image|img|picture|photo|video|图片|图像|照片|截图|插图|视频|影片|影像|圖片|圖像|視頻|画像|写真|動画",
+    re.IGNORECASE,
+)
+# Of a table, such a column is looked at even where its first rows have no medium.
+_SAYS_FILE = re.compile(
+    "file|path|uri|src|media|frame|figure|clip|screenshot|attachment|asset|pic", re.IGNORECASE
+)
+_NOTHING = frozenset(("", "none", "null", "nan", "n/a", "-"))
 # `video_title: "How to open clip.mp4"` is a text about a file.
-_IS_TEXT = re.compile(r"(?:title|caption|text|description|alt|prompt|question|answer)s?$", re.IGNORECASE)
+_IS_TEXT = re.compile(
+    r"(?:(?:title|caption|text|description|alt|prompt|question|answer)s?|标题|描述|说明|文本|問題|標題)$",
+    re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=4096)
@@ -38,16 +53,32 @@ def _says_medium(name: str) -> bool:
 
 _QUOTED_FILE = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})[\"']", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{48}")
+# What may stand before base64: a header of any kind, or the mark that Python shows bytes with.
+_HEADER = re.compile(r"""data:[^,]{0,80},|base64[:,]/{0,2}|b["']""", re.IGNORECASE)
 _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
-_LINK = re.compile(r"""\]\(\s*<?([^\s()<>]{1,500})|(?:src|href)\s*=\s*["']?([^\s"'<>]{1,500})""")
+# Links as Markdown and HTML write them, by a reference too, and as Obsidian does.
+_LINK = re.compile(
+    r"""\]\(\s*(?:<([^<>\n]{1,500})>|((?:[^\s<>()]|\([^\s<>()]{0,200}\)){1,500}))|!\[\[([^\]|\n]{1,500})"""
+    r"""|^[ ]{0,3}\[[^\]\n]{1,200}\]:\s*<?([^\s<>]{1,500})"""
+    r"""|\b(?:src|href|srcset|poster)\s*=\s*(?:"([^"<>]{1,500})"|'([^'<>]{1,500})'|([^\s"'<>]{1,500}))""",
+    re.IGNORECASE | re.MULTILINE,
+)
 _ENDING = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})\b", re.IGNORECASE)
+_MOST_NAMED = 20  # fields in a message; ledger.json has all
 _MOST_NAME = 1000  # characters that a path has at most
-_LOOKED_AT = 8  # of a list's entries
-_MOST_BESIDE = 10_000  # entries of a folder
+_MOST_DEEP = 16  # lists and structs in each other
+_MOST_LEAVES = 4000  # of a field
+_MOST_BESIDE = 10_000  # entries of a folder, and of those in it
+_MOST_BELOW = 3  # as images/train/000/
 
-# Where the formats of conversations have their turns, and what is read of one.
+# Where the formats of conversations have their turns, and what is read of one and of a part of one.
 _TURNS = {"sharegpt": "conversations", "messages": "messages", "docmatix": "texts"}
-_OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant"))
+_OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant", "train_detail", *TURN_WEIGHTS))
+_OF_TEXT_PART = frozenset(("type", "text", "index", *HINTS))
+# Keys that other tools have, or may have, for whether a turn is trained.
+_SWITCH = re.compile(
+    r"(?:^|_)(?:loss|train(?:able|ing|ed)?|mask(?:ed)?|label|learn|supervised?|weight)(?:_|$)"
+)
 
 # Fields with structs of media, whose other keys are named.
 _REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
@@ -120,18 +151,41 @@ class Unread:
         # Rows in memory keep all their fields, and have just been counted.
         return [*names, *(name for name in self.untouched if name not in row)]
 
+    def explain(self, error: DocumentError, row: Row) -> None:
+        """Say of a marker without a file which field has one: its remedy is no other format."""
+        if self.format == "text" or error.kind not in ("markup", "markers") or "lists 0" not in error.reason:
+            return
+        others = (name for name in row if name not in self.fields and name not in self.ignored)
+        name = next((name for name in others if medium_in(row[name], str(name), self.media_root)), None)
+        if name is not None:
+            error.reason = (
+                f"{error.reason.removesuffix(PLAIN)} The row has one in {str(name)[:60]!r}, which format "
+                f"{self.format} does not read: list it in 'images' or 'videos'."
+            )
+
     def _in_turns(self, row: Row) -> dict[str, object]:
-        """Media in keys of turns that are not read, such as the ``images`` of Ollama, by their names."""
+        """Keys of turns and of their parts that are not read, such as the ``images`` of Ollama.
+
+        Raises:
+            DocumentError: If one of them seems to switch a turn off, which would be trained all the same.
+        """
         field = _TURNS.get(self.format, "")
-        turns = row.get(field)
         found: dict[str, object] = {}
-        for turn in turns if isinstance(turns, list | tuple) else ():
-            for key in turn.keys() - _OF_TURN if isinstance(turn, Mapping) else ():
-                name = f"{field}[].{key}"
-                if name in self.ignored or _is_empty(turn[key]):
-                    continue
-                if medium_in(turn[key], str(key), self.media_root) is not None:
-                    found.setdefault(name, turn[key])
+        for place, key, value in _keys_of_turns(row.get(field), field):
+            name = f"{place}.{key}"
+            if name in self.ignored or not is_given(value):
+                continue
+            if _switches_off(key, value):
+                raise DocumentError(
+                    f"{value!r:.60} seems to say that this is not trained, but the key is not read. Write "
+                    f'"loss": false into the turn, or set ignore_fields: ["{name}"] for the source if the '
+                    "key means something else.",
+                    kind="row",
+                    field=name[:60],
+                )
+            # Of all turns' values, one with a medium is the one to look at.
+            if name not in found or medium_in(value, key, self.media_root) is not None:
+                found[name] = value
         return found
 
     def _in_text(self, document: Document) -> list[str]:
@@ -144,9 +198,7 @@ class Unread:
             # Many pages link, few to media: the cheap look first.
             if not links and _ENDING.search(text):
                 links = any(
-                    _has_suffix(name) and _is_there(name, self.media_root)
-                    for match in _LINK.finditer(text)
-                    if "://" not in (name := match[1] or match[2])
+                    _is_linked(match[match.lastindex or 0], self.media_root) for match in _LINK.finditer(text)
                 )
         return [LINKS] if links else []
 
@@ -169,19 +221,77 @@ class Unread:
         )
 
 
-def medium_in(value: object, name: str, media_root: str | None, depth: int = 4) -> str | None:
+def _keys_of_turns(turns: object, field: str) -> Iterator[tuple[str, str, object]]:
+    """Each key of a turn or of a part that is not read: where it stands, its name and its value."""
+    for turn in turns if isinstance(turns, list | tuple) else ():
+        if not isinstance(turn, Mapping):
+            continue
+        for key in turn:
+            if key not in _OF_TURN:
+                yield f"{field}[]", str(key), turn[key]
+        content = turn.get("content")
+        for part in content if isinstance(content, list | tuple) else ():
+            if not isinstance(part, Mapping):
+                continue
+            # Of a part that is a medium, the reader takes no other key but the text, which it does not use.
+            for key in part if part.get("type") == "text" else part.keys() & {"text"}:
+                if key not in _OF_TEXT_PART or part.get("type") != "text":
+                    yield f"{field}[].content[]", str(key), part[key]
+
+
+def _switches_off(key: str, value: object) -> bool:
+    """Whether a key of a turn seems to say that it is not trained.
+
+    Example:
+        >>> _switches_off("trainOnTurn", False), _switches_off("trainable", True), _switches_off("mask", 1)
+        (True, False, True)
+    """
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower())
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        return False
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().replace("-", "_")
+    if not _SWITCH.search(name):
+        return False
+    # A mask is 1 for what is left out in one tool, and for what is trained in the next.
+    return "mask" in name or bool(value) == name.startswith(("no_", "not_", "ignore_", "skip_"))
+
+
+def medium_in(value: object, name: str, media_root: str | None) -> str | None:
     """What medium a field holds, as a message says it; None: none.
 
     Args:
-        value: The field's.
+        value: The field's; lists and structs are looked through.
         name: The field's; it tells whether a file's name is one of a medium.
         media_root: Folder that files may be in.
-        depth: How deep lists and structs are looked into.
 
     Example:
         >>> medium_in("a.png", "image_path", "/no/such/folder"), medium_in(7, "image_id", None)
         ("the name 'a.png'", None)
     """
+    leaves = islice(_leaves(value, name), _MOST_LEAVES)
+    found = (_medium(leaf, leaf_name, media_root) for leaf, leaf_name in leaves)
+    return next((one for one in found if one is not None), None)
+
+
+def _leaves(value: object, name: str, depth: int = 0) -> Iterator[tuple[object, str]]:
+    """What a value holds that is no list or struct, each with the name that says most of it; no numbers."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items() if depth < _MOST_DEEP else ():
+            yield from _leaves(inner, name if _says_medium(name) else str(key), depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        first = next((inner for inner in value if inner is not None), None)
+        # Of numbers, as embeddings have them, the first says what all are.
+        for inner in value if depth < _MOST_DEEP and not isinstance(first, int | float) else ():
+            yield from _leaves(inner, name, depth + 1)
+    elif value is not None and not isinstance(value, int | float):
+        yield value, name
+
+
+def _medium(value: object, name: str, media_root: str | None) -> str | None:
+    """The same for what is no list or struct."""
+    if isinstance(value, os.PathLike):
+        value = str(value)
     if isinstance(value, str):
         return _named(value, name, media_root)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -189,18 +299,6 @@ def medium_in(value: object, name: str, media_root: str | None, depth: int = 4) 
         return f"the bytes of {kind}" if kind else "bytes" if _says_medium(name) and value else None
     if isinstance(value, Image | Video) or type(value).__module__.startswith("PIL."):
         return "an image or a video"
-    if depth == 0:
-        return None
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            inner_name = name if _says_medium(name) else str(key)
-            if (found := medium_in(inner, inner_name, media_root, depth - 1)) is not None:
-                return found
-    elif isinstance(value, Sequence):
-        filled = (inner for inner in value[: 8 * _LOOKED_AT] if inner is not None)
-        for _, inner in zip(range(_LOOKED_AT), filled, strict=False):
-            if (found := medium_in(inner, name, media_root, depth - 1)) is not None:
-                return found
     return None
 
 
@@ -211,26 +309,26 @@ def may_hold_media(name: str, values: Iterable[object]) -> bool:
         >>> may_hold_media("url", ["http://example.org/"]), may_hold_media("file_name", ["a.png"])
         (False, True)
     """
-    if _says_medium(name):
+    if _says_medium(name) or _SAYS_FILE.search(name):
         return True
     known = False
     for value in values:
-        known = known or value is not None
+        known = known or (is_given(value) and not (isinstance(value, str) and value.lower() in _NOTHING))
         if isinstance(value, bytes) or medium_in(value, "image", None) is not None:
             return True
-    return not known  # of nulls alone nothing is known
+    return not known  # of nulls and the like nothing is known
 
 
 def media_beside(media_root: str) -> int:
-    """How many media files are in a folder and the folders in it; few looks, however large it is.
+    """How many media files are in a folder and in some folders below; few looks, however large it is.
 
     Example:
         >>> media_beside("/no/such/folder")
         0
     """
     found, looked = 0, 0
-    folders = [media_root]
-    for folder in folders:
+    folders = [(media_root, 0)]
+    for folder, below in folders:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -239,8 +337,8 @@ def media_beside(media_root: str) -> int:
                         return found
                     if entry.name.startswith("."):
                         continue
-                    if folder == media_root and entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
+                    if below < _MOST_BELOW and entry.is_dir(follow_symlinks=False):
+                        folders.append((entry.path, below + 1))
                     found += _has_suffix(entry.name)
         except OSError:
             continue
@@ -274,10 +372,17 @@ def told_unread(counts: Mapping[str, int]) -> str:
         >>> told_unread({"source": 12000, "url": 1})
         'not read: source (12,000 rows), url (1 row)'
     """
-    named = []
+    named: list[str] = []
+    more = 0
     for name, count in counts.items():
-        unit = "file" if name in _OF_FILES or name.startswith(".") else "row"
+        is_field = name not in _OF_FILES and name != LINKS and not name.startswith(".")
+        if is_field and len(named) >= _MOST_NAMED:
+            more += 1
+            continue
+        unit = "row" if is_field or name == LINKS else "file"
         named.append(f"{name[:60]} ({count:,} {unit}{'s' * (count != 1)})")
+    if more:
+        named.append(f"{more:,} more field{'s' * (more != 1)}")
     return "not read: " + ", ".join(named) if named else ""
 
 
@@ -301,7 +406,8 @@ def _named(value: str, name: str, media_root: str | None) -> str | None:
         return None
     if says and _has_suffix(value) and not _IS_TEXT.search(name):
         return f"the name {value[:80]!r}"
-    if (says or _has_suffix(value)) and "://" not in value and _is_there(value, media_root):
+    is_local = "://" not in value or value[:5].lower() == "file:"
+    if (says or _has_suffix(value)) and is_local and _is_there(value, media_root):
         return f"the name of a file that is there, {value[:80]!r}"
     return None
 
@@ -312,20 +418,38 @@ def _has_suffix(name: str) -> bool:
         name = name.partition("?")[0].partition("#")[0]
         if name.count("/") < 3:  # a host alone
             return False
-    _, point, suffix = name[-6:].rpartition(".")
-    return point == "." and suffix.lower() in _SUFFIXES
+    stem, point, suffix = name[-7:].rpartition(".")
+    # `img_ext: ".jpg"` is a suffix and no name.
+    return point == "." and suffix.lower() in _SUFFIXES and stem[-1:] not in ("", "/", "\\")
+
+
+def _is_linked(target: str, media_root: str | None) -> bool:
+    """Whether a link leads to a media file that is there; a ``srcset`` may lead to several."""
+    if "://" in target or not _ENDING.search(target):
+        return False
+    for one in (target, *(part.split()[0] for part in target.split(",") if part.strip())):
+        name = unquote(re.split(r"[?#]", one, maxsplit=1)[0])
+        if _has_suffix(name) and _is_there(name, media_root):
+            return True
+    return False
 
 
 def _is_there(name: str, media_root: str | None) -> bool:
     """Whether a name is a file that a row may name."""
-    try:
-        return resolve(name, None if media_root is None else Path(media_root)).is_file()
-    except (MediaError, OSError, ValueError):
-        return False
+    # Also as Windows writes it.
+    for path in dict.fromkeys((name, name.replace("\\", "/"))):
+        try:
+            return resolve(path, None if media_root is None else Path(media_root)).is_file()
+        except (MediaError, OSError, ValueError):
+            continue
+    return False
 
 
 def _sniffed_base64(value: str) -> str | None:
-    start = "".join(value[:80].split())[:48]
+    header = _HEADER.match(value)
+    begin = header.end() if header else 0
+    # In the alphabet for URLs, two characters are others.
+    start = "".join(value[begin : begin + 80].split())[:48].replace("-", "+").replace("_", "/")
     if not _BASE64.fullmatch(start):
         return None
     try:

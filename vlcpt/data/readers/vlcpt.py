@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged, parse_markup
 from vlcpt.data.readers.fields import Row, list_field, text_field
 from vlcpt.data.readers.markers import MEDIA_FIELDS
+
+PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
+# The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
+# where a row has them and no tag, its author took them for tags, and all of the text would be trained.
+_DISGUISED = re.compile(
+    r"(?:[＜〈《‹﹤]|&(?:lt|#60|#x3c);|\\u003c)\s?/?\s?trainable[\s_-]?text", re.IGNORECASE
+)
 
 
 def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
@@ -16,15 +25,21 @@ def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
         (Image(path='a.png', min_pixels=None, max_pixels=None),)
     """
     try:
-        return parse_markup(
-            text_field(row, "text"), list_field(row, "images"), list_field(row, "videos"), untagged=untagged
-        )
+        text = text_field(row, "text")
+        document = parse_markup(text, list_field(row, "images"), list_field(row, "videos"), untagged=untagged)
+        if not document.tagged and "rainable" in text and (match := _DISGUISED.search(text)):
+            raise DocumentError(
+                f"{match.group()!r} is no tag, and there is none in the text. Write <trainable_text> and "
+                "</trainable_text> with the brackets < and >.",
+                kind="markup",
+                field="text",
+                offset=match.start(),
+            )
+        return document
     except DocumentError as error:
         for name in ("image", "video"):
             if f"'{name}s' lists 0 files" in error.reason and name in row and f"{name}s" not in row:
                 error.reason += f" The row has {name!r}: call it '{name}s'."
         if error.kind in ("markup", "markers") and not any(row.get(name) for name in MEDIA_FIELDS):
-            error.reason += (
-                " Where no text of the source is markup, as in web pages or code, set format: text."
-            )
+            error.reason += PLAIN
         raise
