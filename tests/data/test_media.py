@@ -11,15 +11,20 @@ import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
+import psutil
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.mutations import mutated
+from vlcpt import CPTDataset
 from vlcpt.data.documents import Image
 from vlcpt.data.media import (
     DEFAULT_LIMITS,
@@ -527,3 +532,48 @@ def test_other_images_do_not_wait_for_a_giant_and_a_killed_worker_lets_the_next_
         process.kill()
         with giants_in_turn(GIANT_PIXELS):
             assert process.wait() == -9
+
+
+@pytest.mark.slow
+def test_several_workers_together_need_the_memory_of_one_giant_image(tmp_path: Path, tiny_processor) -> None:
+    for number in range(4):
+        PIL.Image.new("RGB", (10_000, 9_990), (number, 9, 9)).save(
+            tmp_path / f"{number}.png", compress_level=1
+        )
+    rows = [
+        {"text": f"<image>a <trainable_text>b {n}</trainable_text>", "images": [str(tmp_path / f"{n}.png")]}
+        for n in range(4)
+    ]
+    dataset = CPTDataset(rows, tiny_processor, max_length=2_000, packing=False, max_pixels=100_000)
+    most = {}
+    for workers in (1, 4):
+        with peak_memory() as peak:
+            assert len(list(DataLoader(dataset, batch_size=None, num_workers=workers))) == 4
+        most[workers] = peak[0]
+
+    pixels = 3 * 10_000 * 9_990
+    assert most[1] > pixels  # or it was not seen
+    assert most[4] < most[1] + 2 * pixels  # each alone has three of the four
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The most bytes of their own that this process and its children hold at once, above those of now."""
+    own, peak, ended = psutil.Process(), [0], threading.Event()
+    before = own.memory_full_info().uss
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            total = 0
+            for process in (own, *own.children()):
+                with suppress(psutil.Error):  # it has just ended
+                    total += process.memory_full_info().uss
+            peak[0] = max(peak[0], total - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()

@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
-from vlcpt.data.readers.vlcpt import read_row
+from vlcpt.data.readers.vlcpt import OTHER_BRACKETS, read_row
 
 
 def test_a_row_becomes_its_segments_and_other_fields_are_ignored():
@@ -67,13 +67,11 @@ def test_a_mistake_in_a_row_with_media_does_not_name_a_format_that_would_lose_th
         "a ＜/trainable_text＞",
     ],
 )
-def test_tags_in_other_brackets_are_an_error_where_there_is_no_tag(text):
-    with pytest.raises(
-        DocumentError, match="is no tag, and there is none in the text. Write <trainable_text>"
-    ) as caught:
-        read_row({"text": text})
-    assert caught.value.offset == 2
-    assert "set format: text" in caught.value.reason
+def test_tags_in_other_brackets_are_named_where_there_is_no_tag(text):
+    document = read_row({"text": text})
+
+    assert document.not_read == (OTHER_BRACKETS,)
+    assert [segment.text for segment in document.segments] == [text]  # they are characters
 
 
 @pytest.mark.parametrize(
@@ -85,4 +83,4 @@ def test_tags_in_other_brackets_are_an_error_where_there_is_no_tag(text):
     ],
 )
 def test_other_text_in_such_brackets_is_text(text):
-    assert all(isinstance(segment, Text) for segment in read_row({"text": text}).segments)
+    assert read_row({"text": text}).not_read == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.markup import Untagged, parse_markup
@@ -11,7 +12,8 @@ from vlcpt.data.readers.markers import MEDIA_FIELDS
 
 PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
 # The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
-# where a row has them and no tag, its author took them for tags, and all of the text would be trained.
+# where a row has them and no tag, its author may have taken them for tags, and all of the text is trained.
+OTHER_BRACKETS = "tags in other brackets than < and >"
 _DISGUISED = re.compile(
     r"(?:[＜〈《‹﹤]|&(?:lt|#60|#x3c);|\\u003c)\s?/?\s?trainable[\s_-]?text", re.IGNORECASE
 )
@@ -27,14 +29,8 @@ def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
     try:
         text = text_field(row, "text")
         document = parse_markup(text, list_field(row, "images"), list_field(row, "videos"), untagged=untagged)
-        if not document.tagged and "rainable" in text and (match := _DISGUISED.search(text)):
-            raise DocumentError(
-                f"{match.group()!r} is no tag, and there is none in the text. Write <trainable_text> and "
-                "</trainable_text> with the brackets < and >.",
-                kind="markup",
-                field="text",
-                offset=match.start(),
-            )
+        if not document.tagged and "rainable" in text and _DISGUISED.search(text):
+            return replace(document, not_read=(*document.not_read, OTHER_BRACKETS))
         return document
     except DocumentError as error:
         for name in ("image", "video"):
