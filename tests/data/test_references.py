@@ -1,10 +1,13 @@
 """Media references: every form a row may have, and errors that name the key."""
 
 import base64
+import json
+import time
 
 import pytest
 
 from vlcpt import DocumentError, Image, Video
+from vlcpt.data.readers.files import open_source
 from vlcpt.data.references import image_from, video_from
 
 URI = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
@@ -121,6 +124,20 @@ def test_base64_without_a_header_is_said_so_in_few_words_whatever_its_length_and
         ) as caught:
             image_from(reference)
         assert len(str(caught.value)) < 300
+
+
+def test_rows_of_bare_base64_are_read_through_in_a_second(tmp_path):
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 3000).decode()
+    rows = [{"text": "<image>a <trainable_text>b</trainable_text>", "images": [picture]}] * 5
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_source(tmp_path / "rows.jsonl")
+    since = time.monotonic()
+
+    for number in range(5):
+        with pytest.raises(DocumentError, match="base64 without a header"):
+            source.document(number)
+
+    assert time.monotonic() - since < 1
 
 
 @pytest.mark.parametrize(
