@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image
-from vlcpt.data.readers.alpaca import read_row
+from vlcpt.data.readers.alpaca import read_alpaca
 from vlcpt.data.turn_edges import TurnEdge
 
 ROW = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
@@ -11,26 +11,26 @@ ROW = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
 
 def test_the_answers_of_the_history_are_trained_like_the_output():
     row = ROW | {"history": [["a", "b"], ["c", None]], "system": "s"}
-    assert read_row(row).to_markup() == (
+    assert read_alpaca(row).to_markup() == (
         "s\na\n<trainable_text>b\n</trainable_text>c\nAdd.\n1 + 1\n<trainable_text>2</trainable_text>"
     )
-    assert read_row(row, targets="last").to_markup() == (
+    assert read_alpaca(row, targets="last").to_markup() == (
         "s\na\nb\nc\nAdd.\n1 + 1\n<trainable_text>2</trainable_text>"
     )
 
 
 @pytest.mark.parametrize("nothing", [{"input": ""}, {"input": None, "history": None, "images": None}])
 def test_an_input_that_is_empty_or_null_adds_nothing(nothing):
-    assert read_row(ROW | nothing).to_markup() == "Add.\n<trainable_text>2</trainable_text>"
+    assert read_alpaca(ROW | nothing).to_markup() == "Add.\n<trainable_text>2</trainable_text>"
 
 
 def test_pictures_stand_at_their_markers_or_first():
-    assert read_row(ROW | {"images": ["a.png"]}).segments[0] == Image("a.png")
-    assert read_row(ROW | {"input": "<image>x", "image": "a.png"}).segments[1] == Image("a.png")
+    assert read_alpaca(ROW | {"images": ["a.png"]}).segments[0] == Image("a.png")
+    assert read_alpaca(ROW | {"input": "<image>x", "image": "a.png"}).segments[1] == Image("a.png")
 
 
 def test_a_chat_template_keeps_the_turns():
-    segments = read_row(ROW, chat_template=True).segments
+    segments = read_alpaca(ROW, chat_template=True).segments
     assert [one.trainable for one in segments if isinstance(one, TurnEdge)] == [False, False, False, True]
 
 
@@ -56,5 +56,5 @@ def test_a_chat_template_keeps_the_turns():
 )
 def test_what_cannot_be_read_is_named(fields, message):
     with pytest.raises(DocumentError) as caught:
-        read_row(ROW | fields)
+        read_alpaca(ROW | fields)
     assert str(caught.value).startswith(message)

@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
-from vlcpt.data.readers.caption import read_row
+from vlcpt.data.readers.caption import read_caption
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from vlcpt.data.readers.caption import read_row
     ],
 )
 def test_a_caption_is_trained_after_its_media(row, segments):
-    assert read_row(row).segments == segments
+    assert read_caption(row).segments == segments
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_a_caption_is_trained_after_its_media(row, segments):
 )
 def test_what_cannot_be_mapped_is_an_error(row, message):
     with pytest.raises(DocumentError) as caught:
-        read_row(row)
+        read_caption(row)
     assert message in str(caught.value)
 
 
 def test_a_backslash_makes_a_marker_its_characters():
-    found = read_row({"image": "a.png", "caption": r"the tag \<image>"}).segments
+    found = read_caption({"image": "a.png", "caption": r"the tag \<image>"}).segments
     assert found == (Image("a.png"), Text("the tag <image>", trainable=True))

@@ -4,7 +4,7 @@ import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
 from vlcpt.data.readers.files import open_source
-from vlcpt.data.readers.messages import read_row
+from vlcpt.data.readers.messages import read_messages
 
 # The shape of LLaMA-Factory's data/mllm_demo.json.
 MLLM_DEMO = {
@@ -55,7 +55,7 @@ def user(content):
 
 
 def test_llama_factorys_demo_rows_keep_both_images_and_all_turns():
-    assert read_row(MLLM_DEMO).segments == (
+    assert read_messages(MLLM_DEMO).segments == (
         Image("mllm_demo_data/1.jpg"),
         Text("Who are they?\n"),
         Text("They're Kane and Gretzka from Bayern Munich.\n", trainable=True),
@@ -67,7 +67,7 @@ def test_llama_factorys_demo_rows_keep_both_images_and_all_turns():
 
 
 def test_ms_swift_rows_train_as_loss_and_loss_scale_say():
-    assert read_row(SWIFT).segments == (
+    assert read_messages(SWIFT).segments == (
         Text("You are helpful.\n"),
         Image(data=b"x"),
         Image("/xxx/y.png"),
@@ -82,14 +82,14 @@ def test_ms_swift_rows_train_as_loss_and_loss_scale_say():
 
 def test_a_turn_that_says_itself_whether_it_trains_wins_over_targets():
     trained = [
-        piece.text for piece in read_row(SWIFT, targets="all").segments if getattr(piece, "trainable", 0)
+        piece.text for piece in read_messages(SWIFT, targets="all").segments if getattr(piece, "trainable", 0)
     ]
     assert "Draft." not in "".join(trained)
     assert "You are helpful.\n" in trained
 
 
 def test_openais_parts_are_read_in_order_and_their_text_is_plain():
-    assert read_row(OPENAI).segments == (
+    assert read_messages(OPENAI).segments == (
         Text("Be brief.\nWhat's in <image>?"),
         Image(data=b"\x89PNG"),
         Video("a.mp4", fps=1.0, max_pixels=784),
@@ -108,17 +108,17 @@ def test_a_part_without_a_reference_takes_the_rows_next_file_as_trl_writes_it():
     ]
     row = {**user(content), "images": [{"bytes": b"a", "path": None}, {"bytes": b"b", "path": None}]}
 
-    assert [image.data for image in read_row(row).images] == [b"a", b"y", b"b"]
+    assert [image.data for image in read_messages(row).images] == [b"a", b"y", b"b"]
 
 
 @pytest.mark.parametrize("key", ["image", "path", "url"])
 def test_a_part_may_name_its_file_under_any_of_the_usual_keys(key):
-    assert read_row(user([{"type": "image", key: "a.png"}])).segments == (Image("a.png"),)
+    assert read_messages(user([{"type": "image", key: "a.png"}])).segments == (Image("a.png"),)
 
 
 def test_a_url_is_kept_and_refused_when_it_is_opened():
     part = {"type": "image_url", "image_url": "https://example.org/a.png"}
-    assert read_row(user([part])).images[0].path == "https://example.org/a.png"
+    assert read_messages(user([part])).images[0].path == "https://example.org/a.png"
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
 )
 def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(message, told):
     with pytest.raises(DocumentError) as caught:
-        read_row({"messages": [message]})
+        read_messages({"messages": [message]})
     assert told in str(caught.value)
 
 
 def test_images_without_a_marker_are_an_error():
     with pytest.raises(DocumentError, match="there are 0 <image> markers but the row lists 1 image"):
-        read_row({**user("What?"), "images": ["a.png"]})
+        read_messages({**user("What?"), "images": ["a.png"]})
 
 
 def parted(*parts, **row):
@@ -194,13 +194,13 @@ def parted(*parts, **row):
 
 def test_index_chooses_the_picture_of_a_part():
     row = parted({"type": "image", "index": 1}, {"type": "image", "index": 0}, images=["a.png", "b.png"])
-    assert [image.path for image in read_row(row).images] == ["b.png", "a.png"]
+    assert [image.path for image in read_messages(row).images] == ["b.png", "a.png"]
     for wrong in (2, 1, "0", True):
         row["messages"][0]["content"][1]["index"] = wrong
         with pytest.raises(
             DocumentError, match=r"expected the place of an image in 'images', 0 to 1, each once"
         ):
-            read_row(row)
+            read_messages(row)
 
 
 @pytest.mark.parametrize(
@@ -220,5 +220,5 @@ def test_a_backslash_makes_a_marker_its_characters():
         {"role": "user", "content": r"Why \<video>?"},
         {"role": "assistant", "content": parts},
     ]
-    found = read_row({"messages": messages}).segments
+    found = read_messages({"messages": messages}).segments
     assert found == (Text("Why <video>?\n"), Text(r"\<image>", trainable=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text
-from vlcpt.data.readers.mmc4 import read_row
+from vlcpt.data.readers.mmc4 import read_mmc4
 
 
 def image(index, name=None, url="http://a.org/photos/a.jpg"):
@@ -19,7 +19,7 @@ ROW = {
 
 
 def test_each_image_stands_before_its_sentence():
-    assert read_row(ROW).segments == (
+    assert read_mmc4(ROW).segments == (
         Image("a.jpg"),
         Text("One. Two <image>. ", trainable=True),
         Image("b904.png"),
@@ -29,7 +29,7 @@ def test_each_image_stands_before_its_sentence():
 
 
 def test_a_row_without_images_is_text():
-    assert read_row({"text_list": ["a", "", "b"], "image_info": None}).segments == (
+    assert read_mmc4({"text_list": ["a", "", "b"], "image_info": None}).segments == (
         Text("a b", trainable=True),
     )
 
@@ -51,5 +51,5 @@ def test_a_row_without_images_is_text():
 )  # fmt: skip
 def test_what_cannot_be_mapped_is_an_error(changes, message):
     with pytest.raises(DocumentError) as caught:
-        read_row({**ROW, **changes})
+        read_mmc4({**ROW, **changes})
     assert message in str(caught.value)

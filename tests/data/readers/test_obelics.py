@@ -3,8 +3,8 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text
-from vlcpt.data.readers.obelics import read_row
-from vlcpt.data.readers.text import read_row as read_text
+from vlcpt.data.readers.obelics import read_obelics
+from vlcpt.data.readers.text import read_text
 
 ROW = {
     "images": ["https://a.org/x/moon.jpg?w=640", None, "https://b.org/sun%20rise.png#top", None, None],
@@ -15,7 +15,7 @@ ROW = {
 
 
 def test_texts_and_images_stay_in_order():
-    assert read_row(ROW).segments == (
+    assert read_obelics(ROW).segments == (
         Image("moon.jpg"),
         Text("The moon.\n\nIt is round. <image>", trainable=True),
         Image("sun%20rise.png"),
@@ -25,23 +25,23 @@ def test_texts_and_images_stay_in_order():
 
 def test_a_mapping_column_names_the_files():
     row = {**ROW, "image_files": ["m/0001.jpg", None, "m/0002.png", None, None]}
-    assert [image.path for image in read_row(row).images] == ["m/0001.jpg", "m/0002.png"]
+    assert [image.path for image in read_obelics(row).images] == ["m/0001.jpg", "m/0002.png"]
 
 
 def test_images_that_came_with_the_row_are_used_as_they_are():
     row = {"images": [{"bytes": b"x", "path": None}, None, "local/a.png"], "texts": [None, "a", None]}
-    assert read_row(row).images == (Image(data=b"x"), Image("local/a.png"))
+    assert read_obelics(row).images == (Image(data=b"x"), Image("local/a.png"))
 
 
 def test_one_url_twice_is_one_file_but_two_urls_are_not():
     same = {"images": ["http://a.org/1.png"] * 2, "texts": [None, None]}
     other = {"images": ["http://a.org/1.png", "http://b.org/1.png"], "texts": [None, None]}
 
-    assert [image.path for image in read_row(same).images] == ["1.png", "1.png"]
+    assert [image.path for image in read_obelics(same).images] == ["1.png", "1.png"]
     with pytest.raises(
         DocumentError, match=r"both end in '1\.png': one file cannot be both\. Name their files in"
     ):
-        read_row(other)
+        read_obelics(other)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_one_url_twice_is_one_file_but_two_urls_are_not():
 )
 def test_what_cannot_be_mapped_is_an_error(row, message):
     with pytest.raises(DocumentError) as caught:
-        read_row(row)
+        read_obelics(row)
     assert message in str(caught.value)
 
 

@@ -3,20 +3,20 @@
 import pytest
 
 from vlcpt import DocumentError
-from vlcpt.data.readers.query import read_row
+from vlcpt.data.readers.query import read_query
 
 ROW = {"query": "Why?", "response": "So."}
 
 
 def test_the_history_comes_first_and_its_answers_are_trained():
-    assert read_row(ROW | {"history": [["a", "b"]], "system": "s"}).to_markup() == (
+    assert read_query(ROW | {"history": [["a", "b"]], "system": "s"}).to_markup() == (
         "s\na\n<trainable_text>b\n</trainable_text>Why?\n<trainable_text>So.</trainable_text>"
     )
 
 
 def test_an_instruction_may_stand_for_the_query():
     row = {"instruction": "Why?", "response": "So.", "query": None}
-    assert read_row(row) == read_row(ROW)
+    assert read_query(row) == read_query(ROW)
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,5 @@ def test_an_instruction_may_stand_for_the_query():
 )
 def test_what_cannot_be_read_is_named(fields, message):
     with pytest.raises(DocumentError) as caught:
-        read_row(ROW | fields)
+        read_query(ROW | fields)
     assert str(caught.value).startswith(message)

@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
-from vlcpt.data.readers.segments import read_row
+from vlcpt.data.readers.segments import read_segments
 
 
 def row(*segments):
@@ -15,7 +15,7 @@ def text(value="a", trainable=True, **more):
 
 
 def test_segments_become_segments():
-    found = read_row(
+    found = read_segments(
         row(
             {"type": "image", "image": {"path": "a.png", "max_pixels": 784}},
             text("a", False),
@@ -34,19 +34,19 @@ def test_segments_become_segments():
 
 def test_tags_in_a_text_are_characters():
     literal = r"<trainable_text>\<image></trainable_text>"
-    document = read_row(row(text(literal)))
+    document = read_segments(row(text(literal)))
     assert document.segments == (Text(literal, trainable=True),)
 
 
 def test_the_nulls_that_arrow_fills_in_are_no_keys():
-    found = read_row(
+    found = read_segments(
         row({"type": "text", "text": "a", "trainable": True, "weight": None, "image": None, "video": None})
     )
     assert found.segments == (Text("a", trainable=True),)
 
 
 def test_empty_spans_are_counted_and_their_neighbours_merge():
-    document = read_row(row(text("a", False), text(""), text("b", False)))
+    document = read_segments(row(text("a", False), text(""), text("b", False)))
     assert document.segments == (Text("ab"),)
     assert document.empty_spans == 1
 
@@ -72,11 +72,11 @@ def test_empty_spans_are_counted_and_their_neighbours_merge():
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_place(segments, place, message):
     with pytest.raises(DocumentError) as caught:
-        read_row({"segments": segments})
+        read_segments({"segments": segments})
     assert caught.value.field == place
     assert message in caught.value.reason
 
 
 def test_a_missing_field_is_named_with_those_found():
     with pytest.raises(DocumentError, match=r"segments: the field is missing\. Fields found: 'segment'\."):
-        read_row({"segment": []})
+        read_segments({"segment": []})

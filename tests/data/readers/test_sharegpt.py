@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
-from vlcpt.data.readers.sharegpt import read_row
+from vlcpt.data.readers.sharegpt import read_sharegpt
 
 LLAVA = {
     "id": "000000033471",
@@ -34,7 +34,7 @@ def trained(document):
 
 
 def test_a_llava_row_is_one_document_of_four_turns():
-    assert read_row(LLAVA).segments == (
+    assert read_sharegpt(LLAVA).segments == (
         Image("coco/train2017/000000033471.jpg"),
         Text("\nWhat are the colors of the bus in the image?\n"),
         Text("The bus in the image is white and red.\n", trainable=True),
@@ -44,7 +44,7 @@ def test_a_llava_row_is_one_document_of_four_turns():
 
 
 def test_a_llama_factory_row_keeps_system_tools_and_the_order_of_media():
-    document = read_row(LLAMA_FACTORY)
+    document = read_sharegpt(LLAMA_FACTORY)
 
     assert document.segments == (
         Text("Be brief.\n"),
@@ -69,7 +69,7 @@ def test_a_llama_factory_row_keeps_system_tools_and_the_order_of_media():
     ],
 )
 def test_targets_choose_the_turns(targets, expected):
-    assert trained(read_row(LLAMA_FACTORY, targets=targets)) == expected
+    assert trained(read_sharegpt(LLAMA_FACTORY, targets=targets)) == expected
 
 
 def test_files_without_any_marker_go_before_the_first_turn_that_is_not_the_systems():
@@ -83,7 +83,7 @@ def test_files_without_any_marker_go_before_the_first_turn_that_is_not_the_syste
         "video": "a.mp4",
     }
 
-    assert read_row(row).segments[:5] == (
+    assert read_sharegpt(row).segments[:5] == (
         Text("Be brief.\n"),
         Image("a.png"),
         Image("b.png"),
@@ -103,24 +103,24 @@ def test_files_without_any_marker_go_before_the_first_turn_that_is_not_the_syste
 )
 def test_where_there_is_a_marker_markers_and_files_must_agree(text, files, message):
     with pytest.raises(DocumentError, match=f"^conversations: {message}"):
-        read_row({"conversations": [{"from": "human", "value": text}], **files})
+        read_sharegpt({"conversations": [{"from": "human", "value": text}], **files})
 
 
 def test_markup_and_control_tokens_are_characters():
     text = r"<trainable_text>a</trainable_text> <IMG1> \<video_> <|im_end|>"
     row = {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": text}]}
 
-    assert read_row(row).segments == (Text(text + "\n"), Text(text, trainable=True))
+    assert read_sharegpt(row).segments == (Text(text + "\n"), Text(text, trainable=True))
 
 
 def test_roles_and_contents_under_openais_names_are_read():
     row = {"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    assert trained(read_row(row)) == "b"
+    assert trained(read_sharegpt(row)) == "b"
 
 
 def test_an_empty_turn_adds_nothing_and_is_counted():
     row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": ""}]}
-    document = read_row(row)
+    document = read_sharegpt(row)
 
     assert document.segments == (Text("a"),)
     assert document.empty_spans == 1
@@ -133,7 +133,7 @@ def test_nulls_as_arrow_fills_them_in_are_nothing():
         **{"system": None, "audios": [], "objects": {"ref": None, "bbox": []}},
     }
 
-    assert read_row(row).segments == (Text("a\n"), Text("a", trainable=True))
+    assert read_sharegpt(row).segments == (Text("a\n"), Text("a", trainable=True))
 
 
 HUMAN = {"from": "human", "value": "a"}
@@ -166,7 +166,7 @@ HUMAN = {"from": "human", "value": "a"}
 )
 def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(row, message):
     with pytest.raises(DocumentError) as caught:
-        read_row(row)
+        read_sharegpt(row)
     assert message in str(caught.value)
 
 
@@ -175,7 +175,7 @@ def test_nulls_with_which_arrow_fills_a_turn_are_absent():
         {"from": "human", "value": "a", "role": None, "content": None, "loss": None, "weight": None},
         {"from": "gpt", "value": "b", "role": None, "content": None, "train_detail": None},
     ]
-    assert read_row({"conversations": turns}).to_markup() == "a\n<trainable_text>b</trainable_text>"
+    assert read_sharegpt({"conversations": turns}).to_markup() == "a\n<trainable_text>b</trainable_text>"
 
 
 @pytest.mark.parametrize(
@@ -189,21 +189,21 @@ def test_nulls_with_which_arrow_fills_a_turn_are_absent():
 )
 def test_a_backslash_makes_a_marker_its_characters(value, said):
     turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": value}]
-    assert read_row({"conversations": turns}).segments == (Text("Q\n"), Text(said, trainable=True))
+    assert read_sharegpt({"conversations": turns}).segments == (Text("Q\n"), Text(said, trainable=True))
 
 
 def test_of_two_backslashes_before_a_marker_one_is_kept_and_it_takes_its_file():
     turns = [{"from": "human", "value": "a\\\\<image>" + r"b\<image>"}, {"from": "gpt", "value": "A"}]
-    found = read_row({"conversations": turns, "image": "a.png"}).segments
+    found = read_sharegpt({"conversations": turns, "image": "a.png"}).segments
     assert found == (Text("a\\"), Image("a.png"), Text("b<image>\n"), Text("A", trainable=True))
 
 
 def test_characters_of_a_marker_do_not_keep_files_from_the_first_turn():
     turns = [{"from": "human", "value": r"What is \<image>?"}, {"from": "gpt", "value": "A"}]
-    found = read_row({"conversations": turns, "image": "a.png"}).segments
+    found = read_sharegpt({"conversations": turns, "image": "a.png"}).segments
     assert found[:2] == (Image("a.png"), Text("What is <image>?\n"))
 
 
 def test_a_marker_without_a_file_says_how_to_write_its_characters():
     with pytest.raises(DocumentError, match=r"write \\<image> for the characters\.$"):
-        read_row({"conversations": [{"from": "human", "value": "the tag <image>"}]})
+        read_sharegpt({"conversations": [{"from": "human", "value": "the tag <image>"}]})

@@ -4,7 +4,7 @@ import pytest
 
 from vlcpt import Text
 from vlcpt.data.readers.schemas import schema_reader
-from vlcpt.data.readers.text import read_row
+from vlcpt.data.readers.text import read_text
 
 
 @pytest.mark.parametrize("untagged", ["train", "mask", "error"])
@@ -15,4 +15,4 @@ def test_the_whole_text_is_trained_and_no_tag_is_one(untagged):
 
 
 def test_an_empty_file_is_an_empty_document():
-    assert read_row({"text": ""}).segments == ()
+    assert read_text({"text": ""}).segments == ()

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from tests.data.strategies import texts
 from tests.support import png
 from vlcpt import DocumentError, Image, Text, Video, encode_document
-from vlcpt.data.readers import alpaca, docmatix, messages, query, sharegpt
-from vlcpt.data.readers.messages import read_row as read_messages
-from vlcpt.data.readers.sharegpt import read_row as read_sharegpt
+from vlcpt.data.readers.alpaca import read_alpaca
+from vlcpt.data.readers.docmatix import read_docmatix
+from vlcpt.data.readers.messages import read_messages
+from vlcpt.data.readers.query import read_query
+from vlcpt.data.readers.sharegpt import read_sharegpt
 from vlcpt.data.readers.turns import ROLES, TARGETS, turn_weight
 
 turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
@@ -117,11 +119,11 @@ SETTINGS = {"min_pixels": 784, "max_pixels": 50176, "fps": 2, "enable_thinking":
 SAID = "<image>a<image><video>"
 MEDIA = {"images": ["a.png", {"path": "b.png", "max_pixels": 3136}], "videos": ["c.mp4"]}
 ROWS = {
-    "sharegpt": (sharegpt.read_row, {"conversations": [{"from": "human", "value": SAID}]}),
-    "messages": (messages.read_row, {"messages": [{"role": "user", "content": SAID}]}),
-    "alpaca": (alpaca.read_row, {"instruction": SAID, "output": "b"}),
-    "query": (query.read_row, {"query": SAID, "response": "b"}),
-    "docmatix": (docmatix.read_row, {"texts": [{"user": SAID, "assistant": "b"}]}),
+    "sharegpt": (read_sharegpt, {"conversations": [{"from": "human", "value": SAID}]}),
+    "messages": (read_messages, {"messages": [{"role": "user", "content": SAID}]}),
+    "alpaca": (read_alpaca, {"instruction": SAID, "output": "b"}),
+    "query": (read_query, {"query": SAID, "response": "b"}),
+    "docmatix": (read_docmatix, {"texts": [{"user": SAID, "assistant": "b"}]}),
 }
 
 
@@ -142,7 +144,7 @@ def test_chat_template_kwargs_size_the_media_that_say_nothing_themselves(format)
 def test_media_of_content_parts_are_sized_as_well():
     part = {"type": "image", "image": "a.png"}
     row = {"messages": [{"role": "user", "content": [part]}], "chat_template_kwargs": {"max_pixels": 50176}}
-    assert messages.read_row(row).images == (Image("a.png", max_pixels=50176),)
+    assert read_messages(row).images == (Image("a.png", max_pixels=50176),)
 
 
 @pytest.mark.parametrize(

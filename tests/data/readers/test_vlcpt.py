@@ -3,7 +3,7 @@
 import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
-from vlcpt.data.readers.vlcpt import OTHER_BRACKETS, read_row
+from vlcpt.data.readers.vlcpt import OTHER_BRACKETS, read_marked
 
 
 def test_a_row_becomes_its_segments_and_other_fields_are_ignored():
@@ -13,7 +13,7 @@ def test_a_row_becomes_its_segments_and_other_fields_are_ignored():
         "videos": [{"path": "a.mp4", "fps": 1}],
         "score": 0.5,
     }
-    assert read_row(row).segments == (
+    assert read_marked(row).segments == (
         Image("a.png"),
         Text("a"),
         Text("b", trainable=True),
@@ -22,24 +22,24 @@ def test_a_row_becomes_its_segments_and_other_fields_are_ignored():
 
 
 def test_absent_and_null_media_are_none():
-    assert read_row({"text": "a"}) == read_row({"text": "a", "images": None, "videos": []})
+    assert read_marked({"text": "a"}) == read_marked({"text": "a", "images": None, "videos": []})
 
 
 def test_untagged_rows_follow_untagged():
-    assert read_row({"text": "a"}, untagged="mask").segments == (Text("a"),)
+    assert read_marked({"text": "a"}, untagged="mask").segments == (Text("a"),)
     with pytest.raises(DocumentError, match="no <trainable_text> anywhere"):
-        read_row({"text": "a"}, untagged="error")
+        read_marked({"text": "a"}, untagged="error")
 
 
 def test_a_field_in_the_singular_is_named_where_its_files_are_missed():
     with pytest.raises(
         DocumentError, match=r"'images' lists 0 files.*The row has 'image': call it 'images'\."
     ):
-        read_row({"text": "<image>a", "image": "a.png"})
+        read_marked({"text": "<image>a", "image": "a.png"})
     with pytest.raises(DocumentError, match="'videos' lists 0 files") as raised:
-        read_row({"text": "<video>a", "image": "a.png"})
+        read_marked({"text": "<video>a", "image": "a.png"})
     assert "call it" not in str(raised.value)
-    assert read_row({"text": "a", "image": "a.png"}).images == ()
+    assert read_marked({"text": "a", "image": "a.png"}).images == ()
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_a_field_in_the_singular_is_named_where_its_files_are_missed():
 )
 def test_a_mistake_in_a_row_without_media_names_the_format_where_nothing_is_markup(text):
     with pytest.raises(DocumentError, match=r"as in web pages or code, set format: text\.$"):
-        read_row({"text": text})
+        read_marked({"text": text})
 
 
 def test_a_mistake_in_a_row_with_media_does_not_name_a_format_that_would_lose_them():
     with pytest.raises(DocumentError, match="lists 1 file") as raised:
-        read_row({"text": "<image><image>", "images": ["a.png"]})
+        read_marked({"text": "<image><image>", "images": ["a.png"]})
     assert "format: text" not in str(raised.value)
 
 
@@ -68,7 +68,7 @@ def test_a_mistake_in_a_row_with_media_does_not_name_a_format_that_would_lose_th
     ],
 )
 def test_tags_in_other_brackets_are_named_where_there_is_no_tag(text):
-    document = read_row({"text": text})
+    document = read_marked({"text": text})
 
     assert document.not_read == (OTHER_BRACKETS,)
     assert [segment.text for segment in document.segments] == [text]  # they are characters
@@ -83,4 +83,4 @@ def test_tags_in_other_brackets_are_named_where_there_is_no_tag(text):
     ],
 )
 def test_other_text_in_such_brackets_is_text(text):
-    assert read_row({"text": text}).not_read == ()
+    assert read_marked({"text": text}).not_read == ()

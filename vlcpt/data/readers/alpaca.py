@@ -8,14 +8,14 @@ from vlcpt.data.readers.markers import refuse_unread
 from vlcpt.data.readers.turns import Targets, Turn, filled_turns, refuse_preferences
 
 
-def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
+def read_alpaca(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of the history, the instruction with its input, and the output.
 
     The answers of the history are trained like the output, as LLaMA-Factory does by default
     (``mask_history: false``).
 
     Example:
-        >>> read_row({"instruction": "Add.", "input": "1 + 1", "output": "2"}).to_markup()
+        >>> read_alpaca({"instruction": "Add.", "input": "1 + 1", "output": "2"}).to_markup()
         'Add.\\n1 + 1\\n<trainable_text>2</trainable_text>'
     """
     refuse_unread(row)

@@ -7,13 +7,13 @@ from vlcpt.data.readers.fields import Row, field_names, is_given, text_field
 from vlcpt.data.readers.markers import MEDIA_FIELDS, place_media, refuse_unread, split_markers
 
 
-def read_row(row: Row) -> Document:
+def read_caption(row: Row) -> Document:
     """A document of the media and the caption, which is trained.
 
     The media come first, unless ``<image>`` or ``<video>`` in the caption says where.
 
     Example:
-        >>> read_row({"image": "cat.png", "caption": "A cat."}).to_markup()
+        >>> read_caption({"image": "cat.png", "caption": "A cat."}).to_markup()
         '<image><trainable_text>A cat.</trainable_text>'
     """
     refuse_unread(row)

@@ -20,12 +20,12 @@ from vlcpt.data.readers.turns import (
 _READ = ("user", "assistant", *TURN_WEIGHTS, "train_detail")
 
 
-def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
+def read_docmatix(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of all images, and after them every question and its answer.
 
     Example:
         >>> texts = [{"user": "What?", "assistant": "A cat.", "source": "web"}]
-        >>> read_row({"images": ["cat.png"], "texts": texts}).to_markup()
+        >>> read_docmatix({"images": ["cat.png"], "texts": texts}).to_markup()
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
     refuse_unread(row)

@@ -33,7 +33,7 @@ _SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
 _UNREAD = ("tool_calls", "function_call", "reasoning_content")
 
 
-def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
+def read_messages(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of all turns.
 
     In a content that is a string, ``<image>`` and ``<video>`` are markers of the row's files. In one
@@ -43,7 +43,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
     Example:
         >>> part = {"type": "image_url", "image_url": {"url": "cat.png"}}
         >>> row = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]}
-        >>> read_row(row, targets="all").to_markup()
+        >>> read_messages(row, targets="all").to_markup()
         '<image><trainable_text>What?</trainable_text>'
     """
     refuse_unread(row)

@@ -9,7 +9,7 @@ from vlcpt.data.readers.fields import Row, list_field, required_list
 from vlcpt.data.readers.urls import LocalFiles
 
 
-def read_row(row: Row) -> Document:
+def read_mmc4(row: Row) -> Document:
     """A document of all sentences, trained, each image before the sentence that it matches.
 
     Sentences are joined by a space that belongs to the sentence before. An image is the file
@@ -17,7 +17,7 @@ def read_row(row: Row) -> Document:
 
     Example:
         >>> image = {"image_name": "b9.png", "raw_url": "http://example.org/a.png", "matched_text_index": 1}
-        >>> read_row({"text_list": ["One.", "Two."], "image_info": [image]}).to_markup()
+        >>> read_mmc4({"text_list": ["One.", "Two."], "image_info": [image]}).to_markup()
         '<trainable_text>One. </trainable_text><image><trainable_text>Two.</trainable_text>'
     """
     sentences = required_list(row, "text_list", "sentences")

@@ -9,7 +9,7 @@ from vlcpt.data.readers.urls import LocalFiles
 _PARAGRAPH = "\n\n"  # as OBELICS writes it inside a text
 
 
-def read_row(row: Row) -> Document:
+def read_obelics(row: Row) -> Document:
     """A document of all texts, trained, and images in their order.
 
     A URL stands for a file in ``media_root``: the one that ``image_files`` (a list beside ``images``)
@@ -17,7 +17,7 @@ def read_row(row: Row) -> Document:
 
     Example:
         >>> row = {"images": [None, "http://example.org/p/a.png"], "texts": ["One.", None]}
-        >>> read_row(row).segments[1].path
+        >>> read_obelics(row).segments[1].path
         'a.png'
     """
     texts = required_list(row, "texts", "texts and nulls")

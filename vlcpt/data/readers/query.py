@@ -9,12 +9,12 @@ from vlcpt.data.readers.markers import refuse_unread
 from vlcpt.data.readers.turns import Targets, Turn, filled_turns, refuse_preferences
 
 
-def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
+def read_query(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of the history, the query and the response; the history's answers are trained, too.
 
     Example:
         >>> row = {"query": "<image>What?", "response": "A cat.", "images": ["cat.png"]}
-        >>> read_row(row).to_markup()
+        >>> read_query(row).to_markup()
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
     refuse_unread(row)

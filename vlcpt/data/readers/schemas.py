@@ -10,22 +10,20 @@ from itertools import islice
 
 from vlcpt.data.documents import TAG_START, Document, DocumentError
 from vlcpt.data.markup import Untagged
-from vlcpt.data.readers import (
-    alpaca,
-    caption,
-    docmatix,
-    messages,
-    mmc4,
-    obelics,
-    query,
-    segments,
-    sharegpt,
-    text,
-    turns,
-    vlcpt,
-)
+from vlcpt.data.readers import turns
+from vlcpt.data.readers.alpaca import read_alpaca
+from vlcpt.data.readers.caption import read_caption
+from vlcpt.data.readers.docmatix import read_docmatix
 from vlcpt.data.readers.fields import Row, field_names
+from vlcpt.data.readers.messages import read_messages
+from vlcpt.data.readers.mmc4 import read_mmc4
+from vlcpt.data.readers.obelics import read_obelics
+from vlcpt.data.readers.query import read_query
 from vlcpt.data.readers.rows import Rows, TextRows
+from vlcpt.data.readers.segments import read_segments
+from vlcpt.data.readers.sharegpt import read_sharegpt
+from vlcpt.data.readers.text import read_text
+from vlcpt.data.readers.vlcpt import read_marked
 
 logger = logging.getLogger(__name__)
 
@@ -60,21 +58,21 @@ class Schema:
 
 SCHEMAS: dict[str, Schema] = {
     "vlcpt": Schema(
-        vlcpt.read_row,
+        read_marked,
         ("text", "images", "videos"),
         (),
         "text, marked or not",
         marking="Mark targets with <trainable_text>.",
     ),
     "segments": Schema(
-        segments.read_row,
+        read_segments,
         ("segments",),
         (),
         "segments",
         marking='Set "trainable": true in the text segments that are targets.',
     ),
     "sharegpt": Schema(
-        sharegpt.read_row,
+        read_sharegpt,
         ("conversations", *_CONVERSATION),
         turns.TARGETS,
         "conversations of from and value",
@@ -82,7 +80,7 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "messages": Schema(
-        messages.read_row,
+        read_messages,
         ("messages", *_CONVERSATION),
         turns.TARGETS,
         "messages of role and content",
@@ -90,7 +88,7 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "alpaca": Schema(
-        alpaca.read_row,
+        read_alpaca,
         ("instruction", "output", "input", "history", *_CONVERSATION),
         turns.TARGETS,
         "instruction and output",
@@ -98,7 +96,7 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "query": Schema(
-        query.read_row,
+        read_query,
         ("query", "response", "instruction", "history", *_CONVERSATION),
         turns.TARGETS,
         "query or instruction, and response",
@@ -106,7 +104,7 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "docmatix": Schema(
-        docmatix.read_row,
+        read_docmatix,
         ("texts", *_CONVERSATION),
         turns.TARGETS,
         "texts of user and assistant",
@@ -114,14 +112,14 @@ SCHEMAS: dict[str, Schema] = {
         _ANSWERS,
     ),
     "caption": Schema(
-        caption.read_row,
+        read_caption,
         ("caption", "text", "image", "images", "video", "videos", "audio", "audios", "objects"),
         ("all",),
         "image and caption, or image and text",
     ),
-    "obelics": Schema(obelics.read_row, ("texts", "images", "image_files"), ("all",), "images and texts"),
-    "mmc4": Schema(mmc4.read_row, ("text_list", "image_info"), ("all",), "text_list and image_info"),
-    "text": Schema(text.read_row, ("text",), ("all",), "files of plain text"),
+    "obelics": Schema(read_obelics, ("texts", "images", "image_files"), ("all",), "images and texts"),
+    "mmc4": Schema(read_mmc4, ("text_list", "image_info"), ("all",), "text_list and image_info"),
+    "text": Schema(read_text, ("text",), ("all",), "files of plain text"),
 }
 FORMATS = ("auto", *SCHEMAS)
 

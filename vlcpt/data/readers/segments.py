@@ -17,13 +17,13 @@ _KEYS = {
 }
 
 
-def read_row(row: Row) -> Document:
+def read_segments(row: Row) -> Document:
     """A document from a row of segments. Tags inside a text segment are plain characters.
 
     A row always says itself what it trains.
 
     Example:
-        >>> read_row({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
+        >>> read_segments({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
         (Text(text='a', trainable=True, weight=1.0),)
     """
     if "segments" not in row:

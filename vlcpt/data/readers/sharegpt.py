@@ -20,14 +20,14 @@ from vlcpt.data.readers.turns import (
 )
 
 
-def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
+def read_sharegpt(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
     """A document of all turns. ``<image>`` and ``<video>`` are markers; all else is plain text.
 
     Where no turn has a marker, all files go before the first turn that is not the system's.
 
     Example:
         >>> turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}]
-        >>> read_row({"conversations": turns, "image": "cat.png"}).to_markup()
+        >>> read_sharegpt({"conversations": turns, "image": "cat.png"}).to_markup()
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
     refuse_unread(row)

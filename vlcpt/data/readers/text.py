@@ -6,11 +6,11 @@ from vlcpt.data.documents import Document, Text
 from vlcpt.data.readers.fields import Row, text_field
 
 
-def read_row(row: Row) -> Document:
+def read_text(row: Row) -> Document:
     """A document whose whole text is trained; nothing in it is markup.
 
     Example:
-        >>> read_row({"text": "<image> is plain here"}).segments
+        >>> read_text({"text": "<image> is plain here"}).segments
         (Text(text='<image> is plain here', trainable=True, weight=1.0),)
     """
     return Document((Text(text_field(row, "text"), trainable=True),))

@@ -19,11 +19,11 @@ _DISGUISED = re.compile(
 )
 
 
-def read_row(row: Row, *, untagged: Untagged = "train") -> Document:
+def read_marked(row: Row, *, untagged: Untagged = "train") -> Document:
     """A document from a row with markup.
 
     Example:
-        >>> read_row({"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a.png"]}).images
+        >>> read_marked({"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a.png"]}).images
         (Image(path='a.png', min_pixels=None, max_pixels=None),)
     """
     try:
