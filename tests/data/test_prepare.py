@@ -80,7 +80,7 @@ def rows(tmp_path_factory):
 def small_shards(monkeypatch):
     """Shards of 10 rows in batches of some documents, so that there are several of each."""
     monkeypatch.setattr("vlcpt.data.prepare.SHARD_ROWS", (10, 8192))
-    monkeypatch.setattr("vlcpt.data.prepared_scanning.PIECE_ROWS", 20)
+    monkeypatch.setattr("vlcpt.data.prepared_scanning.PREPARED_ROWS", 20)
     monkeypatch.setattr("vlcpt.data.prepare.BATCH_BYTES", 3000)
 
 

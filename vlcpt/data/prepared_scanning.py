@@ -7,7 +7,7 @@ import numpy as np
 from vlcpt.data.readers.prepared import PreparedRows
 from vlcpt.data.scanning import COLUMNS, PART_COLUMNS, Scan, SourceScanner
 
-PIECE_ROWS = 1 << 15  # arrays of so many numbers leave no holes behind when they are joined
+PREPARED_ROWS = 1 << 15  # arrays of so many numbers leave no holes behind when they are joined
 
 
 class PreparedScanner(SourceScanner):
@@ -22,7 +22,7 @@ class PreparedScanner(SourceScanner):
 
     @property
     def _shards_of_a_piece(self) -> int:
-        return max(1, PIECE_ROWS // self._rows.shard_rows)
+        return max(1, PREPARED_ROWS // self._rows.shard_rows)
 
     @property
     def _rows(self) -> PreparedRows:

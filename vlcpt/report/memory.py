@@ -148,15 +148,15 @@ def estimate_memory(
         8000000
     """
     trained = sum(tower.trained for tower in towers.values())
-    weights, gathered = states.weights(towers, setup)
-    gradients, at_step = states.gradients(trained, setup)
-    optimizer = states.optimizer(trained, setup)
+    weights, gathered = states.weight_bytes(towers, setup)
+    gradients, at_step = states.gradient_bytes(trained, setup)
+    optimizer = states.optimizer_bytes(trained, setup)
     language = _precision(setup, towers["language"].how)
     kept, work = _language(shape, towers["language"].how, batch, setup, language)
     seen, looking = _vision(shape, towers, batch, setup)
     logits = 12 * batch.targets * shape.vocabulary
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
-    waiting = gradients if setup.accumulates else states.buckets(trained, setup)
+    waiting = gradients if setup.accumulates else states.bucket_bytes(trained, setup)
     inputs = batch.patches * shape.patch * (4 + language.compute) + batch.rows * batch.tokens * 60
     inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "documents")
     moments: dict[Moment, tuple[int, int, int]] = {
@@ -166,7 +166,7 @@ def estimate_memory(
     }
     name = max(moments, key=lambda one: sum(moments[one]))
     now, activations, logits = moments[name]
-    host = states.host(trained, sum(tower.frozen for tower in towers.values()), setup)
+    host = states.host_bytes(trained, sum(tower.frozen for tower in towers.values()), setup)
     return MemoryEstimate(name, weights, now, optimizer, activations, logits, inputs, host)
 
 

@@ -72,11 +72,11 @@ class Setup:
     live: int = 1_000_000_000
 
 
-def weights(towers: Mapping[str, TowerParameters], setup: Setup) -> tuple[int, int]:
+def weight_bytes(towers: Mapping[str, TowerParameters], setup: Setup) -> tuple[int, int]:
     """Bytes of all weights on a device, and of those that ZeRO-3 gathers for a while.
 
     Example:
-        >>> weights({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
+        >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
         (2040, 0)
     """
     narrow = setup.stage is not None and setup.narrow
@@ -93,7 +93,7 @@ def weights(towers: Mapping[str, TowerParameters], setup: Setup) -> tuple[int, i
     return round(0 if setup.offload_weights else held / setup.devices), round(gathered)
 
 
-def gradients(trained: int, setup: Setup) -> tuple[int, int]:
+def gradient_bytes(trained: int, setup: Setup) -> tuple[int, int]:
     """Bytes of all gradients when the backward pass ends, and of what the optimizer's step adds.
 
     Without DeepSpeed they are float32, and DDP keeps a second copy in the buckets that it sends. ZeRO-1
@@ -101,9 +101,9 @@ def gradients(trained: int, setup: Setup) -> tuple[int, int]:
     makes the part float32.
 
     Example:
-        >>> gradients(1000, Setup()), gradients(1000, Setup(devices=2))
+        >>> gradient_bytes(1000, Setup()), gradient_bytes(1000, Setup(devices=2))
         ((4000, 0), (8000, 0))
-        >>> gradients(1000, Setup(devices=4, stage=2, narrow=True))
+        >>> gradient_bytes(1000, Setup(devices=4, stage=2, narrow=True))
         (4500, 1000)
     """
     if setup.stage is None:
@@ -112,14 +112,14 @@ def gradients(trained: int, setup: Setup) -> tuple[int, int]:
     part = -(-trained // setup.devices)
     kept = trained if setup.stage <= 1 else 0 if setup.offload_optimizer else part
     step = 4 * part if setup.narrow and not setup.offload_optimizer else 0
-    return width * kept + buckets(trained, setup), step
+    return width * kept + bucket_bytes(trained, setup), step
 
 
-def buckets(trained: int, setup: Setup) -> int:
+def bucket_bytes(trained: int, setup: Setup) -> int:
     """Bytes of the two buckets that DeepSpeed fills with gradients and sends.
 
     Example:
-        >>> buckets(1000, Setup(stage=2, narrow=True))
+        >>> bucket_bytes(1000, Setup(stage=2, narrow=True))
         4000
     """
     if setup.stage is None:
@@ -127,11 +127,11 @@ def buckets(trained: int, setup: Setup) -> int:
     return 2 * (2 if setup.narrow else 4) * min(setup.bucket, trained)
 
 
-def optimizer(trained: int, setup: Setup) -> int:
+def optimizer_bytes(trained: int, setup: Setup) -> int:
     """Bytes of the optimizer's state, and of DeepSpeed's float32 masters.
 
     Example:
-        >>> optimizer(1000, Setup()), optimizer(1000, Setup(devices=4, stage=1, narrow=True))
+        >>> optimizer_bytes(1000, Setup()), optimizer_bytes(1000, Setup(devices=4, stage=1, narrow=True))
         (8000, 3000)
     """
     if setup.offload_optimizer:
@@ -139,11 +139,11 @@ def optimizer(trained: int, setup: Setup) -> int:
     return round(_part(trained, setup) * _state_bytes(setup))
 
 
-def host(trained: int, frozen: int, setup: Setup) -> int:
+def host_bytes(trained: int, frozen: int, setup: Setup) -> int:
     """Bytes in the computer's own memory for one device: what is offloaded there.
 
     Example:
-        >>> host(1000, 0, Setup(devices=2, stage=2, narrow=True, offload_optimizer=True))
+        >>> host_bytes(1000, 0, Setup(devices=2, stage=2, narrow=True, offload_optimizer=True))
         8000
     """
     held = 0.0

@@ -29,7 +29,7 @@ def write_record(output_dir: Path, folder: Path) -> None:
         >>> require_own(folder.parent, folder)
     """
     known = {name: one for name, one in _record(output_dir).items() if (output_dir / name).is_dir()}
-    text = json.dumps({**known, folder.name: _digest(folder)}, indent=1)
+    text = json.dumps({**known, folder.name: _sha256(folder)}, indent=1)
     write_file(output_dir / RECORD, text, "which checkpoints this run wrote")
 
 
@@ -40,14 +40,14 @@ def require_own(output_dir: Path, folder: Path) -> None:
         CheckpointError: That names ``--trust_checkpoint``.
     """
     is_inside = folder.resolve().parent == output_dir.resolve()
-    if not is_inside or _record(output_dir).get(folder.name) != _digest(folder):
+    if not is_inside or _record(output_dir).get(folder.name) != _sha256(folder):
         raise CheckpointError(
             "this run did not write it, and DeepSpeed would run code that its files may hold. "
             "If you trust who wrote it, add --trust_checkpoint true"
         )
 
 
-def _digest(folder: Path) -> str:
+def _sha256(folder: Path) -> str:
     """Of every file but safetensors, which hold no program, and of their names."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
     with ThreadPoolExecutor(_THREADS) as pool:
