@@ -14,8 +14,10 @@ from PIL import Image as PILImage
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.planning import BadDataError
+from vlcpt.data.readers import tars
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.unread import LINKS, told_unread
+from vlcpt.data.readers.vlcpt import OTHER_BRACKETS
 from vlcpt.demo import base_path
 
 PNG = png(1)
@@ -54,6 +56,8 @@ def rows(tmp_path):
         (TEXT | {"videoFile": "gone.mp4"}, "videoFile"),
         (TEXT | {"image_file": "plain"}, "image_file"),
         (TEXT | {"meta": {"source": {"path": "a.png"}}}, "meta"),
+        (TEXT | {"meta": {"image": "gone.png"}}, "meta"),
+        (TEXT | {"images_meta": {"source": "https://example.org/a.png"}}, "images_meta"),
         (TEXT | {"content": base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": "data:image/png;base64," + base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": {"bytes": base64.b64encode(PNG).decode()}}, "content"),
@@ -127,7 +131,7 @@ def test_text_in_a_part_that_is_a_picture_is_named(rows):
 SWITCHES = [
     *({"mask": True}, {"mask": 1}, {"masked": True}, {"loss_mask": 0}, {"trainable": False}),
     *({"train_on_turn": False}, {"label": False}, {"isTrain": False}, {"Loss": False}, {"LOSS": "false"}),
-    *({"no_loss": True}, {"ignore_loss": True}, {"cal_loss": 0}),
+    *({"no_loss": True}, {"ignore_loss": True}, {"cal_loss": 0}, {"not_masked": False}),
 ]
 
 
@@ -156,7 +160,11 @@ def test_a_part_that_seems_to_be_switched_off_is_an_error(rows, switch):
 
 
 @pytest.mark.parametrize(
-    "switch", [{"mask": "User"}, {"trainable": True}, {"label": "fine"}, {"training_id": 7}]
+    "switch",
+    [
+        *({"mask": "User"}, {"trainable": True}, {"label": "fine"}, {"training_id": 7}, {"label": 0}),
+        *({"label_id": 0}, {"train_id": 0}, {"train_step": 0}, {"masked": False}, {"not_masked": True}),
+    ],
 )
 def test_keys_that_switch_nothing_off_are_named(rows, switch):
     (document,) = read_documents(rows({"messages": [{"role": "assistant", "content": "a"} | switch]}))
@@ -237,10 +245,14 @@ def test_a_marker_without_a_file_names_the_field_that_has_it(rows, row):
 
 
 def test_of_very_many_fields_the_first_are_named_and_the_files():
-    counts = {f"field{number}": 2 for number in range(500)} | {"media files beside the rows": 1}
+    counts = {f"field{number}": 2 for number in range(500)}
+    counts |= {OTHER_BRACKETS: 1, tars.UNNAMED: 2, "media files beside the rows": 1}
     said = told_unread(counts)
     assert said.startswith("not read: field0 (2 rows), field1 (2 rows)")
-    assert said.endswith("field19 (2 rows), media files beside the rows (1 file), 480 more fields")
+    assert said.endswith(
+        "field19 (2 rows), tags in other brackets than < and > (1 row), files of a tar that their row does not "
+        "name (2 rows), media files beside the rows (1 file), 480 more fields"
+    )
 
 
 def test_many_values_are_looked_through_in_little_time():
@@ -263,6 +275,7 @@ HONEST = [
     TEXT | {"hash": "A" * 100, "key": "/9j/short"},
     TEXT | {"img_ext": ".jpg", "image_suffix": ".png", "video_codec": "mp4", "图片标题": "阀门.jpg"},
     TEXT | {"image": False, "video": 0, "image_embedding": [0.5] * 3000},
+    TEXT | {"metadata": {"og:image": "https://example.org/a.jpg", "links": [{"img": "//example.org/b.png"}]}},
     # as a code corpus, a crawl and saved pages have them
     {
         "text": "img = open('a.png')\n# <img>gone.png</img>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vlcpt.data.documents import Document, DocumentError, Image, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
 from vlcpt.data.readers.fields import Row, is_given, required_list
 from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
@@ -67,9 +67,44 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         pieces.append(_content(entry.get("content"), f"{place}.content"))
     row = _ordered(row, row["messages"])  # type: ignore[arg-type]
     placed = place_media(pieces, row, "messages")
-    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
+    filled = [
+        replace(turn, pieces=tuple(_sized(one, found, turn.place)))
+        for turn, one, found in zip(turns, row["messages"], placed, strict=True)  # type: ignore[call-overload]
+    ]
     document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
     return with_template_sizes(document, row)
+
+
+def _sized(turn: Mapping[str, object], pieces: Sequence[str | Medium], place: str) -> list[str | Medium]:
+    """The pieces of a turn, with the sizes of parts that took a file of the row."""
+    content = turn.get("content")
+    if isinstance(content, str):
+        return list(pieces)
+    parts = [
+        (part, f"{place}.content[{number}]")
+        for number, part in enumerate(content)  # type: ignore[arg-type]
+        if isinstance(part, Mapping) and part.get("type") in _MEDIA_KEYS
+    ]
+    of_media = iter(parts)  # each of them is a medium by now
+    found: list[str | Medium] = []
+    for piece in pieces:
+        if not isinstance(piece, str):
+            part, part_place = next(of_media)
+            try:
+                piece = _with_sizes(piece, part)
+            except DocumentError as error:
+                raise error.at(None, part_place) from None
+        found.append(piece)
+    return found
+
+
+def _with_sizes(medium: Medium, part: Mapping[str, object]) -> Medium:
+    used = _SIZES[:2] if isinstance(medium, Image) else _SIZES
+    sizes = {name: part[name] for name in used if part.get(name) is not None}
+    if not sizes:
+        return medium
+    wanted = with_keys(medium, sizes)
+    return image_from(wanted) if isinstance(medium, Image) else video_from(wanted)
 
 
 def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:
@@ -152,9 +187,10 @@ def _part(part: object, place: str) -> Piece:
         )
     is_image = kind.startswith("image")
     key = next((key for key in _MEDIA_KEYS[kind] if is_given(part.get(key))), None)
-    sizes = {name: part[name] for name in _SIZES if part.get(name) is not None}
+    used = _SIZES[:2] if is_image else _SIZES  # Qwen's tools write fps into parts of images, too
+    sizes = {name: part[name] for name in used if part.get(name) is not None}
     if key is None:
-        if kind.endswith("_url") or sizes:
+        if kind.endswith("_url"):
             raise DocumentError(
                 f"expected a reference under {_MEDIA_KEYS[kind][0]!r}, found none.", kind="row", field=place
             )
