@@ -80,9 +80,10 @@ def _sized(turn: Mapping[str, object], pieces: Sequence[str | Medium], place: st
     content = turn.get("content")
     if isinstance(content, str):
         return list(pieces)
-    parts = [
+    assert isinstance(content, Sequence)
+    parts: list[tuple[Mapping[str, object], str]] = [
         (part, f"{place}.content[{number}]")
-        for number, part in enumerate(content)  # type: ignore[arg-type]
+        for number, part in enumerate(content)
         if isinstance(part, Mapping) and part.get("type") in _MEDIA_KEYS
     ]
     of_media = iter(parts)  # each of them is a medium by now

@@ -280,7 +280,7 @@ def medium_in(value: object, name: str, media_root: str | None) -> str | None:
         ("the name 'a.png'", None)
     """
     leaves = islice(_leaves(value, name), _MOST_LEAVES)
-    # A page's `metadata: {"og:image": "https://…"}` tells of the page: the field does not say that it is a medium.
+    # A page's `metadata: {"og:image": "https://…"}` tells of the page; the field says nothing of a medium.
     says = _says_medium(name)
     found = (
         _medium(leaf, leaf_name, media_root) for leaf, leaf_name in leaves if says or not _is_address(leaf)
