@@ -55,6 +55,11 @@ FORMS = {
                     {"from": "gpt", "value": "c", "train": True},
                     {"from": "gpt", "value": "d", "weight": 0.0},
                     {"from": "gpt", "value": "e", "loss_scale": 2.0},
+                    {
+                        "from": "gpt",
+                        "value": "fgh",
+                        "train_detail": [{"begin_offset": 1, "end_offset": 1, "train": True}],
+                    },
                 ],
                 "images": [PICTURE],
             }

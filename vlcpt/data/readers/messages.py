@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
 from vlcpt.data.readers.fields import Row, is_given, required_list
-from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.markers import Piece, Spoken, media_files, place_media, refuse_unread
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
     document_of_turns,
     refuse_preferences,
+    spoken,
     system_turn,
     turn_entry,
     turn_role,
@@ -63,8 +64,9 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
                     kind="row",
                     field=f"{place}.{key}",
                 )
-        turns.append(Turn(place, role, (), turn_weight(entry, place)))
-        pieces.append(_content(entry.get("content"), f"{place}.content"))
+        said, weight = _said(entry, place)
+        turns.append(Turn(place, role, (), weight))
+        pieces.append(said)
     row = _ordered(row, row["messages"])  # type: ignore[arg-type]
     placed = place_media(pieces, row, "messages")
     filled = [
@@ -75,7 +77,7 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
     return with_template_sizes(document, row)
 
 
-def _sized(turn: Mapping[str, object], pieces: Sequence[str | Medium], place: str) -> list[str | Medium]:
+def _sized(turn: Mapping[str, object], pieces: Sequence[Spoken], place: str) -> list[Spoken]:
     """The pieces of a turn, with the sizes of parts that took a file of the row."""
     content = turn.get("content")
     if isinstance(content, str):
@@ -87,9 +89,9 @@ def _sized(turn: Mapping[str, object], pieces: Sequence[str | Medium], place: st
         if isinstance(part, Mapping) and part.get("type") in _MEDIA_KEYS
     ]
     of_media = iter(parts)  # each of them is a medium by now
-    found: list[str | Medium] = []
+    found: list[Spoken] = []
     for piece in pieces:
-        if not isinstance(piece, str):
+        if isinstance(piece, Image | Video):
             part, part_place = next(of_media)
             try:
                 piece = _with_sizes(piece, part)
@@ -144,9 +146,22 @@ def _ordered(row: Row, messages: Sequence[object]) -> Row:
     return {**row, "images": [*chosen, *unused], "image": None}
 
 
-def _content(content: object, place: str) -> list[Piece]:
+def _said(entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
+    """The pieces of a turn and its weight."""
+    content = entry.get("content")
     if isinstance(content, str):
-        return split_markers(content)
+        return spoken(content, entry, place)
+    if is_given(entry.get("train_detail")):
+        raise DocumentError(
+            "it counts the characters of a content that is a string, and this one is none. Write the row as "
+            "format segments, where each text says whether it is trained.",
+            kind="row",
+            field=f"{place}.train_detail",
+        )
+    return _content(content, f"{place}.content"), turn_weight(entry, place)
+
+
+def _content(content: object, place: str) -> list[Piece]:
     if isinstance(content, Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
         raise DocumentError(
             f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
