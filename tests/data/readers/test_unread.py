@@ -464,6 +464,26 @@ def test_a_conversation_that_is_marked_as_bad_is_an_error_unless_the_field_is_ig
     assert document.not_read == ()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_with_skip_a_conversation_that_is_marked_as_bad_is_a_counted_row(tmp_path, suffix):
+    chats = [CHAT | {"label": number > 1} for number in range(5)]
+    path = tmp_path / f"train{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in chats))
+    else:
+        pq.write_table(pa.Table.from_pylist(chats), path)
+    dataset = CPTDataset(
+        {"path": str(path), "targets": "all"},
+        load_processor(base_path()),
+        **{"max_length": 64, "on_bad_data": "skip", "max_bad_fraction": 1.0},
+    )
+    account = dataset.ledger.sources["train"]
+    assert account.documents["used"] == 3
+    assert dict(account.dropped_documents) == {"row": 2}
+    assert [one.line for one in dataset.ledger.dropped] == [1, 2]
+    assert account.not_read == {"label": 3}
+
+
 def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):
     with pytest.raises(DocumentError, match="rejected: the row is a pair"):
         list(read_documents(rows(CHAT | {"rejected": {"from": "gpt", "value": "No."}})))
