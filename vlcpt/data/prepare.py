@@ -196,7 +196,7 @@ def _finish(folder: Path, about: Mapping[str, object], shards: int, source: Docu
         part = pa.ipc.open_file(pa.py_buffer((folder / PARTS / shard_name(shard)).read_bytes()))
         index.append(part.get_batch(0))
         places += json.loads(part.schema.metadata[b"places"])
-        not_read.update(json.loads(part.schema.metadata[b"not_read"]))
+        not_read.update(json.loads(part.schema.metadata.get(b"not_read", b"{}")))
     joined = {
         INDEX_FILE: arrow_bytes([batch.replace_schema_metadata() for batch in index], INDEX_SCHEMA),
         PLACES_FILE: arrow_bytes([pa.RecordBatch.from_pylist(places, PLACES_SCHEMA)], PLACES_SCHEMA),
