@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 
 import datasets
@@ -9,6 +10,7 @@ import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image as PILImage
 
 from tests.support import png
@@ -83,6 +85,19 @@ def test_a_row_that_would_lose_its_medium_is_an_error_that_names_the_field(rows,
     assert caught.value.field == field
     assert f"ignore_fields: [{field}]" in caught.value.reason
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "name", ["image, 2", "image: path", "image #1", "图片 1", "1image", "[image]", 'my "img"']
+)
+def test_the_way_out_can_be_pasted_whatever_the_field_is_called(rows, name):
+    path = rows(TEXT | {name: "a.png"})
+    with pytest.raises(DocumentError, match="otherwise set ignore_fields: ") as caught:
+        list(read_documents(path))
+    wanted = re.search(r"ignore_fields: \[.*\] for the source", caught.value.reason)[0]
+    found = yaml.safe_load(wanted.removesuffix(" for the source"))
+    assert found == {"ignore_fields": [name]}
+    assert next(read_documents(path, ignore_fields=found["ignore_fields"])).not_read == ()
 
 
 TURNS = [
@@ -347,6 +362,28 @@ def test_img_around_the_name_of_a_file_that_is_there_is_an_error(rows):
     turn = {"from": "human", "value": "Picture 1: <img>a.png</img>"}
     with pytest.raises(DocumentError, match="'images' or 'videos' and put <image> or <video> into a turn"):
         list(read_documents(rows({"conversations": [turn]})))
+
+
+IN_TEXTS = [
+    ({"text": "a <img>a.png</img>"}, "text", True),
+    ({"text": "<trainable_text>a</trainable_text> <img>a.png</img>"}, "text", False),
+    ({"conversations": [{"from": "gpt", "value": "<img>a.png</img>"}]}, "conversations", False),
+    ({"messages": [{"role": "assistant", "content": "<img>a.png</img>"}]}, "messages", False),
+    ({"instruction": "a", "output": "<img>a.png</img>"}, "instruction", False),
+    ({"segments": [{"type": "text", "text": "<img>a.png</img>", "trainable": True}]}, "segments", False),
+]
+
+
+@pytest.mark.parametrize(("row", "field", "may_be_plain"), IN_TEXTS)
+def test_the_way_out_of_img_is_one_that_the_rows_can_take(rows, row, field, may_be_plain):
+    path = rows(row)
+    with pytest.raises(DocumentError, match=r'otherwise set ignore_fields: \["<img>"\] for the') as caught:
+        list(read_documents(path))
+    assert caught.value.field == field
+    assert ("format: text" in caught.value.reason) == may_be_plain
+    (document,) = read_documents(path, ignore_fields=["<img>"])
+    assert document.not_read == ()
+    assert any(one.trainable for one in document.segments)
 
 
 def test_format_text_takes_rows_with_anything_in_them_and_says_nothing(rows):

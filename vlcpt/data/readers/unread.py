@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 import re
 from collections import Counter
@@ -88,6 +89,17 @@ _IS_NUMBER = re.compile(r"(?:^|_)(?:label|id|idx|index|step|name|count)s?$")
 # Fields with structs of media, whose other keys are named.
 _REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
 
+# Where each format has its text, for messages; others under "text".
+_TEXTS = {
+    "segments": "segments",
+    "sharegpt": "conversations",
+    "messages": "messages",
+    "alpaca": "instruction",
+    "query": "query",
+    "docmatix": "texts",
+    "obelics": "texts",
+    "mmc4": "text_list",
+}
 _REMEDIES = {
     "vlcpt": "list it in 'images' or 'videos' and put <image> or <video> into the text",
     "segments": 'give it a segment of its own: {"type": "image", "image": …}',
@@ -197,9 +209,9 @@ class Unread:
         links = False
         for segment in document.segments:
             text = segment.text if isinstance(segment, Text) else ""
-            for match in _QWEN.finditer(text) if "<img>" in text else ():
+            for match in _QWEN.finditer(text) if "<img>" in text and "<img>" not in self.ignored else ():
                 if _is_there(match[1], self.media_root):
-                    raise self._lost("text", match.group())
+                    raise self._lost_in_text(match.group(), is_marked=document.tagged)
             # Many pages link, few to media: the cheap look first.
             if not links and _ENDING.search(text):
                 links = any(
@@ -207,16 +219,20 @@ class Unread:
                 )
         return [LINKS] if links else []
 
+    def _lost_in_text(self, found: str, *, is_marked: bool) -> DocumentError:
+        # As plain text, marked rows would train their tags, and conversations have no text.
+        plain = "" if self.format != "vlcpt" or is_marked else ", or format: text where nothing is markup"
+        return DocumentError(
+            f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of the "
+            f"row is. To train on it, {_REMEDIES[self.format]} in its place; otherwise set ignore_fields: "
+            f'["<img>"] for the source{plain}.',
+            kind="row",
+            field=_TEXTS.get(self.format, "text"),
+        )
+
     def _lost(self, name: str, found: str) -> DocumentError:
-        if name == "text":
-            return DocumentError(
-                f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of "
-                f"the row is. To train on it, {_REMEDIES[self.format]} in its place; otherwise set "
-                "format: text for the source, where nothing is markup.",
-                kind="row",
-                field=name,
-            )
-        shown = f'"{name}"' if "[" in name else name  # as YAML wants it
+        # As YAML wants it.
+        shown = name if re.fullmatch(r"[^\W\d][\w .-]*", name) else json.dumps(name, ensure_ascii=False)
         return DocumentError(
             f"it holds {found}, but format {self.format} does not read this field, and no medium of the row "
             f"is read. To train on it, {_REMEDIES[self.format]}; otherwise set ignore_fields: [{shown}] for "
