@@ -447,6 +447,28 @@ def test_media_files_in_folders_below_are_counted(rows, tmp_path):
     assert planned(path) == {"media files beside the rows": 4}
 
 
+@pytest.mark.parametrize("storage", ["jsonl", "parquet", "saved", "memory"])
+def test_rows_in_which_a_field_is_empty_are_not_counted_whatever_the_storage(tmp_path, storage):
+    found = [
+        TEXT
+        | {"source": "web" if n % 4 == 0 else None, "note": "x" * (n % 2), "tags": ["a"] * (n % 3), "n": n}
+        for n in range(30)
+    ]
+    path = tmp_path / f"train.{storage}"
+    if storage == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    elif storage == "parquet":
+        pq.write_table(pa.Table.from_pylist(found), path)
+    elif storage == "saved":
+        datasets.Dataset.from_list(found).save_to_disk(path)
+    assert planned(found if storage == "memory" else str(path)) == {
+        "n": 30,
+        "tags": 20,
+        "note": 15,
+        "source": 8,
+    }
+
+
 def test_links_to_files_that_are_there_are_counted(rows):
     found = [{"text": "![a](a.png)"}, {"text": '<p><img src="a.png" alt="a">'}, {"text": "[b](b.png)"}]
     assert planned(rows(*found))["files that its Markdown or HTML links to"] == 2

@@ -154,7 +154,7 @@ class Unread:
         held = {
             str(name): value
             for name, value in row.items()
-            if name not in self.fields and name not in self.ignored and not _is_empty(value)
+            if name not in self.fields and name not in self.ignored and not is_empty(value)
         } | self._in_turns(row)
         names += held
         if self.format == "caption" and row.get("caption") is not None and "text" in row:
@@ -421,8 +421,13 @@ def told_unread(counts: Mapping[str, int]) -> str:
     return "not read: " + ", ".join(named) if named else ""
 
 
-def _is_empty(value: object) -> bool:
-    """Null is how Arrow fills the fields that other rows have."""
+def is_empty(value: object) -> bool:
+    """Whether there is nothing in a field; null is how Arrow fills those that other rows have.
+
+    Example:
+        >>> is_empty(None), is_empty([]), is_empty(0)
+        (True, True, False)
+    """
     if isinstance(value, str | int | float):  # most are; a 0 is something
         return value == ""
     return value is None or (isinstance(value, bytes | Mapping | Sequence) and not len(value))
