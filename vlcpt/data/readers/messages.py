@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vlcpt.data.documents import Document, DocumentError, Image, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
 from vlcpt.data.readers.fields import Row, is_given, required_list
-from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.markers import Piece, Spoken, media_files, place_media, refuse_unread
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
     document_of_turns,
     refuse_preferences,
+    spoken,
     system_turn,
     turn_entry,
     turn_role,
@@ -63,13 +64,50 @@ def read_messages(row: Row, *, targets: Targets = "assistant", chat_template: bo
                     kind="row",
                     field=f"{place}.{key}",
                 )
-        turns.append(Turn(place, role, (), turn_weight(entry, place)))
-        pieces.append(_content(entry.get("content"), f"{place}.content"))
+        said, weight = _said(entry, place)
+        turns.append(Turn(place, role, (), weight))
+        pieces.append(said)
     row = _ordered(row, row["messages"])  # type: ignore[arg-type]
     placed = place_media(pieces, row, "messages")
-    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
+    filled = [
+        replace(turn, pieces=tuple(_sized(one, found, turn.place)))
+        for turn, one, found in zip(turns, row["messages"], placed, strict=True)  # type: ignore[call-overload]
+    ]
     document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
     return with_template_sizes(document, row)
+
+
+def _sized(turn: Mapping[str, object], pieces: Sequence[Spoken], place: str) -> list[Spoken]:
+    """The pieces of a turn, with the sizes of parts that took a file of the row."""
+    content = turn.get("content")
+    if isinstance(content, str):
+        return list(pieces)
+    assert isinstance(content, Sequence)
+    parts: list[tuple[Mapping[str, object], str]] = [
+        (part, f"{place}.content[{number}]")
+        for number, part in enumerate(content)
+        if isinstance(part, Mapping) and part.get("type") in _MEDIA_KEYS
+    ]
+    of_media = iter(parts)  # each of them is a medium by now
+    found: list[Spoken] = []
+    for piece in pieces:
+        if isinstance(piece, Image | Video):
+            part, part_place = next(of_media)
+            try:
+                piece = _with_sizes(piece, part)
+            except DocumentError as error:
+                raise error.at(None, part_place) from None
+        found.append(piece)
+    return found
+
+
+def _with_sizes(medium: Medium, part: Mapping[str, object]) -> Medium:
+    used = _SIZES[:2] if isinstance(medium, Image) else _SIZES
+    sizes = {name: part[name] for name in used if part.get(name) is not None}
+    if not sizes:
+        return medium
+    wanted = with_keys(medium, sizes)
+    return image_from(wanted) if isinstance(medium, Image) else video_from(wanted)
 
 
 def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:
@@ -108,9 +146,22 @@ def _ordered(row: Row, messages: Sequence[object]) -> Row:
     return {**row, "images": [*chosen, *unused], "image": None}
 
 
-def _content(content: object, place: str) -> list[Piece]:
+def _said(entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
+    """The pieces of a turn and its weight."""
+    content = entry.get("content")
     if isinstance(content, str):
-        return split_markers(content)
+        return spoken(content, entry, place)
+    if is_given(entry.get("train_detail")):
+        raise DocumentError(
+            "it counts the characters of a content that is a string, and this one is none. Write the row as "
+            "format segments, where each text says whether it is trained.",
+            kind="row",
+            field=f"{place}.train_detail",
+        )
+    return _content(content, f"{place}.content"), turn_weight(entry, place)
+
+
+def _content(content: object, place: str) -> list[Piece]:
     if isinstance(content, Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
         raise DocumentError(
             f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
@@ -152,9 +203,10 @@ def _part(part: object, place: str) -> Piece:
         )
     is_image = kind.startswith("image")
     key = next((key for key in _MEDIA_KEYS[kind] if is_given(part.get(key))), None)
-    sizes = {name: part[name] for name in _SIZES if part.get(name) is not None}
+    used = _SIZES[:2] if is_image else _SIZES  # Qwen's tools write fps into parts of images, too
+    sizes = {name: part[name] for name in used if part.get(name) is not None}
     if key is None:
-        if kind.endswith("_url") or sizes:
+        if kind.endswith("_url"):
             raise DocumentError(
                 f"expected a reference under {_MEDIA_KEYS[kind][0]!r}, found none.", kind="row", field=place
             )
