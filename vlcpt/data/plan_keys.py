@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 
 import xxhash
@@ -49,7 +49,7 @@ def encoding_key(
         _versions(),
         processor.tokenizer.backend_tokenizer.to_str(),
         *(_settings(getattr(processor, name)) for name in ("image_processor", "video_processor")),
-        _named(encoder),
+        f"{encoder.__module__}.{encoder.__qualname__}",
         options,
     )
 
@@ -70,14 +70,7 @@ def source_key(source: DocumentSource) -> str | None:
     if found is None:
         return None
     ignored = [] if source.unread is None else sorted(source.unread.ignored)
-    return key_of(found, len(source), _named(source.read), source.media_root, ignored, source.max_row_bytes)
-
-
-def _named(read: Callable[..., object]) -> object:
-    """A function by its name and options."""
-    if isinstance(read, partial):
-        return [_named(read.func), read.keywords]
-    return f"{read.__module__}.{read.__qualname__}"
+    return key_of(found, len(source), source.reading, source.media_root, ignored, source.max_row_bytes)
 
 
 def _settings(processor: object) -> object:

@@ -26,7 +26,6 @@ from vlcpt.data.planning import Track, files_beside, untracked
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import INDEX_FILE, LAYOUT, PLACES_FILE, shard_name
 from vlcpt.data.readers.prepared_folders import BEGUN, SOURCE_KIND, WHOLE, Folder
-from vlcpt.data.readers.schemas import SCHEMAS
 from vlcpt.data.shard_writer import AGAIN, PARTS, ShardWriter, arrow_bytes
 from vlcpt.data.shards import INDEX_SCHEMA, PLACES_SCHEMA
 from vlcpt.data.waiting import LoadingError
@@ -92,7 +91,7 @@ def prepare_source(
         "rows": len(source),
         "shard_rows": shard_rows,
         "data": source_key(source),
-        "reading": _reading(source),
+        "reading": {name: source.reading[name] for name in ("format", "targets", "chat_template")},
         "fingerprint": dict(fingerprint),
     }
     if _is_whole(folder, about):
@@ -158,16 +157,6 @@ def _flat(about: Mapping[str, object]) -> dict[str, object]:
     assert isinstance(reading, dict)
     own = {key: about.get(key) for key in ("layout", "name", "rows", "shard_rows", "data")}
     return {**own, **reading, **fingerprint}
-
-
-def _reading(source: DocumentSource) -> dict[str, object]:
-    """The format that a source was read in, and its options."""
-    read = source.read
-    options = read.keywords if isinstance(read, partial) else {}
-    function = read.func if isinstance(read, partial) else read
-    format = function.__module__.rpartition(".")[2]
-    targets = options.get("targets") or next(iter(SCHEMAS[format].targets), None)
-    return {"format": format, "targets": targets, "chat_template": options.get("chat_template") or None}
 
 
 def _is_done(folder: Path, shard: int) -> bool:

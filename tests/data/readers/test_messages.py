@@ -234,14 +234,14 @@ def test_sizes_of_parts_that_take_a_file_of_the_row_are_used():
     ]
     turns = [{"role": "user", "content": parts}, {"role": "user", "content": "<image>"}]
     images = ["a.png", {"path": "b.png", "max_pixels": 3136}, "c.png"]
-    document = read_row({"messages": turns, "images": images, "videos": ["a.mp4"]})
+    document = read_messages({"messages": turns, "images": images, "videos": ["a.mp4"]})
     assert [*document.images, *document.videos] == [
         *(Image("b.png", max_pixels=3136), Image("a.png", min_pixels=784), Image("c.png")),
         Video("a.mp4", fps=1.0, max_frames=4),
     ]
     wrong = [{"role": "user", "content": [{"type": "image", "max_pixels": -1}]}]
     with pytest.raises(DocumentError, match="must be a number above 0") as caught:
-        read_row({"messages": wrong, "images": ["a.png"]})
+        read_messages({"messages": wrong, "images": ["a.png"]})
     assert caught.value.field == "messages[0].content[0]"
 
 

@@ -144,7 +144,7 @@ def test_of_a_turn_with_train_detail_exactly_those_characters_are_trained(format
     else:
         asked = {"role": "user", "content": "Well?"}
         row = {"messages": [asked, {"role": "assistant", "content": HELPED} | turn]}
-    read = {"sharegpt": sharegpt.read_row, "messages": messages.read_row}[format]
+    read = {"sharegpt": read_sharegpt, "messages": read_messages}[format]
     for targets in ("assistant", "last"):
         document = read(row, targets=targets)
         assert document.to_markup().removeprefix("<trainable_text></trainable_text>") == (f"Well?\n{marked}")
@@ -153,12 +153,12 @@ def test_of_a_turn_with_train_detail_exactly_those_characters_are_trained(format
 def test_train_detail_keeps_markers_and_weights_and_yields_to_train():
     said = {"role": "assistant", "content": "a<image>b", "loss_weight": 0.5, "train_detail": [detail(8, 8)]}
     row = {"messages": [said, {"role": "user", "content": "c"}], "images": ["a.png"]}
-    assert messages.read_row(row).segments == (
+    assert read_messages(row).segments == (
         *(Text("a"), Image("a.png"), Text("b\n", True, 0.5)),
         Text("c"),
     )
     off = {"messages": [said | {"loss_weight": None, "train": False}], "images": ["a.png"]}
-    assert not any(one.trainable for one in messages.read_row(off).segments if isinstance(one, Text))
+    assert not any(one.trainable for one in read_messages(off).segments if isinstance(one, Text))
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,16 @@ def test_train_detail_keeps_markers_and_weights_and_yields_to_train():
 def test_a_train_detail_that_is_no_span_is_an_error(wrong):
     turn = {"from": "gpt", "value": "Since.", "train_detail": [detail(0, 1), wrong]}
     with pytest.raises(DocumentError, match=r"^conversations\[0\]\.train_detail\[1\]: expected \{"):
-        sharegpt.read_row({"conversations": [turn]})
+        read_sharegpt({"conversations": [turn]})
 
 
 def test_train_detail_of_parts_and_pairs_is_an_error():
     part = {"role": "assistant", "content": [{"type": "text", "text": "a"}], "train_detail": [detail(0, 0)]}
     with pytest.raises(DocumentError, match=r"^messages\[0\]\.train_detail: it counts the characters"):
-        messages.read_row({"messages": [part]})
+        read_messages({"messages": [part]})
     pair = {"user": "a", "assistant": "b", "train_detail": [detail(0, 0)]}
     with pytest.raises(DocumentError, match=r"^texts\[0\]\.train_detail: spans of characters"):
-        docmatix.read_row({"texts": [pair]})
+        read_docmatix({"texts": [pair]})
 
 
 # Settings of a row

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
@@ -32,6 +32,7 @@ class DocumentSource:
         share: The part of all targets asked for.
         unread: Names what the schema does not read of a row; None: nothing does.
         max_row_bytes: Above which a row is refused.
+        reading: The format and its options, by the names of the configuration.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DocumentSource:
     share: float | None = None
     unread: Unread | None = None
     max_row_bytes: int = MAX_ROW_BYTES
+    reading: Mapping[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -203,7 +205,10 @@ def open_source(
     fields = frozenset(("id", *SCHEMAS[format].fields))
     rows, untouched = _only_needed(rows, format, fields, frozenset(ignore_fields))
     unread = Unread(format, fields, frozenset(ignore_fields), root, untouched)
-    return DocumentSource(name, rows, read, root, share, unread, max_row_bytes)
+    targets = targets or next(iter(SCHEMAS[format].targets), None)
+    reading = {"format": format, "targets": targets, "chat_template": chat_template or None}
+    reading |= {"untagged": untagged} if format == "vlcpt" else {}
+    return DocumentSource(name, rows, read, root, share, unread, max_row_bytes, reading)
 
 
 def _only_needed(
