@@ -120,30 +120,36 @@ def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], s
 
 
 def _ordered(row: Row, messages: Sequence[object]) -> Row:
-    """The row with its images in the order in which parts take them, where they say which by ``index``."""
-    parts = [
-        (part.get("index"), place)
-        for part, place in _parts(messages)
-        if part.get("type") == "image" and not any(is_given(part.get(key)) for key in _MEDIA_KEYS["image"])
-    ]
-    if all(index is None for index, _ in parts):
-        return row
-    images, _ = media_files(row)
-    if not images:  # an error about markers without files says more
-        return row
+    """The row with its files in the order in which parts take them, where they say which by ``index``."""
+    for kind, field in (("image", "images"), ("video", "videos")):
+        parts = [
+            (part.get("index"), place)
+            for part, place in _parts(messages)
+            if part.get("type") == kind and not any(is_given(part.get(key)) for key in _MEDIA_KEYS[kind])
+        ]
+        if all(index is None for index, _ in parts):
+            continue
+        images, videos = media_files(row)
+        files: Sequence[Medium] = images if kind == "image" else videos
+        if files:  # or an error about markers without files says more
+            row = {**row, field: _by_index(parts, files, field), kind: None}
+    return row
+
+
+def _by_index(parts: Sequence[tuple[object, str]], files: Sequence[Medium], field: str) -> list[Medium]:
     for number, (index, place) in enumerate(parts):
         used = [other for other, _ in parts[:number]]
-        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(images)
+        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(files)
         if not is_known or index in used:
             raise DocumentError(
-                f"expected the place of an image in 'images', 0 to {len(images) - 1}, each once; found "
-                f"{index!r:.60}.",
+                f"expected the place of {'an image' if field == 'images' else 'a video'} in {field!r}, 0 to "
+                f"{len(files) - 1}, each once; found {index!r:.60}.",
                 kind="row",
                 field=f"{place}.index",
             )
-    unused = [image for number, image in enumerate(images) if number not in {index for index, _ in parts}]
-    chosen = [images[index] for index, _ in parts if isinstance(index, int)]  # all are, by now
-    return {**row, "images": [*chosen, *unused], "image": None}
+    unused = [file for number, file in enumerate(files) if number not in {index for index, _ in parts}]
+    chosen = [files[index] for index, _ in parts if isinstance(index, int)]  # all are, by now
+    return [*chosen, *unused]
 
 
 def _said(entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
