@@ -156,6 +156,14 @@ def test_what_was_not_read_of_rows_and_files_is_said_as_of_the_rows(tiny_process
     assert found.ledger.sources["train"].not_read == counted | beside
 
 
+def test_documents_without_a_target_are_told_what_gives_their_format_some(tiny_processor, tmp_path):
+    folder = prepared(
+        [{"conversations": [{"from": "human", "value": "a"}]}], tmp_path / "set", tiny_processor
+    )
+    with pytest.raises(BadDataError, match=r"Targets are the assistant's turns: check roles"):
+        CPTDataset(str(folder), tiny_processor, **PLANNED)
+
+
 @pytest.mark.parametrize("count", ["3", None, True, [1]])
 def test_counts_that_are_none_are_told(whole, tmp_path, count):
     shutil.copytree(whole, tmp_path / "set")

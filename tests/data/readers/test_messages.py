@@ -252,3 +252,25 @@ def test_keys_of_videos_in_a_part_that_is_an_image_are_named_as_not_read(image):
     (document,) = (open_source([row]).document(0),)
     assert document.images == (Image("a.png"),)
     assert document.not_read == ("messages[].content[].fps",)
+
+
+def test_the_index_of_a_video_chooses_among_the_videos():
+    parts = [{"type": "video", "index": 1}, {"type": "image", "index": 0}, {"type": "video", "index": 0}]
+    row = {
+        "messages": [{"role": "user", "content": parts}],
+        "images": ["a.png"],
+        "videos": ["a.mp4", "b.mp4"],
+    }
+    assert read_row(row).segments == (Video("b.mp4"), Image("a.png"), Video("a.mp4"))
+    with pytest.raises(DocumentError, match=r"place of a video in 'videos', 0 to 0, each once; found 1"):
+        read_row(row | {"videos": ["a.mp4"]})
+
+
+def test_markers_in_strings_take_the_files_that_no_index_names():
+    part = {"type": "image", "index": 0}
+    turns = ["<image>a", [part, {"type": "text", "text": "b"}], "<image>c"]
+    messages = [{"role": "user", "content": content} for content in turns]
+    document = read_row({"messages": messages, "images": ["a.png", "b.png", "c.png"]})
+    assert [image.path for image in document.images] == ["b.png", "a.png", "c.png"]
+    with pytest.raises(DocumentError, match="there are 3 <image> markers but the row lists 2 images"):
+        read_row({"messages": messages, "images": ["a.png", "b.png"]})

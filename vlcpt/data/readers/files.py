@@ -50,7 +50,10 @@ class DocumentSource:
     @property
     def marking(self) -> str:
         """How a row without a target gets some; empty where nothing marks them."""
-        return SCHEMAS[self.unread.format].marking if self.unread is not None else ""
+        format = None if self.unread is None else self.unread.format
+        if isinstance(self.rows, PreparedRows) and isinstance(reading := self.rows.about["reading"], dict):
+            format = reading.get("format")
+        return SCHEMAS[format].marking if isinstance(format, str) and format in SCHEMAS else ""
 
     def left_out(self) -> dict[str, int]:
         """Files that lie with the rows and are not read, by what they are."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
 from vlcpt.data.readers.fields import Row, is_given, required_list
-from vlcpt.data.readers.markers import Piece, Spoken, media_files, place_media, refuse_unread
+from vlcpt.data.readers.markers import Piece, Spoken, media_files, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
@@ -110,40 +110,53 @@ def _with_sizes(medium: Medium, part: Mapping[str, object]) -> Medium:
     return image_from(wanted) if isinstance(medium, Image) else video_from(wanted)
 
 
-def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:
-    """Every part of every turn, with its place; a content that is a string has none."""
+def _slots(messages: Sequence[object], kind: str) -> Iterator[tuple[object, str]]:
+    """What takes a file of the row, in order: a part's ``index`` and its place, or of a marker nothing."""
+    marker = Image if kind == "image" else Video
     for number, entry in enumerate(messages):
         content = entry.get("content") if isinstance(entry, Mapping) else None
+        if isinstance(content, str):
+            yield from ((None, "") for piece in split_markers(content) if piece is marker)
         for place, part in enumerate(content if isinstance(content, list | tuple) else ()):
-            if isinstance(part, Mapping):
-                yield part, f"messages[{number}].content[{place}]"
+            if not isinstance(part, Mapping) or part.get("type") != kind:
+                continue
+            if not any(is_given(part.get(key)) for key in _MEDIA_KEYS[kind]):
+                yield part.get("index"), f"messages[{number}].content[{place}]"
 
 
 def _ordered(row: Row, messages: Sequence[object]) -> Row:
-    """The row with its images in the order in which parts take them, where they say which by ``index``."""
-    parts = [
-        (part.get("index"), place)
-        for part, place in _parts(messages)
-        if part.get("type") == "image" and not any(is_given(part.get(key)) for key in _MEDIA_KEYS["image"])
-    ]
-    if all(index is None for index, _ in parts):
-        return row
-    images, _ = media_files(row)
-    if not images:  # an error about markers without files says more
-        return row
-    for number, (index, place) in enumerate(parts):
-        used = [other for other, _ in parts[:number]]
-        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(images)
-        if not is_known or index in used:
+    """The row with its files in the order in which parts take them, where they say which by ``index``."""
+    for kind, field in (("image", "images"), ("video", "videos")):
+        slots = [*_slots(messages, kind)]
+        if all(index is None for index, _ in slots):
+            continue
+        images, videos = media_files(row)
+        files: Sequence[Medium] = images if kind == "image" else videos
+        if files:  # or an error about markers without files says more
+            row = {**row, field: _by_index(slots, files, field), kind: None}
+    return row
+
+
+def _by_index(slots: Sequence[tuple[object, str]], files: Sequence[Medium], field: str) -> list[Medium]:
+    """The files in the order in which slots take them; markers in strings take what no index names."""
+    named: set[int] = set()
+    for index, place in slots:
+        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(files)
+        if place and (not is_known or index in named):
             raise DocumentError(
-                f"expected the place of an image in 'images', 0 to {len(images) - 1}, each once; found "
-                f"{index!r:.60}.",
+                f"expected the place of {'an image' if field == 'images' else 'a video'} in {field!r}, 0 to "
+                f"{len(files) - 1}, each once; found {index!r:.60}.",
                 kind="row",
                 field=f"{place}.index",
             )
-    unused = [image for number, image in enumerate(images) if number not in {index for index, _ in parts}]
-    chosen = [images[index] for index, _ in parts if isinstance(index, int)]  # all are, by now
-    return {**row, "images": [*chosen, *unused], "image": None}
+        named |= {index} if isinstance(index, int) else set()
+    others = [file for number, file in enumerate(files) if number not in named]
+    chosen = [
+        files[index] if isinstance(index, int) else others.pop(0)
+        for index, _ in slots
+        if isinstance(index, int) or others
+    ]
+    return [*chosen, *others]
 
 
 def _said(entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
