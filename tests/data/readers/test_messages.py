@@ -261,16 +261,16 @@ def test_the_index_of_a_video_chooses_among_the_videos():
         "images": ["a.png"],
         "videos": ["a.mp4", "b.mp4"],
     }
-    assert read_row(row).segments == (Video("b.mp4"), Image("a.png"), Video("a.mp4"))
+    assert read_messages(row).segments == (Video("b.mp4"), Image("a.png"), Video("a.mp4"))
     with pytest.raises(DocumentError, match=r"place of a video in 'videos', 0 to 0, each once; found 1"):
-        read_row(row | {"videos": ["a.mp4"]})
+        read_messages(row | {"videos": ["a.mp4"]})
 
 
 def test_markers_in_strings_take_the_files_that_no_index_names():
     part = {"type": "image", "index": 0}
     turns = ["<image>a", [part, {"type": "text", "text": "b"}], "<image>c"]
     messages = [{"role": "user", "content": content} for content in turns]
-    document = read_row({"messages": messages, "images": ["a.png", "b.png", "c.png"]})
+    document = read_messages({"messages": messages, "images": ["a.png", "b.png", "c.png"]})
     assert [image.path for image in document.images] == ["b.png", "a.png", "c.png"]
     with pytest.raises(DocumentError, match="there are 3 <image> markers but the row lists 2 images"):
-        read_row({"messages": messages, "images": ["a.png", "b.png"]})
+        read_messages({"messages": messages, "images": ["a.png", "b.png"]})
