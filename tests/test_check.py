@@ -386,6 +386,22 @@ def test_overlong_documents_that_would_stop_training_are_counted(folder: Path) -
     assert "longer than max_length 96, and training would stop at the first" in text
 
 
+def test_documents_without_a_target_are_told_what_gives_their_format_some(folder: Path) -> None:
+    turns = (
+        [{"from": "human", "value": "a"}],
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+    )
+    rows: list[Row] = [{"conversations": one} for one in turns]
+    whole, text = check(write(folder, rows))
+
+    assert not whole
+    assert (
+        "1 document without a target. Targets are the assistant's turns: check roles and loss switches"
+        in text
+    )
+    assert "trainable" not in text
+
+
 def test_held_out_data_are_read_as_well(folder: Path) -> None:
     (folder / "held.jsonl").write_text('{"text": "fine"}\n{"text": "<image>", "images": ["cut.png"]}\n')
     whole, text = check(write(folder, GOOD, "eval_data: held.jsonl"))

@@ -4,6 +4,7 @@
 called. Their own parsers then read that, and vlcpt's own command line the rest.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -300,6 +301,26 @@ def test_deepspeed_puts_local_rank_before_the_command_and_vlcpt_reads_on(config,
 
     assert not ended.value.code
     assert given[0].training.max_steps == 3
+
+
+def test_scripts_and_docs_say_how_long_the_launchers_wait_for_a_save():
+    """Fails where a release of a launcher waits longer, or lets it be set: then they can say so."""
+
+    def seconds(module: str, pattern: str) -> list[str]:
+        root = importlib.util.find_spec(module.partition(".")[0]).submodule_search_locations[0]
+        text = Path(root, *module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
+        return re.findall(pattern, text, re.DOTALL)
+
+    waits = r"def terminate_process_tree.*?wait_procs\(children, timeout=(\d+)\)"
+    assert seconds("deepspeed.launcher.launch", waits) == ["30"]
+    agent = "torch.distributed.elastic.agent.server.local_elastic_agent"
+    assert seconds(agent, r"shutdown_timeout: int = (\d+)") == ["30"]
+
+    for script in LAUNCH.glob("*.sh"):
+        assert "30 seconds" in script.read_text("utf-8"), script
+    page = (LAUNCH.parents[1] / "docs/checkpoints.md").read_text("utf-8")
+    assert "| `deepspeed` | 30 seconds, then SIGKILL | cannot be changed" in page
+    assert "| `torchrun` | 30 seconds, then SIGKILL | `--shutdown-timeout 240`" in page
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))

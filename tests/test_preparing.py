@@ -36,7 +36,6 @@ PREPARED = dict.fromkeys(DATA, "[{path: set}]")
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Two training sources, one of them conversations with images, and an old one."""
-    # Not beside the rows of text alone, of which that would be said.
     (tmp_path / "media/talks").mkdir(parents=True)
     (tmp_path / "media/talks/red.png").write_bytes(png(1, 84, 56))
     texts = [{"text": f"one <trainable_text>two {n}</trainable_text>", "id": f"a{n}"} for n in range(5)]
@@ -108,6 +107,7 @@ def test_the_command_says_how_to_train_from_it(project: Path, monkeypatch: pytes
     assert first.exit_code == 0, first.output
     assert again.exit_code == 0, again.output
     assert 'train_data: "set"' in first.output
+    assert "a: not read: media files beside the rows (1 file)" in first.output
     assert {"prepared.json", "ledger.json", "dropped.jsonl"} <= {path.name for path in Path("set").iterdir()}
     assert not Path("set/preparing.json").exists()
 

@@ -150,6 +150,7 @@ def _show_plan(
         with_checkpointing=memory.get("checkpointing"),
         max_steps=course.max_steps,
         steps_per_epoch=course.steps_per_epoch,
+        markings=dataset.markings(),
     )
     if advice:
         console.print(Text("what to change", "italic"))

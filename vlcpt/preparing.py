@@ -29,7 +29,7 @@ from vlcpt.outputs import write_json
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import ledger_table
 from vlcpt.run_data import encoding_options, evaluation_sets, shown, source_options, train_dataset
-from vlcpt.runs import quiet_libraries, tell_unmeasured
+from vlcpt.runs import quiet_libraries, tell_unmeasured, tell_unread
 
 ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
@@ -87,7 +87,10 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     found = replace(configs, data=_prepared(data, output))
     dataset = train_dataset(found, processor, shown(console))
     console.print(ledger_table(dataset.ledger))
-    tell_unmeasured(evaluation_sets(found, processor, shown(console)), console)
+    sets = evaluation_sets(found, processor, shown(console))
+    tell_unmeasured(sets, console)
+    for one in (dataset, *sets.values()):
+        tell_unread(one.ledger, console)
     dataset.ledger.write(output)
     sources = [
         {"folder": _folder(role, entry), "role": role, "name": entry.name, "share": entry.share}

@@ -106,7 +106,8 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     return trainer
 
 
-def _tell_unread(ledger: Ledger, console: Console) -> None:
+def tell_unread(ledger: Ledger, console: Console) -> None:
+    """Say what of each source was not read."""
     for line in unread_lines(ledger):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -151,7 +152,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
-        _tell_unread(dataset.ledger, console)
+        tell_unread(dataset.ledger, console)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)
@@ -166,7 +167,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     if is_main:
         tell_unmeasured(sets, console)
         for one in sets.values():
-            _tell_unread(one.ledger, console)
+            tell_unread(one.ledger, console)
         dataset.ledger.write(output)
     ranks.at(0, "setting training up")
     trainer = CPTTrainer(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,39 @@ def test_a_prepared_source_gives_what_its_rows_give(rows, whole, tiny_processor,
     assert expected.modalities == ("image", "video")
     assert_equal_datasets(found, expected)
     assert found.longest(3) == expected.longest(3)
+
+
+@pytest.mark.parametrize("medium", [{}, {"images": ["a.png"]}])
+def test_what_was_not_read_of_rows_and_files_is_said_as_of_the_rows(tiny_processor, tmp_path, medium):
+    rows = [{"text": "one"} | ({"source": "web"} if n % 2 else {}) | {"score": n} for n in range(24)]
+    rows[5] = {"text": "<image>" * len(medium) + "two", "url": "http://example.org"} | medium
+    rows[6] = {"text": "<trainable_text></trainable_text>", "lost": 1}
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = prepared(tmp_path / "train.jsonl", tmp_path / "set", tiny_processor)
+    found = CPTDataset(str(folder), tiny_processor, **PLANNED)
+    expected = CPTDataset(str(tmp_path / "train.jsonl"), tiny_processor, **PLANNED)
+    assert_equal_datasets(found, expected)
+    beside = {} if medium else {"media files beside the rows": 1}
+    counted = {"score": 22, "source": 11, "url": 1, "lost": 1}
+    assert found.ledger.sources["train"].not_read == counted | beside
+
+
+def test_documents_without_a_target_are_told_what_gives_their_format_some(tiny_processor, tmp_path):
+    folder = prepared(
+        [{"conversations": [{"from": "human", "value": "a"}]}], tmp_path / "set", tiny_processor
+    )
+    with pytest.raises(BadDataError, match=r"Targets are the assistant's turns: check roles"):
+        CPTDataset(str(folder), tiny_processor, **PLANNED)
+
+
+@pytest.mark.parametrize("count", ["3", None, True, [1]])
+def test_counts_that_are_none_are_told(whole, tmp_path, count):
+    shutil.copytree(whole, tmp_path / "set")
+    about = json.loads((whole / "prepared.json").read_text()) | {"not_read": {"source": count}}
+    (tmp_path / "set/prepared.json").write_text(json.dumps(about))
+    with pytest.raises(DocumentError, match="no counts of what was not read"):
+        _ = PreparedRows(str(tmp_path / "set")).not_read
 
 
 def test_pixels_of_another_document_are_the_same(rows, whole, tiny_processor):

@@ -54,7 +54,8 @@ def test_overlong_documents_ask_for_splitting() -> None:
 
 
 def test_documents_without_a_target_ask_for_marks() -> None:
-    assert "mark some of the text" in advice(dropped_without_targets=2)
+    told = advice(dropped_without_targets=2, markings=("Set targets: all.",))
+    assert told == "2 documents without a target. Set targets: all. Or take them out of the data."
 
 
 def test_steps_that_do_not_read_all_are_told() -> None:

@@ -224,6 +224,15 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         count = self._plan.scans[source].rows
         return str(rows.source(row)) if row < count else f"the end, after {rows.source(count - 1)}"
 
+    def markings(self) -> list[str]:
+        """How rows without a target get some, in the formats of the sources that have such rows."""
+        having = (
+            source.marking
+            for source in self._sources
+            if self.ledger.sources[source.name].dropped_documents["without_targets"]
+        )
+        return [how for how in dict.fromkeys(having) if how]
+
     def names(self, index: int) -> list[str]:
         """The documents of an item, as messages call them."""
         samples = self._samples.lines(self._numbers(index))

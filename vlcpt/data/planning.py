@@ -158,8 +158,7 @@ def make_plan(
         ordered = OrderedScans(scanner, num_proc, folder, timeout)
         scan = joined(_scans(source, ordered, max_bad_in_a_row, track))
         enter_unused(ledger, ledger.sources[source.name], scan)
-        _enter_beside(ledger.sources[source.name], source, scan)
-        for name, count in source.left_out().items():
+        for name, count in _not_read(source, scan).items():
             ledger.sources[source.name].documents[NOT_READ + name] = count
         _check_bad(source, scan, max_bad_fraction)
         scans.append(scan)
@@ -175,15 +174,34 @@ def make_plan(
     return plan
 
 
-def _enter_beside(account: SourceLedger, source: DocumentSource, scan: SourceScan) -> None:
-    """Media files that lie beside rows of which none has a medium, which may be theirs."""
-    if source.unread is None or source.unread.format == "text" or source.media_root is None:
-        return
-    if isinstance(source.rows, MemoryRows):  # a saved data set, or one from the Hub: nothing is beside it
-        return
-    # Of rows that could all not be used, their own messages say why.
-    if len(scan.documents["row"]) and not (scan.documents["images"].any() or scan.documents["videos"].any()):
-        account.documents[NOT_READ + BESIDE] = media_beside(source.media_root)
+def _not_read(source: DocumentSource, scan: SourceScan) -> dict[str, int]:
+    """What of a source was not read and no row says of itself; of one that was prepared, all."""
+    if isinstance(source.rows, PreparedRows):
+        return source.rows.not_read
+    media = sum(int(scan.documents[kind].sum()) for kind in ("images", "videos"))
+    return files_beside(source, documents=len(scan.documents["row"]), media=media)
+
+
+def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[str, int]:
+    """Files that lie beside the rows of a source and are not read, by what they are.
+
+    Args:
+        source: The source.
+        documents: How many of its documents are used.
+        media: How many media these have.
+
+    Example:
+        >>> from vlcpt.data.readers.files import open_source
+        >>> files_beside(open_source([{"text": "a"}]), documents=1, media=0)
+        {}
+    """
+    found: dict[str, int] = {}
+    # Media that may be those of rows of which none has one; nothing is beside a saved data set, or one from
+    # the Hub, and of rows that could all not be used, their own messages say why.
+    is_told = source.unread is not None and source.unread.format != "text" and source.media_root is not None
+    if is_told and not isinstance(source.rows, MemoryRows) and documents and not media:
+        found[BESIDE] = media_beside(str(source.media_root))
+    return found | source.left_out()
 
 
 def _scanner_of(source: DocumentSource, encoder: DocumentEncoder) -> type[SourceScanner]:

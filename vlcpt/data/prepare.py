@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from vlcpt import __version__
@@ -20,7 +22,7 @@ from vlcpt.data.encoding import DocumentEncoder
 from vlcpt.data.engines import Engine, progress, run_pieces
 from vlcpt.data.fingerprints import differences
 from vlcpt.data.plan_keys import source_key
-from vlcpt.data.planning import Track, untracked
+from vlcpt.data.planning import Track, files_beside, untracked
 from vlcpt.data.readers.files import DocumentSource
 from vlcpt.data.readers.prepared import INDEX_FILE, LAYOUT, PLACES_FILE, shard_name
 from vlcpt.data.readers.prepared_folders import BEGUN, SOURCE_KIND, WHOLE, Folder
@@ -110,7 +112,7 @@ def prepare_source(
             raise LoadingError(f"{error} The same command goes on where this one stopped.") from error
         finally:
             _remove_partial(folder)
-    _finish(folder, about, len(shards))
+    _finish(folder, about, len(shards), source)
 
 
 def remove_prepared(folder: Path) -> None:
@@ -185,25 +187,31 @@ def _rest(folder: Path, shards: int) -> str:
     )
 
 
-def _finish(folder: Path, about: Mapping[str, object], shards: int) -> None:
+def _finish(folder: Path, about: Mapping[str, object], shards: int, source: DocumentSource) -> None:
     """Join what is beside the shards, and say that all is there."""
     index: list[pa.RecordBatch] = []
     places: list[Mapping[str, int]] = []
+    not_read: Counter[str] = Counter()
     for shard in range(shards):
         part = pa.ipc.open_file(pa.py_buffer((folder / PARTS / shard_name(shard)).read_bytes()))
         index.append(part.get_batch(0))
         places += json.loads(part.schema.metadata[b"places"])
+        not_read.update(json.loads(part.schema.metadata.get(b"not_read", b"{}")))
     joined = {
         INDEX_FILE: arrow_bytes([batch.replace_schema_metadata() for batch in index], INDEX_SCHEMA),
         PLACES_FILE: arrow_bytes([pa.RecordBatch.from_pylist(places, PLACES_SCHEMA)], PLACES_SCHEMA),
     }
     for name, content in joined.items():
         write_file(folder / name, content, "an index of the shards", todo=AGAIN)
+    trained = pa.Table.from_batches(index).filter(pc.field("targets") > 0)
+    media = pc.sum(trained["images"]).as_py() or pc.sum(trained["videos"]).as_py()
+    beside = files_beside(source, documents=trained.num_rows, media=media or 0)
     names = [*map(shard_name, range(shards)), *joined]
     made_by = {name: version(name) for name in ("transformers", "tokenizers", "pillow", "av")}
     whole = {
         **about,
         "files": {name: (folder / name).stat().st_size for name in names},
+        "not_read": {**not_read, **beside},
         "digests": {name: xxhash.xxh3_64_hexdigest(content) for name, content in joined.items()},
         "versions": {"vlcpt": __version__, **made_by},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,7 @@ class ShardFile:
         self._bytes = 0
         self.index: list[list[int]] = []
         self.places: list[Mapping[str, int]] = []
+        self.not_read: Counter[str] = Counter()
 
     def add(self, row: Row, index: list[int]) -> None:
         """One more row."""
@@ -163,7 +165,8 @@ class ShardWriter:
             index = pa.record_batch(
                 [pa.array(column, pa.int32()) for column in zip(*written.index, strict=True)], INDEX_SCHEMA
             )
-            schema = INDEX_SCHEMA.with_metadata({"places": json.dumps(written.places)})
+            told = {"places": json.dumps(written.places), "not_read": json.dumps(written.not_read)}
+            schema = INDEX_SCHEMA.with_metadata(told)
             write_file(self._folder / PARTS / name, arrow_bytes([index], schema), _PART, todo=AGAIN)
             unfinished.replace(self._folder / name)
         finally:
@@ -173,6 +176,7 @@ class ShardWriter:
         if self._encoder is None:
             self._encoder = self._make_encoder()
         document = self._source.document(number)
+        written.not_read.update(document.not_read)
         stream = self._encoder.tokens(document)
         limits = self._make_encoder.keywords.get("limits") or MediaLimits()
         source = document.source or self._source.rows.source(number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vlcpt.data.ledger import Ledger
 from vlcpt.report.memory import MemoryEstimate
 
@@ -21,6 +23,7 @@ def hints(
     with_checkpointing: MemoryEstimate | None = None,
     max_steps: int = -1,
     steps_per_epoch: int = 1,
+    markings: Sequence[str] = (),
 ) -> list[str]:
     """Advice, the most pressing first; nothing where all is well.
 
@@ -30,6 +33,7 @@ def hints(
         with_checkpointing: The memory of a device then, where it is off.
         max_steps: Steps asked for in place of epochs, if above 0.
         steps_per_epoch: Those of one pass.
+        markings: How rows without a target get some, in the formats of the sources that have such rows.
 
     Example:
         >>> ledger = Ledger(["train"])
@@ -56,9 +60,7 @@ def hints(
         )
     if count := dropped["without_targets"]:
         advice.append(
-            f"{_documents(count)} without a target: mark some of the text (<trainable_text>; in segments "
-            '"trainable": true; in conversations an assistant\'s turn, or targets: all), or take '
-            "it out of the data."
+            " ".join((f"{_documents(count)} without a target.", *markings, "Or take them out of the data."))
         )
     if 0 < max_steps < steps_per_epoch:
         advice.append(

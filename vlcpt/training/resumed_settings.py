@@ -21,7 +21,7 @@ Groups = Sequence[Mapping[str, object]]
 # would make it another run is refused instead, see identity.py.
 _OF_CONFIGURATION = (
     *("num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs"),
-    *("max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps", "ignore_data_skip"),
+    *("max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("tf32", "metric_for_best_model", "greater_is_better"),
 )
 _RATES = {

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import pickle
+import re
 
 import datasets
 import pytest
@@ -158,3 +159,12 @@ def test_samples_are_the_same_at_any_number_of_workers(table, tiny_processor):
     source = open_source(path)
     assert pickle.loads(pickle.dumps(source.rows)).row(7) == source.rows.row(7)
     assert source.document(7).source.line == 16
+
+
+def test_a_reference_without_brackets_is_told_how_lists_are_written(table):
+    path = table("text,images\n<image>A valve.,a.png\n")
+    with pytest.raises(DocumentError, match=r'brackets, as JSON has lists: \["a\.png"\]\.$') as caught:
+        list(read_documents(path))
+    told = re.search(r"\[.*\]", caught.value.reason)[0].replace('"', '""')
+    (document,) = read_documents(table(f'text,images\n<image>A valve.,"{told}"\n'))
+    assert [image.path for image in document.images] == ["a.png"]

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image as PILImage
 
 from tests.support import png
+from vlcpt import Text
 from vlcpt.data.readers.files import open_source
 
 PNG = png(1)
@@ -55,6 +56,11 @@ FORMS = {
                     {"from": "gpt", "value": "c", "train": True},
                     {"from": "gpt", "value": "d", "weight": 0.0},
                     {"from": "gpt", "value": "e", "loss_scale": 2.0},
+                    {
+                        "from": "gpt",
+                        "value": "fgh",
+                        "train_detail": [{"begin_offset": 1, "end_offset": 1, "train": True}],
+                    },
                 ],
                 "images": [PICTURE],
             }
@@ -76,6 +82,41 @@ FORMS = {
     "messages of parts": (
         "messages",
         [{"messages": [ASK, {"role": "assistant", "content": [{"type": "text", "text": "Noise."}]}]}],
+    ),
+    "messages of parts with image_url": (
+        "messages",
+        [
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}},
+                            {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}},
+                        ],
+                    },
+                    {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+                ]
+            }
+        ],
+    ),
+    "messages of parts with sizes": (
+        "messages",
+        [
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image", "max_pixels": 3136, "resized_height": 28},
+                            {"type": "text", "text": "a"},
+                        ],
+                    },
+                    {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+                ],
+                "images": [PICTURE],
+            }
+        ],
     ),
     "messages of parts with index": (
         "messages",
@@ -144,6 +185,7 @@ FORMS = {
     ),
 }  # fmt: skip
 BY_NAME_ALONE = {"mmc4"}
+AN_ADDRESS = {"messages of parts with image_url"}  # a text, or a picture in memory
 STORAGES = ("jsonl", "json", "parquet", "arrow", "saved", "memory", "tar")
 
 
@@ -224,8 +266,18 @@ def test_a_form_gives_the_same_documents_from_every_storage(tmp_path, form, stor
             assert (image.path, image.data) == (("0.a.png", PNG) if storage == "tar" else ("a.png", None))
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_rows_of_plain_text_are_their_characters_from_every_storage(tmp_path, storage):
+    texts = ["<image>a <trainable_text>b</trainable_text> \\<image>", "<Trainable-Text> <img>a.png</img>"]
+    rows = [{"text": text, "image_path": "a.png", "score": n} for n, text in enumerate(texts)]
+    (tmp_path / "a.png").write_bytes(PNG)
+    found = read(stored(tmp_path, storage, rows), tmp_path, format="text")
+    assert [one.segments for one in found] == [(Text(text, trainable=True),) for text in texts]
+    assert [one.not_read for one in found] == [(), ()]
+
+
 @pytest.mark.parametrize("storage", ["jsonl", "parquet", "arrow", "saved", "memory"])
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in BY_NAME_ALONE])
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in BY_NAME_ALONE | AN_ADDRESS])
 def test_a_form_gives_the_same_documents_with_bytes_in_a_struct(tmp_path, form, storage):
     format, rows = FORMS[form]
     data = base64.b64encode(PNG).decode() if storage == "jsonl" else PNG

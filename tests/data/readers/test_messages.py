@@ -222,3 +222,55 @@ def test_a_backslash_makes_a_marker_its_characters():
     ]
     found = read_row({"messages": messages}).segments
     assert found == (Text("Why <video>?\n"), Text(r"\<image>", trainable=True))
+
+
+def test_sizes_of_parts_that_take_a_file_of_the_row_are_used():
+    parts = [
+        {"type": "text", "text": ""},
+        {"type": "image", "index": 1, "max_pixels": 50176},
+        {"type": "text", "text": "a"},
+        {"type": "image", "index": 0, "min_pixels": 784},
+        {"type": "video", "fps": 1, "max_frames": 4},
+    ]
+    turns = [{"role": "user", "content": parts}, {"role": "user", "content": "<image>"}]
+    images = ["a.png", {"path": "b.png", "max_pixels": 3136}, "c.png"]
+    document = read_row({"messages": turns, "images": images, "videos": ["a.mp4"]})
+    assert [*document.images, *document.videos] == [
+        *(Image("b.png", max_pixels=3136), Image("a.png", min_pixels=784), Image("c.png")),
+        Video("a.mp4", fps=1.0, max_frames=4),
+    ]
+    wrong = [{"role": "user", "content": [{"type": "image", "max_pixels": -1}]}]
+    with pytest.raises(DocumentError, match="must be a number above 0") as caught:
+        read_row({"messages": wrong, "images": ["a.png"]})
+    assert caught.value.field == "messages[0].content[0]"
+
+
+@pytest.mark.parametrize("image", [{"type": "image", "image": "a.png"}, {"type": "image"}])
+def test_keys_of_videos_in_a_part_that_is_an_image_are_named_as_not_read(image):
+    part = image | {"fps": 2, "max_frames": None}
+    row = {"messages": [{"role": "user", "content": [part]}], "images": ["a.png"][: "image" not in image]}
+    (document,) = (open_source([row]).document(0),)
+    assert document.images == (Image("a.png"),)
+    assert document.not_read == ("messages[].content[].fps",)
+
+
+def test_the_index_of_a_video_chooses_among_the_videos():
+    parts = [{"type": "video", "index": 1}, {"type": "image", "index": 0}, {"type": "video", "index": 0}]
+    row = {
+        "messages": [{"role": "user", "content": parts}],
+        "images": ["a.png"],
+        "videos": ["a.mp4", "b.mp4"],
+    }
+    assert read_row(row).segments == (Video("b.mp4"), Image("a.png"), Video("a.mp4"))
+    with pytest.raises(DocumentError, match=r"place of a video in 'videos', 0 to 0, each once; found 1"):
+        read_row(row | {"videos": ["a.mp4"]})
+
+
+def test_markers_in_strings_take_the_files_that_no_index_names():
+    part = {"type": "image", "index": 0}
+    turns = ["<image>a", [part, {"type": "text", "text": "b"}], "<image>c"]
+    messages = [{"role": "user", "content": content} for content in turns]
+    document = read_row({"messages": messages, "images": ["a.png", "b.png", "c.png"]})
+    assert [image.path for image in document.images] == ["b.png", "a.png", "c.png"]
+    with pytest.raises(DocumentError, match="there are 3 <image> markers but the row lists 2 images"):
+        read_row({"messages": messages, "images": ["a.png", "b.png"]})

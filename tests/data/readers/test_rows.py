@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from tests.support import png
-from vlcpt import DocumentError
+from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.readers import rows as rows_module
 from vlcpt.data.readers.rows import JsonlRows, MemoryRows, TextRows
 
@@ -156,3 +156,15 @@ def test_a_data_set_of_several_splits_is_refused(with_images):
         MemoryRows(splits, "mine")
     with pytest.raises(DocumentError, match="found IterableDataset"):
         MemoryRows(with_images.to_iterable_dataset(), "mine")
+
+
+@pytest.mark.parametrize("kind", ["DatasetDict", "IterableDataset", "IterableDatasetDict"])
+def test_what_is_no_data_set_with_rows_by_number_says_so_to_a_run_in_python(tiny_processor, kind):
+    data = datasets.Dataset.from_dict({"text": ["a"]})
+    given = {
+        "DatasetDict": datasets.DatasetDict(train=data),
+        "IterableDataset": data.to_iterable_dataset(),
+        "IterableDatasetDict": datasets.IterableDatasetDict(train=data.to_iterable_dataset()),
+    }[kind]
+    with pytest.raises(DocumentError, match=f"found {kind}. Choose a split, without streaming."):
+        CPTDataset(given, tiny_processor, max_length=64)

@@ -107,8 +107,74 @@ def test_what_other_tools_turn_a_turn_off_with_is_obeyed(switch):
     entry = {"role": "assistant", "content": "Since.", **switch}
     assert turn_weight(entry, "messages[1]") == 0
     assert turn_weight(entry | {"loss_weight": 0.5, "train": True}, "messages[1]") == 0.5
-    with pytest.raises(DocumentError, match=r"messages\[1\]\.train_detail: spans of characters"):
-        turn_weight(entry | {"train_detail": [{"begin_offset": 0, "train": False}]}, "messages[1]")
+
+
+def detail(begin, end, train=True):
+    return {"begin_offset": begin, "end_offset": end, "train": train}
+
+
+HELPED = "I'm doing very well, thank you!"
+
+
+@pytest.mark.parametrize(
+    ("details", "marked"),
+    [
+        (
+            [detail(0, 8, False), detail(9, 18), detail(19, 30, False)],
+            "I'm doing<trainable_text> very well</trainable_text>, thank you!",
+        ),
+        ([detail(20, 30)], "I'm doing very well,<trainable_text> thank you!</trainable_text>"),
+        ([detail(0, 2), detail(30, 99)], "<trainable_text>I'm</trainable_text>"
+         " doing very well, thank you<trainable_text>!</trainable_text>"),
+        ([detail(0, 4), detail(2, 8, False)], "<trainable_text>I'm d</trainable_text>"
+         "oing very well, thank you!"),
+        ([detail(40, 50)], HELPED),
+        ([], HELPED),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("format", ["sharegpt", "messages"])
+def test_of_a_turn_with_train_detail_exactly_those_characters_are_trained(format, details, marked):
+    turn = {"train_detail": details, "loss_weight": None}
+    if format == "sharegpt":
+        row = {
+            "conversations": [{"from": "human", "value": "Well?"}, {"from": "gpt", "value": HELPED} | turn]
+        }
+    else:
+        asked = {"role": "user", "content": "Well?"}
+        row = {"messages": [asked, {"role": "assistant", "content": HELPED} | turn]}
+    read = {"sharegpt": sharegpt.read_row, "messages": messages.read_row}[format]
+    for targets in ("assistant", "last"):
+        document = read(row, targets=targets)
+        assert document.to_markup().removeprefix("<trainable_text></trainable_text>") == (f"Well?\n{marked}")
+
+
+def test_train_detail_keeps_markers_and_weights_and_yields_to_train():
+    said = {"role": "assistant", "content": "a<image>b", "loss_weight": 0.5, "train_detail": [detail(8, 8)]}
+    row = {"messages": [said, {"role": "user", "content": "c"}], "images": ["a.png"]}
+    assert messages.read_row(row).segments == (
+        *(Text("a"), Image("a.png"), Text("b\n", True, 0.5)),
+        Text("c"),
+    )
+    off = {"messages": [said | {"loss_weight": None, "train": False}], "images": ["a.png"]}
+    assert not any(one.trainable for one in messages.read_row(off).segments if isinstance(one, Text))
+
+
+@pytest.mark.parametrize(
+    "wrong", [detail(-1, 3), detail(3, 2), detail(0, 3, None), detail("0", 3), {"begin_offset": 0}, "0-3"]
+)
+def test_a_train_detail_that_is_no_span_is_an_error(wrong):
+    turn = {"from": "gpt", "value": "Since.", "train_detail": [detail(0, 1), wrong]}
+    with pytest.raises(DocumentError, match=r"^conversations\[0\]\.train_detail\[1\]: expected \{"):
+        sharegpt.read_row({"conversations": [turn]})
+
+
+def test_train_detail_of_parts_and_pairs_is_an_error():
+    part = {"role": "assistant", "content": [{"type": "text", "text": "a"}], "train_detail": [detail(0, 0)]}
+    with pytest.raises(DocumentError, match=r"^messages\[0\]\.train_detail: it counts the characters"):
+        messages.read_row({"messages": [part]})
+    pair = {"user": "a", "assistant": "b", "train_detail": [detail(0, 0)]}
+    with pytest.raises(DocumentError, match=r"^texts\[0\]\.train_detail: spans of characters"):
+        docmatix.read_row({"texts": [pair]})
 
 
 # Settings of a row

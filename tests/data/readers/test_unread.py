@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 
 import datasets
@@ -9,13 +10,16 @@ import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image as PILImage
 
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.planning import BadDataError
+from vlcpt.data.readers import tars
 from vlcpt.data.readers.files import open_source
 from vlcpt.data.readers.unread import LINKS, told_unread
+from vlcpt.data.readers.vlcpt import OTHER_BRACKETS
 from vlcpt.demo import base_path
 
 PNG = png(1)
@@ -54,6 +58,8 @@ def rows(tmp_path):
         (TEXT | {"videoFile": "gone.mp4"}, "videoFile"),
         (TEXT | {"image_file": "plain"}, "image_file"),
         (TEXT | {"meta": {"source": {"path": "a.png"}}}, "meta"),
+        (TEXT | {"meta": {"image": "gone.png"}}, "meta"),
+        (TEXT | {"images_meta": {"source": "https://example.org/a.png"}}, "images_meta"),
         (TEXT | {"content": base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": "data:image/png;base64," + base64.b64encode(PNG).decode()}, "content"),
         (TEXT | {"content": {"bytes": base64.b64encode(PNG).decode()}}, "content"),
@@ -79,6 +85,19 @@ def test_a_row_that_would_lose_its_medium_is_an_error_that_names_the_field(rows,
     assert caught.value.field == field
     assert f"ignore_fields: [{field}]" in caught.value.reason
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "name", ["image, 2", "image: path", "image #1", "图片 1", "1image", "[image]", 'my "img"']
+)
+def test_the_way_out_can_be_pasted_whatever_the_field_is_called(rows, name):
+    path = rows(TEXT | {name: "a.png"})
+    with pytest.raises(DocumentError, match="otherwise set ignore_fields: ") as caught:
+        list(read_documents(path))
+    wanted = re.search(r"ignore_fields: \[.*\] for the source", caught.value.reason)[0]
+    found = yaml.safe_load(wanted.removesuffix(" for the source"))
+    assert found == {"ignore_fields": [name]}
+    assert next(read_documents(path, ignore_fields=found["ignore_fields"])).not_read == ()
 
 
 TURNS = [
@@ -127,7 +146,7 @@ def test_text_in_a_part_that_is_a_picture_is_named(rows):
 SWITCHES = [
     *({"mask": True}, {"mask": 1}, {"masked": True}, {"loss_mask": 0}, {"trainable": False}),
     *({"train_on_turn": False}, {"label": False}, {"isTrain": False}, {"Loss": False}, {"LOSS": "false"}),
-    *({"no_loss": True}, {"ignore_loss": True}, {"cal_loss": 0}),
+    *({"no_loss": True}, {"ignore_loss": True}, {"cal_loss": 0}, {"not_masked": False}),
 ]
 
 
@@ -156,7 +175,11 @@ def test_a_part_that_seems_to_be_switched_off_is_an_error(rows, switch):
 
 
 @pytest.mark.parametrize(
-    "switch", [{"mask": "User"}, {"trainable": True}, {"label": "fine"}, {"training_id": 7}]
+    "switch",
+    [
+        *({"mask": "User"}, {"trainable": True}, {"label": "fine"}, {"training_id": 7}, {"label": 0}),
+        *({"label_id": 0}, {"train_id": 0}, {"train_step": 0}, {"masked": False}, {"not_masked": True}),
+    ],
 )
 def test_keys_that_switch_nothing_off_are_named(rows, switch):
     (document,) = read_documents(rows({"messages": [{"role": "assistant", "content": "a"} | switch]}))
@@ -237,10 +260,14 @@ def test_a_marker_without_a_file_names_the_field_that_has_it(rows, row):
 
 
 def test_of_very_many_fields_the_first_are_named_and_the_files():
-    counts = {f"field{number}": 2 for number in range(500)} | {"media files beside the rows": 1}
+    counts = {f"field{number}": 2 for number in range(500)}
+    counts |= {OTHER_BRACKETS: 1, tars.UNNAMED: 2, "media files beside the rows": 1}
     said = told_unread(counts)
     assert said.startswith("not read: field0 (2 rows), field1 (2 rows)")
-    assert said.endswith("field19 (2 rows), media files beside the rows (1 file), 480 more fields")
+    assert said.endswith(
+        "field19 (2 rows), tags in other brackets than < and > (1 row), files of a tar that their row does "
+        "not name (2 rows), media files beside the rows (1 file), 480 more fields"
+    )
 
 
 def test_many_values_are_looked_through_in_little_time():
@@ -263,6 +290,7 @@ HONEST = [
     TEXT | {"hash": "A" * 100, "key": "/9j/short"},
     TEXT | {"img_ext": ".jpg", "image_suffix": ".png", "video_codec": "mp4", "图片标题": "阀门.jpg"},
     TEXT | {"image": False, "video": 0, "image_embedding": [0.5] * 3000},
+    TEXT | {"metadata": {"og:image": "https://example.org/a.jpg", "links": [{"img": "//example.org/b.png"}]}},
     # as a code corpus, a crawl and saved pages have them
     {
         "text": "img = open('a.png')\n# <img>gone.png</img>",
@@ -336,6 +364,28 @@ def test_img_around_the_name_of_a_file_that_is_there_is_an_error(rows):
         list(read_documents(rows({"conversations": [turn]})))
 
 
+IN_TEXTS = [
+    ({"text": "a <img>a.png</img>"}, "text", True),
+    ({"text": "<trainable_text>a</trainable_text> <img>a.png</img>"}, "text", False),
+    ({"conversations": [{"from": "gpt", "value": "<img>a.png</img>"}]}, "conversations", False),
+    ({"messages": [{"role": "assistant", "content": "<img>a.png</img>"}]}, "messages", False),
+    ({"instruction": "a", "output": "<img>a.png</img>"}, "instruction", False),
+    ({"segments": [{"type": "text", "text": "<img>a.png</img>", "trainable": True}]}, "segments", False),
+]
+
+
+@pytest.mark.parametrize(("row", "field", "may_be_plain"), IN_TEXTS)
+def test_the_way_out_of_img_is_one_that_the_rows_can_take(rows, row, field, may_be_plain):
+    path = rows(row)
+    with pytest.raises(DocumentError, match=r'otherwise set ignore_fields: \["<img>"\] for the') as caught:
+        list(read_documents(path))
+    assert caught.value.field == field
+    assert ("format: text" in caught.value.reason) == may_be_plain
+    (document,) = read_documents(path, ignore_fields=["<img>"])
+    assert document.not_read == ()
+    assert any(one.trainable for one in document.segments)
+
+
 def test_format_text_takes_rows_with_anything_in_them_and_says_nothing(rows):
     row = {"text": "<image> <img>a.png</img> ![a](a.png)", "image_path": "a.png", "source": "web"}
     (document,) = read_documents(rows(row), format="text")
@@ -397,6 +447,28 @@ def test_media_files_in_folders_below_are_counted(rows, tmp_path):
     assert planned(path) == {"media files beside the rows": 4}
 
 
+@pytest.mark.parametrize("storage", ["jsonl", "parquet", "saved", "memory"])
+def test_rows_in_which_a_field_is_empty_are_not_counted_whatever_the_storage(tmp_path, storage):
+    found = [
+        TEXT
+        | {"source": "web" if n % 4 == 0 else None, "note": "x" * (n % 2), "tags": ["a"] * (n % 3), "n": n}
+        for n in range(30)
+    ]
+    path = tmp_path / f"train.{storage}"
+    if storage == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    elif storage == "parquet":
+        pq.write_table(pa.Table.from_pylist(found), path)
+    elif storage == "saved":
+        datasets.Dataset.from_list(found).save_to_disk(path)
+    assert planned(found if storage == "memory" else str(path)) == {
+        "n": 30,
+        "tags": 20,
+        "note": 15,
+        "source": 8,
+    }
+
+
 def test_links_to_files_that_are_there_are_counted(rows):
     found = [{"text": "![a](a.png)"}, {"text": '<p><img src="a.png" alt="a">'}, {"text": "[b](b.png)"}]
     assert planned(rows(*found))["files that its Markdown or HTML links to"] == 2
@@ -449,6 +521,26 @@ def test_a_conversation_that_is_marked_as_bad_is_an_error_unless_the_field_is_ig
         list(read_documents(path, targets="all"))
     (document,) = read_documents(path, ignore_fields=[name])
     assert document.not_read == ()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_with_skip_a_conversation_that_is_marked_as_bad_is_a_counted_row(tmp_path, suffix):
+    chats = [CHAT | {"label": number > 1} for number in range(5)]
+    path = tmp_path / f"train{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in chats))
+    else:
+        pq.write_table(pa.Table.from_pylist(chats), path)
+    dataset = CPTDataset(
+        {"path": str(path), "targets": "all"},
+        load_processor(base_path()),
+        **{"max_length": 64, "on_bad_data": "skip", "max_bad_fraction": 1.0},
+    )
+    account = dataset.ledger.sources["train"]
+    assert account.documents["used"] == 3
+    assert dict(account.dropped_documents) == {"row": 2}
+    assert [one.line for one in dataset.ledger.dropped] == [1, 2]
+    assert account.not_read == {"label": 3}
 
 
 def test_a_pair_of_answers_is_an_error_and_any_other_label_is_named(rows):

@@ -36,6 +36,13 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
         place = f"texts[{number}]"
         entry = turn_entry(one, place)
         weight = turn_weight(entry, place)
+        if is_given(entry.get("train_detail")):
+            raise DocumentError(
+                "spans of characters are not read here. Write the row as format segments, where each text "
+                "says whether it is trained.",
+                kind="row",
+                field=f"{place}.train_detail",
+            )
         for name, speaks in (("user", weight == 0), ("assistant", True)):
             try:
                 required_field(entry, name)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from vlcpt.data.documents import DocumentError
 
 Row = Mapping[str, object]
-_IN_BRACKETS = " Put the reference in square brackets."
+_IN_BRACKETS = ' Put the reference in square brackets, as JSON has lists: ["a.png"].'
 
 
 def text_field(row: Row, name: str) -> str:

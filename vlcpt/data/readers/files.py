@@ -16,7 +16,7 @@ from vlcpt.data.readers.schemas import SCHEMAS, check_format, detect_format, sch
 from vlcpt.data.readers.storage import default_name, open_rows, why_empty
 from vlcpt.data.readers.tars import TarRow, with_own_files
 from vlcpt.data.readers.turns import PREFERENCES
-from vlcpt.data.readers.unread import Unread, may_hold_media
+from vlcpt.data.readers.unread import Unread, is_empty, may_hold_media
 from vlcpt.file_writes import WriteError
 
 
@@ -48,7 +48,10 @@ class DocumentSource:
     @property
     def marking(self) -> str:
         """How a row without a target gets some; empty where nothing marks them."""
-        return SCHEMAS[self.unread.format].marking if self.unread is not None else ""
+        format = None if self.unread is None else self.unread.format
+        if isinstance(self.rows, PreparedRows) and isinstance(reading := self.rows.about["reading"], dict):
+            format = reading.get("format")
+        return SCHEMAS[format].marking if isinstance(format, str) and format in SCHEMAS else ""
 
     def left_out(self) -> dict[str, int]:
         """Files that lie with the rows and are not read, by what they are."""
@@ -224,11 +227,16 @@ def _only_needed(
     looked_at = [
         name
         for name in others
-        if (format != "text" and may_hold_media(name, [row.get(name) for row in first]))
+        if (format != "text" and _is_looked_at(name, [row.get(name) for row in first]))
         or (SCHEMAS[format].chat and name in PREFERENCES)
     ]
-    # What cannot hold a medium is never read: a column of texts may be larger than all others.
+    # What cannot hold a medium, and is full, is never read: a column of texts may be larger than all others.
     return only((*fields, *looked_at)), tuple(name for name in others if name not in looked_at)
+
+
+def _is_looked_at(name: str, values: Sequence[object]) -> bool:
+    """Whether a column is looked at in each row: for media, or since it counts only where it has anything."""
+    return may_hold_media(name, values) or any(map(is_empty, values))
 
 
 def _open_prepared(

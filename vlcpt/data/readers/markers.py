@@ -6,15 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from vlcpt.data.documents import DocumentError, Image, Medium, Video, trailing_backslashes
+from vlcpt.data.documents import DocumentError, Image, Medium, Text, Video, trailing_backslashes
 from vlcpt.data.readers.fields import Row, is_given, list_field
 from vlcpt.data.references import image_from, is_picture, video_from
 
 Marker = type[Image] | type[Video]
 """The class stands for "the next file of this kind"."""
 
-Piece = str | Medium | Marker
-"""A part of a turn: text without markers, a medium, or a marker that still needs its file."""
+Spoken = str | Text | Medium
+"""A part of a turn: text without markers, which may say itself whether it is trained, or a medium."""
+
+Piece = Spoken | Marker
+"""The same, or a marker that still needs its file."""
 
 MEDIA_FIELDS = ("images", "image", "videos", "video")
 
@@ -62,7 +65,7 @@ def media_files(row: Row) -> tuple[list[Image], list[Video]]:
 
 def place_media(
     turns: Sequence[Sequence[Piece]], row: Row, field: str, *, missing_first: int | None = None
-) -> list[list[str | Medium]]:
+) -> list[list[Spoken]]:
     """Every marker replaced by its file, in reading order.
 
     Args:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vlcpt.data.documents import Document, DocumentError, Image, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
 from vlcpt.data.readers.fields import Row, is_given, required_list
-from vlcpt.data.readers.markers import Piece, media_files, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.markers import Piece, Spoken, media_files, place_media, refuse_unread, split_markers
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
     document_of_turns,
     refuse_preferences,
+    spoken,
     system_turn,
     turn_entry,
     turn_role,
@@ -63,54 +64,117 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
                     kind="row",
                     field=f"{place}.{key}",
                 )
-        turns.append(Turn(place, role, (), turn_weight(entry, place)))
-        pieces.append(_content(entry.get("content"), f"{place}.content"))
+        said, weight = _said(entry, place)
+        turns.append(Turn(place, role, (), weight))
+        pieces.append(said)
     row = _ordered(row, row["messages"])  # type: ignore[arg-type]
     placed = place_media(pieces, row, "messages")
-    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
+    filled = [
+        replace(turn, pieces=tuple(_sized(one, found, turn.place)))
+        for turn, one, found in zip(turns, row["messages"], placed, strict=True)  # type: ignore[call-overload]
+    ]
     document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
     return with_template_sizes(document, row)
 
 
-def _parts(messages: Sequence[object]) -> Iterator[tuple[Mapping[str, object], str]]:
-    """Every part of every turn, with its place; a content that is a string has none."""
+def _sized(turn: Mapping[str, object], pieces: Sequence[Spoken], place: str) -> list[Spoken]:
+    """The pieces of a turn, with the sizes of parts that took a file of the row."""
+    content = turn.get("content")
+    if isinstance(content, str):
+        return list(pieces)
+    assert isinstance(content, Sequence)
+    parts: list[tuple[Mapping[str, object], str]] = [
+        (part, f"{place}.content[{number}]")
+        for number, part in enumerate(content)
+        if isinstance(part, Mapping) and part.get("type") in _MEDIA_KEYS
+    ]
+    of_media = iter(parts)  # each of them is a medium by now
+    found: list[Spoken] = []
+    for piece in pieces:
+        if isinstance(piece, Image | Video):
+            part, part_place = next(of_media)
+            try:
+                piece = _with_sizes(piece, part)
+            except DocumentError as error:
+                raise error.at(None, part_place) from None
+        found.append(piece)
+    return found
+
+
+def _with_sizes(medium: Medium, part: Mapping[str, object]) -> Medium:
+    used = _SIZES[:2] if isinstance(medium, Image) else _SIZES
+    sizes = {name: part[name] for name in used if part.get(name) is not None}
+    if not sizes:
+        return medium
+    wanted = with_keys(medium, sizes)
+    return image_from(wanted) if isinstance(medium, Image) else video_from(wanted)
+
+
+def _slots(messages: Sequence[object], kind: str) -> Iterator[tuple[object, str]]:
+    """What takes a file of the row, in order: a part's ``index`` and its place, or of a marker nothing."""
+    marker = Image if kind == "image" else Video
     for number, entry in enumerate(messages):
         content = entry.get("content") if isinstance(entry, Mapping) else None
+        if isinstance(content, str):
+            yield from ((None, "") for piece in split_markers(content) if piece is marker)
         for place, part in enumerate(content if isinstance(content, list | tuple) else ()):
-            if isinstance(part, Mapping):
-                yield part, f"messages[{number}].content[{place}]"
+            if not isinstance(part, Mapping) or part.get("type") != kind:
+                continue
+            if not any(is_given(part.get(key)) for key in _MEDIA_KEYS[kind]):
+                yield part.get("index"), f"messages[{number}].content[{place}]"
 
 
 def _ordered(row: Row, messages: Sequence[object]) -> Row:
-    """The row with its images in the order in which parts take them, where they say which by ``index``."""
-    parts = [
-        (part.get("index"), place)
-        for part, place in _parts(messages)
-        if part.get("type") == "image" and not any(is_given(part.get(key)) for key in _MEDIA_KEYS["image"])
-    ]
-    if all(index is None for index, _ in parts):
-        return row
-    images, _ = media_files(row)
-    if not images:  # an error about markers without files says more
-        return row
-    for number, (index, place) in enumerate(parts):
-        used = [other for other, _ in parts[:number]]
-        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(images)
-        if not is_known or index in used:
+    """The row with its files in the order in which parts take them, where they say which by ``index``."""
+    for kind, field in (("image", "images"), ("video", "videos")):
+        slots = [*_slots(messages, kind)]
+        if all(index is None for index, _ in slots):
+            continue
+        images, videos = media_files(row)
+        files: Sequence[Medium] = images if kind == "image" else videos
+        if files:  # or an error about markers without files says more
+            row = {**row, field: _by_index(slots, files, field), kind: None}
+    return row
+
+
+def _by_index(slots: Sequence[tuple[object, str]], files: Sequence[Medium], field: str) -> list[Medium]:
+    """The files in the order in which slots take them; markers in strings take what no index names."""
+    named: set[int] = set()
+    for index, place in slots:
+        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(files)
+        if place and (not is_known or index in named):
             raise DocumentError(
-                f"expected the place of an image in 'images', 0 to {len(images) - 1}, each once; found "
-                f"{index!r:.60}.",
+                f"expected the place of {'an image' if field == 'images' else 'a video'} in {field!r}, 0 to "
+                f"{len(files) - 1}, each once; found {index!r:.60}.",
                 kind="row",
                 field=f"{place}.index",
             )
-    unused = [image for number, image in enumerate(images) if number not in {index for index, _ in parts}]
-    chosen = [images[index] for index, _ in parts if isinstance(index, int)]  # all are, by now
-    return {**row, "images": [*chosen, *unused], "image": None}
+        named |= {index} if isinstance(index, int) else set()
+    others = [file for number, file in enumerate(files) if number not in named]
+    chosen = [
+        files[index] if isinstance(index, int) else others.pop(0)
+        for index, _ in slots
+        if isinstance(index, int) or others
+    ]
+    return [*chosen, *others]
+
+
+def _said(entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
+    """The pieces of a turn and its weight."""
+    content = entry.get("content")
+    if isinstance(content, str):
+        return spoken(content, entry, place)
+    if is_given(entry.get("train_detail")):
+        raise DocumentError(
+            "it counts the characters of a content that is a string, and this one is none. Write the row as "
+            "format segments, where each text says whether it is trained.",
+            kind="row",
+            field=f"{place}.train_detail",
+        )
+    return _content(content, f"{place}.content"), turn_weight(entry, place)
 
 
 def _content(content: object, place: str) -> list[Piece]:
-    if isinstance(content, str):
-        return split_markers(content)
     if isinstance(content, Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
         raise DocumentError(
             f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
@@ -152,9 +216,10 @@ def _part(part: object, place: str) -> Piece:
         )
     is_image = kind.startswith("image")
     key = next((key for key in _MEDIA_KEYS[kind] if is_given(part.get(key))), None)
-    sizes = {name: part[name] for name in _SIZES if part.get(name) is not None}
+    used = _SIZES[:2] if is_image else _SIZES  # Qwen's tools write fps into parts of images, too
+    sizes = {name: part[name] for name in used if part.get(name) is not None}
     if key is None:
-        if kind.endswith("_url") or sizes:
+        if kind.endswith("_url"):
             raise DocumentError(
                 f"expected a reference under {_MEDIA_KEYS[kind][0]!r}, found none.", kind="row", field=place
             )

@@ -76,6 +76,14 @@ class PreparedRows:
         """Rows of each shard but the last."""
         return int(self.about["shard_rows"])  # type: ignore[call-overload]
 
+    @property
+    def not_read(self) -> dict[str, int]:
+        """What was not read when it was prepared, by name, with the number of rows or files."""
+        found = self.about.get("not_read", {})
+        if isinstance(found, dict) and all(type(count) is int for count in found.values()):
+            return found
+        raise self._damaged(WHOLE, "no counts of what was not read")
+
     def index(self, shards: range) -> dict[str, np.ndarray]:
         """The integers of the rows of these shards, as far as there are so many: int32 by the names of
         ``INDEX``."""

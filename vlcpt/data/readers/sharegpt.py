@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.readers.fields import Row, required_list
-from vlcpt.data.readers.markers import Piece, place_media, refuse_unread, split_markers
+from vlcpt.data.readers.markers import Piece, place_media, refuse_unread
 from vlcpt.data.readers.turns import (
     Targets,
     Turn,
     document_of_turns,
     refuse_preferences,
+    spoken,
     system_turn,
     turn_entry,
     turn_role,
-    turn_weight,
     with_template_sizes,
 )
 
@@ -45,8 +45,9 @@ def read_row(row: Row, *, targets: Targets = "assistant", chat_template: bool = 
             raise DocumentError(
                 f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.{text_key}"
             )
-        turns.append(Turn(place, role, (), turn_weight(entry, place)))
-        pieces.append(split_markers(text))
+        said, weight = spoken(text, entry, place)
+        turns.append(Turn(place, role, (), weight))
+        pieces.append(said)
     asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
     placed = place_media(pieces, row, "conversations", missing_first=asks[0] if asks else 0)
     filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]

@@ -39,6 +39,8 @@ def open_sources(
     """
     if isinstance(sources, str | Path):
         return _open_entry({"path": sources}, untagged, role, max_row_bytes)
+    if _is_dataset(sources) and (isinstance(sources, Mapping) or not hasattr(sources, "__len__")):
+        return [open_source(sources, name=memory_name)]  # type: ignore[arg-type]  # says to choose a split
     if isinstance(sources, Mapping) or is_dataclass(sources):
         return _open_entry(_mapping(sources), untagged, role, max_row_bytes)
     if not len(sources):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, Video
 from vlcpt.data.readers.fields import Row, field_names, is_given, optional_text
-from vlcpt.data.readers.markers import place_media, split_markers
+from vlcpt.data.readers.markers import Piece, Spoken, place_media, split_markers
 from vlcpt.data.references import image_from, video_from
 from vlcpt.data.turn_edges import TurnEdge
 
@@ -53,7 +54,7 @@ class Turn:
 
     place: str
     role: str
-    pieces: tuple[str | Medium, ...]
+    pieces: tuple[Spoken, ...]
     weight: float | None = None
 
 
@@ -147,13 +148,6 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         (0.0, 0.5)
     """
     weights = {}
-    if is_given(entry.get("train_detail")):
-        raise DocumentError(
-            "spans of characters are not read here. Write the row as format segments, where each text says "
-            "whether it is trained.",
-            kind="row",
-            field=f"{place}.train_detail",
-        )
     for key in TURN_WEIGHTS:
         value = entry.get(key)
         if value is None:
@@ -175,6 +169,55 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
     # `loss: true` beside a scale only says that there is one.
     scales = [weight for key, weight in weights.items() if key not in _SWITCHES]
     return next(iter(scales or weights.values()), None)
+
+
+def spoken(text: str, entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
+    """The pieces of a turn that is a string, and its weight; axolotl's ``train_detail`` trains parts of it.
+
+    As there, characters that no entry trains are context, ``train: false`` of the turn wins, and what comes
+    after the text is trained if its end is.
+
+    Example:
+        >>> detail = [{"begin_offset": 0, "end_offset": 1, "train": True}]
+        >>> spoken("So it is.", {"train_detail": detail}, "messages[1]")[0][0]
+        Text(text='So', trainable=True, weight=1.0)
+    """
+    weight = turn_weight(entry, place)
+    details = entry.get("train_detail")
+    if details is None or weight == 0:
+        return split_markers(text), weight
+    trained = _trained_characters(details, len(text), f"{place}.train_detail")
+    pieces: list[Piece] = []
+    start = 0
+    for is_trained, run in groupby(trained):
+        stop = start + sum(1 for _ in run)
+        for piece in split_markers(text[start:stop]):
+            is_text = isinstance(piece, str)
+            pieces.append(Text(piece, is_trained, (is_trained and weight) or 1.0) if is_text else piece)  # type: ignore[arg-type]
+        start = stop
+    return pieces, (weight or 1.0) if trained and trained[-1] else 0.0
+
+
+def _trained_characters(details: object, length: int, place: str) -> list[bool]:
+    """Of each character whether it is trained; ``end_offset`` is the last one's."""
+    trained = [False] * length
+    for number, detail in enumerate(details if isinstance(details, list | tuple) else (details,)):
+        found = detail if isinstance(detail, Mapping) else {}
+        begin, end, trains = (found.get(key) for key in ("begin_offset", "end_offset", "train"))
+        if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end) or trains not in (
+            0,
+            1,
+        ):
+            raise DocumentError(
+                'expected {"begin_offset", "end_offset", "train"}: its first and last character, from 0, and '
+                f"true or false; found {detail!r:.80}.",
+                kind="row",
+                field=f"{place}[{number}]",
+            )
+        if trains:
+            places = range(length)[begin : end + 1]
+            trained[places.start : places.stop] = [True] * len(places)
+    return trained
 
 
 def refuse_preferences(row: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 import re
 from collections import Counter
@@ -18,8 +19,9 @@ from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.media import MediaError, heif_kind, resolve
 from vlcpt.data.readers.fields import Row, is_given
 from vlcpt.data.readers.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vlcpt.data.readers.tars import UNNAMED as OF_A_TAR
 from vlcpt.data.readers.turns import TURN_WEIGHTS
-from vlcpt.data.readers.vlcpt import PLAIN
+from vlcpt.data.readers.vlcpt import OTHER_BRACKETS, PLAIN
 from vlcpt.data.references import HINTS, hints_in
 
 LINKS = "files that its Markdown or HTML links to"
@@ -28,6 +30,7 @@ LONE_MEDIA = "pictures and videos without a text"
 LONE_TEXTS = "texts without a picture or video"
 UNNAMED = "media files that no row names"
 _OF_FILES = frozenset((BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED))
+_OF_ROWS = frozenset((LINKS, OTHER_BRACKETS, OF_A_TAR))  # no fields, but counted by rows
 
 _SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 _SAYS_MEDIUM = re.compile(
@@ -80,9 +83,23 @@ _SWITCH = re.compile(
     r"(?:^|_)(?:loss|train(?:able|ing|ed)?|mask(?:ed)?|label|learn|supervised?|weight)(?:_|$)"
 )
 
+# `label: 0` is a class, and `train_id: 0` the first of many; false is neither.
+_IS_NUMBER = re.compile(r"(?:^|_)(?:label|id|idx|index|step|name|count)s?$")
+
 # Fields with structs of media, whose other keys are named.
 _REFERENCES = ("images", "image", "videos", "video", "segments", "messages")
 
+# Where each format has its text, for messages; others under "text".
+_TEXTS = {
+    "segments": "segments",
+    "sharegpt": "conversations",
+    "messages": "messages",
+    "alpaca": "instruction",
+    "query": "query",
+    "docmatix": "texts",
+    "obelics": "texts",
+    "mmc4": "text_list",
+}
 _REMEDIES = {
     "vlcpt": "list it in 'images' or 'videos' and put <image> or <video> into the text",
     "segments": 'give it a segment of its own: {"type": "image", "image": …}',
@@ -137,7 +154,7 @@ class Unread:
         held = {
             str(name): value
             for name, value in row.items()
-            if name not in self.fields and name not in self.ignored and not _is_empty(value)
+            if name not in self.fields and name not in self.ignored and not is_empty(value)
         } | self._in_turns(row)
         names += held
         if self.format == "caption" and row.get("caption") is not None and "text" in row:
@@ -192,9 +209,9 @@ class Unread:
         links = False
         for segment in document.segments:
             text = segment.text if isinstance(segment, Text) else ""
-            for match in _QWEN.finditer(text) if "<img>" in text else ():
+            for match in _QWEN.finditer(text) if "<img>" in text and "<img>" not in self.ignored else ():
                 if _is_there(match[1], self.media_root):
-                    raise self._lost("text", match.group())
+                    raise self._lost_in_text(match.group(), is_marked=document.tagged)
             # Many pages link, few to media: the cheap look first.
             if not links and _ENDING.search(text):
                 links = any(
@@ -202,16 +219,20 @@ class Unread:
                 )
         return [LINKS] if links else []
 
+    def _lost_in_text(self, found: str, *, is_marked: bool) -> DocumentError:
+        # As plain text, marked rows would train their tags, and conversations have no text.
+        plain = "" if self.format != "vlcpt" or is_marked else ", or format: text where nothing is markup"
+        return DocumentError(
+            f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of the "
+            f"row is. To train on it, {_REMEDIES[self.format]} in its place; otherwise set ignore_fields: "
+            f'["<img>"] for the source{plain}.',
+            kind="row",
+            field=_TEXTS.get(self.format, "text"),
+        )
+
     def _lost(self, name: str, found: str) -> DocumentError:
-        if name == "text":
-            return DocumentError(
-                f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of "
-                f"the row is. To train on it, {_REMEDIES[self.format]} in its place; otherwise set "
-                "format: text for the source, where nothing is markup.",
-                kind="row",
-                field=name,
-            )
-        shown = f'"{name}"' if "[" in name else name  # as YAML wants it
+        # As YAML wants it.
+        shown = name if re.fullmatch(r"[^\W\d][\w .-]*", name) else json.dumps(name, ensure_ascii=False)
         return DocumentError(
             f"it holds {found}, but format {self.format} does not read this field, and no medium of the row "
             f"is read. To train on it, {_REMEDIES[self.format]}; otherwise set ignore_fields: [{shown}] for "
@@ -233,9 +254,11 @@ def _keys_of_turns(turns: object, field: str) -> Iterator[tuple[str, str, object
         for part in content if isinstance(content, list | tuple) else ():
             if not isinstance(part, Mapping):
                 continue
-            # Of a part that is a medium, the reader takes no other key but the text, which it does not use.
-            for key in part if part.get("type") == "text" else part.keys() & {"text"}:
-                if key not in _OF_TEXT_PART or part.get("type") != "text":
+            # Of a part that is a medium, the reader takes some keys that it does not use.
+            kind = part.get("type")
+            unused = {"text", "fps", "max_frames"} if kind in ("image", "image_url") else {"text"}
+            for key in part if kind == "text" else [key for key in part if key in unused]:
+                if key not in _OF_TEXT_PART or kind != "text":
                     yield f"{field}[].content[]", str(key), part[key]
 
 
@@ -251,10 +274,13 @@ def _switches_off(key: str, value: object) -> bool:
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         return False
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().replace("-", "_")
-    if not _SWITCH.search(name):
+    if not _SWITCH.search(name) or (_IS_NUMBER.search(name) and not isinstance(value, bool)):
         return False
+    is_negated = name.startswith(("no_", "not_", "ignore_", "skip_"))
+    if "masked" in name:
+        return bool(value) != is_negated
     # A mask is 1 for what is left out in one tool, and for what is trained in the next.
-    return "mask" in name or bool(value) == name.startswith(("no_", "not_", "ignore_", "skip_"))
+    return "mask" in name or bool(value) == is_negated
 
 
 def medium_in(value: object, name: str, media_root: str | None) -> str | None:
@@ -270,7 +296,11 @@ def medium_in(value: object, name: str, media_root: str | None) -> str | None:
         ("the name 'a.png'", None)
     """
     leaves = islice(_leaves(value, name), _MOST_LEAVES)
-    found = (_medium(leaf, leaf_name, media_root) for leaf, leaf_name in leaves)
+    # A page's `metadata: {"og:image": "https://…"}` tells of the page; the field says nothing of a medium.
+    says = _says_medium(name)
+    found = (
+        _medium(leaf, leaf_name, media_root) for leaf, leaf_name in leaves if says or not _is_address(leaf)
+    )
     return next((one for one in found if one is not None), None)
 
 
@@ -286,6 +316,11 @@ def _leaves(value: object, name: str, depth: int = 0) -> Iterator[tuple[object, 
             yield from _leaves(inner, name, depth + 1)
     elif value is not None and not isinstance(value, int | float):
         yield value, name
+
+
+def _is_address(value: object) -> bool:
+    """Whether a value is where something is on a network, which nothing here would fetch."""
+    return isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]*://|//", value, re.I) is not None
 
 
 def _medium(value: object, name: str, media_root: str | None) -> str | None:
@@ -375,19 +410,24 @@ def told_unread(counts: Mapping[str, int]) -> str:
     named: list[str] = []
     more = 0
     for name, count in counts.items():
-        is_field = name not in _OF_FILES and name != LINKS and not name.startswith(".")
+        is_field = name not in _OF_FILES and name not in _OF_ROWS and not name.startswith(".")
         if is_field and len(named) >= _MOST_NAMED:
             more += 1
             continue
-        unit = "row" if is_field or name == LINKS else "file"
+        unit = "row" if is_field or name in _OF_ROWS else "file"
         named.append(f"{name[:60]} ({count:,} {unit}{'s' * (count != 1)})")
     if more:
         named.append(f"{more:,} more field{'s' * (more != 1)}")
     return "not read: " + ", ".join(named) if named else ""
 
 
-def _is_empty(value: object) -> bool:
-    """Null is how Arrow fills the fields that other rows have."""
+def is_empty(value: object) -> bool:
+    """Whether there is nothing in a field; null is how Arrow fills those that other rows have.
+
+    Example:
+        >>> is_empty(None), is_empty([]), is_empty(0)
+        (True, True, False)
+    """
     if isinstance(value, str | int | float):  # most are; a 0 is something
         return value == ""
     return value is None or (isinstance(value, bytes | Mapping | Sequence) and not len(value))
