@@ -36,8 +36,12 @@ from tests.ranks import allow_deepspeed  # noqa: E402
 from tests.support import TEN  # noqa: E402
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor  # noqa: E402
 from vlcpt.demo import base_path  # noqa: E402
-from vlcpt.training.manifests import CheckpointError, is_unfinished, verify  # noqa: E402
-from vlcpt.training.resuming import list_checkpoints  # noqa: E402
+from vlcpt.training.checkpoints.files import (  # noqa: E402
+    CheckpointError,
+    is_unfinished,
+    list_checkpoints,
+    verify,
+)
 
 CASES = {
     "lora": ("lora", None),

@@ -54,7 +54,7 @@ def index(folder: Path) -> dict[str, object]:
         for first in range(0, LINES, 10_000):
             numbers = range(first, first + 10_000)
             file.write(b"".join(b'{"text": "%s", "id": "%07d"}\n' % (b"x" * 276, n) for n in numbers))
-    from vlcpt.data.readers.rows import JsonlRows
+    from vlcpt.data.rows.jsonl import JsonlRows
 
     start = begin()
     rows = JsonlRows(path)
@@ -82,8 +82,8 @@ def planning(folder: Path) -> dict[str, object]:
     """CPU of what planning does with a text document of 230 characters: the least of 40 rounds over 512."""
     from vlcpt import load_processor
     from vlcpt.data.checking import CheckingEncoder
-    from vlcpt.data.readers.files import open_source
-    from vlcpt.data.scanning import SourceScanner
+    from vlcpt.data.plan.scan import SourceScanner
+    from vlcpt.data.sources import open_source
 
     encoder = CheckingEncoder(load_processor(str(ROOT / "vlcpt/demo/base")))
     found: dict[str, object] = {}

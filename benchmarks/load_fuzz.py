@@ -86,7 +86,7 @@ def _document(rng: random.Random) -> tuple[str, tuple[list[str], list[str]]]:
 def tokens(folder: Path) -> dict[str, object]:
     """Strings of control tokens and their fragments: none becomes the id of one."""
     from vlcpt import Text, load_processor
-    from vlcpt.data.tokens import RunTokenizer
+    from vlcpt.data.encode.tokens import RunTokenizer
     from vlcpt.demo import base_path
 
     tokenizer = load_processor(base_path()).tokenizer
@@ -136,10 +136,10 @@ def media(folder: Path) -> dict[str, object]:
     import warnings
 
     from tests.mutations import mutated
-    from vlcpt.data.containers import check_container
     from vlcpt.data.documents import Image, Video
-    from vlcpt.data.media import MediaError, MediaLimits, image_size, read_image
-    from vlcpt.data.video import clip_of, read_video
+    from vlcpt.data.media.open import MediaError, MediaLimits, image_size, read_image
+    from vlcpt.data.media.videos import clip_of, read_video
+    from vlcpt.data.media.whole import check_container
 
     warnings.simplefilter("ignore")
     logging.disable()

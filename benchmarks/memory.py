@@ -43,8 +43,7 @@ def run_case(number: int) -> dict[str, object]:
     import torch
 
     from vlcpt.model.tuning import apply_tuning, limit_checkpointing, tower_table
-    from vlcpt.report.memory import LargestBatch, estimate_memory, shape_of
-    from vlcpt.report.states import Setup
+    from vlcpt.report.memory import LargestBatch, Setup, estimate_memory, shape_of
     from vlcpt.training.loss import target_losses
 
     tuning, dtype, autocast, checkpointing, attention, tokens, images, more = CASES[number]
@@ -103,9 +102,9 @@ def _towers(config: object, dtype: object, tuning: str, more: dict[str, bool]) -
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vlcpt.model.counting import count_towers
+    from vlcpt.model.early_checks import count_towers
     from vlcpt.model.tuning import apply_tuning
-    from vlcpt.report.states import TowerParameters
+    from vlcpt.report.memory import TowerParameters
 
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(config, dtype=dtype)

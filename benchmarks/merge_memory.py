@@ -48,7 +48,7 @@ def make(folder: Path, layers: int, ways: int) -> int:
 
 def merge(folder: Path, number: int) -> None:
     """One merge in this process."""
-    from vlcpt.model.merging import merge_adapter
+    from vlcpt.model.merge import merge_adapter
 
     before = _peak()
     start = time.monotonic()

@@ -73,12 +73,12 @@ def start_run(config: Path) -> dict[str, object]:
 
     from transformers import TrainerCallback
 
-    from vlcpt.config_reading import load_config
+    from vlcpt.config.yaml import load_config
     from vlcpt.model.loading import load_model, load_processor
     from vlcpt.model.tuning import tower_table
     from vlcpt.report.screen import Screen
     from vlcpt.report.terminal import ledger_table, towers_table
-    from vlcpt.run_data import train_dataset
+    from vlcpt.runs.data import train_dataset
     from vlcpt.training.trainer import CPTTrainer
 
     configs = load_config(config)

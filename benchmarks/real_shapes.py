@@ -57,10 +57,10 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     from transformers import TrainerCallback
 
     from vlcpt import CPTTrainer, load_model, load_processor
-    from vlcpt.config_reading import load_config
-    from vlcpt.model.counting import empty_model
-    from vlcpt.run_data import train_dataset
-    from vlcpt.run_memory import foresee
+    from vlcpt.config.yaml import load_config
+    from vlcpt.model.early_checks import empty_model
+    from vlcpt.runs.check import foresee
+    from vlcpt.runs.data import train_dataset
 
     config = folder / f"{tuning}.yaml"
     config.write_text(

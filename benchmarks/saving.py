@@ -30,8 +30,8 @@ from tests.support import make_trainer, row  # noqa: E402
 from vlcpt import CPTDataset, load_processor  # noqa: E402
 from vlcpt.demo import base_path  # noqa: E402
 from vlcpt.model.tuning import apply_tuning  # noqa: E402
-from vlcpt.training import manifests, saving  # noqa: E402
-from vlcpt.training.checkpoints import save_now  # noqa: E402
+from vlcpt.training.checkpoints import callback, files  # noqa: E402
+from vlcpt.training.checkpoints.resume import save_now  # noqa: E402
 
 
 def build(hidden: int, layers: int) -> torch.nn.Module:
@@ -60,14 +60,14 @@ def main() -> None:
     model = apply_tuning(build(options.hidden, options.layers), tuning="full")
     dataset = CPTDataset([row("a <trainable_text>b</trainable_text>")], processor, max_length=64)
     spent = {"flush": 0.0, "manifest": 0.0}
-    flush, write = manifests.sync, saving.write_manifest
+    flush, write = files.sync, callback.write_manifest
 
     def timed_flush(path: Path) -> None:
         began = time.monotonic()
         flush(path)
         spent["flush"] += time.monotonic() - began
 
-    def timed_manifest(folder: Path, run: dict[str, object]) -> manifests.Manifest:
+    def timed_manifest(folder: Path, run: dict[str, object]) -> files.Manifest:
         # Everything is flushed before, so that what is timed here reads and hashes.
         for path in [*folder.rglob("*"), folder]:
             timed_flush(path)
@@ -76,7 +76,7 @@ def main() -> None:
         spent["manifest"] += time.monotonic() - began
         return found
 
-    saving.write_manifest = timed_manifest
+    callback.write_manifest = timed_manifest
     rows = []
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as work:
         trainer = make_trainer(
@@ -89,7 +89,7 @@ def main() -> None:
             began = time.monotonic()
             save_now(trainer)
             whole = time.monotonic() - began
-            size = manifests.verify(Path(work) / f"checkpoint-{number + 1}", hashes=False).size
+            size = files.verify(Path(work) / f"checkpoint-{number + 1}", hashes=False).size
             if number:
                 rows.append((size, whole, whole - sum(spent.values()), spent["flush"], spent["manifest"]))
     print(

@@ -47,7 +47,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
-from vlcpt.data.encoding import IGNORE_INDEX
+from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.demo import base_path
 from vlcpt.training.loss import target_losses
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from vlcpt.config_synonyms import FAMILIES, LAUNCHERS, SOURCE_FIELDS, SOURCES, SYNONYMS, Synonym
+from vlcpt.config.synonyms import FAMILIES, LAUNCHERS, SOURCE_FIELDS, SOURCES, SYNONYMS, Synonym
 
 WORDS = {
     "en": {

@@ -11,7 +11,7 @@ from inspect import get_annotations
 from types import UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
-from vlcpt.config import CPTConfig, DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.schema import CPTConfig, DataConfig, ModelConfig, SourceConfig
 
 SECTIONS = {"Model": ModelConfig, "Data": DataConfig, "A source": SourceConfig, "Training": CPTConfig}
 WORDS = {bool: "true, false", int: "whole number", float: "number", str: "text", dict: "mapping"}

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from vlcpt.model.counting import count_towers
+from vlcpt.model.early_checks import count_towers
 from vlcpt.model.tuning import apply_tuning
-from vlcpt.report.memory import LargestBatch, estimate_memory, shape_of
-from vlcpt.report.states import Setup, TowerParameters
+from vlcpt.report.memory import LargestBatch, Setup, TowerParameters, estimate_memory, shape_of
 
 # hidden, intermediate, layers, heads, key heads, vocabulary, tied, the vision tower's intermediate
 SIZES = {

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from vlcpt import load_processor, parse_markup
-from vlcpt.data.encoding import DocumentEncoder
-from vlcpt.data.splitting import split_stream
+from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.plan.split import split_stream
 from vlcpt.demo import base_path
 from vlcpt.report.terminal import document_lines
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlcpt.training.manifests import MANIFEST, write_manifest
+from vlcpt.training.checkpoints.files import MANIFEST, write_manifest
 
 # What no message may say: how to weaken a check.
 ADVICE = (

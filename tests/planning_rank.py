@@ -1,4 +1,4 @@
-"""One rank of a run up to its Trainer, for tests/test_run_ranks.py: what it planned, and what it read."""
+"""One rank of a run up to its Trainer: what it planned, and what it read."""
 
 import json
 import os
@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from vlcpt import runs
-from vlcpt.config_reading import load_config
-from vlcpt.data import scanning
-from vlcpt.data.readers.files import DocumentSource
+from vlcpt.config.yaml import load_config
+from vlcpt.data.plan import scan
+from vlcpt.data.sources import DocumentSource
+from vlcpt.runs import train
 
 read = DocumentSource.document
 
@@ -31,10 +31,10 @@ def main(folder, options):
         (folder / f"plans-{rank}").write_text(json.dumps(plans))
         raise SystemExit(0)
 
-    scanning.PIECE_ROWS = 4
+    scan.PIECE_ROWS = 4
     DocumentSource.document = note_and_read
-    runs.CPTTrainer = tell_plans
-    runs.train_run(load_config(folder / "my.yaml", options))
+    train.CPTTrainer = tell_plans
+    train.train_run(load_config(folder / "my.yaml", options))
 
 
 if __name__ == "__main__":  # collecting doctests imports it

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["vlcpt.cli", "vlcpt.runs", "vlcpt.training.trainer"])
+_CONTEXT.set_forkserver_preload(["vlcpt.cli", "vlcpt.runs.train", "vlcpt.training.trainer"])
 
 
 _HOLDS = """

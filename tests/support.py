@@ -18,7 +18,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, encode_document, parse_markup
-from vlcpt.data.encoding import Sample
+from vlcpt.data.encode.encoder import Sample
 
 IGNORED = -100
 # Every clip here has 16 frames at 8 a second, of which 2 a second are taken: 2 time steps, a second apart.

@@ -19,25 +19,32 @@ MODULES = {
 
 # What a part may import of vlcpt, by the beginnings of names; cli, runs and demo may import all.
 ALLOWED = {
+    "vlcpt.errors": ("vlcpt.errors",),
     "vlcpt.file_writes": ("vlcpt.file_writes",),
+    "vlcpt.folder_locks": ("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.errors"),
+    # Formats and names of sources are checked before data is read.
+    "vlcpt.config": (
+        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs"),
+        *("vlcpt.data.documents", "vlcpt.data.formats", "vlcpt.data.rows"),
+    ),
     "vlcpt.data": ("vlcpt.data", "vlcpt.__version__", "vlcpt.file_writes"),
-    "vlcpt.model": ("vlcpt.model", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
+    "vlcpt.model": (
+        *("vlcpt.model", "vlcpt.data.families", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
+    ),
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
         *("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.interrupts"),
     ),
     "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
-    # Formats and names of sources are checked before data is read.
-    "vlcpt.config": ("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.data.readers"),
 }
 # Heavy or foreign packages that a part must do without.
 FORBIDDEN = {
     "vlcpt.data": ("peft", "deepspeed", "bitsandbytes", "accelerate"),
     "vlcpt.data.documents": ("torch", "numpy", "transformers"),
     "vlcpt.data.markup": ("torch", "numpy", "transformers"),
-    "vlcpt.data.packing": ("torch", "numpy", "transformers"),
+    "vlcpt.data.plan.pack": ("torch", "numpy", "transformers"),
     "vlcpt.cli": ("torch", "transformers"),
-    "vlcpt.config_keys": ("torch", "transformers"),
+    "vlcpt.config.keys": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),
     "vlcpt.file_writes": ("torch", "transformers"),
@@ -96,10 +103,59 @@ def within(part):
     return [module for module in MODULES if is_within(module, part)]
 
 
+def graph():
+    """Each module and what of the package it imports, for types alone too."""
+    found = {}
+    for module, path in MODULES.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and is_within(node.module, "vlcpt"):
+                full = {f"{node.module}.{name.name}" for name in node.names}
+                imported |= (full & MODULES.keys()) or {node.module}
+        found[module] = imported - {module, "vlcpt"}
+    return found
+
+
+def test_no_module_leads_back_to_itself():
+    left = graph()
+    while free := [module for module, imported in left.items() if not imported & left.keys()]:
+        left = {module: imported for module, imported in left.items() if module not in free}
+
+    assert set(left) == set()
+
+
+def test_the_design_lists_every_module_once():
+    tree = (PACKAGE.parent / "docs/design.md").read_text(encoding="utf-8").split("```")[1]
+    listed, folders = [], []
+    for line in tree.strip().splitlines():
+        level = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        if name.endswith("/"):
+            folders = [] if name == "vlcpt/" else [*folders[:level], name]
+        else:
+            assert name.endswith(".py") and len(line.split()) > 1, line
+            listed.append("".join([*folders[:level], name]))
+
+    inside = {path.relative_to(PACKAGE).as_posix() for path in FILES if path.parent.name != "demo"}
+    assert sorted(listed) == sorted(path for path in inside if "/" not in path or "__init__" not in path)
+
+
+def test_tests_mirror_the_package():
+    """A test file lies in the folder of its module, and begins with its name; those of the whole lie on top."""
+    strays = []
+    for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(PACKAGE.parent / "tests")
+        known = [one.stem for one in (PACKAGE / folder).glob("*") if one.stem != "__init__"]
+        if folder.parts and folder.parts[0] != "invariants":
+            strays += [] if any(is_within(path.stem[5:], one) for one in known) else [path.name]
+
+    assert strays == []
+
+
 def test_the_package_was_found():
     assert len(MODULES) > 30
     assert "torch" in imports_of("vlcpt.training.loss")
-    assert "vlcpt.data.readers.text" in imports_of("vlcpt.data.readers.schemas")
+    assert "vlcpt.data.formats.marked" in imports_of("vlcpt.data.formats.detect")
 
 
 @pytest.mark.parametrize("part", ALLOWED)

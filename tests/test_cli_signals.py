@@ -10,10 +10,9 @@ from typer.testing import CliRunner
 
 from vlcpt.cli import app
 from vlcpt.demo import base_path
-from vlcpt.training.checkpoints import StepSeeds
+from vlcpt.training.checkpoints.files import list_checkpoints, verify
+from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.engine import EngineCheck
-from vlcpt.training.manifests import verify
-from vlcpt.training.resuming import list_checkpoints
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 

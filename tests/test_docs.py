@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from vlcpt import CPTDataset
 from vlcpt.cli import app
-from vlcpt.config import as_sources
-from vlcpt.data.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
-from vlcpt.data.readers.files import open_source
-from vlcpt.data.readers.schemas import SCHEMAS, detect_format
+from vlcpt.config.schema import as_sources
+from vlcpt.data.formats.detect import SCHEMAS, detect_format
+from vlcpt.data.plan.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
+from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 
 ROOT = Path(__file__).parents[1]

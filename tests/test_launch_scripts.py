@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 from tests.processes import run_on_ranks
 from tests.ranks import run
 from tests.support import wait_for
-from vlcpt import runs
 from vlcpt.cli import app
 from vlcpt.demo import base_path, data_path
 from vlcpt.demo.run import copy_inputs
-from vlcpt.training.resuming import list_checkpoints
+from vlcpt.runs import train
+from vlcpt.training.checkpoints.files import list_checkpoints
 
 LAUNCH = Path(__file__).parents[1] / "examples/launch"
 NOTE = "import json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
@@ -88,7 +88,7 @@ def by_deepspeed(command: list[str]) -> tuple[object, list[str]]:
 def configuration(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """What vlcpt's command line would train with, by its own reading."""
     given = []
-    monkeypatch.setattr(runs, "train_run", lambda configs, **kwargs: given.append(configs))
+    monkeypatch.setattr(train, "train_run", lambda configs, **kwargs: given.append(configs))
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return given[0].training
@@ -294,7 +294,7 @@ def test_deepspeed_puts_local_rank_before_the_command_and_vlcpt_reads_on(config,
     from vlcpt.__main__ import main
 
     given = []
-    monkeypatch.setattr(runs, "train_run", lambda configs, **kwargs: given.append(configs))
+    monkeypatch.setattr(train, "train_run", lambda configs, **kwargs: given.append(configs))
     monkeypatch.setattr(sys, "argv", ["vlcpt", "--local_rank=0", "train", str(config), "--max_steps", "3"])
     with pytest.raises(SystemExit) as ended:
         main()

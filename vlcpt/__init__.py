@@ -6,39 +6,39 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vlcpt.config import CPTConfig, DataConfig, ModelConfig
+    from vlcpt.config.schema import CPTConfig, DataConfig, ModelConfig
     from vlcpt.data.collator import CPTDataCollator
     from vlcpt.data.dataset import CPTDataset
     from vlcpt.data.documents import Document, DocumentError, Image, Source, Text, Video
-    from vlcpt.data.encoding import encode_document
+    from vlcpt.data.encode.encoder import encode_document
     from vlcpt.data.markup import parse_markup
-    from vlcpt.data.readers.files import read_documents
-    from vlcpt.hub import push_adapter
+    from vlcpt.data.sources import read_documents
+    from vlcpt.hub.push import push_adapter
     from vlcpt.model.loading import load_model, load_processor
-    from vlcpt.model.merging import merge_adapter
+    from vlcpt.model.merge import merge_adapter
     from vlcpt.training.trainer import CPTTrainer
 
 # Loaded on first use: importing vlcpt, and its --help, must not wait seconds for torch.
 _HOMES = {
-    "CPTConfig": "vlcpt.config",
+    "CPTConfig": "vlcpt.config.schema",
     "CPTDataCollator": "vlcpt.data.collator",
     "CPTDataset": "vlcpt.data.dataset",
     "CPTTrainer": "vlcpt.training.trainer",
-    "DataConfig": "vlcpt.config",
+    "DataConfig": "vlcpt.config.schema",
     "Document": "vlcpt.data.documents",
     "DocumentError": "vlcpt.data.documents",
     "Image": "vlcpt.data.documents",
-    "ModelConfig": "vlcpt.config",
+    "ModelConfig": "vlcpt.config.schema",
     "Source": "vlcpt.data.documents",
     "Text": "vlcpt.data.documents",
     "Video": "vlcpt.data.documents",
-    "encode_document": "vlcpt.data.encoding",
+    "encode_document": "vlcpt.data.encode.encoder",
     "load_model": "vlcpt.model.loading",
     "load_processor": "vlcpt.model.loading",
-    "merge_adapter": "vlcpt.model.merging",
+    "merge_adapter": "vlcpt.model.merge",
     "parse_markup": "vlcpt.data.markup",
-    "push_adapter": "vlcpt.hub",
-    "read_documents": "vlcpt.data.readers.files",
+    "push_adapter": "vlcpt.hub.push",
+    "read_documents": "vlcpt.data.sources",
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ from vlcpt import __version__
 from vlcpt.interrupts import answered, interrupt, none_left
 
 if TYPE_CHECKING:
-    from vlcpt.config_reading import Configs
+    from vlcpt.config.yaml import Configs
 
 app = typer.Typer(
     name="vlcpt",
@@ -63,8 +63,8 @@ def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     with _told():
         configs = _read(config, context.args, trains=True)
-        from vlcpt.run_ranks import leave_group
-        from vlcpt.runs import train_run
+        from vlcpt.runs.train import train_run
+        from vlcpt.training.ranks import leave_group
 
         train_run(configs, config_path=config)
         leave_group()
@@ -84,7 +84,7 @@ def check(
     would be lost."""
     with _told():
         configs = _read(config, context.args)
-        from vlcpt.checking import check_run
+        from vlcpt.runs.check import check_run
 
         whole = check_run(configs, decode=decode, num_processes=num_processes)
     if not whole:
@@ -101,7 +101,7 @@ def evaluate(
     """Measure held-out and retention data, and how far the text relies on the images."""
     with _told():
         configs = _read(config, context.args)
-        from vlcpt.runs import eval_run
+        from vlcpt.runs.train import eval_run
 
         eval_run(configs, checkpoint, output)
 
@@ -115,7 +115,7 @@ def inspect(
     """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
     with _told():
         numbers, configs = _slice(rows), _read(config, context.args)
-        from vlcpt.runs import inspect_run
+        from vlcpt.runs.train import inspect_run
 
         inspect_run(configs, numbers)
 
@@ -135,7 +135,7 @@ def prepare(
 
         require_free(output, "--output")
         configs = _read(config, context.args)
-        from vlcpt.preparing import prepare_run
+        from vlcpt.runs.prepare import prepare_run
 
         prepare_run(configs, output, engine)
 
@@ -156,7 +156,7 @@ def merge(
         from vlcpt.folder_locks import require_free, staging_folder
 
         require_free(staging_folder(output), "output", shown=output)
-        from vlcpt.model.merging import merge_adapter
+        from vlcpt.model.merge import merge_adapter
         from vlcpt.report.screen import visible
 
         merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
@@ -195,10 +195,10 @@ def push(
     with _told():
         from rich.text import Text
 
-        from vlcpt.hub import push_adapter
+        from vlcpt.hub.push import push_adapter
         from vlcpt.report.card import Licence
-        from vlcpt.report.push_table import push_lines
         from vlcpt.report.screen import Screen
+        from vlcpt.report.terminal import push_lines
 
         done = push_adapter(
             checkpoint,
@@ -235,7 +235,7 @@ def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Config
     Args:
         trains: Whether output_dir must be no other run's, and the packages of a run be there.
     """
-    from vlcpt.config_keys import check_early, check_packages, given_output
+    from vlcpt.config.keys import check_early, check_packages, given_output
     from vlcpt.folder_locks import require_free
 
     check_early(config, overrides)
@@ -245,7 +245,7 @@ def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Config
     rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if trains and rank in (None, "0") and ranks == here:
         require_free(given_output(config, overrides))
-    from vlcpt.config_reading import load_config
+    from vlcpt.config.yaml import load_config
 
     return load_config(config, overrides)
 
@@ -323,7 +323,7 @@ def _quiet_libraries() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    from vlcpt.config_secrets import redacted
+    from vlcpt.config.values import redacted
     from vlcpt.report.screen import visible
 
     sys.stdout.flush()

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from tests.support import TEN, digits, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_document
-from vlcpt.config import DataConfig
-from vlcpt.data import columns
-from vlcpt.data.encoding import Sample
+from vlcpt.config.schema import DataConfig
+from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.failed import FailedSample
-from vlcpt.data.readers.files import open_source
+from vlcpt.data.plan import plan as columns
+from vlcpt.data.sources import open_source
 
 
 def equal(one: Sample, two: Sample) -> bool:

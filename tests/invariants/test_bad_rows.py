@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.support import avi, png
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.cli import app
-from vlcpt.data.media import MediaLimits
+from vlcpt.data.media.open import MediaLimits
 from vlcpt.demo import base_path
 
 LIMITS = MediaLimits(max_file_bytes=2_000_000, max_video_frames=20)

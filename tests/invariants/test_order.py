@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from tests.support import digits, make_trainer, row
 from vlcpt import CPTDataset
-from vlcpt.data.waiting import end_persistent_workers
+from vlcpt.data.workers import end_persistent_workers
 
 PER_STEP = 8
 EPOCHS = 2

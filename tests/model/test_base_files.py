@@ -19,8 +19,8 @@ from tests.published import PUBLISHED, write_published
 from vlcpt.cli import app
 from vlcpt.model.base_files import find_base_files
 from vlcpt.model.loading import load_processor
-from vlcpt.model.merging import merge_adapter
-from vlcpt.report.run_facts import read_run
+from vlcpt.model.merge import merge_adapter
+from vlcpt.report.card import read_run
 
 ROOT = Path(__file__).parents[2]
 OTHERS = "VLCPT_OTHER_TRANSFORMERS"

@@ -10,7 +10,7 @@ from transformers import BertConfig, Qwen2_5_VLConfig
 from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from vlcpt.config import ModelConfig
+from vlcpt.config.schema import ModelConfig
 from vlcpt.errors import ConfigError
 from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.loading import load_model

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BertConfig, BertTokenizer
 
-from vlcpt.config import ModelConfig
+from vlcpt.config.schema import ModelConfig
 from vlcpt.errors import ConfigError
 from vlcpt.model.attention import BY_DOCUMENT
 from vlcpt.model.loading import load_base, load_model, load_processor

@@ -1,4 +1,4 @@
-"""Tests of vlcpt/model/tuning.py and vlcpt/model/adapters.py."""
+"""Tests of vlcpt/model/tuning.py and vlcpt/model/tuning.py."""
 
 import copy
 import re
@@ -7,9 +7,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from vlcpt.model.adapters import base_model
-from vlcpt.model.families import TOWERS, is_embedding, tower_of
-from vlcpt.model.tuning import apply_tuning, limit_checkpointing, parameter_groups, tower_table
+from vlcpt.data.families import TOWERS, is_embedding, tower_of
+from vlcpt.model.tuning import apply_tuning, base_model, limit_checkpointing, parameter_groups, tower_table
 
 WAYS = [
     {"tuning": "full"},

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from vlcpt.demo import base_path
-from vlcpt.report.card import Licence, model_card
-from vlcpt.report.run_facts import RunFacts
+from vlcpt.report.card import Licence, RunFacts, model_card
 
 # Of the image processor of Qwen2.5-VL on the Hub, which has no size.
 QWEN = {

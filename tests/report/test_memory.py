@@ -16,10 +16,19 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vlcpt.model.attention import attend_by_document
 from vlcpt.model.tuning import apply_tuning
-from vlcpt.report import states
-from vlcpt.report.activations import Precision, TowerShape, language_layer, vision_layer
-from vlcpt.report.memory import LargestBatch, ModelShape, estimate_memory, shape_of
-from vlcpt.report.states import Setup, TowerParameters
+from vlcpt.report import memory
+from vlcpt.report.memory import (
+    LargestBatch,
+    ModelShape,
+    Precision,
+    Setup,
+    TowerParameters,
+    TowerShape,
+    estimate_memory,
+    language_layer,
+    shape_of,
+    vision_layer,
+)
 from vlcpt.training.loss import target_losses
 
 ROOT = Path(__file__).parents[2]
@@ -257,7 +266,7 @@ def test_checkpointing_keeps_less() -> None:
 def test_four_bits_take_a_quarter_of_two_bytes_and_their_scales() -> None:
     packed = {**LORA, "language": TowerParameters("lora", 100_000_000, 0, packed=100_000_000)}
     plain = {**LORA, "language": TowerParameters("lora", 100_000_000, 0)}
-    saved = states.weight_bytes(plain, Setup())[0] - states.weight_bytes(packed, Setup())[0]
+    saved = memory.weight_bytes(plain, Setup())[0] - memory.weight_bytes(packed, Setup())[0]
 
     assert saved == pytest.approx(100_000_000 * (2 - 0.516), rel=0.001)
 
@@ -266,7 +275,7 @@ def test_four_bits_take_a_quarter_of_two_bytes_and_their_scales() -> None:
     ("name", "bytes_each"), [("adamw_torch_fused", 8), ("adamw_bnb_8bit", 2.1), ("lion_32bit", 4), ("sgd", 0)]
 )
 def test_the_optimizers_name_decides_its_state(name: str, bytes_each: float) -> None:
-    assert states.optimizer_bytes(1_000_000, Setup(optimizer=name)) == bytes_each * 1_000_000
+    assert memory.optimizer_bytes(1_000_000, Setup(optimizer=name)) == bytes_each * 1_000_000
 
 
 def test_logits_are_counted_at_targets_only() -> None:

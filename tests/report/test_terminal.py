@@ -10,9 +10,9 @@ from rich.console import Console
 from transformers import ProcessorMixin
 
 from vlcpt import CPTDataset, parse_markup
-from vlcpt.data.encoding import DocumentEncoder
-from vlcpt.data.ledger import Ledger
-from vlcpt.data.splitting import split_stream
+from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.plan.ledger import Ledger
+from vlcpt.data.plan.split import split_stream
 from vlcpt.report.terminal import document_lines, ledger_table, number, results_table, towers_table
 
 

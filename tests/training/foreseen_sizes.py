@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.ranks import allow_deepspeed
 from tests.training.layouts import ALL_ADAPTERS, FULL, LANGUAGE, MIXED, Run, train
-from vlcpt.training import saving
+from vlcpt.training.checkpoints import callback
 
 BF16 = {"dtype": "bfloat16"}
 RUNS = {
@@ -25,7 +25,7 @@ RUNS = {
 def main(folder: Path) -> None:
     """Train a step of each, save it, and note the two sizes."""
     foreseen: list[int] = []
-    saving.require_space = lambda folder, needed, whole: foreseen.append(needed)
+    callback.require_space = lambda folder, needed, whole: foreseen.append(needed)
     found = {}
     for name, run in RUNS.items():
         settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}

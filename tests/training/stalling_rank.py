@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 
-from vlcpt import runs
 from vlcpt.__main__ import main
 from vlcpt.data.dataset import CPTDataset
+from vlcpt.runs import train
 from vlcpt.training.trainer import CPTTrainer
 
 
@@ -28,7 +28,7 @@ def die(*args: object, **kwargs: object) -> None:
 def spoil(case: str) -> None:
     """Make this rank hang in loading, hang at a document of step 2, or die in step 2."""
     if case == "loading":
-        runs.load_model = hang
+        train.load_model = hang
     elif case == "document":
         read, seen = CPTDataset._sample_or_failure, []
 

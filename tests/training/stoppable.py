@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model, load_processor
-from vlcpt.run_ranks import leave_group
+from vlcpt.training.ranks import leave_group
 
 
 class Progress(TrainerCallback):

@@ -17,9 +17,8 @@ from tests.ranks import allow_deepspeed, forget_deepspeed
 from tests.support import FOUR, make_trainer
 from vlcpt import CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
 from vlcpt.training import trainer as trainer_module
+from vlcpt.training.checkpoints.files import MANIFEST, list_checkpoints, verify, write_manifest
 from vlcpt.training.loss import target_losses
-from vlcpt.training.manifests import MANIFEST, verify, write_manifest
-from vlcpt.training.resuming import list_checkpoints
 
 
 class Bomb:

@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlcpt.data.containers import check_container
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import Document, DocumentError, Image, Medium
-from vlcpt.data.encoding import DocumentEncoder
-from vlcpt.data.hub_paths import without_cache
-from vlcpt.data.media import MediaError, MediaLimits, giants_in_turn, read_image
-from vlcpt.data.streams import TokenStream
-from vlcpt.data.video import read_video
-from vlcpt.data.vision import PlacedMedium
+from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.vision import PlacedMedium
+from vlcpt.data.media.open import MediaError, MediaLimits, giants_in_turn, read_image, without_cache
+from vlcpt.data.media.videos import read_video
+from vlcpt.data.media.whole import check_container
 
 
 class CheckingEncoder(DocumentEncoder):

@@ -14,21 +14,19 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
-from vlcpt.data.encoding import DocumentEncoder, Sample, TrainEos
+from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TrainEos
 from vlcpt.data.failed import FailedSample, Failures
-from vlcpt.data.fillers import Modality
-from vlcpt.data.fingerprints import require_same_encoding
-from vlcpt.data.ledger import Dropped
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media import MediaLimits
-from vlcpt.data.packing import plan_packs
-from vlcpt.data.plan_cache import PlanCache
-from vlcpt.data.planning import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
-from vlcpt.data.readers.files import DocumentSource
-from vlcpt.data.readers.rows import MAX_ROW_BYTES
-from vlcpt.data.readers.sources import Sources, distinct, open_sources
-from vlcpt.data.splitting import OnOverlong
-from vlcpt.data.watch import WorkerWatch
+from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.plan.cache import PlanCache
+from vlcpt.data.plan.ledger import Dropped
+from vlcpt.data.plan.pack import plan_packs
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
+from vlcpt.data.plan.split import OnOverlong
+from vlcpt.data.prepared.fingerprints import require_same_encoding
+from vlcpt.data.rows.jsonl import MAX_ROW_BYTES
+from vlcpt.data.sources import DocumentSource, Sources, distinct, open_sources
+from vlcpt.data.workers import WorkerWatch
 
 PixelsOf = Literal["document", "next_document", "blank"]
 

@@ -1,7 +1,4 @@
-"""A document and its parts: what every reader makes and everything else works on.
-
-Nothing here knows tensors, files on disk or the model: a document is plain, immutable data.
-"""
+"""A document and its parts: what every format makes and everything else works on."""
 
 from __future__ import annotations
 
@@ -9,8 +6,28 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from typing import Literal
 
-from vlcpt.data.turn_edges import TurnEdge
+
+@dataclass(frozen=True)
+class TurnEdge:
+    """Where a turn begins or ends, by the model's own marker.
+
+    Readers make it, never a user's text; ``data/encode/encoder.py`` puts its token in by id.
+
+    Args:
+        kind: Which edge.
+        trainable: Whether its token is a target: the end of a turn that is trained.
+        weight: Scales the loss of a target.
+
+    Example:
+        >>> TurnEdge("start").trainable
+        False
+    """
+
+    kind: Literal["start", "end"]
+    trainable: bool = False
+    weight: float = 1.0
 
 
 def _misspelt(name: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import TypedDict
 
-from vlcpt.data.ledger import Dropped, told_reasons
-from vlcpt.data.planning import BadDataError, Plan
+from vlcpt.data.plan.ledger import Dropped, told_reasons
+from vlcpt.data.plan.plan import BadDataError, Plan
 
 
 @dataclass(frozen=True)

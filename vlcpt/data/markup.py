@@ -15,7 +15,7 @@ from vlcpt.data.documents import (
     Text,
     trailing_backslashes,
 )
-from vlcpt.data.references import image_from, video_from
+from vlcpt.data.media.references import image_from, video_from
 
 Untagged = Literal["train", "mask", "error"]
 

@@ -10,18 +10,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vlcpt.config import ConfigError
-from vlcpt.config_reading import load_config
+from vlcpt.config.schema import ConfigError
+from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.file_writes import Writing
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
-from vlcpt.outputs import write_json
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import number
-from vlcpt.run_data import evaluation_sets, shown
-from vlcpt.runs import quiet_libraries, train_run
-from vlcpt.training.evaluation import SetResult, evaluate_sets, perplexity
+from vlcpt.runs.data import evaluation_sets, shown
+from vlcpt.runs.folder import write_json
+from vlcpt.runs.train import quiet_libraries, train_run
+from vlcpt.training.evaluate import SetResult, evaluate_sets, perplexity
 
 Results = dict[str, SetResult]
 

@@ -1,172 +1,422 @@
-"""Which layers of a model get adapters, and which modules peft copies to train them in full."""
+"""A saved adapter on its base model: checked, then exactly its tensors, with the towers asked for."""
 
-import difflib
+from __future__ import annotations
+
+import copy
+import logging
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import PeftModel
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
+from transformers.utils import cached_file
 
-from vlcpt.model.families import TOWERS, Family, Tower
+from vlcpt.data.families import TOWERS, is_embedding, tower_of
+from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.model.base import is_same_base, only_cached
+from vlcpt.model.tuning import finish_tuning
+from vlcpt.model.weights import (
+    CONFIGS,
+    UNREADABLE,
+    WEIGHTS,
+    Shapes,
+    first_few,
+    first_not_finite,
+    not_finite,
+    not_loaded,
+    read_json,
+    read_shapes,
+    weight_files,
+    without_advice,
+)
 
+if TYPE_CHECKING:
+    from vlcpt.config.schema import ModelConfig
 
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model, with or without adapters inside it.
+logger = logging.getLogger(__name__)
 
-    Example:
-        >>> from importlib.resources import files
-        >>> from peft import LoraConfig, get_peft_model
-        >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> base_model(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))) is model
-        True
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    return base
-
-
-def adapted_towers(trained: Sequence[Tower], lora_towers: Sequence[str] | None) -> list[Tower]:
-    """The towers that get adapters: all the trained ones, or the user's choice among them.
-
-    Raises:
-        ValueError: If no tower is left, or a chosen one is unknown or does not train.
-
-    Example:
-        >>> adapted_towers(["vision", "language"], lora_towers=None)
-        ['vision', 'language']
-        >>> adapted_towers(["vision", "language"], lora_towers=["language"])
-        ['language']
-    """
-    if not trained:
-        raise ValueError(
-            "No tower trains, so there is nothing to put an adapter on. "
-            "To train the embeddings alone, set tuning: full with train_language: false."
-        )
-    if lora_towers is None:
-        return list(trained)
-    for name in lora_towers:
-        if name not in trained:
-            remedy = f"set train_{name}: true" if name in TOWERS else f"choose from {', '.join(TOWERS)}"
-            raise ValueError(
-                f"lora_towers names {name!r}, but the towers that train are {', '.join(trained)}. "
-                f"Take it out, or {remedy}."
-            )
-    if not lora_towers:
-        raise ValueError(
-            "lora_towers is empty, so there would be no adapter. Name a tower, or set tuning: full."
-        )
-    return [tower for tower in trained if tower in lora_towers]
+# Above any that is used, and below what would take long to compare.
+MAX_RANK = 65_536
+_TOLD = 80  # characters of a value that a message quotes
 
 
-def target_pattern(
-    model: PreTrainedModel, family: Family, towers: Sequence[Tower], names: Sequence[str] | None
-) -> str:
-    """One regular expression for peft that matches the layers to adapt, and none of another tower.
+def check_adapter_settings(path: Path) -> None:
+    """Refuse an adapter's configuration that is none, of another kind than LoRA, or has impossible values.
+
+    peft would make layers of whatever rank it says, import the module that it names, and try a regular
+    expression of any cost on each layer.
 
     Args:
-        names: Ends of module paths, such as ``q_proj`` or ``mlp.0``. None is the family's default.
+        path: Of ``adapter_config.json``.
 
     Raises:
-        ValueError: If a name matches no layer of ``towers``, a tower is left without any layer, or a name
-            is that of tied embeddings.
+        ConfigError: With the file, the key, what was found and what to do.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.model.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> target_pattern(model, family_of("qwen2_5_vl"), ["merger"], names=["mlp.2"])
-        'model\\\\.visual\\\\.merger\\\\.(?:.+\\\\.)?(?:mlp\\\\.2)'
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "adapter_config.json")
+        >>> _ = path.write_text('{"peft_type": "LORA", "r": 0}')
+        >>> check_adapter_settings(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: .../adapter_config.json: r is 0, and must be a whole number from 1 to ...
     """
-    if names is None:
-        return "|".join(family.lora_targets[tower] for tower in towers)
-    layers = [
-        (name, family.tower_of(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and name
-    ]
-    candidates = [(path, tower) for path, tower in layers if tower in towers]
-    matches = {name: [(p, t) for p, t in candidates if f".{p}".endswith(f".{name}")] for name in names}
-    for name, found in matches.items():
-        if not found:
-            raise ValueError(_no_match(name, [path for path, _ in candidates], towers))
-        if is_tied(model, family) and any(path in family.embeddings for path, _ in found):
-            raise ValueError(
-                f"lora_target_modules names {name!r}, which shares its weight with the "
-                "other embedding: an adapter on one of them gives wrong merged weights. "
-                "Take it out; train_embeddings: true trains both in full and keeps them tied."
+    with wrong_config():
+        found = read_json(path)
+    if (kind := found.get("peft_type")) != "LORA":
+        raise ConfigError(
+            f"{path}: peft_type is {_told(kind)}, and only LoRA adapters (LORA) can be used here. Give an "
+            "adapter of that kind, or merge this one into its base with peft and give the result."
+        )
+    for key, (is_right, expected) in _EXPECTED.items():
+        if key in found and not is_right(found[key]):
+            raise ConfigError(
+                f"{path}: {key} is {_told(found[key])}, and must be {expected}. Correct it, or get the file "
+                "again from where the adapter was saved."
             )
-    for tower in towers:
-        if not any(tower == owner for found in matches.values() for _, owner in found):
-            raise ValueError(
-                f"lora_target_modules {list(names)} match no layer of the {tower} tower, so it would not "
-                f"train. Name one of its layers, such as {next(p for p, t in layers if t == tower)!r}, "
-                f"or set train_{tower}: false."
+    for key in _UNUSED:
+        if found.get(key):
+            raise ConfigError(
+                f"{path}: {key} is {_told(found[key])}, which is not supported. Merge the adapter into its "
+                "base with peft, and give the result."
             )
-    return "|".join(_anchored(family, tower, names) for tower in towers)
 
 
-def trainable_modules(model: PreTrainedModel, family: Family, tower: Tower) -> Iterator[str]:
-    """Paths of modules that together hold each parameter of a tower once, and that peft can copy.
+def read_adapter_shapes(folder: Path) -> Shapes | None:
+    """The shapes of a saved adapter's tensors; None where they are not in this folder.
+
+    Raises:
+        ValueError: If the file is cut, damaged or no tensors; or holds ranks that its configuration does not.
+    """
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    shapes = read_shapes(path)
+    found = read_json(folder / "adapter_config.json")
+    pattern = found.get("rank_pattern") or {}
+    asked = {found.get("r", 8), *(pattern.values() if isinstance(pattern, Mapping) else ())}
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight") and shape}
+    if ranks and not ranks & asked:
+        held = ", ".join(map(str, sorted(ranks)[:4]))
+        raise ValueError(
+            f"{folder / 'adapter_config.json'}: r is {_told(found.get('r', 8))}, but the tensors in "
+            f"{path.name} have rank {held}. Get both files from one save of the adapter."
+        )
+    return shapes
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _is_pattern(value: object) -> bool:
+    """Whether a regular expression is none that takes for ever: its cost grows with what it repeats."""
+    if not isinstance(value, str) or len(value) > 10_000:
+        return False
+    bare = re.sub(r"\\.|\[[^\]]*\]", "x", value)
+    if re.search(r"\)[*+{]", bare) or max(len(re.findall(r"[*+{]", one)) for one in bare.split("|")) > 4:
+        return False
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _may_be_none(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _are_names(value: object) -> bool:
+    return value is None or _is_names(value) or _is_pattern(value)
+
+
+def _is_mapping_to(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if value is None:
+            return True
+        if not isinstance(value, dict):
+            return False
+        return all(_is_pattern(key) and is_right(one) for key, one in value.items())
+
+    return check
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_SWITCH = (_is_bool, "true or false")
+_LAYERS = (
+    _are_names,
+    "a list of layers' names, or a regular expression that repeats no group",
+)
+_RANK = f"a whole number from 1 to {MAX_RANK:,}"
+_EXPECTED: dict[str, tuple[Callable[[object], bool], str]] = {
+    "r": (_is_rank, _RANK),
+    "lora_alpha": (_is_number, "a number"),
+    "lora_dropout": (_is_share, "a number from 0 to below 1"),
+    "rank_pattern": (_is_mapping_to(_is_rank), f"a mapping of layers' names to ranks, each {_RANK}"),
+    "alpha_pattern": (_is_mapping_to(_is_number), "a mapping of layers' names to numbers"),
+    "target_modules": _LAYERS,
+    "exclude_modules": _LAYERS,
+    "layers_pattern": _LAYERS,
+    "modules_to_save": (_may_be_none(_is_names), "a list of modules' names"),
+    "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
+    "base_model_name_or_path": (_may_be_none(lambda value: isinstance(value, str)), "a folder or a Hub id"),
+    "revision": (_may_be_none(lambda value: isinstance(value, str)), "the name of a branch or commit"),
+    **dict.fromkeys(
+        ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying"), _SWITCH
+    ),
+}
+# What makes other layers than LoRA's, changes the base, or names a module to import.
+_UNUSED = (
+    *("megatron_config", "layer_replication", "use_qalora", "alora_invocation_tokens", "arrow_config"),
+    *("velora_config", "monteclora_config", "use_bdlora", "kasa_config", "target_parameters"),
+)
+
+
+def _told(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]}…"
+
+
+def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: bool) -> PeftModel:
+    """Put a saved adapter on its base model: exactly the tensors that its configuration asks for.
+
+    ``PeftModel.from_pretrained`` only warns about others, and then trains or merges random ones.
+    Another base than the adapter names is only warned of: it may be the same under a new name.
+
+    Raises:
+        ValueError: If there is no adapter there, or a tensor is missing, unexpected, of another shape or not
+            finite.
 
     Example:
         >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.model.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> list(trainable_modules(model, family_of("qwen2_5_vl"), "vision"))[:2]
-        ['model.visual.patch_embed', 'model.visual.blocks.0']
+        >>> from tempfile import mkdtemp
+        >>> from vlcpt.model.loading import load_base
+        >>> from vlcpt.model.tuning import apply_tuning
+        >>> base, folder = str(files("vlcpt") / "demo/base"), mkdtemp()
+        >>> apply_tuning(load_base(base)).save_pretrained(folder)
+        >>> load_adapter(load_base(base), folder, is_trainable=False).active_adapter
+        'default'
     """
+    config = read_adapter_config(name_or_path)
+    try:
+        # For an adapter on the Hub this also fetches it, so that its header can be looked at.
+        weights = load_peft_weights(name_or_path, device="cpu") if _local(name_or_path) is None else None
+        if (folder := _local(name_or_path)) is not None:
+            # Before a layer is made: of what a forged rank would take, no memory can be had.
+            check_adapter_tensors(
+                skeleton(model, config, name_or_path), name_or_path, read_adapter_shapes(folder)
+            )
+        if weights is None:
+            weights = load_peft_weights(name_or_path, device="cpu")
+    except (HfHubHTTPError, SafetensorError, *UNREADABLE) as error:
+        if isinstance(error, ValueError) and str(error).startswith(name_or_path):
+            raise
+        raise ValueError(not_loaded("adapter", name_or_path, error)) from error
+    _warn_of_another_base(config, model, name_or_path)
+    tuned = new_adapter(model, config, is_trainable=is_trainable, name_or_path=name_or_path)
+    check_adapter_tensors(tuned, name_or_path, {key: tuple(one.shape) for key, one in weights.items()})
+    if (broken := first_not_finite(weights.items())) is not None:
+        held = weight_files(name_or_path, "adapter")
+        raise not_finite(held[0] if held else name_or_path, broken)
+    set_peft_model_state_dict(tuned, weights)
+    return tuned
 
-    def descend(path: str) -> Iterator[str]:
-        module = model.get_submodule(path)
-        owners = {family.tower_of(f"{path}.{name}") for name, _ in module.named_parameters()}
-        # peft refuses lists of modules; a whole model is also called by other ways than its forward.
-        if owners == {tower} and not isinstance(module, nn.ModuleList | PreTrainedModel):
-            yield path
-        elif tower in owners:
-            for name, _ in module.named_children():
-                yield from descend(f"{path}.{name}")
 
-    for path in family.towers[tower]:
-        yield from descend(path)
-
-
-def is_tied(model: PreTrainedModel, family: Family) -> bool:
-    """Whether input and output embeddings are one tensor, whatever the configuration says.
+def skeleton(model: PreTrainedModel, config: PeftConfig, name_or_path: str = "the adapter") -> PeftModel:
+    """The same adapter on the same model, without any numbers: its layers and their shapes.
 
     Example:
         >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.model.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> is_tied(model, family_of("qwen2_5_vl")) == model.config.tie_word_embeddings
-        True
+        >>> from peft import LoraConfig
+        >>> from vlcpt.model.loading import load_base
+        >>> model = load_base(str(files("vlcpt") / "demo/base"))
+        >>> skeleton(model, LoraConfig(r=50_000, target_modules=["q_proj"])).device.type
+        'meta'
     """
-    first, second = (model.get_submodule(path).weight for path in family.embeddings)
-    return first is second
+    bare = copy.deepcopy(model.config)
+    vars(bare).pop("quantization_config", None)  # ranks and widths are those of the whole numbers
+    bare._attn_implementation = "sdpa"
+    # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
+    with torch.device("meta"), set_zero3_state():
+        empty = AutoModelForImageTextToText.from_config(bare)
+        assert isinstance(empty, PreTrainedModel)
+        empty.name_or_path = model.name_or_path
+        return new_adapter(empty, copy.deepcopy(config), is_trainable=False, name_or_path=name_or_path)
 
 
-def _anchored(family: Family, tower: Tower, names: Sequence[str]) -> str:
-    """A regular expression for the layers of one tower whose path ends with one of ``names``."""
-    ends = "|".join(re.escape(name) for name in names)
-    patterns = []
-    for path in family.towers[tower]:
-        inner = [p[len(path) + 1 :] for ps in family.towers.values() for p in ps if p.startswith(f"{path}.")]
-        elsewhere = "".join(rf"(?!{re.escape(p)}\.)" for p in inner)
-        patterns.append(rf"{re.escape(path)}\.{elsewhere}(?:.+\.)?(?:{ends})")
-        if any(f".{path}".endswith(f".{name}") for name in names):
-            patterns.append(re.escape(path))
-    return "|".join(patterns)
+def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes | None) -> None:
+    """Compare saved tensors with those that the adapter's configuration asks for on this model.
+
+    Args:
+        tuned: The adapter, with numbers or without.
+        name_or_path: Where it was saved.
+        found: The saved shapes; None: they are not known yet.
+
+    Raises:
+        ValueError: If a tensor is missing, unexpected or of another shape.
+    """
+    if found is None:
+        return
+    expected = {key: tuple(one.shape) for key, one in get_peft_model_state_dict(tuned).items()}
+    wrong = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": sorted(
+            key for key in expected.keys() & found.keys() if expected[key] != tuple(found[key])
+        ),
+    }
+    if any(wrong.values()):
+        raise ValueError(
+            f"{name_or_path}: the adapter's tensors are not those that its adapter_config.json asks for on "
+            f"{tuned.get_base_model().name_or_path}: {first_few(wrong)}. Use the base model it was trained "
+            "on, and the versions of transformers and peft it was saved with, or save it anew."
+        )
 
 
-def _no_match(name: str, paths: Sequence[str], towers: Sequence[Tower]) -> str:
-    """The message for a layer name that matches nothing, with the nearest that would."""
-    known = sorted({".".join(path.split(".")[-depth:]) for path in paths for depth in (1, 2)})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return (
-        f"lora_target_modules names {name!r}, which matches no layer of {', '.join(towers)}, the towers "
-        f"that get adapters. The nearest is {near[0]!r}."
+def _local(name_or_path: str) -> Path | None:
+    """The folder of a saved adapter with weights, itself or in the Hub's cache; None before it is fetched."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    try:
+        found = [try_to_load_from_cache(name_or_path, name) for name in WEIGHTS["adapter"]]
+    except HFValidationError:
+        return None
+    held = next((one for one in found if isinstance(one, str)), None)
+    return None if held is None else Path(held).parent
+
+
+def read_adapter_config(name_or_path: str) -> PeftConfig:
+    """The configuration of a saved adapter.
+
+    Raises:
+        ConfigError: If there is none, or it is none of LoRA with values that LoRA can have.
+
+    Example:
+        >>> read_adapter_config("/none")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: /none: no such folder, and no adapter of this id could be had ...
+    """
+    cached = only_cached("adapter", name_or_path)
+    path: object = Path(name_or_path, CONFIGS["adapter"])
+    try:
+        if not Path(name_or_path).is_dir():
+            path = cached_file(name_or_path, CONFIGS["adapter"], local_files_only=cached)
+        if isinstance(path, Path | str) and Path(path).is_file():
+            check_adapter_settings(Path(path))
+        return PeftConfig.from_pretrained(name_or_path, local_files_only=cached)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, HfHubHTTPError) as error:
+        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
+
+
+def new_adapter(
+    model: PreTrainedModel, config: PeftConfig, *, is_trainable: bool, name_or_path: str = "the adapter"
+) -> PeftModel:
+    """An adapter as a saved configuration describes it, its weights not loaded yet.
+
+    Args:
+        name_or_path: Where it was saved, for messages.
+
+    Raises:
+        ConfigError: If no such adapter can be made on this model.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from peft import LoraConfig
+        >>> from vlcpt.model.loading import load_base
+        >>> model = load_base(str(files("vlcpt") / "demo/base"))
+        >>> tuned = new_adapter(model, LoraConfig(target_modules=["q_proj"]), is_trainable=False)
+        >>> any(parameter.requires_grad for parameter in tuned.parameters())
+        False
+    """
+    config.inference_mode = not is_trainable
+    config.base_model_name_or_path = model.name_or_path  # or peft warns of any other spelling, and does this
+    try:
+        tuned = get_peft_model(model.requires_grad_(False), config)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"{name_or_path}: its adapter_config.json asks for an adapter that cannot be made on this model: "
+            f"{without_advice(' '.join(str(error).split()))[:300]} Use the base model it was trained on, or "
+            "save it anew."
+        ) from error
+    assert isinstance(tuned, PeftModel)
+    if is_trainable:
+        # Before the weights come in: float32 values do not survive a stay in a bfloat16 copy.
+        finish_tuning(tuned)
+    return tuned
+
+
+def check_trained_parts(model: nn.Module, config: ModelConfig) -> None:
+    """An adapter brings its own towers and embeddings: the configuration must not say something else.
+
+    Raises:
+        ValueError: If it does, with the key to set.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.model.loading import load_model
+        >>> config = ModelConfig(str(files("vlcpt") / "demo/base"), train_merger=True)
+        >>> check_trained_parts(load_model(config), config)
+    """
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # A LoRA on an embedding is a layer of the language tower like any other.
+    embeddings = [name for name in trained if is_embedding(name) and ".lora_" not in name]
+    others = [(name, tower_of(name)) for name in trained if name not in embeddings]
+    wanted = {"vision": config.train_vision, "merger": config.train_merger, "language": config.train_language}
+    for tower in TOWERS:
+        trains = any(owner == tower for _, owner in others)
+        if trains != wanted[tower]:
+            raise _other_parts(config, f"the {tower} tower", f"train_{tower}", trains)
+    # A language tower in full includes its embeddings, whatever train_embeddings says.
+    in_full = any(owner == "language" and ".lora_" not in name for name, owner in others)
+    if not in_full and bool(embeddings) != config.train_embeddings:
+        raise _other_parts(config, "the embeddings in full", "train_embeddings", bool(embeddings))
+
+
+def _other_parts(config: ModelConfig, part: str, key: str, trains: bool) -> ValueError:
+    return ValueError(
+        f"{config.adapter_name_or_path}: the adapter {'trains' if trains else 'does not train'} {part}, but "
+        "the configuration says otherwise, and a saved adapter keeps what it trains. "
+        f"Set {key}: {str(trains).lower()}."
     )
+
+
+def _warn_of_another_base(config: PeftConfig, model: PreTrainedModel, name_or_path: str) -> None:
+    """Say it where an adapter is put on a base that does not seem to be its own."""
+    named, used = config.base_model_name_or_path, model.name_or_path
+    if named and used and not is_same_base(named, used, Path(name_or_path)):
+        logger.warning(
+            "%s was trained on the base model %s, and is used on %s, whose config.json is another or could "
+            "not be compared. On another model an adapter gives wrong results; check model_name_or_path.",
+            name_or_path,
+            named,
+            used,
+        )

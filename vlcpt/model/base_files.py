@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlcpt.errors import ConfigError
-from vlcpt.model.hub_lookup import only_cached
+from vlcpt.model.base import only_cached
 from vlcpt.model.loading import load_processor
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,6 @@
-"""Model and processor, as training loads them: precision, attention, 4 bits, adapters, every tensor."""
+"""Model and processor, as training and evaluation load them: every tensor, in the type asked for."""
+
+from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,30 +11,92 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLProcessor,
 )
 from transformers.utils import cached_file
 
+from vlcpt.data.families import family_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.adapter_loading import check_trained_parts, load_adapter
+from vlcpt.model.adapters import check_trained_parts, load_adapter
 from vlcpt.model.attention import attend_by_document
-from vlcpt.model.families import family_of
-from vlcpt.model.finite_weights import require_finite_base
-from vlcpt.model.four_bits import four_bits, keep_layout
-from vlcpt.model.hub_lookup import only_cached
-from vlcpt.model.model_settings import check_config_file, check_parameters
-from vlcpt.model.saved_files import CONFIGS, first_few, not_loaded, without_advice
-from vlcpt.model.tensor_files import UNREADABLE
+from vlcpt.model.base import check_config_file, check_parameters, only_cached
 from vlcpt.model.tuning import apply_tuning
+from vlcpt.model.weights import (
+    CONFIGS,
+    UNREADABLE,
+    first_few,
+    not_loaded,
+    require_finite_base,
+    without_advice,
+)
 
 if TYPE_CHECKING:
-    from vlcpt.config import ModelConfig
+    from vlcpt.config.schema import ModelConfig
+from typing import TYPE_CHECKING, TypeVar
+
+from vlcpt.model.weights import check_checkpoint
+
+# Kept out of 4 bits by `qlora`: the small towers, which can then train in full, and the output layer. Each
+# pattern is matched from the start of a module's path. Embeddings are no linear layers and stay as well.
+UNQUANTISED = ["model.visual", "lm_head"]
+
+
+def four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation; stored in the model's own type, so that ZeRO-3 can partition it.
+
+    Example:
+        >>> import torch
+        >>> four_bits(torch.bfloat16).llm_int8_skip_modules
+        ['model.visual', 'lm_head']
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+        llm_int8_skip_modules=UNQUANTISED,
+    )
+
+
+def keep_layout(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU with AVX512-BF16.
+
+    Version 0.50.2 then rounds the scales to bfloat16, and training after it fails (Linear4bit.forward).
+    test_bitsandbytes_still_repacks_weights_for_evaluation fails when this is no longer needed.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.model.loading import load_base
+        >>> keep_layout(load_base(str(files("vlcpt") / "demo/base")))  # no 4-bit layer: nothing to do
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def packed_storage(model: nn.Module) -> torch.dtype | None:
+    """The type in which a model's 4-bit weights are stored; None if it has none.
+
+    Example:
+        >>> packed_storage(nn.Linear(2, 2)) is None
+        True
+    """
+    # By name: bitsandbytes takes a second to import.
+    for parameter in model.parameters():
+        if type(parameter).__name__ == "Params4bit":
+            return parameter.dtype
+    return None
 
 
 def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
@@ -66,7 +130,7 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     return processor
 
 
-def load_model(config: "ModelConfig", *, seed: int = 42) -> PreTrainedModel | PeftModel:
+def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | PeftModel:
     """The model as training starts from it: on the CPU or, in 4 bits, where its weights are packed.
 
     ``dtype: auto`` keeps frozen weights in the checkpoint's type; what trains is float32 either way. For a
@@ -86,7 +150,7 @@ def load_model(config: "ModelConfig", *, seed: int = 42) -> PreTrainedModel | Pe
 
     Example:
         >>> from importlib.resources import files
-        >>> from vlcpt.config import ModelConfig
+        >>> from vlcpt.config.schema import ModelConfig
         >>> from vlcpt.model.tuning import tower_table
         >>> model = load_model(ModelConfig(model_name_or_path=str(files("vlcpt") / "demo/base"), lora_r=4))
         >>> [row.how for row in tower_table(model)]
@@ -113,7 +177,7 @@ def load_model(config: "ModelConfig", *, seed: int = 42) -> PreTrainedModel | Pe
     return tuned
 
 
-def tune(model: PreTrainedModel, config: "ModelConfig") -> PreTrainedModel | PeftModel:
+def tune(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
     """Freeze a model and put new adapters on it, as a configuration says.
 
     Raises:
@@ -121,7 +185,7 @@ def tune(model: PreTrainedModel, config: "ModelConfig") -> PreTrainedModel | Pef
 
     Example:
         >>> from importlib.resources import files
-        >>> from vlcpt.config import ModelConfig
+        >>> from vlcpt.config.schema import ModelConfig
         >>> base = str(files("vlcpt") / "demo/base")
         >>> tune(load_base(base), ModelConfig(base, lora_r=4)).peft_config["default"].r
         4
@@ -249,7 +313,7 @@ def turn_cache_off(model: PreTrainedModel) -> None:
     model.config.get_text_config().use_cache = False
 
 
-def with_native_dtype(config: "ModelConfig", *, emulates_bf16: bool) -> "ModelConfig":
+def with_native_dtype(config: ModelConfig, *, emulates_bf16: bool) -> ModelConfig:
     """A configuration whose ``dtype: auto`` is not bfloat16 on GPUs that only emulate it: float32 there.
 
     Args:
@@ -257,7 +321,7 @@ def with_native_dtype(config: "ModelConfig", *, emulates_bf16: bool) -> "ModelCo
 
     Example:
         >>> from importlib.resources import files
-        >>> from vlcpt.config import ModelConfig
+        >>> from vlcpt.config.schema import ModelConfig
         >>> config = ModelConfig(str(files("vlcpt") / "demo/base"), dtype="bfloat16")
         >>> with_native_dtype(config, emulates_bf16=True).dtype  # as it was asked for
         'bfloat16'
@@ -303,3 +367,60 @@ def not_supported_here(name_or_path: str, asked: str, error: Exception) -> str:
     """
     reason = without_advice(str(error).strip())
     return f"{name_or_path}: the model cannot be loaded with attn_implementation {asked} here: {reason}"
+
+
+Model = TypeVar("Model", bound=PreTrainedModel | PeftModel)
+
+
+def load_for_evaluation(
+    config: ModelConfig, checkpoint: str
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
+    """A trained model as it was in training, and its base where that is not inside it.
+
+    Both are frozen and in evaluation mode. Of ``config`` only the base, ``dtype``, the attention and
+    whether ``tuning`` is ``qlora`` are used: an adapter is then measured on the 4-bit weights that it was
+    trained on. What was trained, and how, is the checkpoint's.
+
+    Args:
+        checkpoint: Folder of an adapter, or of a model trained in full or merged; the latter and its base
+            are never in 4 bits.
+
+    Returns:
+        The model; and None if it is an adapter, to be switched off for the base, or else the base.
+
+    Raises:
+        ValueError: If the folder is neither, or something in it or in the base cannot be loaded whole.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> base = str(files("vlcpt") / "demo/base")
+        >>> trained, before = load_for_evaluation(ModelConfig(base), checkpoint=base)
+        >>> before.name_or_path == base
+        True
+    """
+    if check_checkpoint(checkpoint) == "adapter":
+        base = _base(config)
+        # Trainable, because only then are the copies float32, as they were in training.
+        return _frozen(load_adapter(base, checkpoint, is_trainable=True)), None
+    trained = load_base(checkpoint, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    turn_cache_off(trained)
+    return _frozen(trained), _frozen(_base(config, whole=True))
+
+
+def _base(config: ModelConfig, *, whole: bool = False) -> PreTrainedModel:
+    """The model before training; ``whole``: not in 4 bits."""
+    base = load_base(
+        config.model_name_or_path,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        in_4_bits=config.tuning == "qlora" and not whole,
+    )
+    turn_cache_off(base)
+    return base
+
+
+def _frozen(model: Model) -> Model:
+    model.requires_grad_(False)
+    model.eval()
+    return model

@@ -2,17 +2,292 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import jinja2
+import yaml
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
-from vlcpt.report.run_facts import RunFacts, Table
+# Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
+_SHOWN = (
+    *("learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate"),
+    *(
+        "lr_scheduler_type",
+        "warmup_steps",
+        "optim",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+    ),
+    *("max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "max_length", "packing", "replay_share", "untagged", "train_eos"),
+    *(
+        "on_overlong",
+        "min_pixels",
+        "max_pixels",
+        "fps",
+        "max_frames",
+        "dtype",
+        "bf16",
+        "fp16",
+        "seed",
+        "data_seed",
+    ),
+)
+_SOURCES = ("train_data", "replay_data", "eval_data", "retention_data")
+_COUNTS = (
+    *(("documents used", "documents", "used"), ("documents dropped", "documents", "dropped")),
+    *(("targets", "tokens", "targets"), ("context tokens", "tokens", "context")),
+    *(("media tokens", "tokens", "media"), ("tokens read", "tokens", "read")),
+)
+_OTHER = "loss, other images"
+_MEASURES = (
+    *(("targets", "targets"), ("loss", "loss"), ("perplexity", "perplexity"), ("bits/byte", "bits_per_byte")),
+    *(("base's loss", "base_loss"), (_OTHER, "shuffled_images_loss")),
+    ("loss, blank images", "blank_images_loss"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers for people: the names of columns, and a label and cells a row."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run; empty where its files are not there."""
+
+    trained: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    data: Table | None = None
+    evaluation: Table | None = None
+    base: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
+    """Read what a run left beside its model, or above a checkpoint.
+
+    Args:
+        checkpoint: The run's folder, or a ``checkpoint-N`` in it.
+        evaluation: What ``vlcpt eval --output`` wrote; else the run's own last evaluation is shown.
+
+    Raises:
+        ValueError: If ``evaluation`` is no such file.
+
+    Example:
+        >>> read_run(Path("nowhere")) == RunFacts()
+        True
+    """
+    folder = checkpoint
+    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    if step and not (folder / "config.yaml").is_file():
+        folder = checkpoint.parent
+    config = _mapping(folder / "config.yaml")
+    names = _names(config)
+    log = list(_log(folder / "train_log.jsonl", int(step[1]) if step else None))
+    settings = [(key, _value(config[key])) for key in _SHOWN if _says_something(key, config)]
+    if log:
+        settings.append(("steps done", f"{log[-1]['step']}"))
+    measured: Table | None
+    if evaluation is not None:
+        measured = _evaluation_file(evaluation, names)
+    else:
+        best = (
+            config.get("metric_for_best_model") if config.get("load_best_model_at_end") and not step else None
+        )
+        measured = _logged_evaluation(log, names, str(best) if best else None)
+    base = config.get("model_name_or_path")
+    return RunFacts(
+        trained=tuple(_trained(config, _mapping(checkpoint / "adapter_config.json"))),
+        settings=tuple(settings),
+        data=_data(_mapping(folder / "ledger.json"), names),
+        evaluation=measured,
+        base=base if isinstance(base, str) and not (folder / base).exists() else None,
+        min_pixels=_pixels(config.get("min_pixels")),
+        max_pixels=_pixels(config.get("max_pixels")),
+    )
+
+
+def _pixels(value: object) -> int | None:
+    """A limit that becomes code in the card, so nothing but a number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _mapping(path: Path) -> dict[str, object]:
+    """A JSON or YAML file that is a mapping; nothing where there is none."""
+    try:
+        text = path.read_text("utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _says_something(key: str, config: Mapping[str, object]) -> bool:
+    """Whether a setting was at work: of epochs and steps only one is."""
+    steps = config.get("max_steps")
+    by_steps = isinstance(steps, int) and steps > 0
+    if key in ("max_steps", "num_train_epochs"):
+        return key in config and by_steps == (key == "max_steps")
+    return config.get(key) is not None
+
+
+def _trained(config: Mapping[str, object], adapter: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Each tower with how it trained."""
+    if not config:
+        return
+    tuning, chosen = config.get("tuning"), config.get("lora_towers")
+    for tower in ("vision", "merger", "language"):
+        how = "frozen"
+        if config.get(f"train_{tower}", tower == "language"):
+            has_adapters = tuning != "full" and (not isinstance(chosen, list) or tower in chosen)
+            how = _lora(tuning == "qlora", config, adapter) if has_adapters else "in full"
+        yield f"{tower} tower" if tower != "merger" else tower, how
+    if config.get("train_embeddings"):
+        yield "embeddings and output head", "in full"
+
+
+def _lora(in_4_bits: bool, config: Mapping[str, object], adapter: Mapping[str, object]) -> str:
+    def setting(name: str, own: str) -> object:
+        return adapter.get(name, config.get(own))
+
+    kind = "DoRA" if setting("use_dora", "use_dora") else "LoRA"
+    extra = ", rank-stabilised" if setting("use_rslora", "use_rslora") else ""
+    where = " on 4-bit weights" if in_4_bits else ""
+    return (
+        f"{kind}{where}, r {setting('r', 'lora_r')}, alpha {_value(setting('lora_alpha', 'lora_alpha'))}, "
+        f"dropout {_value(setting('lora_dropout', 'lora_dropout'))}{extra}"
+    )
+
+
+def _names(config: Mapping[str, object]) -> set[str]:
+    """The names that the user gave to sources; by default they have the names of their files."""
+    names = set()
+    for key in _SOURCES:
+        entries = config.get(key)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, dict) and entry.get("name"):
+                names.add(str(entry["name"]))
+    return names
+
+
+def _label(name: str, number: int, names: Set[str]) -> str:
+    return name if name in names else f"source {number}"
+
+
+def _data(ledger: Mapping[str, object], names: Set[str]) -> Table | None:
+    sources, total = ledger.get("sources"), ledger.get("total")
+    if not isinstance(sources, dict) or not isinstance(total, dict):
+        return None
+    accounts = [*((_label(name, place, names), one) for place, (name, one) in enumerate(sources.items(), 1))]
+    if len(accounts) > 1:
+        accounts.append(("total", total))
+    try:
+        rows = tuple(
+            (label, tuple(_count(one[part][key]) for _, part, key in _COUNTS)) for label, one in accounts
+        )
+    except (KeyError, TypeError):
+        return None  # another program's file
+    return Table(tuple(column for column, *_ in _COUNTS), rows)
+
+
+def _count(found: object) -> str:
+    if isinstance(found, dict):  # by reason
+        reasons = ", ".join(f"{count:,} {reason}".replace("_", " ") for reason, count in found.items())
+        return f"{sum(found.values()):,}" + (f" ({reasons})" if reasons else "")
+    return f"{found:,}"
+
+
+def _log(path: Path, last: int | None) -> Iterator[dict[str, object]]:
+    """The lines of the log, up to a checkpoint's step."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut short by a crash
+        step = entry.get("step") if isinstance(entry, dict) else None
+        if isinstance(step, int) and (last is None or step <= last):
+            yield entry
+
+
+def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: str | None) -> Table | None:
+    """Of each set, what the run last measured; or at its best step, where that is the model that was kept."""
+    measured = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
+    if best:
+        scores = [(entry[best], entry["step"]) for entry in measured if isinstance(entry.get(best), float)]
+        step = min(scores)[1] if scores else None
+    else:
+        step = measured[-1]["step"] if measured else None
+    found = {key: value for entry in measured if entry["step"] == step for key, value in entry.items()}
+    sets = [match[1] for key in found if (match := re.fullmatch(r"eval_(.+)_loss", key))]
+    results = {
+        name: {key: found.get(f"eval_{name}_{key}") for key in ("loss", "perplexity")} for name in sets
+    }
+    return _results(results, names, f", measured at step {step}")
+
+
+def _evaluation_file(path: Path, names: Set[str]) -> Table:
+    results = _mapping(path).get("sets")
+    table = _results(results, names, "") if isinstance(results, dict) else None
+    if table is None:
+        raise ValueError(
+            f"{path} is not what `vlcpt eval --output` writes. Measure the checkpoint with it first."
+        )
+    return replace(table, note="; other images: of the next document") if _OTHER in table.columns else table
+
+
+def _results(results: Mapping[str, object], names: Set[str], note: str) -> Table | None:
+    sets = {name: one for name, one in results.items() if isinstance(one, dict)}
+    shown = [
+        (label, key) for label, key in _MEASURES if any(one.get(key) is not None for one in sets.values())
+    ]
+    if not shown:
+        return None
+    rows = tuple(
+        (_label(name, place, names), tuple(_measure(one.get(key)) for _, key in shown))
+        for place, (name, one) in enumerate(sets.items(), 1)
+    )
+    return Table(tuple(label for label, _ in shown), rows, note)
+
+
+def _measure(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else _value(value)
+
+
+def _value(value: object) -> str:
+    """A setting or a measured number.
+
+    Example:
+        >>> _value(1e-4), _value(1234.5678), _value(True), _value(32.0), _value(None)
+        ('0.0001', '1235', 'yes', '32', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return str(value)
+
 
 # Characters that mean something in Markdown or HTML; the Hub shows their entities as they are.
 _MARKDOWN = re.compile(r"[^\w\s.,;%+/()=–×·'-]")

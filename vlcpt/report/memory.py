@@ -1,4 +1,4 @@
-"""How much memory a device needs to train, from numbers alone: shapes, parameters, and the largest batch."""
+"""How much memory a device needs to train, from shapes, parameters and the longest pack alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,317 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from vlcpt.report import states
-from vlcpt.report.activations import How, Precision, TowerShape, cast_weights, language_layer, vision_layer
-from vlcpt.report.states import Setup, TowerParameters
+How = Literal["frozen", "lora", "full"]
+# "documents": by their bounds and without a mask, as flash attention also does.
+Attention = Literal["documents", "sdpa", "eager"]
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """The blocks of a tower.
+
+    Args:
+        layers: Blocks.
+        hidden, intermediate: Width of the hidden states, and inside the MLP.
+        heads: Attention heads.
+        kv_width: Width of all keys of a token, and of all values.
+        linear: Numbers in the matrices of one block.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_width: int
+    linear: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of one number, by where it stands.
+
+    Args:
+        hidden: In the hidden states between layers.
+        compute: In matrix products and attention.
+        adapter: In the adapters' weights.
+        autocast: Products are cast, weights and hidden states are not.
+    """
+
+    hidden: int
+    compute: int
+    adapter: int
+    autocast: bool
+
+
+def language_layer(
+    shape: TowerShape,
+    how: How,
+    precision: Precision,
+    tokens: int,
+    *,
+    attention: Attention,
+    masked: bool,
+    rank: int = 0,
+    dropout: bool = False,
+) -> int:
+    """Bytes that one decoder layer keeps for ``tokens`` tokens of one row.
+
+    For each token, with h hidden, i intermediate, k the width of the keys, H heads, and c bytes a number in
+    products: norms 8h; attention c(2h + 2k) + 4H (with sdpa and a mask of packed documents c(4h + tokens),
+    because keys are repeated and every layer keeps a mask of its own; eager 3hc + 6H·tokens or
+    4H·tokens); MLP 3ic; inputs of layers that learn; and once a layer what ``cast_weights`` says.
+
+    Args:
+        masked: A row holds several documents, so that sdpa and eager attention need a mask.
+        rank: Of the adapters.
+        dropout: Whether adapters drop some of their input.
+
+    Example:
+        >>> shape = TowerShape(1, 256, 640, 4, 128, 10 * 256 * 256 + 256 * 128)
+        >>> bfloat16 = Precision(2, 2, 4, autocast=False)
+        >>> language_layer(shape, "frozen", bfloat16, 256, attention="sdpa", masked=True) // 256
+        8472
+    """
+    h, i, c = shape.hidden, shape.intermediate, precision.compute
+    token = 8 * h + 8 + 3 * i * c
+    if attention == "eager":
+        # The softmax is float32, with a copy where products are not. The result: where it is learnt from.
+        kept = how == "full" or (how == "lora" and _shared(precision, dropout))
+        token += (3 + kept) * h * c + shape.heads * tokens * (4 if c == 4 else 4 + c)
+    elif attention == "sdpa" and masked:
+        token += (4 * h + tokens) * c + 4 * shape.heads
+    else:
+        # Documents one by one are joined again; a kernel for all of them keeps the result once.
+        kept = how == "full" or (how == "lora" and _shared(precision, dropout))
+        token += ((2 + kept) * h + 2 * shape.kv_width) * c + 4 * shape.heads
+    if how == "full":
+        token += 2 * h * precision.hidden  # normed, for the norms' own weights
+        token += (5 if precision.hidden != c else 2) * h * c + i * c
+    elif how == "lora":
+        token += _adapter_inputs(6, 2, h, i, precision, dropout) + 7 * rank * _products(precision)
+    adapters = rank * (9 * h + 2 * shape.kv_width + 3 * i)
+    return tokens * token + cast_weights(shape, how, precision, adapters)
+
+
+def vision_layer(
+    shape: TowerShape, how: How, precision: Precision, patches: int, *, rank: int = 0, dropout: bool = False
+) -> int:
+    """Bytes that one vision block keeps for ``patches`` patches; nothing where the tower is frozen.
+
+    As in the language tower, but queries, keys and values come from one product, which stays as a whole
+    because the values are a part of it, and images are joined again after attention.
+
+    Example:
+        >>> shape = TowerShape(1, 160, 420, 4, 160, 4 * 160 * 160 + 3 * 160 * 420)
+        >>> vision_layer(shape, "frozen", Precision(2, 2, 4, autocast=False), 256)
+        0
+    """
+    if how == "frozen":
+        return 0
+    h, i, c = shape.hidden, shape.intermediate, precision.compute
+    patch = 8 * h + 8 + 3 * i * c + 6 * h * c + 4 * shape.heads
+    if how == "full":
+        # Autocast makes the patches' embedding, hence the hidden states, narrow; the norms widen them.
+        patch += 2 * h * c + (4 if precision.autocast else 3) * h * c + i * c
+    else:
+        patch += _adapter_inputs(4, 3, h, i, precision, dropout) + 5 * rank * _products(precision)
+    return patches * patch + cast_weights(shape, how, precision, rank * (9 * h + 3 * i))
+
+
+def _products(precision: Precision) -> int:
+    """Bytes of a number in an adapter's products."""
+    return precision.compute if precision.autocast else precision.adapter
+
+
+def _adapter_inputs(
+    layers: int, distinct: int, hidden: int, intermediate: int, precision: Precision, dropout: bool
+) -> int:
+    """What the adapters of a block keep of their inputs, for one token.
+
+    peft casts the input of each of the ``layers`` to the adapter's type, so that each keeps a copy; only
+    where that is no change do those of the same input share it.
+    """
+    width = _products(precision)
+    if _shared(precision, dropout):
+        return (distinct * hidden + intermediate) * width
+    return (layers * hidden + intermediate) * (width + dropout)
+
+
+def _shared(precision: Precision, dropout: bool) -> bool:
+    """Whether adapters of the same input keep it once."""
+    return not precision.autocast and precision.compute == precision.adapter and not dropout
+
+
+def cast_weights(shape: TowerShape, how: How, precision: Precision, adapters: int = 0) -> int:
+    """The copies that autocast makes of a layer's float32 matrices; bfloat16 ones need none.
+
+    Example:
+        >>> shape = TowerShape(1, 256, 640, 4, 128, linear=1000)
+        >>> cast_weights(shape, "full", Precision(4, 2, 4, autocast=True))
+        2000
+    """
+    if not precision.autocast:
+        return 0
+    is_float32 = precision.hidden == 4 or how == "full"
+    return (shape.linear * is_float32 + adapters * (how == "lora")) * precision.compute
+
+
+# NF4 with double quantisation: 4 bits a weight, 8 for each 64 of them, 32 for each 256 of those.
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Bytes a trained parameter in the optimizer's state, by the beginning of its name; AdamW's 8 for all others.
+OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2.1, "adamw_8bit": 2.1, "paged_": 0.0, "lion_8bit": 1.1, "lion": 4.0}
+OPTIMIZER_BYTES |= {"sgd": 0.0, "adafactor": 0.1, "adagrad": 4.0, "rmsprop": 4.0}
+
+
+@dataclass(frozen=True)
+class TowerParameters:
+    """Parameters of a tower.
+
+    Args:
+        how: How it trains.
+        frozen: Those that do not train.
+        trained: Those that do: its own, copies of them, or its adapters'.
+        packed: Of the frozen ones, those held in 4 bits.
+        trained_head: Of the trained ones, those of the output layer.
+    """
+
+    how: How
+    frozen: int
+    trained: int
+    packed: int = 0
+    trained_head: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How training runs.
+
+    Args:
+        weight_bytes: Of a frozen weight: 2 or 4.
+        autocast: Products in bfloat16 or float16 while weights stay (``bf16: true`` without DeepSpeed).
+        checkpointing: Activations are computed again instead of kept.
+        attention: Its kernel.
+        masked: A row holds several documents.
+        optimizer: ``optim`` of the configuration.
+        accumulates: Several forward passes make a step, so that gradients wait for the next one.
+        rank, dropout: Of the adapters.
+        devices: Processes that share the work.
+        stage: DeepSpeed's; None without DeepSpeed.
+        narrow: DeepSpeed holds everything in two bytes, with float32 masters (``bf16: true``).
+        offload_optimizer, offload_weights: To the computer's own memory.
+        bucket: Numbers that DeepSpeed collects before it reduces them.
+        live: Numbers of gathered weights that ZeRO-3 keeps at most.
+    """
+
+    weight_bytes: int = 2
+    autocast: bool = False
+    checkpointing: bool = True
+    attention: Attention = "sdpa"
+    masked: bool = True
+    optimizer: str = "adamw_torch"
+    accumulates: bool = False
+    rank: int = 16
+    dropout: bool = False
+    devices: int = 1
+    stage: int | None = None
+    narrow: bool = False
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+    bucket: int = 200_000_000
+    live: int = 1_000_000_000
+
+
+def weight_bytes(towers: Mapping[str, TowerParameters], setup: Setup) -> tuple[int, int]:
+    """Bytes of all weights on a device, and of those that ZeRO-3 gathers for a while.
+
+    Example:
+        >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
+        (2040, 0)
+    """
+    narrow = setup.stage is not None and setup.narrow
+    held = 0.0
+    for tower in towers.values():
+        plain = tower.frozen - tower.packed
+        held += plain * (2 if narrow else setup.weight_bytes) + tower.packed * FOUR_BITS
+        held += tower.trained * (2 if narrow else 4)
+    if setup.stage != 3:
+        return round(held), 0
+    numbers = sum(tower.frozen + tower.trained for tower in towers.values())
+    gathered = held / max(numbers, 1) * min(numbers, setup.live)
+    # On one device DeepSpeed gathers copies all the same.
+    return round(0 if setup.offload_weights else held / setup.devices), round(gathered)
+
+
+def gradient_bytes(trained: int, setup: Setup) -> tuple[int, int]:
+    """Bytes of all gradients when the backward pass ends, and of what the optimizer's step adds.
+
+    Without DeepSpeed they are float32, and DDP keeps a second copy in the buckets that it sends. ZeRO-1
+    keeps them whole, 2 and 3 a part, beside up to two buckets that are being filled and sent. Its step
+    makes the part float32.
+
+    Example:
+        >>> gradient_bytes(1000, Setup()), gradient_bytes(1000, Setup(devices=2))
+        ((4000, 0), (8000, 0))
+        >>> gradient_bytes(1000, Setup(devices=4, stage=2, narrow=True))
+        (4500, 1000)
+    """
+    if setup.stage is None:
+        return 4 * trained * (2 if setup.devices > 1 else 1), 0
+    width = 2 if setup.narrow else 4
+    part = -(-trained // setup.devices)
+    kept = trained if setup.stage <= 1 else 0 if setup.offload_optimizer else part
+    step = 4 * part if setup.narrow and not setup.offload_optimizer else 0
+    return width * kept + bucket_bytes(trained, setup), step
+
+
+def bucket_bytes(trained: int, setup: Setup) -> int:
+    """Bytes of the two buckets that DeepSpeed fills with gradients and sends.
+
+    Example:
+        >>> bucket_bytes(1000, Setup(stage=2, narrow=True))
+        4000
+    """
+    if setup.stage is None:
+        return 0
+    return 2 * (2 if setup.narrow else 4) * min(setup.bucket, trained)
+
+
+def optimizer_bytes(trained: int, setup: Setup) -> int:
+    """Bytes of the optimizer's state, and of DeepSpeed's float32 masters.
+
+    Example:
+        >>> optimizer_bytes(1000, Setup()), optimizer_bytes(1000, Setup(devices=4, stage=1, narrow=True))
+        (8000, 3000)
+    """
+    if setup.offload_optimizer:
+        return 0
+    return round(_part(trained, setup) * _state_bytes(setup))
+
+
+def host_bytes(trained: int, frozen: int, setup: Setup) -> int:
+    """Bytes in the computer's own memory for one device: what is offloaded there.
+
+    Example:
+        >>> host_bytes(1000, 0, Setup(devices=2, stage=2, narrow=True, offload_optimizer=True))
+        8000
+    """
+    held = 0.0
+    if setup.offload_optimizer:  # gradients go there too
+        held += _part(trained, setup) * (_state_bytes(setup) + 4)
+    if setup.offload_weights:
+        held += (trained + frozen) * 2 / setup.devices
+    return round(held)
+
+
+def _part(trained: int, setup: Setup) -> int:
+    return -(-trained // setup.devices) if setup.stage else trained
+
+
+def _state_bytes(setup: Setup) -> float:
+    prefixes = [prefix for prefix in OPTIMIZER_BYTES if setup.optimizer.startswith(prefix)]
+    state = OPTIMIZER_BYTES[max(prefixes, key=len)] if prefixes else 8.0
+    return state + (4 if setup.stage is not None and setup.narrow else 0)
+
 
 Moment = Literal["looking", "learning", "stepping"]
 
@@ -131,7 +439,7 @@ def estimate_memory(
     Three moments are compared, each on top of the weights and the optimizer's state:
 
     - looking: the vision tower's forward pass; where it is frozen, one block's work on all patches;
-    - learning: all that the forward passes keep (:mod:`vlcpt.report.activations`; with checkpointing the
+    - learning: all that the forward passes keep (:mod:`vlcpt.report.memory`; with checkpointing the
       hidden states before each layer and one layer's own), with the logits: 12 bytes × targets × vocabulary
       for the log-softmax, its gradient and that of the logits, or the first layer's work, if that is more;
     - stepping: all gradients, and the work of the last layer, or float32 copies of DeepSpeed's.
@@ -148,15 +456,15 @@ def estimate_memory(
         8000000
     """
     trained = sum(tower.trained for tower in towers.values())
-    weights, gathered = states.weight_bytes(towers, setup)
-    gradients, at_step = states.gradient_bytes(trained, setup)
-    optimizer = states.optimizer_bytes(trained, setup)
+    weights, gathered = weight_bytes(towers, setup)
+    gradients, at_step = gradient_bytes(trained, setup)
+    optimizer = optimizer_bytes(trained, setup)
     language = _precision(setup, towers["language"].how)
     kept, work = _language(shape, towers["language"].how, batch, setup, language)
     seen, looking = _vision(shape, towers, batch, setup)
     logits = 12 * batch.targets * shape.vocabulary
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
-    waiting = gradients if setup.accumulates else states.bucket_bytes(trained, setup)
+    waiting = gradients if setup.accumulates else bucket_bytes(trained, setup)
     inputs = batch.patches * shape.patch * (4 + language.compute) + batch.rows * batch.tokens * 60
     inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "documents")
     moments: dict[Moment, tuple[int, int, int]] = {
@@ -166,7 +474,7 @@ def estimate_memory(
     }
     name = max(moments, key=lambda one: sum(moments[one]))
     now, activations, logits = moments[name]
-    host = states.host_bytes(trained, sum(tower.frozen for tower in towers.values()), setup)
+    host = host_bytes(trained, sum(tower.frozen for tower in towers.values()), setup)
     return MemoryEstimate(name, weights, now, optimizer, activations, logits, inputs, host)
 
 

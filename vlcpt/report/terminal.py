@@ -1,26 +1,87 @@
-"""What a run shows in a terminal: tables, and documents with their targets marked."""
+"""What a run shows in a terminal, which is not steered by what it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Image
-from vlcpt.data.ledger import Ledger, SourceLedger
-from vlcpt.data.splitting import Part
-from vlcpt.data.streams import TokenStream
+from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.plan.ledger import Ledger, SourceLedger
+from vlcpt.data.plan.split import Part
 from vlcpt.report.screen import visible
-from vlcpt.report.sheet import Sheet
 
 if TYPE_CHECKING:
-    from vlcpt.training.evaluation import SetResult
+    from vlcpt.training.evaluate import SetResult
+from rich.console import RenderableType
+
+_NAME = 20  # cells of a name's line, at most: a Chinese character takes two
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Labels, and a column of numbers for each source or set.
+
+    Args:
+        title: What it shows.
+        columns: The columns' names.
+        rows: A label and a cell of each column.
+        caption: Below it.
+
+    Example:
+        >>> sheet = Sheet("counts", ["new", "old"], [("read", ["1,234,567", "12"])])
+        >>> console = Console(width=20)
+        >>> with console.capture() as narrow:
+        ...     console.print(sheet)
+        >>> [line.split() for line in narrow.get().splitlines() if "read" in line]
+        [['read', '1,234,567'], ['read', '12']]
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    caption: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        done = 0
+        while done < len(self.columns):
+            count = len(self.columns) - done
+            while count > 1 and not self._fits(self._table(done, done + count), console, options):
+                count -= 1
+            yield self._table(done, done + count)
+            done += count
+
+    def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
+        whole = Measurement.get(console, options.update(max_width=10_000), table).maximum
+        return whole <= options.max_width
+
+    def _table(self, start: int, stop: int) -> Table:
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        if start == 0:
+            table.title, table.title_justify = self.title, "left"
+        if stop == len(self.columns) and self.caption:
+            table.caption, table.caption_justify = self.caption, "left"
+        table.add_column("")
+        for number in range(start, stop):
+            name = self.columns[number]
+            # As wide as a number or a word of the name needs: of a narrow terminal, labels take what is left.
+            words = max(map(cell_len, name.split()), default=0)
+            widest = max(*(cell_len(cells[number]) for _, cells in self.rows), min(_NAME, words))
+            table.add_column(name, justify="right", width=widest, overflow="fold")
+        for label, cells in self.rows:
+            table.add_row(label, *cells[start:stop])
+        return table
+
 
 # Two shades, so that neighbouring tokens can be told apart.
 _TARGET = ("black on green3", "black on dark_sea_green2")
@@ -205,3 +266,23 @@ def _append(body: Text, text: str, is_target: bool, place: int, colours: bool) -
         body.append(f"{text}»")
     else:
         body.append(f"«{text}»" if is_target else text)
+
+
+def push_lines(
+    repo_id: str, private: bool, revision: str | None, files: Iterable[tuple[str, int]], card: str
+) -> list[RenderableType]:
+    """The repository, every file with its size, and the card in full.
+
+    Example:
+        >>> lines = push_lines("me/mine", True, None, [("README.md", 2), ("config.json", 40)], "hi")
+        >>> str(lines[0])
+        'would go to me/mine (private, branch main)'
+    """
+    table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
+    sizes = list(files)
+    table.add_column("file", f"{len(sizes)} files", overflow="fold")
+    table.add_column("bytes", f"{sum(size for _, size in sizes):,}", justify="right", no_wrap=True)
+    for name, size in sizes:
+        table.add_row(name, f"{size:,}")
+    where = f"{'private' if private else 'public'}, branch {revision or 'main'}"
+    return [Text(f"would go to {repo_id} ({where})"), table, Text("README.md", "bold"), Text(visible(card))]

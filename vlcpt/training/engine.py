@@ -10,15 +10,14 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config import ConfigError, CPTConfig
-from vlcpt.config_precision import autocast_type, slow_products, used_devices
+from vlcpt.config.precision import autocast_type, slow_products, used_devices
+from vlcpt.config.schema import ConfigError, CPTConfig
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.encoding import IGNORE_INDEX
-from vlcpt.data.fillers import Modality
-from vlcpt.model.adapters import base_model
+from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality
+from vlcpt.data.families import Tower, tower_of
 from vlcpt.model.attention import describe_kernels
-from vlcpt.model.families import Tower, tower_of
+from vlcpt.model.tuning import base_model
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from vlcpt.data.encoding import IGNORE_INDEX
+from vlcpt.data.encode.encoder import IGNORE_INDEX
 
 # What a collator made: tensors, and perhaps a flag or two.
 BatchTensors = Mapping[str, object]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.data.encoding import IGNORE_INDEX
+from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.loss import BatchTensors
 

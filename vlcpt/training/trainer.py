@@ -17,12 +17,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import OptimizerNames
 
-from vlcpt.config import CPTConfig
+from vlcpt.config.schema import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
-from vlcpt.data.waiting import Workers, end_persistent_workers
-from vlcpt.model.adapters import base_model
-from vlcpt.model.tuning import limit_checkpointing, parameter_groups
-from vlcpt.training.checkpoints import (
+from vlcpt.data.workers import Workers, end_persistent_workers
+from vlcpt.model.tuning import base_model, limit_checkpointing, parameter_groups
+from vlcpt.training.checkpoints.callback import Checkpoints
+from vlcpt.training.checkpoints.resume import (
     StepSeeds,
     cache_in_saved_config,
     count_lost_step,
@@ -30,6 +30,7 @@ from vlcpt.training.checkpoints import (
     quiet_partial_load,
     without_card,
 )
+from vlcpt.training.checkpoints.states import check_optimizer, check_scaler, check_scheduler
 from vlcpt.training.engine import (
     AttentionCheck,
     EngineCheck,
@@ -38,8 +39,13 @@ from vlcpt.training.engine import (
     modalities_to_fill,
     unrepeat,
 )
-from vlcpt.training.evaluation import row_sums, trainer_metrics
-from vlcpt.training.failures import (
+from vlcpt.training.evaluate import row_sums, trainer_metrics
+from vlcpt.training.guards import FiniteNumbers, check_launch, check_model, check_settings, require_bounds
+from vlcpt.training.loss import target_losses, total_weight
+from vlcpt.training.progress import RunProgress
+from vlcpt.training.ranks import RankWatch
+from vlcpt.training.step import (
+    NoStepLeft,
     leave_out_failed,
     note_failed,
     reading,
@@ -47,15 +53,7 @@ from vlcpt.training.failures import (
     take_failed,
     watched,
 )
-from vlcpt.training.finished import NoStepLeft
-from vlcpt.training.finite import FiniteNumbers
-from vlcpt.training.loss import target_losses, total_weight
-from vlcpt.training.progress import RunProgress
-from vlcpt.training.rank_watch import RankWatch
-from vlcpt.training.refusals import check_launch, check_model, check_settings, require_bounds
-from vlcpt.training.saved_states import check_optimizer, check_scaler, check_scheduler
-from vlcpt.training.saving import Checkpoints
-from vlcpt.training.signals import Interruption
+from vlcpt.training.stop import Interruption
 
 
 class CPTTrainer(Trainer):

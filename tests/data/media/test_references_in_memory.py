@@ -1,0 +1,101 @@
+"""Pictures in memory become the pixels that their files become, alike in every process."""
+
+import pickle
+from io import BytesIO
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from torch.utils.data import DataLoader
+
+from vlcpt import CPTDataset, load_processor
+from vlcpt.data.media.open import read_image
+from vlcpt.data.media.references import image_from, with_keys
+from vlcpt.demo import base_path
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+
+
+def picture(mode):
+    if mode == "I;16":
+        return PILImage.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
+    if mode in ("I", "F"):
+        return PILImage.fromarray(PIXELS[..., 0].astype(np.int32 if mode == "I" else np.float32) * 300)
+    return PILImage.fromarray(PIXELS, "RGBA").convert("RGB" if mode == "P" else "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [
+        *(("RGB", "PNG"), ("RGBA", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("P", "PNG")),
+        *(("I;16", "PNG"), ("I", "TIFF"), ("F", "TIFF"), ("CMYK", "TIFF")),
+    ],
+)
+def test_a_picture_in_memory_has_the_pixels_of_its_file(mode, format):
+    file = BytesIO()
+    picture(mode).save(file, format)
+    expected = read_image(image_from({"bytes": file.getvalue()}), media_root=None)
+
+    for given in (picture(mode), PILImage.open(file)):
+        assert given.mode == mode
+        found = read_image(image_from(given), media_root=None)
+        assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "F"])
+def test_a_picture_and_its_copy_in_another_process_have_the_same_bytes(mode):
+    one = picture(mode)
+    assert image_from(one) == image_from(pickle.loads(pickle.dumps(one)))
+    assert image_from(one) == image_from(one.copy())
+    assert image_from(one) != image_from(PILImage.new("RGB", one.size))
+
+
+def test_a_transparent_colour_of_a_palette_stays_transparent():
+    one = PILImage.new("P", (2, 2), 1)
+    one.putpalette([0, 0, 0, 255, 0, 0])
+    one.info["transparency"] = 1
+    assert read_image(image_from(one), media_root=None).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_picture_that_its_camera_turned_is_upright():
+    exif = PILImage.Exif()
+    exif[274] = 6
+    file = BytesIO()
+    PILImage.fromarray(PIXELS[..., :3]).save(file, "PNG", exif=exif)
+    expected = read_image(image_from({"bytes": file.getvalue()}), media_root=None)
+    found = read_image(image_from(PILImage.open(file)), media_root=None)
+    assert found.size == expected.size == (6, 8)
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_limits_beside_a_picture_are_its_own():
+    found = image_from(with_keys(picture("RGB"), {"max_pixels": 3136}))
+    assert found.max_pixels == 3136
+    assert found.data
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_a_dataset_of_pictures_gives_the_same_items_in_spawned_workers(decoded):
+    rows = [
+        {"messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": f"{n}"}]}
+        | {"images": [PILImage.fromarray(np.full((56, 56, 3), n * 60, np.uint8))]}
+        for n in range(3)
+    ]
+    if not decoded:  # as a datasets.Dataset with the feature Image has them
+        features = datasets.Features(
+            {
+                "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+                "images": [datasets.Image()],
+            }
+        )
+        rows = datasets.Dataset.from_list(rows, features=features)
+    dataset = CPTDataset(rows, load_processor(base_path()), max_length=16, packing=False)
+    assert dataset.ledger.total.documents["used"] == 3
+
+    items = [dataset[number] for number in range(3)]
+    spawned = DataLoader(dataset, None, num_workers=2, multiprocessing_context="spawn")
+    for item, other in zip(items, spawned, strict=True):
+        assert [one.input_ids.tolist() for one in item] == [one.input_ids.tolist() for one in other]
+        assert [one.pixel_values.tolist() for one in item] == [one.pixel_values.tolist() for one in other]
+    assert len({str(item[0].pixel_values.tolist()) for item in items}) == 3  # each its own

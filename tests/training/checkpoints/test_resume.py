@@ -1,0 +1,262 @@
+"""Tests of vlcpt/training/checkpoints/resume.py."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tests.support import FOUR, make_trainer
+from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model
+from vlcpt.model.tuning import apply_tuning
+from vlcpt.training.checkpoints.files import CheckpointError
+from vlcpt.training.checkpoints.resume import (
+    StepSeeds,
+    check_adapter,
+    declare_dtype,
+    quiet_partial_load,
+    restore_weights,
+)
+
+
+def changed(model, reference):
+    """How many tensors differ."""
+    expected = reference.state_dict()
+    return sum(not torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def saved(make_tiny_model, tmp_path):
+    """A model whose every tensor is another than in a fresh one, and its folder."""
+    model = make_tiny_model(seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    model.save_pretrained(tmp_path / "saved")
+    return model, tmp_path / "saved"
+
+
+def test_every_tensor_is_restored(saved, make_tiny_model):
+    model, folder = saved
+    fresh = make_tiny_model()
+    assert changed(fresh, model) == 57
+
+    restore_weights(fresh, str(folder))
+
+    assert changed(fresh, model) == 0
+
+
+def test_weights_are_restored_into_the_types_they_had(make_tiny_model, tmp_path):
+    """What trains is float32 beside bfloat16, and not a bit of it may be lost."""
+    model = make_tiny_model(seed=1, dtype=torch.bfloat16)
+    model.lm_head.float()
+    with torch.no_grad():
+        model.lm_head.weight.add_(1e-5)
+    model.save_pretrained(tmp_path)
+    fresh = make_tiny_model(dtype=torch.bfloat16)
+    fresh.lm_head.float()
+
+    restore_weights(fresh, str(tmp_path))
+
+    assert changed(fresh, model) == 0
+    assert fresh.lm_head.weight.dtype == torch.float32
+    assert not torch.equal(fresh.lm_head.weight, fresh.lm_head.weight.bfloat16().float())
+
+
+def test_tied_weights_stay_tied(make_tiny_model, tmp_path):
+    model = make_tiny_model(tie=True, seed=1)
+    model.save_pretrained(tmp_path)
+    fresh = make_tiny_model(tie=True)
+
+    restore_weights(fresh, str(tmp_path))
+
+    assert changed(fresh, model) == 0
+    assert fresh.lm_head.weight is fresh.model.language_model.embed_tokens.weight
+
+
+def edit_tensors(path, edit):
+    """Change the tensors of a file."""
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+EDITS = {
+    r"1 missing \(.*up_proj": lambda tensors: tensors.pop(next(n for n in tensors if "up_proj" in n)),
+    r"1 unexpected \(.*other": lambda tensors: tensors.update(
+        {next(iter(tensors)) + ".other": torch.ones(1)}
+    ),
+    r"1 of another shape \(.*up_proj": lambda tensors: tensors.update(
+        {next(n for n in tensors if "up_proj" in n): torch.ones(3, 5)}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_a_full_checkpoint_with_other_tensors_is_refused_by_name(saved, make_tiny_model, message):
+    _, folder = saved
+    edit_tensors(folder / "model.safetensors", EDITS[message])
+
+    with pytest.raises(CheckpointError, match=message):
+        restore_weights(make_tiny_model(), str(folder))
+
+
+@pytest.mark.parametrize("message", EDITS)
+def test_an_adapter_with_other_tensors_is_refused_by_name(make_tiny_model, tmp_path, message):
+    tuned = apply_tuning(make_tiny_model())
+    tuned.save_pretrained(tmp_path)
+    check_adapter(tuned, str(tmp_path))
+    edit_tensors(tmp_path / "adapter_model.safetensors", EDITS[message])
+
+    with pytest.raises(CheckpointError, match=message):
+        check_adapter(tuned, str(tmp_path))
+
+
+def test_trainer_alone_still_restores_one_tensor(saved, make_tiny_model, tmp_path):
+    """When this fails, transformers restores full checkpoints itself: restore_weights can go."""
+    model, folder = saved
+    fresh = make_tiny_model()
+    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none")
+
+    with quiet_partial_load():
+        Trainer(fresh, arguments)._load_from_checkpoint(str(folder))
+
+    assert changed(fresh, model) == 56
+
+
+def test_resuming_does_not_warn_of_tensors_that_were_restored(
+    tiny_model_dir, tiny_processor, tmp_path, caplog
+):
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=256)
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    first = load_model(ModelConfig(str(tiny_model_dir), tuning="full"))
+    make_trainer(first, dataset, tiny_processor, tmp_path, max_steps=1, **settings).train()
+
+    logging.getLogger("transformers").propagate = True
+    try:
+        second = load_model(ModelConfig(str(tiny_model_dir), tuning="full"))
+        trainer = make_trainer(second, dataset, tiny_processor, tmp_path, max_steps=2, **settings)
+        with caplog.at_level(logging.WARNING):
+            trainer.train(resume_from_checkpoint=True)
+    finally:
+        logging.getLogger("transformers").propagate = False
+
+    assert trainer.state.global_step == 2
+    assert not [record for record in caplog.records if "checkpoint model" in record.getMessage()]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_best_checkpoint_is_loaded_whole_at_the_end(tiny_model_dir, tiny_processor, tmp_path, tuning):
+    """Trainer's own loading of it has the same fault as its resume."""
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=256)
+    model = load_model(ModelConfig(str(tiny_model_dir), tuning=tuning))
+    weights = {}
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            weights[state.global_step] = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    trainer = make_trainer(
+        model,
+        dataset,
+        tiny_processor,
+        tmp_path,
+        eval_dataset=dataset,
+        callbacks=[Keep()],
+        max_steps=3,
+        learning_rate=1e-2,
+        metric_for_best_model="loss",
+        greater_is_better=True,  # so that the best is the first
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+    )
+
+    trainer.train()
+
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    final = dict(model.named_parameters())
+    assert all(torch.equal(final[name], kept) for name, kept in weights[1].items())
+    assert not all(torch.equal(final[name], kept) for name, kept in weights[3].items())
+
+
+def test_each_step_and_rank_has_random_numbers_of_its_own(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+    def numbers(step):
+        StepSeeds().on_step_begin(arguments, TrainerState(global_step=step), TrainerControl())
+        return tuple(torch.rand(4).tolist())
+
+    assert numbers(3) == numbers(3)
+    assert len({numbers(step) for step in range(20)}) == 20
+
+
+def test_a_full_model_on_a_bfloat16_base_is_saved_to_load_as_it_was_trained(
+    make_tiny_model, tiny_processor, tmp_path
+):
+    """A plain from_pretrained reads the type from config.json, and must not round trained weights."""
+    model = make_tiny_model(dtype=torch.bfloat16)
+    apply_tuning(model, tuning="full")
+    rows = [{"text": "one <trainable_text>two</trainable_text>"}]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64)
+    args = CPTConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, dataloader_num_workers=0)
+    CPTTrainer(model, args, train_dataset=dataset, processing_class=tiny_processor).train()
+
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    loaded = type(model).from_pretrained(tmp_path / "checkpoint-1")
+    assert loaded.state_dict()[name].dtype == torch.float32
+    assert torch.equal(loaded.state_dict()[name], model.state_dict()[name])
+    assert loaded.config.get_text_config().use_cache  # off in training only
+
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+TYPES = [(F32, F32, F32), (BF16, BF16, BF16), (F16, F16, F16), (BF16, F32, F32), (F32, BF16, F32)]
+
+
+@pytest.mark.parametrize(("most", "one", "expected"), [*TYPES, (BF16, F16, F32)])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_config_says_a_type_that_holds_all_that_was_saved(
+    make_tiny_model, tmp_path, most, one, expected, shards
+):
+    model = make_tiny_model(seed=1, dtype=most)
+    model.lm_head.to(one)
+    size = sum(tensor.nbytes for tensor in model.state_dict().values()) // shards
+    model.save_pretrained(tmp_path, max_shard_size=size + 100_000 * (shards == 1))
+    assert len(list(tmp_path.glob("*.safetensors"))) >= shards
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = "float64"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    declare_dtype(tmp_path)
+
+    loaded = type(model).from_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {expected}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.to(expected))
+        assert torch.equal(loaded.state_dict()[name].to(tensor.dtype), tensor)  # nothing is rounded
+
+
+def test_the_old_key_of_a_published_base_is_corrected_and_no_second_one_added(make_tiny_model, tmp_path):
+    make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("dtype", None)
+    path.write_text(json.dumps({**config, "torch_dtype": "float32"}))
+
+    declare_dtype(tmp_path)
+
+    assert json.loads(path.read_text()) == {**config, "torch_dtype": "bfloat16"}
+
+
+def test_an_adapters_folder_stays_as_it_is(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+
+    declare_dtype(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_model.safetensors"]

@@ -1,0 +1,231 @@
+"""Tests of vlcpt/training/evaluate.py, and of CPTTrainer.evaluate."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import EvalPrediction
+
+from tests.support import FOUR, TEN, avi, digits, encode_rows, make_trainer, png, row, run_alone
+from vlcpt import CPTDataset, ModelConfig, load_model
+from vlcpt.training.evaluate import evaluate_sets, perplexity, score, trainer_metrics
+
+
+def mean_nll(model, samples):
+    """Σ nll / Σ targets, each document alone, weights left out."""
+    with torch.no_grad():
+        nll = torch.cat([run_alone(model, sample).nll for sample in samples]).double()
+    return float(nll.mean())
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny_model):
+    return make_tiny_model().eval()
+
+
+@pytest.fixture(scope="module")
+def loss_of_ten(model, tiny_processor):
+    return mean_nll(model, encode_rows(TEN, tiny_processor))
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_the_loss_moves_with_neither_batch_size_nor_packing(
+    model, tiny_processor, tmp_path, loss_of_ten, batch_size, packing
+):
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70, packing=packing)
+    trainer = make_trainer(model, None, tiny_processor, tmp_path, per_device_eval_batch_size=batch_size)
+
+    metrics = trainer.evaluate(dataset)
+    scored = score(model, dataset, tiny_processor, batch_size=batch_size)
+
+    assert metrics["eval_loss"] == pytest.approx(loss_of_ten, rel=1e-6)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(loss_of_ten), rel=1e-5)
+    assert metrics["eval_targets"] == scored.targets == dataset.ledger.total.tokens["targets"]
+    assert scored.loss == pytest.approx(loss_of_ten, rel=1e-6)
+
+
+def test_the_mean_of_batch_means_is_another_number(model, tiny_processor, loss_of_ten):
+    """Or the comparison above proves nothing."""
+    samples = encode_rows(TEN, tiny_processor)
+
+    means = [mean_nll(model, [sample]) for sample in samples]
+
+    assert abs(sum(means) / len(means) / loss_of_ten - 1) > 0.01
+
+
+def test_each_set_of_several_has_its_own_metrics(model, tiny_processor, tmp_path):
+    rows = {"new": TEN[:6], "old": TEN[6:]}
+    sets = {name: CPTDataset(rows[name], tiny_processor, max_length=70) for name in rows}
+    trainer = make_trainer(
+        model, None, tiny_processor, tmp_path, per_device_eval_batch_size=2, eval_dataset=sets
+    )
+
+    metrics = trainer.evaluate()
+
+    for name in rows:
+        expected = mean_nll(model, encode_rows(rows[name], tiny_processor))
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(expected, rel=1e-6)
+        assert metrics[f"eval_{name}_targets"] == sets[name].ledger.total.tokens["targets"]
+
+
+def test_evaluation_leaves_the_models_mode_as_it_was(make_tiny_model, tiny_processor):
+    model = make_tiny_model().train()
+
+    score(model, CPTDataset(FOUR[:1], tiny_processor, max_length=70), tiny_processor)
+
+    assert model.training
+
+
+# One image or clip a document, all of one size, so that pixels can be handed on without resizing.
+SEEN = [
+    row(f"<image>a<trainable_text>{digits(6, 1)}</trainable_text>", images=[png(1)]),
+    row(f"no image <trainable_text>{digits(9, 2)}</trainable_text>"),
+    row(f"b <image><trainable_text>{digits(3, 3)}</trainable_text>", images=[png(2)]),
+    row(f"<video>c<trainable_text>{digits(4, 4)}</trainable_text>", videos=[avi(1)]),
+    row(f"<image><video>d<trainable_text>{digits(8, 5)}</trainable_text>", images=[png(3)], videos=[avi(2)]),
+]
+
+
+def test_shuffled_and_blank_images_are_measured_on_swapped_pixels(model, tiny_processor):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64)
+    samples = encode_rows(SEEN, tiny_processor)
+    fields = ("pixel_values", "pixel_values_videos")
+    shuffled, blank = list(samples), list(samples)
+    for field in fields:
+        having = [number for number, sample in enumerate(samples) if getattr(sample, field) is not None]
+        assert len(having) >= 2
+        for place, number in enumerate(having):
+            following = getattr(samples[having[(place + 1) % len(having)]], field)
+            shuffled[number] = replace(shuffled[number], **{field: following})
+            blank[number] = replace(blank[number], **{field: torch.zeros_like(following)})
+
+    result = evaluate_sets(model, {"seen": dataset}, tiny_processor, batch_size=2)["seen"]
+
+    expected = [mean_nll(model, found) for found in (samples, shuffled, blank)]
+    names = ("loss", "shuffled_images_loss", "blank_images_loss")
+    assert [result[name] for name in names] == pytest.approx(expected, rel=1e-6)
+    assert np.ptp(expected) > 0.01
+    assert result["base_loss"] is None
+    assert result["perplexity"] == pytest.approx(math.exp(expected[0]), rel=1e-5)
+
+
+def test_another_documents_image_is_brought_to_the_grid(model, tiny_processor):
+    rows = [
+        row(f"<image>a<trainable_text>{digits(6, 1)}</trainable_text>", images=[png(1, 56, 84)]),
+        row(f"<image>b<trainable_text>{digits(6, 2)}</trainable_text>", images=[png(2, 140, 56)]),
+    ]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64, packing=False)
+    swapped = dataset.with_pixels_of("next_document")
+
+    for number in range(2):
+        (own,), (other,) = dataset[number], swapped[number]
+        assert torch.equal(own.image_grid_thw, other.image_grid_thw)
+        assert own.pixel_values.shape == other.pixel_values.shape
+        assert not torch.allclose(own.pixel_values, other.pixel_values)
+    result = evaluate_sets(model, {"two": dataset}, tiny_processor)["two"]
+    assert result["shuffled_images_loss"] != result["loss"]
+
+
+def test_without_images_or_another_document_there_is_nothing_to_swap(model, tiny_processor):
+    text = CPTDataset([SEEN[1]], tiny_processor, max_length=64)
+    lone = CPTDataset([SEEN[0], SEEN[1]], tiny_processor, max_length=64)
+
+    results = evaluate_sets(model, {"text": text, "lone": lone}, tiny_processor)
+
+    assert results["text"]["shuffled_images_loss"] is results["text"]["blank_images_loss"] is None
+    assert results["lone"]["shuffled_images_loss"] is None
+    assert results["lone"]["blank_images_loss"] is not None
+
+
+@pytest.mark.parametrize("way", [{}, {"train_merger": True, "lora_towers": ["language"]}], ids=str)
+def test_the_base_of_an_adapter_is_measured_with_the_adapter_off(
+    model, tiny_model_dir, tiny_processor, tmp_path, way
+):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64)
+    tuned = load_model(ModelConfig(str(tiny_model_dir), lora_r=4, **way))
+    make_trainer(tuned, dataset, tiny_processor, tmp_path, max_steps=3, learning_rate=3e-2).train()
+
+    result = evaluate_sets(tuned, {"seen": dataset}, tiny_processor)["seen"]
+
+    samples = encode_rows(SEEN, tiny_processor)
+    assert result["base_loss"] == pytest.approx(mean_nll(model, samples), rel=1e-6)
+    assert result["loss"] == pytest.approx(mean_nll(tuned.eval(), samples), rel=1e-6)
+    assert abs(result["base_loss"] - result["loss"]) > 0.1
+    without = evaluate_sets(tuned, {"seen": dataset}, tiny_processor, with_base=False)["seen"]
+    assert without["base_loss"] is None
+
+
+def test_the_base_of_a_model_trained_in_full_is_the_one_given(model, make_tiny_model, tiny_processor):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64)
+    base = make_tiny_model(seed=3)
+
+    result = evaluate_sets(model, {"seen": dataset}, tiny_processor, base=base)["seen"]
+
+    expected = mean_nll(base.eval(), encode_rows(SEEN, tiny_processor))
+    assert result["base_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bits_per_byte_are_of_the_text_without_end_of_text(model, tiny_processor):
+    texts = [" naïve", "中文。", "🧑‍🔬 and 12"]
+    rows = [row(f"A:<trainable_text>{text}</trainable_text>") for text in texts]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64)
+    eos = tiny_processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    nll = 0.0
+    with torch.no_grad():
+        for sample in encode_rows(rows, tiny_processor):
+            alone = run_alone(model, sample)
+            assert alone.ids[-1] == eos
+            nll += float(alone.nll[:-1].sum())
+
+    result = evaluate_sets(model, {"texts": dataset}, tiny_processor)["texts"]
+
+    size = sum(len(text.encode()) for text in texts)
+    assert result["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-6)
+
+
+def test_each_measurement_is_tracked_under_the_name_of_its_set(model, tiny_processor):
+    seen = []
+
+    def track(batches, description):
+        seen.append([description, 0])
+        for batch in batches:
+            seen[-1][1] += 1
+            yield batch
+
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=20)
+    evaluate_sets(model, {"seen": dataset}, tiny_processor, track=track)
+
+    assert len(seen) == 3  # right, shuffled and blank images
+    assert all("seen" in description and batches == len(dataset) > 1 for description, batches in seen)
+
+
+def test_metrics_add_up_rows_and_do_not_average_them():
+    rows = np.array([[2.0, 1.0], [9.0, 3.0], [0.0, 0.0]])
+
+    metrics = trainer_metrics(EvalPrediction(predictions=rows, label_ids=rows))
+
+    assert metrics == {"loss": 2.75, "perplexity": math.exp(2.75), "targets": 4}
+
+
+def test_a_perplexity_too_large_for_a_number_is_infinite():
+    assert perplexity(1000.0) == math.inf
+
+
+def test_evaluation_in_bfloat16_is_that_of_the_trainer(tiny_model, tiny_processor, tmp_path):
+    """As training computes; in the weights' own float32 the numbers are others."""
+    rows = [row(f"page {number} <trainable_text>{number * 7}</trainable_text>.") for number in range(6)]
+    dataset = CPTDataset(rows, tiny_processor, max_length=64)
+
+    def loss(autocast):
+        return evaluate_sets(tiny_model, {"one": dataset}, tiny_processor, autocast=autocast)["one"]["loss"]
+
+    found, in_float32 = loss(torch.bfloat16), loss(None)
+    # Last: accelerate puts its autocast into the model.
+    trainer = make_trainer(tiny_model, None, tiny_processor, tmp_path, bf16=True, eval_dataset=dataset)
+    expected = trainer.evaluate()["eval_loss"]
+
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert abs(in_float32 - expected) > 1e-5

@@ -1,0 +1,94 @@
+"""Ranks of a run: the first prepares the folder, they plan together, and go on only with one plan."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from tests.processes import run_on_ranks
+from tests.support import digits
+from vlcpt.config.schema import ConfigError
+from vlcpt.demo import base_path
+from vlcpt.training import ranks
+from vlcpt.training.ranks import first_rank_only, require_equal
+
+ROOT = Path(__file__).parents[2]
+ROWS = 120
+
+
+def on_two_ranks(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return run_on_ranks("tests.planning_rank", str(folder), *arguments)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, count in (("train", ROWS), ("held", 12)):
+        rows = [{"text": f"a <trainable_text>{digits(1 + n % 90, n)}</trainable_text>"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my.yaml").write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\neval_data: held.jsonl\n"
+        "eval_strategy: steps\noutput_dir: out\nmax_length: 64\nmax_steps: 2\nuse_cpu: true\n"
+    )
+    return tmp_path
+
+
+def lines_read(folder: Path) -> list[list[int]]:
+    """The lines that each rank read."""
+    notes = [folder / f"read-{rank}" for rank in range(2)]
+    found = [list(map(int, note.read_text().split())) if note.exists() else [] for note in notes]
+    for note in notes:
+        note.unlink(missing_ok=True)
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_read_each_row_once_and_have_one_plan(folder):
+    done = on_two_ranks(folder)
+    assert done.returncode == 0, done.stdout
+    plans = [json.loads((folder / f"plans-{rank}").read_text()) for rank in range(2)]
+    assert plans[0] == plans[1]
+    assert plans[0]["train"]["ledger"]["total"]["documents"]["used"] == ROWS
+    assert set(plans[0]) == {"train", "held"}
+    rows = lines_read(folder)
+    assert sorted(rows[0] + rows[1]) == sorted([*range(1, ROWS + 1), *range(1, 13)])
+    assert min(map(len, rows)) > 0  # both had a part
+
+    again = on_two_ranks(folder, "--resume_from_checkpoint", "auto")
+    assert again.returncode == 0, again.stdout
+    assert lines_read(folder) == [[], []]
+    assert [json.loads((folder / f"plans-{rank}").read_text()) for rank in range(2)] == plans
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_free_stops_both_ranks_before_they_read(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "mine.txt").write_text("precious")
+    done = on_two_ranks(folder)
+    assert done.returncode != 0
+    assert "is not empty. Give another folder" in done.stdout
+    assert lines_read(folder) == [[], []]
+    assert [path.name for path in (folder / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.fixture
+def training(tmp_path) -> TrainingArguments:
+    return TrainingArguments(str(tmp_path), use_cpu=True)
+
+
+def test_what_the_first_rank_raises_is_raised(training):
+    def refuse() -> None:
+        raise ConfigError("not free")
+
+    with pytest.raises(ConfigError, match="not free"):
+        first_rank_only(training, refuse)
+
+
+def test_ranks_with_other_plans_stop(training, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 3)
+    monkeypatch.setattr(ranks, "gather_object", lambda found: [found[0], found[0], "another"])
+    with pytest.raises(ValueError, match="the plan of x is another on rank 2 than on rank 0"):
+        require_equal(training, "one", "the plan of x")
+    monkeypatch.setattr(ranks, "gather_object", lambda found: found * 3)
+    require_equal(training, "one", "the plan of x")

@@ -1,0 +1,388 @@
+"""A document becomes tokens, then a sample with positions. The only module that knows the control tokens."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+
+from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
+from vlcpt.data.encode.streams import (
+    IGNORE_INDEX,
+    EncodedDocument,
+    TokenStream,
+    closed_stream,
+    require_sound_tokens,
+)
+from vlcpt.data.encode.tokens import RunTokenizer, target_weight
+from vlcpt.data.encode.vision import PlacedMedium, VisionEncoder
+from vlcpt.data.media.open import MediaLimits
+
+
+class VisionBlock(NamedTuple):
+    """Where a medium's pad tokens stand, in merged units.
+
+    Args:
+        start: Index of the first pad token in the sample.
+        grid: (T, H, W) after merging, so T·H·W pads.
+        interval: Position steps between two temporal grids; 1 for images.
+    """
+
+    start: int
+    grid: tuple[int, int, int]
+    interval: float
+
+
+def mrope_positions(length: int, blocks: Sequence[VisionBlock]) -> torch.Tensor:
+    """Temporal, height and width position of every token.
+
+    The same numbers as ``Qwen2_5_VLModel.get_rope_index`` of transformers 5.23, which needs the
+    model; this needs only the grids, so that loader workers can do it.
+
+    Args:
+        length: Tokens of the sample.
+        blocks: Its media in order.
+
+    Returns:
+        ``position_ids`` of shape (3, length), int64.
+
+    Example:
+        >>> mrope_positions(6, [VisionBlock(1, (1, 1, 3), 1.0)]).tolist()
+        [[0, 1, 1, 1, 4, 5], [0, 1, 1, 1, 4, 5], [0, 1, 2, 3, 4, 5]]
+    """
+    parts: list[torch.Tensor] = []
+    position, done = 0, 0
+    for start, (grid_t, grid_h, grid_w), interval in blocks:
+        text = torch.arange(start - done) + position
+        position += start - done
+        parts.append(text.expand(3, -1))
+        # Truncated before the offset is added, as upstream does: float steps, whole positions.
+        temporal = (torch.arange(grid_t) * interval).long()
+        block = torch.meshgrid(temporal, torch.arange(grid_h), torch.arange(grid_w), indexing="ij")
+        parts.append(torch.stack(block).reshape(3, -1) + position)
+        # Upstream moves on by the larger side only, even where a long video's last grid lies further.
+        position += max(grid_h, grid_w)
+        done = start + grid_t * grid_h * grid_w
+    parts.append((torch.arange(length - done) + position).expand(3, -1))
+    return torch.cat(parts, dim=1)
+
+
+TrainEos = Literal["auto", "always", "never"]
+_CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
+                   "<|im_start|>", "<|im_end|>")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An encoded document, or one part of a long one.
+
+    Args:
+        input_ids: int64 (T,).
+        labels: int64 (T,), -100 where there is no target.
+        loss_weights: float32 (T,).
+        position_ids: int64 (3, T): temporal, height, width.
+        pixel_values: float32 (P, D) patches of all images, or None.
+        image_grid_thw: int64 (I, 3), or None.
+        pixel_values_videos: float32 (P, D) patches of all videos, or None.
+        video_grid_thw: int64 (V, 3), or None.
+        name: The document, for messages.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    loss_weights: torch.Tensor
+    position_ids: torch.Tensor
+    pixel_values: torch.Tensor | None = field(default=None, repr=False)
+    image_grid_thw: torch.Tensor | None = None
+    pixel_values_videos: torch.Tensor | None = field(default=None, repr=False)
+    video_grid_thw: torch.Tensor | None = None
+    name: str = "document"
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class DocumentEncoder:
+    """Encodes documents for one processor and one set of options.
+
+    Args:
+        processor: A ``Qwen2_5_VLProcessor``.
+        train_eos: Whether the closing ``<|endoftext|>`` is a target: ``auto`` where the last text
+            that is not white space is.
+        min_pixels, max_pixels: Pixel limits of a medium after resizing; default: the processor's.
+        fps, max_frames: Frames a second and in all to take from a video.
+        limits: What a media file may be.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        train_eos: TrainEos = "auto",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        limits: MediaLimits | None = None,
+    ) -> None:
+        tokenizer = processor.tokenizer
+        self._require_sound = _sound_tokens(processor)
+        self.train_eos = train_eos
+        self.runs = RunTokenizer(tokenizer)
+        self.vision = VisionEncoder(
+            processor,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            fps=fps,
+            max_frames=max_frames,
+            limits=limits or MediaLimits(),
+        )
+        # By name, never `eos_token`: instruct tokenizers set that to <|im_end|>.
+        self._start, self._end, self.eos, image, video, turn_start, turn_end = (
+            _token_id(processor, token) for token in _CONTROL_TOKENS
+        )
+        self._pads = {Image: image, Video: video}
+        self._turn_ids = {"start": turn_start, "end": turn_end}
+
+    def tokens(self, document: Document) -> TokenStream:
+        """The document's tokens and targets; of its media, only headers are read.
+
+        A document that was encoded before has them with it: see ``vlcpt prepare``.
+
+        Raises:
+            DocumentError: If a medium cannot be used, or such tokens could not have been made here.
+        """
+        if isinstance(document, EncodedDocument):
+            self._require_sound(document)
+            return document.stream
+        ids: list[np.ndarray] = []
+        weights: list[np.ndarray] = []
+        media: list[PlacedMedium] = []
+        length, cut_edges = 0, 0
+        for is_text, segments in groupby(document.segments, key=_is_text):
+            if is_text:
+                texts = [segment for segment in segments if isinstance(segment, Text)]
+                try:
+                    run = self.runs.tokenize(texts)
+                except DocumentError as error:
+                    raise error.at(document.source) from None
+                cut_edges += run.cut_edges
+                ids.append(run.ids)
+                weights.append(run.weights)
+                length += len(run.ids)
+                continue
+            for other in segments:
+                if isinstance(other, TurnEdge):
+                    ids.append(np.array([self._turn_ids[other.kind]], dtype=np.int64))
+                    weights.append(np.array([target_weight(other)], dtype=np.float32))
+                    length += 1
+                elif isinstance(other, Image | Video):
+                    placed = self.vision.place(other, length, document)
+                    pads = np.full(placed.tokens + 2, self._pads[type(other)], dtype=np.int64)
+                    pads[0], pads[-1] = self._start, self._end
+                    ids.append(pads)
+                    weights.append(np.zeros(len(pads), dtype=np.float32))
+                    media.append(placed)
+                    length += len(pads)
+        return closed_stream(
+            ids, weights, self.eos, self.eos_weight(document), media=media, cut_edges=cut_edges
+        )
+
+    def sample(
+        self,
+        document: Document,
+        stream: TokenStream,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        repeated: bool = False,
+        pixels_of: tuple[Document | None, ...] | None = None,
+    ) -> Sample:
+        """The part ``start:stop`` of a document, with its pixels.
+
+        Args:
+            repeated: Whether the token at ``start`` was trained in the part before and is context here.
+            pixels_of: The documents whose images and whose videos are seen instead of its own, on its
+                grids; None for the mean colour.
+
+        Raises:
+            DocumentError: If a medium cannot be decoded.
+        """
+        stop = len(stream) if stop is None else stop
+        media = [
+            replace(placed, start=placed.start - start)
+            for placed in stream.media
+            if start <= placed.start and placed.stop <= stop
+        ]
+        labels = torch.from_numpy(stream.labels[start:stop].copy())
+        loss_weights = torch.from_numpy(stream.loss_weights[start:stop].copy())
+        if repeated:
+            labels[0], loss_weights[0] = IGNORE_INDEX, 0
+        blocks = [VisionBlock(placed.start + 1, placed.merged_grid, placed.interval) for placed in media]
+        image_source, video_source = pixels_of or (document, document)
+        images, image_grids = self.vision.patches(media, Image, document, image_source)
+        videos, video_grids = self.vision.patches(media, Video, document, video_source)
+        return Sample(
+            input_ids=torch.from_numpy(stream.input_ids[start:stop].copy()),
+            labels=labels,
+            loss_weights=loss_weights,
+            position_ids=mrope_positions(stop - start, blocks),
+            pixel_values=images,
+            image_grid_thw=image_grids,
+            pixel_values_videos=videos,
+            video_grid_thw=video_grids,
+            name=document.name,
+        )
+
+    def eos_weight(self, document: Document) -> float:
+        """The loss weight of the end of text: that of the last text with more than white space."""
+        texts = (one for one in reversed(document.segments) if isinstance(one, Text))
+        last_text = next((text for text in texts if not text.text.isspace()), None)
+        trained = last_text is not None and last_text.trainable
+        if self.train_eos == "never" or (self.train_eos == "auto" and not trained):
+            return 0.0
+        return target_weight(last_text) if last_text is not None and trained else 1.0
+
+
+def encode_document(
+    document: Document,
+    processor: ProcessorMixin,
+    *,
+    media_root: str | None = None,
+    train_eos: TrainEos = "auto",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> Sample:
+    """Encode one document whole: tokens, targets, positions and pixels.
+
+    Args:
+        document: What to encode.
+        processor: A ``Qwen2_5_VLProcessor``.
+        media_root: The folder that media paths start from and may not leave. Default: the
+            document's own, as its reader set it; without either, the caller is trusted with paths.
+        train_eos: Whether the closing ``<|endoftext|>`` is a target.
+        min_pixels, max_pixels: Pixel limits of a medium after resizing; default: the processor's.
+        fps, max_frames: Frames a second and in all to take from a video.
+
+    Returns:
+        The sample; T tokens, nothing trimmed or split.
+
+    Raises:
+        DocumentError: If a medium cannot be used.
+
+    Example:
+        >>> from vlcpt import load_processor, parse_markup
+        >>> from vlcpt.demo import base_path
+        >>> document = parse_markup("one <trainable_text>two</trainable_text>")
+        >>> sample = encode_document(document, load_processor(base_path()))
+        >>> sample.position_ids.shape[1] == len(sample.labels)
+        True
+    """
+    options = (train_eos, min_pixels, max_pixels, fps, max_frames)
+    cached = _encoders.get(processor)
+    if cached is None or cached[0] != options:
+        encoder = DocumentEncoder(
+            processor,
+            train_eos=train_eos,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            fps=fps,
+            max_frames=max_frames,
+        )
+        _encoders[processor] = cached = (options, encoder)
+    if media_root is not None:
+        document = replace(document, media_root=str(media_root))
+    try:
+        return cached[1].sample(document, cached[1].tokens(document))
+    except DocumentError as error:
+        error.id = document.id
+        raise
+
+
+# Making the plain tokenizer of a 151,936-entry vocabulary takes a second: once per processor.
+_encoders: weakref.WeakKeyDictionary[ProcessorMixin, tuple[tuple[object, ...], DocumentEncoder]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _sound_tokens(processor: ProcessorMixin) -> partial[None]:
+    start, end, _, image, video, _, _ = (_token_id(processor, token) for token in _CONTROL_TOKENS)
+    images, videos = processor.image_processor, processor.video_processor
+    return partial(
+        require_sound_tokens,
+        vocabulary=len(processor.tokenizer),
+        edges=(start, end),
+        pads={Image: image, Video: video},
+        squares={
+            Image: (images.merge_size, images.patch_size),
+            Video: (videos.merge_size, videos.patch_size),
+        },
+    )
+
+
+def _is_text(segment: Segment) -> bool:
+    return isinstance(segment, Text)
+
+
+def _token_id(processor: ProcessorMixin, token: str) -> int:
+    found = processor.tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int) or processor.tokenizer.convert_ids_to_tokens(found) != token:
+        raise ValueError(
+            f"the tokenizer has no {token}. vlcpt needs a Qwen2.5-VL processor: "
+            "load the folder or Hub id of one."
+        )
+    return found
+
+
+Modality = Literal["image", "video"]
+
+
+def make_fillers(processor: ProcessorMixin, modalities: Iterable[Modality]) -> Mapping[Modality, Sample]:
+    """One sample for each modality: a medium of the mean colour that takes a single token.
+
+    Ranks that share a step must call the vision tower equally often: once a batch for its images and
+    once for its videos. Where one of them has neither, ZeRO-3 waits for ever for its part of the tower's
+    weights, and ZeRO-2 for its part of the gradients.
+
+    Args:
+        processor: A ``Qwen2_5_VLProcessor``.
+        modalities: Those of any batch of the run.
+
+    Example:
+        >>> from vlcpt import load_processor
+        >>> from vlcpt.demo import base_path
+        >>> filler = make_fillers(load_processor(base_path()), ["image"])["image"]
+        >>> len(filler), filler.image_grid_thw.tolist()
+        (3, [[1, 2, 2]])
+    """
+    made: dict[Modality, Sample] = {}
+    for modality in modalities:
+        if modality not in ("image", "video"):
+            raise ValueError(f"fill_modalities has {modality!r}. Its values are image and video.")
+        is_image = modality == "image"
+        one = processor.image_processor if is_image else processor.video_processor
+        names = ("<|vision_start|>", "<|image_pad|>" if is_image else "<|video_pad|>", "<|vision_end|>")
+        grid = torch.tensor([[1, one.merge_size, one.merge_size]])
+        # 0 after normalising is the mean colour.
+        patches = torch.zeros(one.merge_size**2, 3 * one.temporal_patch_size * one.patch_size**2)
+        made[modality] = Sample(
+            input_ids=torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(names))),
+            labels=torch.full((3,), IGNORE_INDEX),
+            loss_weights=torch.zeros(3),
+            position_ids=torch.arange(3).expand(3, -1),  # one token: a step in each direction
+            pixel_values=patches if is_image else None,
+            image_grid_thw=grid if is_image else None,
+            pixel_values_videos=None if is_image else patches,
+            video_grid_thw=None if is_image else grid,
+            name=f"{modality} filler",
+        )
+    return made

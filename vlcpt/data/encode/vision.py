@@ -1,0 +1,284 @@
+"""A medium becomes a grid of tokens, then patches: through the processor's own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2.functional import resize
+from transformers import ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
+from vlcpt.data.media.open import (
+    MediaError,
+    MediaLimits,
+    giants_in_turn,
+    image_size,
+    read_image,
+    without_cache,
+)
+from vlcpt.data.media.videos import Clip, clip_of, read_video
+
+DEFAULT_FPS = 2.0
+DEFAULT_MAX_FRAMES = 768
+
+
+@dataclass(frozen=True)
+class PlacedMedium:
+    """A medium, how many tokens it takes, and where they stand.
+
+    Args:
+        medium: The reference.
+        start: Index of its vision start token.
+        grid_thw: Patches in time, height and width, before merging, as ``image_grid_thw`` has them.
+        size: Height and width in pixels as shown, before resizing.
+        min_pixels: The lower limit that applied.
+        merge: Patches merged along each side.
+        patch: Pixels of a patch along each side.
+        interval: Position steps between two temporal grids.
+        clip: Which frames were chosen; None for images.
+    """
+
+    medium: Medium
+    start: int
+    grid_thw: tuple[int, int, int]
+    size: tuple[int, int]
+    min_pixels: int
+    merge: int
+    patch: int
+    interval: float = 1.0
+    clip: Clip | None = None
+
+    @property
+    def merged_grid(self) -> tuple[int, int, int]:
+        """(T, H, W) in tokens."""
+        time, height, width = self.grid_thw
+        return time, height // self.merge, width // self.merge
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels of a frame that one token stands for."""
+        return (self.patch * self.merge) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Pad tokens; start and end token not counted."""
+        time, height, width = self.merged_grid
+        return time * height * width
+
+    def tokens_at(self, max_pixels: int) -> int:
+        """The pad tokens it takes with this ``max_pixels``.
+
+        A lower limit can give a thin image more of them: ``smart_resize`` counts its true area there,
+        and not that of the whole tokens that it fills.
+        """
+        factor = self.patch * self.merge
+        low = min(self.min_pixels, max_pixels)
+        high = max_pixels if self.clip is None else max(max_pixels, int(low * 1.05))
+        height, width = smart_resize(*self.size, factor, min_pixels=low, max_pixels=high)
+        return self.grid_thw[0] * (height // factor) * (width // factor)
+
+    @property
+    def stop(self) -> int:
+        """One past its vision end token."""
+        return self.start + self.tokens + 2
+
+
+class VisionEncoder:
+    """Grids from headers, and patches from pixels, of one processor and one set of options."""
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        min_pixels: int | None,
+        max_pixels: int | None,
+        fps: float | None,
+        max_frames: int | None,
+        limits: MediaLimits,
+    ) -> None:
+        self._images = processor.image_processor
+        self._videos = processor.video_processor
+        self._min_pixels, self._max_pixels = min_pixels, max_pixels
+        self._fps = fps or DEFAULT_FPS
+        self._max_frames = max_frames or DEFAULT_MAX_FRAMES
+        self._limits = limits
+
+    def place(self, medium: Medium, start: int, document: Document) -> PlacedMedium:
+        """The grid of a medium whose vision start token is token ``start``, from its header."""
+        try:
+            if isinstance(medium, Image):
+                return self._place_image(medium, start, _root(document))
+            return self._place_video(medium, start, _root(document))
+        except MediaError as error:
+            raise self._error(error, medium, document) from None
+
+    def _place_image(self, image: Image, start: int, root: Path | None) -> PlacedMedium:
+        height, width = image_size(image, media_root=root, limits=self._limits)
+        patch, merge = self._images.patch_size, self._images.merge_size
+        size = self._size(image)
+        self._refuse_enlarging(image, size["shortest_edge"])
+        grid = (1, *self._grid(image, height, width, patch, merge, size))
+        return PlacedMedium(image, start, grid, (height, width), size["shortest_edge"], merge, patch)
+
+    def _place_video(self, video: Video, start: int, root: Path | None) -> PlacedMedium:
+        clip = self._clip(video, root)
+        processor = self._videos
+        size = self._size(video)
+        self._refuse_enlarging(video, size["shortest_edge"], len(clip.indices))
+        patch, merge = processor.patch_size, processor.merge_size
+        # The total budget of a video, shared by its frames: `cap_pixels_per_frame` of transformers 5.23.
+        total = int(processor.max_video_tokens * (patch * merge) ** 2 * 0.9)
+        share = total * processor.temporal_patch_size // len(clip.indices)
+        capped = max(min(size["longest_edge"], share), int(size["shortest_edge"] * 1.05))
+        size = {"shortest_edge": size["shortest_edge"], "longest_edge": capped}
+        time = -(-len(clip.indices) // processor.temporal_patch_size)
+        grid = (time, *self._grid(video, clip.height, clip.width, patch, merge, size))
+        interval = processor.temporal_patch_size / clip.sample_fps * self.tokens_per_second
+        shown, low = (clip.height, clip.width), size["shortest_edge"]
+        return PlacedMedium(video, start, grid, shown, low, merge, patch, interval, clip)
+
+    def _clip(self, video: Video, root: Path | None) -> Clip:
+        return clip_of(
+            video, fps=self._fps, max_frames=self._max_frames, media_root=root, limits=self._limits
+        )
+
+    # Of the vision config: 2 in every published Qwen2.5-VL; the processor does not carry it.
+    tokens_per_second = 2
+
+    def patches(
+        self,
+        placed: Sequence[PlacedMedium],
+        kind: type[Image] | type[Video],
+        document: Document,
+        pixels_of: Document | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Patches (P, D) float32 and grids (N, 3) int64 of the media of one kind; None without any.
+
+        Args:
+            placed: The media of a sample.
+            kind: Those wanted.
+            document: Theirs.
+            pixels_of: The document whose media are seen: ``document``, or another whose pixels are
+                brought to these grids, or None for the mean colour, which is 0 after normalising.
+        """
+        mine = [one for one in placed if isinstance(one.medium, kind)]
+        if not mine:
+            return None, None
+        grids = torch.tensor([one.grid_thw for one in mine])
+        if pixels_of is document:
+            return torch.cat([self._one(one.medium, one, document) for one in mine]), grids
+        if pixels_of is None:
+            width = 3 * self._images.temporal_patch_size * self._images.patch_size**2
+            return torch.zeros(int(grids.prod(dim=1).sum()), width), grids
+        others = pixels_of.images if kind is Image else pixels_of.videos
+        found = [self._one(others[number % len(others)], one, pixels_of) for number, one in enumerate(mine)]
+        return torch.cat(found), grids
+
+    def _one(self, medium: Medium, placed: PlacedMedium, document: Document) -> torch.Tensor:
+        """Patches of ``medium`` on the grid of ``placed``, which is its own unless pixels are swapped."""
+        own = medium is placed.medium
+        root = _root(document)
+        height, width = (side * placed.patch for side in placed.grid_thw[1:])
+        size = (
+            self._size(medium) if own else {"shortest_edge": height * width, "longest_edge": height * width}
+        )
+        try:
+            if own:  # pixels of others are brought to a grid that was looked at
+                self._refuse_forged(placed, size["shortest_edge"])
+            if isinstance(medium, Image):
+                stored = placed.size if own else image_size(medium, media_root=root, limits=self._limits)
+                with giants_in_turn(stored[0] * stored[1]):
+                    picture = read_image(medium, media_root=root, limits=self._limits)
+                    if not own:
+                        picture = picture.resize((width, height))
+                    made = self._images([picture], size=size, return_tensors="pt")
+                    del picture  # hundreds of megabytes, which the next giant in turn would stand beside
+                patches, grid = made["pixel_values"], made["image_grid_thw"]
+            else:
+                clip = placed.clip if own and placed.clip else self._clip(medium, root)
+                frames = torch.from_numpy(read_video(medium, clip, media_root=root, limits=self._limits))
+                frames = frames.permute(0, 3, 1, 2)
+                if not own:  # as many frames as the grid has, the last one held
+                    wanted = placed.grid_thw[0] * self._videos.temporal_patch_size
+                    frames = frames[torch.arange(wanted).clamp(max=len(frames) - 1)]
+                    frames = resize(frames, [height, width], antialias=True)
+                made = self._videos(
+                    [frames],
+                    size=size,
+                    do_sample_frames=False,
+                    cap_pixels_per_frame=own,
+                    return_metadata=False,
+                    return_tensors="pt",
+                )
+                patches, grid = made["pixel_values_videos"], made["video_grid_thw"]
+        except MediaError as error:
+            raise self._error(error, medium, document) from None
+        if tuple(grid[0].tolist()) != placed.grid_thw:
+            raise self._error(
+                MediaError(
+                    f"{medium} decodes to the grid {grid[0].tolist()} but its header promised "
+                    f"{list(placed.grid_thw)}. The file is damaged or was changed during the run."
+                ),
+                medium,
+                document,
+            )
+        return patches
+
+    def _size(self, medium: Medium) -> dict[str, int]:
+        size = (self._images if isinstance(medium, Image) else self._videos).size
+        low = medium.min_pixels or self._min_pixels or size["shortest_edge"]
+        high = medium.max_pixels or self._max_pixels or size["longest_edge"]
+        # A limit set alone wins over the processor's other one.
+        if low > high:
+            low, high = (low, low) if medium.max_pixels is None and self._max_pixels is None else (high, high)
+        return {"shortest_edge": low, "longest_edge": high}
+
+    def _refuse_enlarging(self, medium: Medium, low: int, frames: int = 1) -> None:
+        """A row may ask for any ``min_pixels``; beyond the limits of files it takes all memory."""
+        for most, name in (
+            (self._limits.max_image_pixels, "max_image_pixels"),
+            (self._limits.max_video_pixels // frames, "max_video_pixels"),
+        ):
+            if low > most:
+                of = f" in each of {frames} frames" if frames > 1 else ""
+                raise MediaError(
+                    f"{medium}: min_pixels asks for more than {most:,} pixels{of}, which {name} forbids. "
+                    "Lower min_pixels, or raise the limit."
+                )
+
+    def _refuse_forged(self, placed: PlacedMedium, low: int) -> None:
+        """A row is placed inside the limits; one that was placed elsewhere may claim to be."""
+        clip, most = placed.clip, self._limits.max_video_pixels
+        self._refuse_enlarging(placed.medium, low, len(clip.indices) if clip else 1)
+        if clip and len(clip.indices) * clip.height * clip.width > most:
+            raise MediaError(f"{placed.medium} takes more than max_video_pixels = {most:,} from its frames.")
+
+    @staticmethod
+    def _grid(
+        medium: Medium, height: int, width: int, patch: int, merge: int, size: dict[str, int]
+    ) -> tuple[int, int]:
+        try:
+            height, width = smart_resize(
+                height,
+                width,
+                factor=patch * merge,
+                min_pixels=size["shortest_edge"],
+                max_pixels=size["longest_edge"],
+            )
+        except ValueError as error:  # sides of more than 1:200
+            raise MediaError(f"{medium} has {height} × {width} pixels: {error}. Crop it.") from None
+        return height // patch, width // patch
+
+    @staticmethod
+    def _error(error: MediaError, medium: Medium, document: Document) -> DocumentError:
+        field = "images" if isinstance(medium, Image) else "videos"
+        reason = without_cache(str(error))
+        return DocumentError(reason, kind="medium", source=document.source, field=field)
+
+
+def _root(document: Document) -> Path | None:
+    return None if document.media_root is None else Path(document.media_root)

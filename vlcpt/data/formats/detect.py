@@ -1,0 +1,297 @@
+"""The formats by name: which fields each reads, what ``targets`` may be, and how a row is recognised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from vlcpt.data.documents import TAG_START, Document, DocumentError
+from vlcpt.data.formats import turns
+from vlcpt.data.formats.chat import read_alpaca, read_docmatix, read_messages, read_query, read_sharegpt
+from vlcpt.data.formats.marked import read_marked, read_segments, read_text
+from vlcpt.data.formats.web import read_caption, read_mmc4, read_obelics
+from vlcpt.data.markup import Untagged
+from vlcpt.data.rows.fields import Row, field_names
+from vlcpt.data.rows.jsonl import Rows, TextRows
+
+logger = logging.getLogger(__name__)
+
+_CONVERSATION = (
+    *("images", "image", "videos", "video", "audios", "audio"),
+    *("system", "objects", "chat_template_kwargs"),
+)
+_ANSWERS = "Targets are the assistant's turns: check roles and loss switches, or set targets: all."
+_LOOKED_AT = 20  # readable rows, of the first 100
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One format.
+
+    Args:
+        read: Makes a row a Document.
+        fields: What it reads of a row, besides ``id``; the first ones tell the format.
+        targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
+        sample: What messages show of a row.
+        chat: Whether it has turns, and so ``chat_template``.
+        marking: How a row without a target gets some; empty: all its text is one, so it has no text.
+    """
+
+    read: Callable[..., Document]
+    fields: tuple[str, ...]
+    targets: tuple[str, ...]
+    sample: str
+    chat: bool = False
+    marking: str = ""
+
+
+SCHEMAS: dict[str, Schema] = {
+    "vlcpt": Schema(
+        read_marked,
+        ("text", "images", "videos"),
+        (),
+        "text, marked or not",
+        marking="Mark targets with <trainable_text>.",
+    ),
+    "segments": Schema(
+        read_segments,
+        ("segments",),
+        (),
+        "segments",
+        marking='Set "trainable": true in the text segments that are targets.',
+    ),
+    "sharegpt": Schema(
+        read_sharegpt,
+        ("conversations", *_CONVERSATION),
+        turns.TARGETS,
+        "conversations of from and value",
+        True,
+        _ANSWERS,
+    ),
+    "messages": Schema(
+        read_messages,
+        ("messages", *_CONVERSATION),
+        turns.TARGETS,
+        "messages of role and content",
+        True,
+        _ANSWERS,
+    ),
+    "alpaca": Schema(
+        read_alpaca,
+        ("instruction", "output", "input", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "instruction and output",
+        True,
+        _ANSWERS,
+    ),
+    "query": Schema(
+        read_query,
+        ("query", "response", "instruction", "history", *_CONVERSATION),
+        turns.TARGETS,
+        "query or instruction, and response",
+        True,
+        _ANSWERS,
+    ),
+    "docmatix": Schema(
+        read_docmatix,
+        ("texts", *_CONVERSATION),
+        turns.TARGETS,
+        "texts of user and assistant",
+        True,
+        _ANSWERS,
+    ),
+    "caption": Schema(
+        read_caption,
+        ("caption", "text", "image", "images", "video", "videos", "audio", "audios", "objects"),
+        ("all",),
+        "image and caption, or image and text",
+    ),
+    "obelics": Schema(read_obelics, ("texts", "images", "image_files"), ("all",), "images and texts"),
+    "mmc4": Schema(read_mmc4, ("text_list", "image_info"), ("all",), "text_list and image_info"),
+    "text": Schema(read_text, ("text",), ("all",), "files of plain text"),
+}
+FORMATS = ("auto", *SCHEMAS)
+
+
+def schema_reader(
+    format: str,
+    *,
+    untagged: Untagged = "train",
+    targets: str | None = None,
+    chat_template: bool = False,
+) -> Callable[..., Document]:
+    """What makes a row of this format a Document, with its options.
+
+    Raises:
+        ValueError: If the format is unknown, or has no such option.
+
+    Example:
+        >>> schema_reader("sharegpt", targets="none")
+        Traceback (most recent call last):
+        ...
+        ValueError: targets 'none' is unknown. Format sharegpt has: assistant, last, all.
+    """
+    check_format(format, targets, chat_template)
+    schema = SCHEMAS[format]
+    if format == "vlcpt":
+        return partial(schema.read, untagged=untagged)
+    if not schema.chat:  # there is no choice
+        return schema.read
+    return partial(schema.read, targets=targets or schema.targets[0], chat_template=chat_template)
+
+
+def check_format(format: str, targets: str | None = None, chat_template: bool = False) -> None:
+    """Raise ValueError for a format that is unknown, or that has no such option.
+
+    Example:
+        >>> check_format("mesages")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown format 'mesages'. Known: auto, vlcpt, segments, sharegpt, messages, alpaca, query, docmatix, caption, obelics, mmc4, text.
+    """  # noqa: E501
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}. Known: {', '.join(FORMATS)}.")
+    if chat_template and format != "auto" and not SCHEMAS[format].chat:
+        having = ", ".join(name for name, schema in SCHEMAS.items() if schema.chat)
+        raise ValueError(f"chat_template does not apply to format {format}, only to {having}. Remove it.")
+    if targets is None:
+        return
+    known = SCHEMAS[format].targets if format != "auto" else turns.TARGETS
+    if not known:
+        raise ValueError(
+            f"targets {targets!r} does not apply to format {format}: its rows mark what trains. Remove it."
+        )
+    if targets not in known:
+        raise ValueError(f"targets {targets!r} is unknown. Format {format} has: {', '.join(known)}.")
+
+
+def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
+    """The format that the fields of the first rows show; what was chosen, and why, is logged.
+
+    Args:
+        rows: The rows.
+        name: What messages call them.
+        ignored: Fields that are not looked at.
+
+    Raises:
+        DocumentError: If no format fits, or more than one.
+
+    Example:
+        >>> from vlcpt.data.rows.jsonl import MemoryRows
+        >>> detect_format(MemoryRows([{"image": "a.png", "caption": "A cat."}], "rows"), "rows")
+        'caption'
+    """
+    if isinstance(rows, TextRows):
+        return "text"
+    first_of: dict[str, int] = {}  # the first row that each format fits
+    unknown: tuple[int, Row] | None = None
+    for number, row in islice(_readable(rows), _LOOKED_AT):
+        found = ["vlcpt"] if isinstance(row, Document) else _fitting(row, ignored)
+        for format in found:
+            first_of.setdefault(format, number)
+        if not found and unknown is None and not isinstance(row, Document):
+            unknown = (number, row)
+    if len(first_of) == 1:
+        (format,) = first_of
+        logger.info(
+            "%s: format %s, because row %d has %s. Set format to read it otherwise.",
+            *(name, format, first_of[format] + 1, SCHEMAS[format].sample),
+        )
+        return format
+    if first_of:
+        found_in = ", ".join(
+            f"{format} (row {row + 1}: {SCHEMAS[format].sample})" for format, row in first_of.items()
+        )
+        raise DocumentError(
+            f"the first rows fit more than one format: {found_in}. Set format to the one that is meant.",
+            kind="source",
+            field=name,
+        )
+    if unknown is not None:
+        known = "; ".join(f"{format}: {schema.sample}" for format, schema in SCHEMAS.items())
+        raise DocumentError(
+            f"no format fits the fields {field_names(unknown[1])}. Known formats: {known}.",
+            kind="source",
+            source=rows.source(unknown[0]),
+        )
+    return "vlcpt"  # no row could be read: its reader names what is wrong with each
+
+
+def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:
+    for number in range(min(len(rows), 100)):
+        try:
+            yield number, rows.row(number)
+        except DocumentError:
+            continue  # told, or counted, when its turn comes
+
+
+def _fitting(row: Row, ignored: Collection[str] = ()) -> list[str]:
+    """The formats whose fields a row has; a null is no field, for Arrow fills rows with them."""
+    row = {name: value for name, value in row.items() if name not in ignored} if ignored else row
+    given = {name for name, value in row.items() if value is not None}
+    found = [
+        format
+        for format, needed in (
+            ("segments", {"segments"}),
+            ("sharegpt", {"conversations"}),
+            ("messages", {"messages"}),
+            ("mmc4", {"text_list", "image_info"}),
+        )
+        if needed <= given
+    ]
+    if "texts" in given and _are_pairs(row["texts"]):
+        found.append("docmatix")
+    elif {"texts", "images"} <= given and _are_texts(row["texts"]):
+        found.append("obelics")
+    alone = any(_may_be_media(row.get(name)) for name in ("image", "video"))
+    lists = [row.get(name) for name in ("images", "videos")]
+    listed = any(_may_be_media(one) and not (isinstance(one, Sized) and not len(one)) for one in lists)
+    if "caption" in given and (alone or listed):
+        found += _captioned(row.get("text"), listed)
+    elif "text" in given and alone and not listed and not found:
+        found += ["vlcpt", "caption"] if _has_span(str(row["text"])) else ["caption"]
+    elif "text" in given:
+        found.append("vlcpt")
+    if not found:  # names that many other rows have
+        answers = (
+            ("alpaca", ("instruction", "input"), "output"),
+            ("query", ("query", "instruction"), "response"),
+        )
+        found += [
+            format for format, asked, answer in answers if answer in given and given.intersection(asked)
+        ]
+    return found
+
+
+def _has_span(text: str) -> bool:
+    """Whether a text has a tag, also a misspelt one: it would be trained as it stands, as a caption."""
+    return any("<trainable_text" in match.group() or match["misspelt"] for match in TAG_START.finditer(text))
+
+
+def _may_be_media(value: object) -> bool:
+    """Whether a field's value may be one of media: a number counts them. Equality is of no use for arrays."""
+    return not (value is None or isinstance(value, int | float) or (isinstance(value, str) and not value))
+
+
+def _captioned(text: object, listed: bool) -> list[str]:
+    """What a row with a caption and media may be, which may have a text, too."""
+    marked = isinstance(text, str) and TAG_START.search(text)
+    if marked and listed:  # markup and its files: the caption is a field like any other
+        return ["vlcpt"]
+    return ["vlcpt", "caption"] if marked or (text is not None and listed) else ["caption"]
+
+
+def _are_pairs(value: object) -> bool:
+    """Whether these are questions with their answers, of which an OBELICS row has none."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in value)
+
+
+def _are_texts(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return False
+    return all(one is None or isinstance(one, str) for one in value)

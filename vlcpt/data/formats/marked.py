@@ -1,0 +1,119 @@
+"""Formats that mark their targets themselves: text with markup, segments, and plain text files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from vlcpt.data.documents import Document, DocumentError, Segment, Text
+from vlcpt.data.formats.markers import MEDIA_FIELDS
+from vlcpt.data.markup import Untagged, parse_markup
+from vlcpt.data.media.references import HINTS, image_from, video_from, with_keys
+from vlcpt.data.rows.fields import Row, field_names, list_field, text_field
+
+PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
+# The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
+# where a row has them and no tag, its author may have taken them for tags, and all of the text is trained.
+OTHER_BRACKETS = "tags in other brackets than < and >"
+_DISGUISED = re.compile(
+    r"(?:[＜〈《‹﹤]|&(?:lt|#60|#x3c);|\\u003c)\s?/?\s?trainable[\s_-]?text", re.IGNORECASE
+)
+
+
+def read_marked(row: Row, *, untagged: Untagged = "train") -> Document:
+    """A document from a row with markup.
+
+    Example:
+        >>> read_marked({"text": "<image>a <trainable_text>b</trainable_text>", "images": ["a.png"]}).images
+        (Image(path='a.png', min_pixels=None, max_pixels=None),)
+    """
+    try:
+        text = text_field(row, "text")
+        document = parse_markup(text, list_field(row, "images"), list_field(row, "videos"), untagged=untagged)
+        if not document.tagged and "rainable" in text and _DISGUISED.search(text):
+            return replace(document, not_read=(*document.not_read, OTHER_BRACKETS))
+        return document
+    except DocumentError as error:
+        for name in ("image", "video"):
+            if f"'{name}s' lists 0 files" in error.reason and name in row and f"{name}s" not in row:
+                error.reason += f" The row has {name!r}: call it '{name}s'."
+        if error.kind in ("markup", "markers") and not any(row.get(name) for name in MEDIA_FIELDS):
+            error.reason += PLAIN
+        raise
+
+
+def read_text(row: Row) -> Document:
+    """A document whose whole text is trained; nothing in it is markup.
+
+    Example:
+        >>> read_text({"text": "<image> is plain here"}).segments
+        (Text(text='<image> is plain here', trainable=True, weight=1.0),)
+    """
+    return Document((Text(text_field(row, "text"), trainable=True),))
+
+
+# Of a medium, some keys may also stand in its reference.
+_SIZES = {"image": ("min_pixels", "max_pixels"), "video": ("min_pixels", "max_pixels", "fps", "max_frames")}
+_KEYS = {
+    "text": {"type", "text", "trainable", "weight"},
+    "image": {"type", "image", *_SIZES["image"]},
+    "video": {"type", "video", *_SIZES["video"]},
+}
+
+
+def read_segments(row: Row) -> Document:
+    """A document from a row of segments. Tags inside a text segment are plain characters.
+
+    A row always says itself what it trains.
+
+    Example:
+        >>> read_segments({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
+        (Text(text='a', trainable=True, weight=1.0),)
+    """
+    if "segments" not in row:
+        raise DocumentError(
+            f"the field is missing. Fields found: {field_names(row)}.", kind="row", field="segments"
+        )
+    segments: list[Segment] = []
+    empty_spans = 0
+    for number, entry in enumerate(list_field(row, "segments", "segments")):
+        place = f"segments[{number}]"
+        try:
+            segment = _segment(entry)
+        except DocumentError as error:
+            raise error.at(None, place) from None
+        if isinstance(segment, Text) and segment.trainable and not segment.text:
+            empty_spans += 1
+        segments.append(segment)
+    return Document(tuple(segments), empty_spans=empty_spans)
+
+
+def _segment(entry: object) -> Segment:
+    if not isinstance(entry, Mapping):
+        raise DocumentError(f"expected a segment with a 'type', found {type(entry).__name__}.")
+    kind = entry.get("type")
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise DocumentError(f"'type' must be 'text', 'image' or 'video'; found {kind!r:.60}.")
+    # Null is how Arrow fills the keys that other segments of a row have.
+    known = _KEYS[kind] if kind == "text" else _KEYS[kind] | HINTS
+    unknown = [key for key, value in entry.items() if key not in known and value is not None]
+    if unknown:
+        raise DocumentError(
+            f"a segment of type {kind!r} has no key {unknown[0]!r:.60}. "
+            f"Known: {', '.join(sorted(_KEYS[kind]))}."
+        )
+    if kind in _SIZES:
+        sizes = {name: entry[name] for name in _SIZES[kind] if entry.get(name) is not None}
+        reference = with_keys(entry.get(kind), sizes)
+        return image_from(reference) if kind == "image" else video_from(reference)
+    text, trainable, weight = entry.get("text"), entry.get("trainable"), entry.get("weight")
+    if not isinstance(text, str):
+        raise DocumentError(f"'text' must be a string; found {type(text).__name__}.")
+    if not isinstance(trainable, bool):
+        raise DocumentError(f"'trainable' must be true or false; found {trainable!r:.60}.")
+    if weight is None:
+        return Text(text, trainable)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > 1e300:
+        raise DocumentError(f"'weight' must be a number; found {weight!r:.60}.")
+    return Text(text, trainable, float(weight))

@@ -1,0 +1,380 @@
+"""What a row may hold for an image or a video, read into :class:`Image` or :class:`Video`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import io
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+
+import PIL.Image
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
+
+from vlcpt.data.documents import DocumentError, Image, Video
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all others off: EPS starts Ghostscript
+
+# What Pillow raises on a broken file: its readers do not look first. tests/data/media fuzzes them.
+# fmt: off
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error,
+                 ArithmeticError, RuntimeError, MemoryError)
+# fmt: on
+
+# EXIF's eight ways to hold a camera, as what turns the picture upright.
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+# What a TIFF holds to the bit. A reader makes RGB of all others, so nothing is lost by doing so here; a
+# palette has as many colours as it happens to have, in a copy perhaps more.
+_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # these with a transparent colour, which a TIFF has not
+_TIFF_MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "I", "F", "I;16", "I;16B", "I;16L")
+
+
+def picture_bytes(picture: PIL.Image.Image) -> bytes:
+    """The file of a picture in memory; the same picture always gives the same bytes.
+
+    One that was opened and not decoded yet gives the file that it was opened from, so that the limits on
+    files hold for it, and forked workers do not share a place in that file. Pixels become a TIFF without
+    compression, ten times faster than a PNG.
+
+    Raises:
+        DocumentError: If the file was closed before the pixels were decoded, or they cannot be.
+
+    Example:
+        >>> picture = PIL.Image.new("CMYK", (2, 1), (0, 255, 0, 0))
+        >>> PIL.Image.open(io.BytesIO(picture_bytes(picture))).tobytes() == picture.tobytes()
+        True
+    """
+    try:
+        if getattr(picture, "tile", None):  # what is left to decode
+            data = _file_of(picture)
+            if picture.format in (*IMAGE_FORMATS, "MPO") and _is_first_frame(picture):
+                return data
+            if picture.format == "EPS":
+                raise _error("EPS would be drawn by another program, Ghostscript. Convert it to PNG.")
+            if picture.format not in (*IMAGE_FORMATS, "MPO"):
+                picture = PIL.Image.open(io.BytesIO(data), formats=[str(picture.format)])
+        picture.load()
+        return _encoded(picture)
+    except PILLOW_ERRORS as error:
+        if isinstance(error, DocumentError):
+            raise
+        raise _error(
+            f"its pixels cannot be decoded ({type(error).__name__}: {error}). Look at the file that it was "
+            "opened from, or remove it from the row."
+        ) from error
+
+
+def orientation(picture: PIL.Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, from the header: 1 where there is none or EXIF itself is broken.
+
+    Example:
+        >>> orientation(PIL.Image.new("L", (1, 1)))
+        1
+    """
+    if picture.format == "TIFF":
+        return 1  # Pillow turns TIFF files itself, size included
+    try:
+        # The base class's method: that of PNG decodes the pixels to look for EXIF behind them.
+        value = PIL.Image.Image.getexif(picture).get(Base.Orientation)
+    except PILLOW_ERRORS:
+        return 1  # as browsers do
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _is_first_frame(picture: PIL.Image.Image) -> bool:
+    """Whether the file alone says which pixels are meant: no other frame was sought, no draft asked for."""
+    is_draft = picture.format == "JPEG" and getattr(picture, "decoderconfig", None)
+    return picture.tell() == 0 and not is_draft
+
+
+def _file_of(picture: PIL.Image.Image) -> bytes:
+    """The whole file that a picture was opened from, which is left where it stands."""
+    file = getattr(picture, "fp", None)
+    if file is None or getattr(file, "closed", False):
+        raise _error(
+            "it was opened, but its file was closed before its pixels were decoded. Call its load() before "
+            "that, or give the file's path in its place."
+        )
+    if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
+        # Not by seek and read: the place in the file is one for all forked workers.
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
+    return data
+
+
+def _encoded(picture: PIL.Image.Image) -> bytes:
+    """Decoded pixels as a file, upright."""
+    if (turn := UPRIGHT.get(orientation(picture))) is not None:
+        picture = picture.transpose(turn)
+    file = io.BytesIO()
+    if picture.has_transparency_data and picture.mode in _PNG_MODES:
+        picture.save(file, "PNG", compress_level=0)
+        return file.getvalue()
+    if picture.mode not in _TIFF_MODES:
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    picture.save(file, "TIFF", compression="raw")  # not as the file was that it came from
+    return file.getvalue()
+
+
+def _error(reason: str) -> DocumentError:
+    return DocumentError(f"a PIL image: {reason}", kind="medium")
+
+
+_BARE = re.compile(r"[A-Za-z0-9+/]{100,}=*")
+_BARE_FOR_URLS = re.compile(r"[A-Za-z0-9_-]{100,}=*")
+_LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever it looks like
+# The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
+_BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
+# What other tools write beside a reference and nothing here is like: named as not read.
+HINTS = frozenset(
+    (
+        *("detail", "cache_control", "nframes", "min_frames", "total_pixels"),
+        *("resized_height", "resized_width", "video_start", "video_end"),
+    )
+)
+
+
+def shown_url(url: str) -> str:
+    """A URL for a message: without user, password, query and fragment, where secrets are, and not endless.
+
+    Example:
+        >>> shown_url("https://me:secret@example.org/a.png?signature=secret")
+        'https://example.org/a.png?…'
+    """
+    bare = re.sub(r"(?<=://)[^/?#]*@", "", url)
+    bare = re.sub(r"[?#].*", "?…", bare, flags=re.DOTALL)
+    return bare if len(bare) <= 200 else bare[:200] + "…"
+
+
+def image_from(reference: object) -> Image:
+    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, bytes, a dict, or a ``PIL.Image``.
+
+    Raises:
+        DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
+
+    Example:
+        >>> image_from({"path": "a.png", "max_pixels": 50176})
+        Image(path='a.png', min_pixels=None, max_pixels=50176)
+    """
+    return reference if isinstance(reference, Image) else Image(**_reference_fields(reference, Image))  # type: ignore[arg-type]
+
+
+def video_from(reference: object) -> Video:
+    """A :class:`Video` from a path, a ``data:`` URI, a dict, or a Video; see :func:`image_from`.
+
+    Example:
+        >>> video_from({"path": "a.mp4", "fps": 1}).fps
+        1.0
+    """
+    return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
+
+
+def with_keys(reference: object, keys: Mapping[str, object]) -> object:
+    """A reference with keys that stand beside it; its own win.
+
+    Example:
+        >>> with_keys("a.png", {"max_pixels": 50176})
+        {'path': 'a.png', 'max_pixels': 50176}
+    """
+    if not keys:
+        return reference
+    if isinstance(reference, str):
+        return {"path": reference, **keys}
+    if isinstance(reference, Image | Video):
+        reference = {("bytes" if name == "data" else name): value for name, value in vars(reference).items()}
+    if isinstance(reference, Mapping):
+        return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
+    if isinstance(reference, bytes) or is_picture(reference):
+        return {"bytes": reference, **keys}
+    return reference
+
+
+def is_picture(value: object) -> bool:
+    """Whether a value is a ``PIL.Image``, without loading Pillow where nobody has.
+
+    Example:
+        >>> is_picture("a.png")
+        False
+    """
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def hints_in(value: object, name: str) -> Iterator[str]:
+    """Keys beside references in a field that are not read, as the fields of a row are named.
+
+    Example:
+        >>> [*hints_in([{"path": "a.png", "detail": "low"}], "images")]
+        ['images[].detail']
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str) and key in HINTS:
+                if inner is not None:
+                    yield f"{name}.{key}"
+            elif isinstance(inner, Mapping | list | tuple):
+                yield from hints_in(inner, f"{name}.{key}"[:60])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from hints_in(one, f"{name}[]")
+
+
+def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
+    if isinstance(reference, os.PathLike):  # of rows in memory
+        reference = os.fspath(reference)
+    if isinstance(reference, str):
+        return _split_data_uri(reference)
+    if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
+        return {"data": bytes(reference)}
+    if kind is Image and (picture := _picture(reference)) is not None:
+        return {"data": picture}
+    if not isinstance(reference, Mapping):
+        raise DocumentError(
+            f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
+            f"found {type(reference).__name__}.",
+            kind="reference",
+        )
+    known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
+    values: dict[str, object] = {}
+    for key, value in reference.items():
+        # Null is how Arrow fills the keys that other references have.
+        if value is None or (isinstance(key, str) and key in HINTS):
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+            raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
+        # Chats have a picture where others have its path: under 'url'.
+        picture = _picture(value) if key in ("bytes", "path") and kind is Image else None
+        values |= {key: _checked(key, value)} if picture is None else {"bytes": picture}
+    low, high = values.get("min_pixels"), values.get("max_pixels")
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        raise DocumentError(
+            f"'min_pixels' {low} of a media reference is above its 'max_pixels' {high}. Swap or remove one.",
+            kind="reference",
+        )
+    data, path = values.pop("bytes", None), values.pop("path", None)
+    if data is None and path is None:
+        raise DocumentError("a media reference needs 'path' or 'bytes'; both are missing.", kind="reference")
+    if isinstance(path, str) and data is None:
+        return values | _split_data_uri(path)
+    return values | {"path": path, "data": data}
+
+
+def _picture(value: object) -> bytes | None:
+    """A ``PIL.Image`` as the bytes of a file, also where it is an Image by now; None for anything else."""
+    if isinstance(value, Image):
+        return value.data
+    if not is_picture(value):
+        return None
+    return picture_bytes(value)  # type: ignore[arg-type]
+
+
+def without_pictures(rows: list[object]) -> list[object]:
+    """Rows with an :class:`Image` in place of every ``PIL.Image``; one that cannot be read is empty.
+
+    Pillow's own pickle forgets the transparency of a palette, and decodes what was only opened.
+
+    Example:
+        >>> without_pictures([{"text": "a"}])
+        [{'text': 'a'}]
+    """
+    known: dict[int, Image] = {}  # one picture may be in many rows
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        if not is_picture(value):
+            return value
+        if id(value) not in known:
+            try:
+                known[id(value)] = image_from(value)
+            except DocumentError:
+                known[id(value)] = Image()  # planning said what is wrong with it
+        return known[id(value)]
+
+    return [plain(row) for row in rows]
+
+
+def _checked(key: str, value: object) -> object:
+    """The value of one key of a media reference, or an error that names its type."""
+    if key in ("path", "bytes"):
+        wanted: type = str if key == "path" else bytes
+        if key == "path" and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if isinstance(value, wanted):
+            return value
+        if key == "bytes" and isinstance(value, str):  # JSON has no bytes
+            try:
+                return _split_data_uri(value)["data"] if value[:5].lower() == "data:" else _decoded(value)
+            except binascii.Error as error:
+                reason = f"'bytes' of a media reference holds no valid base64: {error}."
+                raise DocumentError(reason, kind="reference") from None
+        raise DocumentError(
+            f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
+            kind="reference",
+        )
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
+    if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
+        raise DocumentError(
+            f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.", kind="reference"
+        )
+    return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
+
+
+def _split_data_uri(reference: str) -> dict[str, object]:
+    if reference[:5].lower() != "data:":
+        if not reference:
+            raise DocumentError("a media reference is an empty path.", kind="reference")
+        if _is_bare_base64(reference):
+            raise DocumentError(
+                f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
+                'kind of the file, or as {"bytes": …}.',
+                kind="reference",
+            )
+        return {"path": reference}
+    header, comma, payload = reference.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise DocumentError(
+            "a data: URI must have the form data:image/png;base64,…; "
+            f"found {reference[:40]!r}… Encode the file as base64.",
+            kind="reference",
+        )
+    try:
+        return {"data": _decoded(payload)}
+    except binascii.Error as error:
+        raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None
+
+
+def _is_bare_base64(reference: str) -> bool:
+    start = "".join(reference[:120].split())
+    if len(reference) > 64 and start.startswith(_BARE_STARTS) and "." not in reference:
+        return True
+    if len(reference) > _LONGEST_PATH and _BARE_FOR_URLS.fullmatch(start):
+        return True
+    return len(reference) > 255 and _BARE.fullmatch(start) is not None
+
+
+def _decoded(text: str) -> bytes:
+    """Base64 as MIME writes it: with line breaks, of which a decoder that checks all else knows nothing."""
+    return base64.b64decode("".join(text.split()), validate=True)

@@ -1,0 +1,510 @@
+"""Where rows are stored: which files, folders, patterns and names are read, and by what."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.rows.decoding import inner_name, unpacked
+from vlcpt.data.rows.fields import Row
+from vlcpt.data.rows.jsonl import (
+    MAX_ROW_BYTES,
+    TEXT_SUFFIXES,
+    JsonlRows,
+    JsonRows,
+    Rows,
+    TextRows,
+    check_strings,
+    files_inside,
+    limit_rows,
+    require_regular,
+)
+
+_MOST = 1_000_000  # names that braces may stand for
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path that is not there may stand for several.
+
+    Example:
+        >>> is_pattern("shards/*.tar"), is_pattern("data-{0..9}.parquet"), is_pattern("data/train.jsonl")
+        (True, True, False)
+    """
+    return bool(glob.has_magic(path) or _BRACES.search(path))
+
+
+def files_of(pattern: str) -> list[Path]:
+    """The files and folders that a pattern stands for, sorted by name, each once.
+
+    Leading folders that are there by their literal names are no pattern: ``data[1]/*.tar``.
+
+    Raises:
+        DocumentError: If nothing fits, or if one of the names that braces stand for is not there.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("b-01.tar", "b-00.tar", "c.tar"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in files_of(f"{folder}/b-{{00..01}}.tar")]
+        ['b-00.tar', 'b-01.tar']
+    """
+    start, rest = _literal_start(pattern)
+    found: set[str] = set()
+    missing = []
+    names = _without_braces(rest, pattern)
+    for name in names:
+        path = os.path.join(start, name)
+        if glob.has_magic(name) and not os.path.exists(path):
+            inside = glob.glob(name, root_dir=start or None, recursive=True)
+            found.update(os.path.join(start, one) for one in inside)
+            missing += [] if inside else [path]
+        elif os.path.exists(path):
+            found.add(path)
+        else:
+            missing.append(path)
+    if missing:
+        of_many = f", {len(missing):,} of the {len(names):,} that the braces name" if len(names) > 1 else ""
+        what = "nothing fits this pattern" if glob.has_magic(missing[0]) else "no such file or folder"
+        raise DocumentError(
+            f"{what}{of_many}. Correct the pattern, or put the file there.", kind="source", field=missing[0]
+        )
+    return [Path(path) for path in sorted(found)]
+
+
+def _literal_start(pattern: str) -> tuple[str, str]:
+    """The folders at the start of a pattern that are there as they are written, and the rest."""
+    parts = pattern.split("/")
+    start = "/" if pattern.startswith("/") else ""
+    done = 0
+    for number, part in enumerate(parts[:-1]):
+        path = os.path.join(start, part)
+        if part and not os.path.isdir(path):
+            break
+        start, done = path if part else start, number + 1
+    return start, "/".join(parts[done:])
+
+
+def _without_braces(text: str, pattern: str) -> list[str]:
+    """Every name that braces stand for; numbers have as many digits as they are written with."""
+    names = [text]
+    while any(_BRACES.search(name) for name in names):
+        opened = []
+        for name in names:
+            match = _BRACES.search(name)
+            if match is None:
+                opened.append(name)
+                continue
+            opened += [
+                name[: match.start()] + one + name[match.end() :] for one in _alternatives(match, pattern)
+            ]
+            if len(opened) > _MOST:
+                raise _too_many(pattern)
+        names = opened
+    return names
+
+
+def _alternatives(match: re.Match[str], pattern: str) -> list[str]:
+    numbers = _RANGE.fullmatch(match.group())
+    if numbers is None:
+        return match[1].split(",")
+    low, high = int(numbers[1]), int(numbers[2])
+    if abs(high - low) >= _MOST:
+        raise _too_many(pattern)
+    is_padded = any(one.startswith("0") and len(one) > 1 for one in numbers.groups())
+    width = max(map(len, numbers.groups())) if is_padded else 0
+    return [f"{number:0{width}}" for number in range(min(low, high), max(low, high) + 1)]
+
+
+def _too_many(pattern: str) -> DocumentError:
+    return DocumentError(
+        f"its braces stand for more than {_MOST:,} names. Use * for numbers.", kind="source", field=pattern
+    )
+
+
+_COMPRESSED = (".gz", ".zst", ".zstd")
+_LINES = (".jsonl", ".ndjson")
+# What a folder may hold many of. Not .json: beside data, those files mostly describe it.
+_SHARDS = (*_LINES, ".parquet", ".arrow", ".tar", ".tgz")
+_DELIMITED = (".csv", ".tsv")  # data only where nothing else is: beside data, they mostly describe it
+_KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, .arrow, .tar (these also .gz or .zst), .txt, .md"
+_NAMED = (*_SHARDS, *_DELIMITED, *TEXT_SUFFIXES, ".json")
+# Not brackets: they stand in the names of files that are there.
+_UNNAMED = re.compile(r"\{[^{}]*(?:\.\.|,)[^{}]*\}|[*?]")
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How the user wants rows to be opened.
+
+    Args:
+        format: Their schema.
+        media_root: Where media paths start; None: where the data is.
+        ignores_names: Whether a ``file_name`` of metadata is no medium.
+        max_row_bytes: Above which a row is refused.
+    """
+
+    format: str
+    media_root: str | None
+    ignores_names: bool
+    max_row_bytes: int
+
+
+class ChainRows:
+    """The rows of several files, one after the other.
+
+    Args:
+        parts: The files' rows, in order.
+        left_out: Files beside them that are not read, by what they are.
+        roots: The media root of each file, where they have one each.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Rows],
+        left_out: Mapping[str, int] | None = None,
+        roots: Sequence[str] | None = None,
+    ) -> None:
+        self._parts = parts
+        self._left_out = left_out or {}
+        self._roots = roots
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def source(self, number: int) -> Source:
+        part, inside = self._place(number)
+        return self._parts[part].source(inside)
+
+    def row(self, number: int) -> Row | Document:
+        part, inside = self._place(number)
+        return self._parts[part].row(inside)
+
+    def state(self) -> list[object] | None:
+        """What tells whether they changed; None if nothing does for one of them."""
+        found = [part.state() if hasattr(part, "state") else None for part in self._parts]
+        return None if None in found else [self._roots, *found]
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes, where they are read by the row."""
+        for part in self._parts:
+            limit_rows(part, most)
+
+    def only(self, columns: Iterable[str]) -> ChainRows:
+        """The same rows; of tables, these columns alone."""
+        columns = tuple(columns)
+        parts = [part.only(columns) if hasattr(part, "only") else part for part in self._parts]
+        return ChainRows(parts, self._left_out, self._roots)
+
+    def media_root(self, number: int) -> str | None:
+        """Where the media of a row start; None: where those of all rows do."""
+        return None if self._roots is None else self._roots[self._place(number)[0]]
+
+    def left_out(self) -> Mapping[str, int]:
+        """Files that are not read, by what they are."""
+        found = Counter(self._left_out)
+        for part in self._parts:
+            if hasattr(part, "left_out"):
+                found.update(part.left_out())
+        return found
+
+    def _place(self, number: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return part, number - (int(self._ends[part - 1]) if part else 0)
+
+
+def open_rows(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    media_root: str | None = None,
+    ignored: Collection[str] = (),
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> tuple[Rows, str]:
+    """The rows of a file, a folder, a pattern for several, or a data set on the Hub.
+
+    Args:
+        path: See :func:`vlcpt.data.sources.open_source`.
+        split: Of a saved data set or one on the Hub.
+        format: The rows' schema: with ``text``, a folder is read as text files, whatever else it holds.
+        media_root: Where media paths start; None: where the data is.
+        ignored: Fields that are not looked at; with ``file_name``, no metadata names a medium.
+        max_row_bytes: A row of more is refused, where a file is read whole or looked through at its opening.
+
+    Returns:
+        The rows, and the folder that their media paths start from and may not leave.
+
+    Raises:
+        DocumentError: If there is nothing, or nothing that can be read.
+
+    Example:
+        >>> from vlcpt.demo import data_path
+        >>> len(open_rows(data_path("old_eval.jsonl"))[0]) > 0
+        True
+    """
+    shown = str(path)
+    if "://" in shown:
+        raise _error(
+            "an address is not opened. Download the data and give its path, or the address of what vlcpt "
+            "prepare wrote.",
+            shown,
+        )
+    file = Path(path)
+    opening = _Opening(format, media_root, "file_name" in ignored, max_row_bytes)
+    if not file.exists():
+        if is_pattern(shown):
+            _refuse_split(split, "to a pattern", shown)
+            return _pattern_rows(shown, opening)
+        return _hub_rows(shown, split)
+    if file.is_dir():
+        return _folder_rows(file, split, opening), media_root or shown
+    require_regular(file)
+    if split:
+        raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
+    if (opener := _opener(file, max_row_bytes, looks_beside=format == "auto")) is None:
+        raise _error(f"cannot read files ending in {file.suffix or 'nothing'!r}. Known: {_KNOWN}.", shown)
+    rows = opener()
+    if file.name.startswith("metadata.") and not opening.ignores_names:
+        from vlcpt.data.rows.folders import metadata_rows
+
+        rows = metadata_rows(rows, file, media_root)
+    return rows, media_root or str(file.parent)
+
+
+def why_empty(path: str | Path) -> str:
+    """What to do about a source without a row; of a folder, by the files that it has.
+
+    Example:
+        >>> why_empty("a.jsonl")
+        'there is no row in it.'
+    """
+    if not os.path.isdir(path):
+        return "there is no row in it."
+    from vlcpt.data.formats.unread import is_media_name, suffixes_of
+
+    files = files_inside(Path(path))
+    media = sum(is_media_name(file.name) for file in files)
+    others = suffixes_of([file for file in files if not is_media_name(file.name)])
+    reason = "there is no row in it"
+    if others:
+        found = ", ".join(f"{suffix} ({number:,})" for suffix, number in [*others.items()][:5])
+        reason += f"; not read: {found}"
+    if not media:
+        return f"{reason}. Known: {_KNOWN}."
+    return (
+        f"{reason}; pictures and videos without a text: {media:,}. Write the text of 0.jpg into 0.txt "
+        "beside it, or those of all into a metadata.jsonl with file_name and text."
+    )
+
+
+def default_name(path: str) -> str:
+    """What the ledger calls a source that has no name: its last part, without the suffixes of data files.
+
+    Example:
+        >>> default_name("data/train.jsonl.gz"), default_name("org/docs-v1.5"), default_name("data/pages/")
+        ('train', 'docs-v1.5', 'pages')
+        >>> default_name("shards/*.tar"), default_name("data-{00000..00099}.parquet")
+        ('shards', 'data')
+    """
+    name = inner_name(Path(path).name)
+    if _UNNAMED.search(path) and "://" not in path:
+        # What a pattern has of a name: the last part that has one.
+        for part in reversed(Path(path).parts):
+            part = inner_name(part)
+            stem = Path(part).stem if Path(part).suffix.lower() in _NAMED else part
+            if plain := _UNNAMED.sub("", stem).strip("-_. /"):
+                return plain
+    stem = Path(name).stem
+    return stem if Path(name).suffix.lower() in _NAMED else name
+
+
+def _opener(file: Path, most: int, *, looks_beside: bool = False) -> Callable[[], Rows] | None:
+    """What reads a file, by its name, rows of that many bytes at most; None: nothing does."""
+    suffix = Path(inner_name(file.name)).suffix.lower()
+    packed = file.suffix.lower() in _COMPRESSED or file.suffix.lower() == ".tgz"
+    if suffix in TEXT_SUFFIXES and not packed:
+        return partial(TextRows, file, looks_beside=looks_beside)
+    if suffix in _LINES:
+        return lambda: JsonlRows(unpacked(file), str(file))
+    if suffix == ".json":
+        return lambda: _json_rows(unpacked(file), str(file), most)
+    if suffix in _DELIMITED:
+        from vlcpt.data.rows.tables import DelimitedRows
+
+        return lambda: DelimitedRows(unpacked(file), str(file), most)
+    if suffix == ".tar":
+        from vlcpt.data.rows.tars import TarRows
+
+        return lambda: TarRows(unpacked(file), str(file))
+    if suffix in (".parquet", ".arrow") and not packed:
+        from vlcpt.data.rows.tables import ArrowRows, ParquetRows
+
+        return partial(ParquetRows if suffix == ".parquet" else ArrowRows, file)
+    return None
+
+
+def _json_rows(file: Path, name: str, most: int) -> Rows:
+    """A list, or, as many files of that name on the Hub are, one object a line."""
+    check_strings(file, most, name)
+    with file.open("rb") as lines:
+        line = lines.readline(1 << 20)  # of a list on one line, not all
+    first = line.removeprefix(b"\xef\xbb\xbf").strip()
+    is_object = first.startswith(b"{") and (first.endswith(b"}") or len(line) == 1 << 20)
+    return JsonlRows(file, name) if is_object else JsonRows(file, name)
+
+
+def _folder_rows(folder: Path, split: str | None, opening: _Opening) -> Rows:
+    from vlcpt.data.rows.tables import is_saved, saved_rows
+
+    if is_saved(folder):
+        return saved_rows(folder, split)
+    return _rows_of_files(folder, files_inside(folder), str(folder), split, opening)
+
+
+def _pattern_rows(pattern: str, opening: _Opening) -> tuple[Rows, str]:
+    """The rows of all that a pattern stands for, and the folder that holds it."""
+    found = files_of(pattern)
+    folders = [path for path in found if path.is_dir()]
+    files = [path for path in found if not path.is_dir()]
+    base = os.path.commonpath([path.parent for path in found]) or "."
+    if not folders:
+        return _rows_of_files(Path(base), files, pattern, None, opening), opening.media_root or base
+    described = [file for file in files if _describes_a_shard(file)]
+    described += [file for file in files if described and file.name.endswith("_stats.json")]
+    if others := [file for file in files if file not in described]:
+        raise _error(
+            f"the pattern fits {len(folders):,} folders, such as {folders[0].name}, and {len(others):,} "
+            f"files, such as {others[0].name}. Write one that fits folders or files alone.",
+            pattern,
+        )
+    parts = [_folder_rows(folder, None, opening) for folder in folders]
+    roots = None if opening.media_root else [str(folder) for folder in folders]
+    from vlcpt.data.formats.unread import suffixes_of
+
+    return ChainRows(parts, suffixes_of(described), roots), opening.media_root or base
+
+
+def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | None, opening: _Opening) -> Rows:
+    """The rows of a folder's files, or of some of them: of one kind, or of what a tool leaves together."""
+    from vlcpt.data.formats.unread import suffixes_of
+    from vlcpt.data.rows.tables import loaded_rows
+
+    is_whole = shown == str(folder)  # and no pattern, which names its files on purpose
+    texts = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
+    data_texts = [file for file in texts if file.name != "README.md"]  # the card of a data set is none
+    is_text = opening.format == "text"
+    if not is_text and (named := _metadata_rows(folder, files, split, opening)) is not None:
+        return named
+    if not (is_text and data_texts):  # of plain text, files of rows are read where no text files are
+        shards = [file for file in files if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
+        described = {file for file in shards if _describes_a_shard(file)}
+        shards = [file for file in shards if file not in described]
+        pairs = None
+        if not shards and not is_text:
+            from vlcpt.data.rows.folders import find_pairs
+
+            pairs = find_pairs(folder, files, opening.media_root or str(folder), opening.format)
+        if pairs is not None:
+            _refuse_split(split, "to a folder of media and their texts", shown)
+            return pairs
+        if described:
+            _refuse_split(split, "to a folder that img2dataset wrote", shown)
+        if split:
+            return loaded_rows(str(folder), split)
+        for suffixes in (_DELIMITED, () if is_whole else (".json",)):
+            if not shards and not data_texts:
+                shards = [f for f in files if Path(inner_name(f.name)).suffix.lower() in suffixes]
+        if shards:
+            beside = [file for file in files if file.suffix.lower() == ".json" and file not in shards]
+            left_out = suffixes_of([*described, *beside]) if described else {}
+            parts = [_opened(file, opening.max_row_bytes) for file in _of_one_kind(shards, data_texts, shown)]
+            roots = [str(file.parent) for file in shards]
+            # Of a folder, all media paths start there; of a pattern, each at its file's folder.
+            by_file = opening.media_root is None and not is_whole and len({*roots}) > 1
+            return ChainRows(parts, left_out, roots if by_file else None)
+    if split:
+        return loaded_rows(str(folder), split)
+    if not texts and any(file.suffix.lower() == ".json" for file in files):
+        raise _error("of .json files in a folder none is read. Give the path of one file.", shown)
+    if not texts and not is_whole:
+        raise _error(f"none of {len(files):,} files is of a kind that is read. Known: {_KNOWN}.", shown)
+    return TextRows(folder, texts, looks_beside=opening.format == "auto")
+
+
+def _metadata_rows(folder: Path, files: list[Path], split: str | None, opening: _Opening) -> Rows | None:
+    """The rows of an ImageFolder or VideoFolder; None if it is none."""
+    if opening.ignores_names or not any(file.name.startswith("metadata.") for file in files):
+        return None
+    from vlcpt.data.rows.folders import image_folder
+
+    found = image_folder(
+        folder, files, split, opening.media_root, lambda file: _opened(file, opening.max_row_bytes)
+    )
+    return None if found is None else ChainRows(*found)
+
+
+def _opened(file: Path, most: int) -> Rows:
+    require_regular(file)
+    opener = _opener(file, most)
+    assert opener is not None  # of known names
+    return opener()
+
+
+def _of_one_kind(shards: list[Path], texts: list[Path], shown: str) -> list[Path]:
+    """The shards, or an error where they are of several kinds, or stand with texts."""
+    kinds = sorted({Path(inner_name(file.name)).suffix.lower() for file in shards})
+    kinds += sorted({file.suffix for file in texts})
+    if len(kinds) > 1:
+        raise _error(
+            f"the folder holds files of several kinds: {', '.join(kinds)}. Give one of the files, a folder "
+            "of one kind, or format: text for its text files.",
+            shown,
+        )
+    return shards
+
+
+def _describes_a_shard(file: Path) -> bool:
+    """Whether a table says of each file of a shard beside it where it is from, as img2dataset writes it."""
+    if file.suffix.lower() != ".parquet":
+        return False
+    stem = file.with_suffix("")
+    beside = (stem.with_name(stem.name + suffix) for suffix in (".tar", ".tgz", ".tar.gz", ".tar.zst"))
+    if any(tar.is_file() for tar in beside):
+        return True
+    # A folder of media alone, such as train/ beside train.parquet, is what the table's rows name.
+    return stem.is_dir() and any(one.suffix.lower() in (".txt", ".json") for one in stem.iterdir())
+
+
+def _refuse_split(split: str | None, where: str, path: str) -> None:
+    if split:
+        raise _error(f"split {split!r} does not apply {where}. Remove it, or give the split's folder.", path)
+
+
+def _hub_rows(name: str, split: str | None) -> tuple[Rows, str]:
+    from vlcpt.data.rows.tables import is_hub_id, loaded_rows
+
+    if not is_hub_id(name):
+        raise _error(f"no such file or folder. Known: {_KNOWN}, folders of them, org/name on the Hub.", name)
+    if not split:
+        raise _error("no such file or folder. If it is a data set on the Hub, say which split: train.", name)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    # What strangers wrote into its rows may name the files that came with it, and no others.
+    return loaded_rows(name, split), HF_HUB_CACHE
+
+
+def _error(reason: str, field: str) -> DocumentError:
+    return DocumentError(reason, kind="source", field=field)

@@ -1,0 +1,451 @@
+"""A source: stored rows and the format that makes them documents, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+
+from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
+from vlcpt.data.formats.turns import PREFERENCES
+from vlcpt.data.formats.unread import Unread, is_empty, may_hold_media
+from vlcpt.data.markup import Untagged
+from vlcpt.data.prepared.read import PreparedRows, prepared_members
+from vlcpt.data.rows.fields import Row, id_field
+from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
+from vlcpt.data.rows.open import default_name, open_rows, why_empty
+from vlcpt.data.rows.tars import TarRow, with_own_files
+from vlcpt.file_writes import WriteError
+
+
+@dataclass(frozen=True)
+class DocumentSource:
+    """Documents by number: stored rows and the schema that reads them.
+
+    Args:
+        name: What the ledger calls it.
+        rows: The rows.
+        read: The schema's reader.
+        media_root: Folder of its media; None: paths are trusted.
+        share: The part of all targets asked for.
+        unread: Names what the schema does not read of a row; None: nothing does.
+        max_row_bytes: Above which a row is refused.
+        reading: The format and its options, by the names of the configuration.
+    """
+
+    name: str
+    rows: Rows
+    read: Callable[..., Document]
+    media_root: str | None
+    share: float | None = None
+    unread: Unread | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
+    reading: Mapping[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def marking(self) -> str:
+        """How a row without a target gets some; empty where nothing marks them."""
+        format = None if self.unread is None else self.unread.format
+        if isinstance(self.rows, PreparedRows) and isinstance(reading := self.rows.about["reading"], dict):
+            format = reading.get("format")
+        return SCHEMAS[format].marking if isinstance(format, str) and format in SCHEMAS else ""
+
+    def left_out(self) -> dict[str, int]:
+        """Files that lie with the rows and are not read, by what they are."""
+        found = getattr(self.rows, "left_out", None)
+        ignored = frozenset() if self.unread is None else self.unread.ignored
+        return {} if found is None else {name: n for name, n in found().items() if n and name not in ignored}
+
+    def root_of(self, number: int) -> str | None:
+        """The folder of a document's media: of files in several folders, its own file's."""
+        found = getattr(self.rows, "media_root", None)
+        own: str | None = None if found is None else found(number)
+        return own or self.media_root
+
+    def document(self, number: int) -> Document:
+        """Document ``number``.
+
+        Raises:
+            DocumentError: With file, line and field.
+        """
+        source = self.rows.source(number)
+        try:
+            row = self.rows.row(number)
+            if isinstance(row, Document):
+                root = self.media_root if row.media_root is None else row.media_root
+                return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
+            # With the id: all messages about the document name it.
+            source = Source(source.path, source.line, id_field(row))
+            tar_row = row if isinstance(row, TarRow) else None
+            unread, root = self.unread, self.root_of(number)
+            if unread is not None and unread.media_root != root:
+                unread = replace(unread, media_root=root)
+            if unread is not None and unread.ignored:  # as if they were not there
+                row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
+            document = self._read(row, unread)
+            not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
+            if tar_row is not None:
+                document, unnamed = with_own_files(document, tar_row)
+                not_read += unnamed if unread is not None and unread.format != "text" else ()
+            ignored = unread.ignored if unread is not None else ()
+            not_read = [name for name in dict.fromkeys(not_read) if name not in ignored]
+            return _placed(document, source, root, not_read)
+        except DocumentError as error:
+            raise error.at(source) from None
+        except OSError as error:
+            raise DocumentError(
+                f"the file cannot be read: {error.strerror or error}. Look whether it is still there.",
+                source=source,
+            ) from None
+
+    def _read(self, row: Row, unread: Unread | None) -> Document:
+        try:
+            return self.read(row)
+        except DocumentError as error:
+            if unread is not None:
+                unread.explain(error, row)
+            raise
+
+
+def _placed(document: Document, source: Source, media_root: str | None, not_read: Sequence[str]) -> Document:
+    """The document as read from there, without ``replace``, which would look at its segments again."""
+    placed = object.__new__(Document)
+    placed.__dict__.update(
+        document.__dict__, id=source.id, source=source, media_root=media_root, not_read=tuple(not_read)
+    )
+    return placed
+
+
+def open_source(
+    path: str | Path | Sequence[object],
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    media_root: str | Path | None = None,
+    name: str | None = None,
+    share: float | None = None,
+    targets: str | None = None,
+    chat_template: bool = False,
+    ignore_fields: Sequence[str] = (),
+    untagged: Untagged = "train",
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> DocumentSource:
+    """Open a data file, a folder, a data set on the Hub, a prepared source, or rows in memory.
+
+    Args:
+        path: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow``, ``.tar``, ``.txt``, ``.md``, the first ones
+            also with ``.gz`` or ``.zst``; a folder of such files, or one that ``save_to_disk`` wrote; a
+            name on the Hub; what ``vlcpt prepare`` wrote, also at an address; or a sequence of rows or
+            Documents, such as a ``datasets.Dataset``.
+        split: Of a saved data set or one on the Hub; files have none.
+        format: The rows' schema; ``auto`` looks at the fields of the first rows.
+        media_root: Folder that media paths start from and may not leave. Default: the data file's.
+        name: Its name in the ledger. Default: the file's, without suffix.
+        share: The part of all targets asked for.
+        targets: What trains, where the format leaves a choice: see ``docs/data.md``.
+        chat_template: Whether turns keep the model's markers; formats of conversations alone.
+        ignore_fields: Fields of which nothing is said, though the format does not read them.
+        untagged: What becomes of text without any tag; format ``vlcpt`` alone.
+        max_row_bytes: A row of more is refused before it is read; tables are read by groups of rows.
+
+    Raises:
+        DocumentError: If the data cannot be opened, its schema is not known, or has no such option.
+
+    Example:
+        >>> source = open_source([{"text": "a"}, {"text": "b"}])
+        >>> len(source), source.document(1).name
+        (2, 'rows:2')
+    """
+    if isinstance(path, str | Path) and (members := prepared_members(str(path))) is not None:
+        if len(members) > 1:
+            raise DocumentError(
+                f"it holds {len(members)} sources. Give one of them: "
+                f"{', '.join(member.path for member in members)}.",
+                kind="source",
+                field=str(path),
+            )
+        given: dict[str, object] = {"split": split, "media_root": media_root, "targets": targets}
+        given |= {"format": None if format == "auto" else format, "chat_template": chat_template or None}
+        return _open_prepared(str(path), members[0].path, name, share, given)
+    name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
+    try:
+        check_format(format, targets, chat_template)
+        rows: Rows
+        if isinstance(path, str | Path):
+            given_root = None if media_root is None else str(media_root)
+            rows, own_root = open_rows(
+                path,
+                split=split,
+                format=format,
+                media_root=given_root,
+                ignored=ignore_fields,
+                max_row_bytes=max_row_bytes,
+            )
+            limit_rows(rows, max_row_bytes)
+            root: str | None = given_root or own_root
+        else:
+            if split:
+                raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
+            rows = MemoryRows(path, name)
+            root = None if media_root is None else str(media_root)
+        if not len(rows):
+            reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
+            raise DocumentError(reason, kind="source", field=str(path)[:200])
+        format = detect_format(rows, name, ignore_fields) if format == "auto" else format
+        read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
+    except (DocumentError, WriteError):  # of what was unpacked: it says all
+        raise
+    except ValueError as error:
+        raise DocumentError(str(error), kind="source", field=name) from None
+    except OSError as error:
+        reason = f"it cannot be opened: {error.strerror or error}. Check its permissions and the disk."
+        raise DocumentError(reason, kind="source", field=str(path)[:200]) from None
+    fields = frozenset(("id", *SCHEMAS[format].fields))
+    rows, untouched = _only_needed(rows, format, fields, frozenset(ignore_fields))
+    unread = Unread(format, fields, frozenset(ignore_fields), root, untouched)
+    targets = targets or next(iter(SCHEMAS[format].targets), None)
+    reading = {"format": format, "targets": targets, "chat_template": chat_template or None}
+    reading |= {"untagged": untagged} if format == "vlcpt" else {}
+    return DocumentSource(name, rows, read, root, share, unread, max_row_bytes, reading)
+
+
+def _only_needed(
+    rows: Rows, format: str, fields: frozenset[str], ignored: frozenset[str]
+) -> tuple[Rows, tuple[str, ...]]:
+    """Of tables, the columns that the schema reads and those that may hold media; the names of the others."""
+    only = getattr(rows, "only", None)
+    if only is None:
+        return rows, ()
+    first: list[Row] = []
+    for number in range(min(len(rows), 20)):
+        try:
+            row = rows.row(number)
+        except DocumentError:
+            continue
+        first += [] if isinstance(row, Document) else [row]
+    others = {str(name): None for row in first for name in row if name not in fields and name not in ignored}
+    looked_at = [
+        name
+        for name in others
+        if (format != "text" and _is_looked_at(name, [row.get(name) for row in first]))
+        or (SCHEMAS[format].chat and name in PREFERENCES)
+    ]
+    # What cannot hold a medium, and is full, is never read: a column of texts may be larger than all others.
+    return only((*fields, *looked_at)), tuple(name for name in others if name not in looked_at)
+
+
+def _is_looked_at(name: str, values: Sequence[object]) -> bool:
+    """Whether a column is looked at in each row: for media, or since it counts only where it has anything."""
+    return may_hold_media(name, values) or any(map(is_empty, values))
+
+
+def _open_prepared(
+    path: str, folder: str, name: str | None, share: float | None, given: dict[str, object]
+) -> DocumentSource:
+    """A source that was encoded before; what was decided then cannot be decided again."""
+    rows = PreparedRows(folder)
+    read_as = rows.about["reading"]
+    assert isinstance(read_as, dict)
+    for key, value in given.items():
+        if value is not None and value != read_as.get(key):
+            then = f"{key} {read_as[key]!r}" if read_as.get(key) else f"no {key}"
+            raise DocumentError(
+                f"{key} {value!r} does not apply: it was prepared with {then}. Remove {key}, or run vlcpt "
+                "prepare again.",
+                kind="source",
+                field=path,
+            )
+    if name in (None, default_name(path)):
+        name = str(rows.about["name"])
+    return DocumentSource(str(name), rows, _not_read, None, share)
+
+
+def _not_read(row: object) -> Document:
+    raise AssertionError("rows of a prepared source are documents")
+
+
+def read_documents(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    format: str = "auto",
+    media_root: str | Path | None = None,
+    targets: str | None = None,
+    ignore_fields: Sequence[str] = (),
+) -> Iterator[Document]:
+    """Every document of a file, each with its source.
+
+    Args:
+        path: The data file, see :func:`open_source`.
+        split: Of a saved data set or one on the Hub.
+        format: The rows' schema.
+        media_root: Folder of its media; default: the data file's.
+        targets: What trains, where the format leaves a choice.
+        ignore_fields: Fields of which nothing is said, though the format does not read them.
+
+    Raises:
+        DocumentError: At the first row that cannot be read.
+
+    Example:
+        >>> from vlcpt.demo import data_path
+        >>> next(read_documents(data_path("old_eval.jsonl"))).source.line
+        1
+    """
+    source = open_source(
+        path,
+        split=split,
+        format=format,
+        media_root=media_root,
+        targets=targets,
+        ignore_fields=ignore_fields,
+    )
+    for number in range(len(source)):
+        yield source.document(number)
+
+
+Sources = str | Path | Mapping[str, object] | Sequence[object]
+
+
+def open_sources(
+    sources: Sources,
+    untagged: Untagged,
+    memory_name: str = "rows",
+    role: str = "train_data",
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> list[DocumentSource]:
+    """Sources as any caller may give them.
+
+    Args:
+        sources: A path, a mapping as in ``train_data``, or a list of these, ``DataConfig.train_data``
+            included; or rows or Documents in memory, a ``datasets.Dataset`` or a list of them included.
+        untagged: What becomes of text without any tag.
+        memory_name: What rows in memory are called.
+        role: Which sources are meant of a prepared set that holds several.
+        max_row_bytes: A row of more is refused before it is read.
+
+    Example:
+        >>> [source.name for source in open_sources([{"text": "a"}, {"text": "b"}], "train")]
+        ['rows']
+    """
+    if isinstance(sources, str | Path):
+        return _open_entry({"path": sources}, untagged, role, max_row_bytes)
+    if _is_dataset(sources) and (isinstance(sources, Mapping) or not hasattr(sources, "__len__")):
+        return [open_source(sources, name=memory_name)]  # type: ignore[arg-type]  # says to choose a split
+    if isinstance(sources, Mapping) or is_dataclass(sources):
+        return _open_entry(_mapping(sources), untagged, role, max_row_bytes)
+    if not len(sources):
+        return []
+    is_list = isinstance(sources, list | tuple)
+    if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
+        opened: list[DocumentSource] = []
+        for one in sources:
+            opened += open_sources(one, untagged, role=role, max_row_bytes=max_row_bytes)  # type: ignore[arg-type]
+        return opened
+    if is_list and all(_is_dataset(one) for one in sources):
+        names = (
+            memory_name if not number else f"{memory_name}-{number + 1}" for number in range(len(sources))
+        )
+        return [
+            open_source(one, untagged=untagged, name=name)  # type: ignore[arg-type]
+            for one, name in zip(sources, names, strict=True)
+        ]
+    return [open_source(sources, untagged=untagged, name=memory_name)]
+
+
+_SOURCE_KEYS = {
+    *("path", "split", "format", "media_root", "name", "share", "targets", "chat_template"),
+    "ignore_fields",
+}
+
+
+def _is_source(one: object) -> bool:
+    """Whether this says where rows are, and is no row itself."""
+    if isinstance(one, Mapping):
+        return "path" in one and one.keys() <= _SOURCE_KEYS
+    # An entry of DataConfig, by its fields: no configuration class is known here.
+    return is_dataclass(one) and {field.name for field in fields(one)} == _SOURCE_KEYS
+
+
+def _mapping(entry: object) -> Mapping[str, object]:
+    if isinstance(entry, Mapping):
+        return entry
+    values = {field.name: getattr(entry, field.name) for field in fields(entry)}  # type: ignore[arg-type]
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_dataset(one: object) -> bool:
+    return type(one).__module__.split(".")[0] == "datasets"
+
+
+def _open_entry(
+    entry: Mapping[str, object], untagged: Untagged, role: str, max_row_bytes: int
+) -> list[DocumentSource]:
+    if not _is_source(entry):
+        raise DocumentError(
+            f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
+            f"found {', '.join(map(repr, entry)) or 'nothing'}.",
+            kind="source",
+        )
+    return [
+        open_source(untagged=untagged, max_row_bytes=max_row_bytes, **values)  # type: ignore[arg-type]
+        for values in entries_of(entry, role)
+    ]
+
+
+def entries_of(entry: Mapping[str, object], role: str) -> list[dict[str, object]]:
+    """An entry as it is, or for a prepared set one entry for each of its sources with this role.
+
+    Args:
+        entry: As in ``train_data``.
+        role: The configuration's key that it stands under.
+
+    Raises:
+        DocumentError: If the set holds none, or what is said of one source stands with several.
+
+    Example:
+        >>> entries_of({"path": "no/such/file"}, "train_data")
+        [{'path': 'no/such/file'}]
+    """
+    path = str(entry["path"])
+    members = prepared_members(path) if isinstance(entry["path"], str | Path) else None
+    if members is None or members[0].role == "":
+        return [dict(entry)]
+    wanted = [member for member in members if member.role == role]
+    if not wanted:
+        there = ", ".join(f"{member.role} {member.name}" for member in members)
+        raise DocumentError(
+            f"it was prepared without {role}; it holds {there}. Give the folder of the source that is meant.",
+            kind="source",
+            field=path,
+        )
+    given = {key: value for key, value in entry.items() if key not in ("path", "name")}
+    if entry.get("name", default_name(path)) != default_name(path):
+        given["name"] = entry["name"]
+    if len(wanted) > 1 and (alone := given.keys() & {"name", "share"}):
+        folders = ", ".join(member.path for member in wanted)
+        raise DocumentError(
+            f"{' and '.join(sorted(alone))} cannot be set for {len(wanted)} sources at once. Give each its "
+            f"own entry: {folders}.",
+            kind="source",
+            field=path,
+        )
+    own = [
+        {"path": member.path, "name": member.name} | ({} if member.share is None else {"share": member.share})
+        for member in wanted
+    ]
+    return [one | given for one in own]
+
+
+def distinct(sources: list[DocumentSource]) -> list[DocumentSource]:
+    """The same sources, or an error if two have one name."""
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise DocumentError(
+                f"two sources are called {name!r}. Give each its own 'name'.", kind="source", field="name"
+            )
+    return sources

@@ -1,0 +1,306 @@
+"""A base model: whether its name stands for one, and whether its ``config.json`` is that of its weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers.modeling_utils import set_zero3_state
+
+from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.model.weights import (
+    CONFIGS,
+    UNREADABLE,
+    Saved,
+    not_loaded,
+    numbers_in,
+    read_json,
+    read_shapes,
+    weight_files,
+)
+
+_PAUSE = 1.0  # seconds before the second and last try
+
+
+def only_cached(what: Saved, name_or_path: str, revision: str | None = None) -> bool:
+    """Whether only the cache can be asked for this name, because the Hub does not answer.
+
+    transformers 5.24 and peft 0.21 try each of their files six times, for 24 seconds, where the network is
+    down: two to three minutes and thirty lines before one message. tests/model/test_base_lookup.py counts.
+
+    Args:
+        what: What is looked for, of a model its processor or itself.
+        name_or_path: A folder, of which nothing is asked, or an id on the Hub.
+
+    Raises:
+        ConfigError: If the Hub has no such id for this user, or does not answer, and nothing is cached.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> only_cached("model", str(files("vlcpt") / "demo/base"))
+        False
+    """
+    if Path(name_or_path).is_dir() or is_offline_mode():
+        return False  # the libraries then look nowhere else themselves
+    file = CONFIGS["adapter" if what == "adapter" else "model"]
+    try:
+        error = _asked(hf_hub_url(name_or_path, file, revision=revision))
+        is_cached = isinstance(try_to_load_from_cache(name_or_path, file, revision=revision), str)
+    except HFValidationError as invalid:  # no id that the Hub could have
+        raise ConfigError(not_loaded(what, name_or_path, invalid)) from None
+    if error is None or is_cached:
+        return error is not None
+    raise ConfigError(not_loaded(what, name_or_path, error)) from error
+
+
+def _asked(url: str) -> Exception | None:
+    """Why there is nothing to be had; None if the Hub answers, be it that it has no such file."""
+    error: Exception | None = None
+    for pause in (_PAUSE, 0.0):
+        try:
+            get_hf_file_metadata(url)
+        except (RepositoryNotFoundError, OfflineModeIsEnabled) as final:
+            return final
+        except HfHubHTTPError:
+            return None  # the libraries know what it means for them
+        except HTTPError as failed:
+            error = failed
+            time.sleep(pause)
+        else:
+            return None
+    return error
+
+
+def base_folders(named: str, checkpoint: Path) -> list[Path]:
+    """Folders of models that an adapter may mean by the name of its base; none for a name on the Hub.
+
+    A run writes the name as it was given, often relative to the directory of training, which a checkpoint
+    does not know. So it is looked for from the current directory, from the checkpoint, from its parent,
+    and where a ``config.yaml`` in one of these two says, if the folder there has the same name.
+
+    Args:
+        named: ``base_model_name_or_path`` of ``adapter_config.json``.
+        checkpoint: Folder of the adapter.
+
+    Returns:
+        Each folder once, also if it was found in several ways.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> [folder.name for folder in base_folders(str(files("vlcpt") / "demo/base"), Path("checkpoint-2"))]
+        ['base']
+        >>> base_folders("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
+        []
+    """
+    path = Path(named).expanduser()
+    if path.is_absolute() and _is_model(path):
+        return [path]
+    found: dict[str, Path] = {}
+    for folder in (path, checkpoint / path, checkpoint.parent / path, *_configured(path.name, checkpoint)):
+        if _is_model(folder):
+            found.setdefault(os.path.realpath(folder), folder)
+    return list(found.values())
+
+
+def find_base(named: str, checkpoint: Path) -> str:
+    """The folder that an adapter means by the name of its base, or the name itself if it is none.
+
+    Raises:
+        ValueError: If there are two, because the wrong one would give a wrong model.
+
+    Example:
+        >>> find_base("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
+        'Qwen/Qwen2.5-VL-3B-Instruct'
+    """
+    found = base_folders(named, checkpoint)
+    if len(found) > 1:
+        raise ValueError(
+            f"{checkpoint}/adapter_config.json: the base model {named!r} may be "
+            f"{' or '.join(os.path.realpath(folder) for folder in found)}. Write the absolute path of the "
+            "right one into base_model_name_or_path."
+        )
+    return str(found[0]) if found else named
+
+
+def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
+    """Whether the model in use is the one that an adapter names, as far as can be told without a network.
+
+    It is if the names are equal, lead to one folder, or to two with equal ``config.json``.
+
+    Args:
+        named: ``base_model_name_or_path`` of ``adapter_config.json``.
+        used: Folder or Hub id of the model in use.
+        checkpoint: Folder of the adapter.
+
+    Example:
+        >>> is_same_base("Qwen/Qwen2.5-VL-3B-Instruct", "some/other-model", Path("checkpoint-2"))
+        False
+    """
+    if named == used:
+        return True
+    folders = base_folders(named, checkpoint)
+    if any(os.path.realpath(folder) == os.path.realpath(used) for folder in folders):
+        return True
+    in_use = _config(used)
+    return in_use is not None and in_use in map(_config, [str(folder) for folder in folders] or [named])
+
+
+def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
+    """What a run's config.yaml says, in or above the checkpoint, each with its folder; none if there is none.
+
+    Example:
+        >>> list(run_settings(Path("/none/checkpoint-2")))
+        []
+    """
+    for folder in (checkpoint, checkpoint.parent):
+        try:
+            written = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # none there, or somebody else's
+        if isinstance(written, dict):
+            yield folder, written
+
+
+def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
+    """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
+    for folder, written in run_settings(checkpoint):
+        model = written.get("model_name_or_path")
+        # Another name means that somebody has corrected the one in adapter_config.json.
+        if isinstance(model, str) and Path(model).name == name:
+            yield folder / Path(model).expanduser()
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _config(name_or_path: str) -> object:
+    """The content of a model's config.json, from its folder or the Hub's cache; None if it is in neither."""
+    file: object = Path(name_or_path, "config.json")
+    if not Path(name_or_path).is_dir():
+        try:
+            file = try_to_load_from_cache(name_or_path, "config.json")
+        except HFValidationError:  # a path, not an id
+            return None
+    try:
+        return json.loads(Path(file).read_text("utf-8")) if isinstance(file, str | Path) else None
+    except (OSError, ValueError):
+        return None
+
+
+# A configuration makes lists as long as there are layers, and a model an object for each.
+_MAX_LAYERS = 1_000
+_LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer")
+# Above every size and token number that there is; below what a product of two of them can overflow.
+_MAX_SIZE = 2**31
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse a ``config.json`` that is none, or has sizes that no model has.
+
+    Raises:
+        ConfigError: With the file, the key, what was found and what to do.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "config.json")
+        >>> _ = path.write_text('{"text_config": {"num_hidden_layers": 1000000000}}')
+        >>> check_config_file(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: .../config.json: text_config.num_hidden_layers is 1000000000, ...
+    """
+    with wrong_config():
+        found = read_json(path)
+    for key, value in _entries(found):
+        name = key.rpartition(".")[2]
+        most = _MAX_LAYERS if name in _LAYERS else _MAX_SIZE
+        if isinstance(value, int) and abs(value) > most:
+            raise ConfigError(
+                f"{path}: {key} is {str(value)[:40]}, and at most {most:,} can be. Get the file again from "
+                "where the model is published."
+            )
+        if name in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value):
+            raise ConfigError(
+                f"{path}: {key} is {str(value)[:40]!r}, and must be float32, bfloat16 or float16. Correct it."
+            )
+
+
+def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int = 2) -> None:
+    """Refuse a configuration whose model has far more parameters than the files of its weights hold.
+
+    ``from_pretrained`` makes up what is missing, of whatever size. A model that is not on this machine yet is
+    not looked at.
+
+    Args:
+        found: The configuration.
+        name_or_path: Where it is from.
+        times: How many times as many parameters are let through; 1 where nothing loads them afterwards.
+
+    Raises:
+        ConfigError: If no model can be made of the configuration, or one that is too large.
+        ValueError: If a file of weights is cut or damaged.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import read_config
+        >>> check_parameters(read_config(base_path()), base_path())
+    """
+    files = weight_files(name_or_path, "model", getattr(found, "_commit_hash", None))
+    if not files:
+        return
+    held = sum(numbers_in(read_shapes(file)) for file in files)
+    bare = copy.deepcopy(found)
+    if getattr(bare, "quantization_config", None) is not None:
+        held = 8 * sum(file.stat().st_size for file in files)  # several numbers share a byte
+        del bare.quantization_config
+    bare._attn_implementation = "sdpa"
+    config = f"{name_or_path}/config.json" if Path(name_or_path).is_dir() else f"{name_or_path}: config.json"
+    try:
+        # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
+        with torch.device("meta"), set_zero3_state():
+            model = AutoModelForImageTextToText.from_config(bare)
+            needed = sum(one.numel() for one in model.parameters())
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"{config} describes a model that cannot be made ({type(error).__name__}). Get the file again "
+            "from where the model is published."
+        ) from error
+    # A tensor that is missing is named where it is loaded; here is what would fill memory.
+    if needed > times * held:
+        raise ConfigError(
+            f"{config} describes a model of {needed:,} parameters, but its weights hold {held:,}. Get both "
+            "again from where the model is published."
+        )
+
+
+def _entries(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Each value that is no mapping, with the path of keys to it; lists by what is in them."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _entries(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _entries(one, key)
+    else:
+        yield key, value
+
+
+def _is_dtype(value: object) -> bool:
+    return isinstance(value, str) and isinstance(
+        getattr(torch, value.removeprefix("torch."), None), torch.dtype
+    )

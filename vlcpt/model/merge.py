@@ -1,0 +1,413 @@
+"""A run's result as one model in its base's type, proven by logits before anything is written for good."""
+
+import gc
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel
+
+from vlcpt.data.families import family_of
+from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.file_writes import Writing, sync
+from vlcpt.folder_locks import hold, staging_folder
+from vlcpt.model.adapters import load_adapter, read_adapter_config
+from vlcpt.model.base import find_base, run_settings
+from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
+from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
+from vlcpt.model.merged_weights import MergedWeight, merged_weights, whole_weights, write_weights
+from vlcpt.model.weights import check_checkpoint
+
+logger = logging.getLogger(__name__)
+
+# How far the logits of the merged model, as read back from disk, may be from those of base and adapter:
+# the norm of the difference over the norm of the logits. A merged weight is rounded once more to the base's
+# type, 24, 11 or 8 bits; a wrong merge is off by 0.3 and more.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How a merge went.
+
+    Args:
+        dtype: Of the merged weights.
+        difference: Of the logits of base and adapter, and those of the merged model: the norm of the
+            difference over the norm of the logits.
+        effect: The same of the base's logits, without the adapter: what there was to merge. None of a run
+            in full, for which the base's weights are not read.
+    """
+
+    dtype: torch.dtype
+    difference: float
+    effect: float | None
+
+
+# What a run leaves beside its result: a card is made of it.
+RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is merged.
+
+    Args:
+        kind: Of the checkpoint.
+        base: Folder or Hub id of the base; None where a run in full does not say it.
+        revision: Of the base on the Hub.
+        dtype: Of the merged weights; None: of the base's, one by one.
+    """
+
+    kind: Literal["adapter", "model"]
+    base: str | None
+    revision: str | None
+    dtype: torch.dtype | None
+
+
+def merge_adapter(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "50GB",
+) -> Merge:
+    """Write a run's result as one model in its base's type, if its logits are the same.
+
+    An adapter is added to its base, and peft is not needed any more. A model trained in full, whose weights
+    are saved in float32, is rounded to the type of its base. The base's own processor, tokenizer, generation
+    configuration and licence come along, and the run's record, so that the folder can be pushed with the
+    whole card. A ``min_pixels`` or ``max_pixels`` that was trained with is in the processor's configuration.
+
+    The base of an adapter is the one that ``adapter_config.json`` names, in its own precision, not in 4
+    bits; a relative path may start at the current directory, the checkpoint or its parent, or be that of
+    ``config.yaml`` there. All runs on the CPU, with PyTorch's own attention, in the memory of about one copy
+    of the model: each merged weight is made, written and let go. The check runs a fixed batch of random
+    tokens and a random image through what is merged, and through what was read back from the merged files.
+
+    Args:
+        checkpoint: Folder of the adapter or the model: a run's, or a checkpoint in it.
+        output: Folder to make. It must not exist, or be empty; it appears complete or not at all.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None: the base's.
+        max_shard_size: Bytes a file of weights may have, or text such as ``5GB``; the default is that of
+            ``save_pretrained``.
+
+    Raises:
+        ConfigError: If ``checkpoint`` is neither an adapter nor a model, ``output`` is taken, read-only, or
+            being written by another merge, or the base is not to be had, may be one of two folders, or is
+            held in 4 or 8 bits.
+        ValueError: If the adapter's tensors do not fit the base, or the logits differ.
+        WriteError: If the disk is too full. Nothing is written then.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> merge_adapter(str(files("vlcpt") / "demo/base"), "merged")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: ...base holds a whole model, and neither it nor the folder above ...
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
+    source = _find_source(checkpoint, dtype)
+    writing = Writing(output, "the merged model", reads=True)
+    with writing, _staged(output) as staging:
+        merge = _write_all(source, checkpoint, staging, max_shard_size, writing)
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+        sync(output.parent)
+    return merge
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """An empty folder beside the output, so that the last step is one rename on one file system.
+
+    Raises:
+        ConfigError: If another merge writes into this output, with its number and host.
+    """
+    work = staging_folder(output)
+    staging = work / "model"  # not beside the lock, which must not be renamed with it
+    try:
+        with hold(work, "output", shown=output):
+            try:
+                if staging.exists():
+                    logger.info("removing %s, which a merge left that did not end", staging)
+                    shutil.rmtree(staging)
+                staging.mkdir()
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # another merge's
+            work.rmdir()
+
+
+def _write_all(
+    source: _Source, checkpoint: Path, staging: Path, max_shard_size: int | str, writing: Writing
+) -> Merge:
+    """Write all of the merged model, and prove its weights."""
+    has_processor = any(
+        (checkpoint / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    )
+    processor = load_processor(str(checkpoint) if has_processor or not source.base else source.base)
+    files = find_base_files(source.base or "", source.revision)
+
+    before = _write_merged(source, checkpoint, staging, max_shard_size, files, writing)
+    gc.collect()  # the model: its modules refer to each other
+    merge = _compare(before, staging)
+    processor.save_pretrained(staging)
+    if files is not None:
+        files.restore(staging, model=None)
+    for _, settings in list(run_settings(checkpoint))[:1]:
+        limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
+        set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
+    _copy_record(checkpoint, staging)
+    sync(staging)
+    return merge
+
+
+def _base_name(config: PeftConfig, checkpoint: Path) -> str:
+    """Folder or Hub id of the base; refused where its weights are packed."""
+    if not config.base_model_name_or_path:
+        raise ConfigError(
+            f"{checkpoint}/adapter_config.json names no base model. Write its folder or Hub id "
+            "into base_model_name_or_path."
+        )
+    with wrong_config():
+        name = find_base(config.base_model_name_or_path, checkpoint)
+    try:
+        found = read_config(name, revision=config.revision)
+    except ValueError as error:
+        raise _no_base(checkpoint, error) from error
+    if getattr(found, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{checkpoint}/adapter_config.json: the base model {name} is saved in few bits, where no adapter "
+            "can be added exactly. Write the model that it was made from into base_model_name_or_path."
+        )
+    if any(settings.get("tuning") == "qlora" for _, settings in run_settings(checkpoint)):
+        logger.info(
+            "The adapter was trained on 4-bit weights (tuning: qlora). It is merged into, and compared on, "
+            "the base's own weights, which those 4 bits only approximate: measure the result with vlcpt eval."
+        )
+    return name
+
+
+def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
+    """What a checkpoint is, and its base.
+
+    Raises:
+        ConfigError: If it is nothing to merge, or its base is not to be had.
+    """
+    kind = check_checkpoint(str(checkpoint))
+    if kind == "adapter":
+        config = read_adapter_config(str(checkpoint))
+        base = _base_name(config, checkpoint)
+        wanted = resolve_dtype(dtype, read_config(base, revision=config.revision)) if dtype else None
+        return _Source(kind, base, config.revision, wanted)
+    found = _base_of_run(checkpoint)
+    if found is None and dtype is None:
+        raise ConfigError(
+            f"{checkpoint} holds a whole model, and neither it nor the folder above has a run's config.yaml "
+            "that names its base, so the type to write is not known. Say it with --dtype bfloat16; a model "
+            "that is in it already needs no merge."
+        )
+    return _Source(kind, found, None, resolve_dtype(dtype or "auto", read_config(found or str(checkpoint))))
+
+
+def _base_of_run(checkpoint: Path) -> str | None:
+    """Folder or Hub id of the base of a run in full, as its config.yaml says."""
+    for folder, settings in run_settings(checkpoint):
+        named = settings.get("model_name_or_path")
+        if isinstance(named, str):
+            there = folder / Path(named).expanduser()
+            return str(there) if there.is_dir() else named
+    return None
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The folder with what a run left beside its result."""
+    is_inner = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name) is not None
+    return checkpoint.parent if is_inner and not (checkpoint / "config.yaml").is_file() else checkpoint
+
+
+def _small_bytes(checkpoint: Path, files: BaseFiles | None) -> int:
+    """Bytes of what comes along with the weights: processor, tokenizer, licences, and the run's record."""
+    record = sum(one.stat().st_size for name in RECORD if (one := _run_of(checkpoint) / name).is_file())
+    return record + (BaseFiles(checkpoint) if files is None else files).size
+
+
+def _copy_record(checkpoint: Path, folder: Path) -> None:
+    """Let what the run left beside its result come along; of a checkpoint, its log up to there."""
+    step, run = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name), _run_of(checkpoint)
+    for name in RECORD:
+        if not (run / name).is_file():
+            continue
+        shutil.copyfile(run / name, folder / name)
+        if step and name == "train_log.jsonl":
+            lines = (run / name).read_text("utf-8").splitlines(keepends=True)
+            done = [line for line in lines if json.loads(line).get("step", 0) <= int(step[1])]
+            (folder / name).write_text("".join(done), encoding="utf-8")
+
+
+def _load_base(source: _Source, checkpoint: Path) -> PreTrainedModel:
+    assert source.base is not None  # an adapter's is looked for first
+    try:
+        return load_base(source.base, revision=source.revision, attn_implementation="sdpa")
+    except ValueError as error:
+        raise _no_base(checkpoint, error) from error
+
+
+def _no_base(checkpoint: Path, error: ValueError) -> ValueError:
+    kind = ConfigError if isinstance(error, ConfigError) else ValueError
+    return kind(
+        f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
+        f"correct base_model_name_or_path. {error}"
+    )
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Of what is merged, and of the base alone; None: not computed."""
+
+    both: torch.Tensor
+    base: torch.Tensor | None
+    dtype: torch.dtype
+
+
+def _write_merged(
+    source: _Source,
+    checkpoint: Path,
+    folder: Path,
+    max_shard_size: int | str,
+    files: BaseFiles | None,
+    writing: Writing,
+) -> _Logits:
+    """Write the merged weights and their configuration, if all has room; gives the logits from before."""
+    alone: torch.Tensor | None = None
+    if source.kind == "adapter":
+        base = _load_base(source, checkpoint)
+        tuned = load_adapter(base, str(checkpoint), is_trainable=False)
+        both = check_logits(tuned)
+        with tuned.disable_adapter():
+            alone = check_logits(tuned)
+        weights = merged_weights(tuned, source.dtype)
+        dtype = source.dtype or base.dtype
+    else:
+        base = load_base(str(checkpoint), attn_implementation="sdpa")
+        both = check_logits(base)
+        assert source.dtype is not None
+        weights, dtype = whole_weights(base, source.dtype), source.dtype
+    assert isinstance(dtype, torch.dtype)
+    writing.needed = sum(weight.size for weight in weights) + _small_bytes(checkpoint, files)
+    writing.require_room()
+    write_weights(folder, base, weights, max_shard_size)
+    _write_config(folder, base, weights, dtype, files)
+    return _Logits(both, alone, dtype)
+
+
+def _write_config(
+    folder: Path,
+    base: PreTrainedModel,
+    weights: Sequence[MergedWeight],
+    dtype: torch.dtype,
+    files: BaseFiles | None,
+) -> None:
+    config = base.config
+    _, head = family_of(config.model_type).embeddings
+    # An adapter may have made tied embeddings differ.
+    tied = all(weight.name != f"{head}.weight" for weight in weights)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
+    config.dtype = str(dtype).removeprefix("torch.")
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(folder)
+    if base.generation_config is not None:
+        base.generation_config.save_pretrained(folder)
+    if files is not None:
+        files.restore_config(folder, tied=tied)
+
+
+def _compare(before: _Logits, folder: Path) -> Merge:
+    """Read the merged model back, and compare its logits with those before."""
+    after = check_logits(load_base(str(folder), attn_implementation="sdpa"))
+    norm = before.both.norm()
+    merge = Merge(
+        dtype=before.dtype,
+        difference=float((after - before.both).norm() / norm),
+        effect=None if before.base is None else float((before.base - before.both).norm() / norm),
+    )
+    tolerance = TOLERANCES[merge.dtype]
+    # Written so that NaN fails as well.
+    if not merge.difference <= tolerance:
+        raise ValueError(
+            f"The merged model's logits differ from the run's by {merge.difference:.1e} of their norm; "
+            f"at most {tolerance:.0e} is allowed in {merge.dtype}. Nothing was written. "
+            "Please report it, with adapter_config.json."
+        )
+    logger.info(
+        "The merged model's logits differ from the run's by %.1e of their norm (at most %.0e in %s)%s.",
+        merge.difference,
+        tolerance,
+        merge.dtype,
+        "" if merge.effect is None else f"; the adapter changes the base's by {merge.effect:.1e}",
+    )
+    if merge.effect is not None and 0 < merge.effect < 2 * merge.difference:
+        logger.warning(
+            "What the adapter changes is hardly more than what rounding to %s changes, so much of it may be "
+            "lost in the merged model. Use base and adapter unmerged, or train on.",
+            merge.dtype,
+        )
+    return merge
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:
+    """Logits of a fixed batch: 48 random tokens around a random image; (1, T, vocabulary), in float32.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> check_logits(load_base(str(files("vlcpt") / "demo/base"))).shape[:2]
+        torch.Size([1, 54])
+    """
+    config = model.config
+    vision = config.vision_config
+    generator = torch.Generator().manual_seed(0)
+    special = torch.tensor(
+        [
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        ]
+    )
+    vocabulary = torch.arange(config.get_text_config().vocab_size)
+    vocabulary = vocabulary[~torch.isin(vocabulary, special)]
+    text = vocabulary[torch.randint(len(vocabulary), (48,), generator=generator)]
+    # Two by two merged patches: four tokens.
+    side = 2 * vision.spatial_merge_size
+    image = torch.tensor(
+        [config.vision_start_token_id, *[config.image_token_id] * 4, config.vision_end_token_id]
+    )
+    input_ids = torch.cat([text[:24], image, text[24:]])[None]  # (1, 54)
+    patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixel_values = torch.randn(side**2, patch_values, generator=generator)
+    device = model.device
+    was_training = model.training
+    model.eval()
+    logits = model(
+        input_ids=input_ids.to(device),
+        mm_token_type_ids=(input_ids == config.image_token_id).int().to(device),
+        pixel_values=pixel_values.to(device),
+        image_grid_thw=torch.tensor([[1, side, side]], device=device),
+        use_cache=False,
+    ).logits
+    model.train(was_training)
+    assert isinstance(logits, torch.Tensor)
+    return logits.float().cpu()

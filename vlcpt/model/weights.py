@@ -1,0 +1,432 @@
+"""Files of weights: what they hold by their headers, whether they are whole, and finite once loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlcpt.errors import ConfigError
+from vlcpt.file_writes import refusal, write_error
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# A configuration of a model or an adapter has a few kilobytes; reading JSON takes ten times its size.
+MAX_JSON_BYTES = 16 * 2**20
+# What a file that is not what its name says can make torch or transformers raise.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError),
+    *(ArithmeticError, AssertionError, MemoryError, RecursionError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, StrictDataclassError),
+)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A file that holds one JSON object.
+
+    Raises:
+        ValueError: With the file, what is wrong with it, and what to do.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "config.json")
+        >>> _ = path.write_text('["r"]')
+        >>> read_json(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: .../config.json: expected a JSON object, found a list. Get the file again, or use ...
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise damaged(path, f"it has {size:,} bytes, more than any such file")
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise damaged(path, f"it cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise damaged(path, "it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise damaged(path, "it is no text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise damaged(path, f"line {error.lineno} is no JSON: {error.msg}") from error
+    if not isinstance(found, dict):
+        kind = "a list" if isinstance(found, list) else "a value"
+        raise damaged(path, f"expected a JSON object, found {kind}")
+    return found
+
+
+def read_shapes(path: Path) -> Shapes:
+    """The shape of each tensor in a file of weights; no tensor is read.
+
+    Args:
+        path: Of safetensors, or of an archive that ``torch.save`` wrote, of which only tensors are taken.
+
+    Raises:
+        ValueError: With the file, if it is cut, damaged, or holds more than tensors.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> shapes = read_shapes(Path(str(files("vlcpt") / "demo/base/model.safetensors")))
+        >>> shapes["visual.merger.ln_q.weight"]
+        (96,)
+    """
+    if path.suffix != ".safetensors":
+        held = read_archive(path)
+        tensors = held.items() if isinstance(held, dict) else ()
+        return {str(name): tuple(one.shape) for name, one in tensors if isinstance(one, torch.Tensor)}
+    try:
+        # For torch it would map the whole file to write in, which a machine with less memory refuses.
+        with safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise damaged(path, f"it is no whole safetensors file ({_one_line(error)})") from error
+
+
+def read_archive(path: Path) -> object:
+    """What ``torch.save`` put into a file: tensors stay on disk until they are used, and no code is run.
+
+    torch's own messages about a file that it does not take say how to run the code in it, so none of them
+    gets out. Members that are compressed could fill memory, and ``torch.save`` writes none.
+
+    Raises:
+        ValueError: With the file and what is wrong with it.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "scheduler.pt")
+        >>> torch.save({"last_epoch": 2}, path)
+        >>> read_archive(path)
+        {'last_epoch': 2}
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if any(
+            one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in members
+        ):
+            raise damaged(path, "it is compressed, which torch.save never does")
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as error:
+        raise damaged(path, "there is no such file") from error
+    except pickle.UnpicklingError as error:
+        raise damaged(
+            path,
+            "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it "
+            "is not loaded",
+        ) from error
+    except UNREADABLE as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise damaged(path, "it is cut, or no file that torch.save writes") from error
+
+
+def damaged(path: Path | str, found: str) -> ValueError:
+    """The error for a saved file that cannot be used.
+
+    Example:
+        >>> str(damaged("out/optimizer.pt", "it is cut"))
+        'out/optimizer.pt: it is cut. Get the file again, or use another checkpoint.'
+    """
+    return ValueError(f"{path}: {found}. Get the file again, or use another checkpoint.")
+
+
+def numbers_in(shapes: Shapes) -> int:
+    """How many numbers tensors of these shapes hold.
+
+    Example:
+        >>> numbers_in({"a": (2, 3), "b": ()})
+        7
+    """
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(". ")
+
+
+Saved = Literal["model", "processor", "adapter"]
+
+_OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
+CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
+# One of them is needed, looked for in this order.
+WEIGHTS = {
+    "model": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
+    "adapter": ("adapter_model.safetensors", "adapter_model.bin"),
+}
+
+
+def check_files(what: Literal["model", "adapter"], folder: str) -> None:
+    """Look whether the files of a model or adapter are there, without reading weights.
+
+    Raises:
+        ConfigError: If its configuration, its weights, or a shard that its index lists is missing.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> base = str(files("vlcpt") / "demo/base")
+        >>> check_files("model", base)
+        >>> check_files("adapter", base)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: ...no adapter could be loaded from this folder... It needs ...
+    """
+    path = Path(folder)
+    weights = next((name for name in WEIGHTS[what] if (path / name).is_file()), None)
+    config = path / CONFIGS[what]
+    if config.is_file() and what == "model" and '"transformers_weights"' in config.read_text("utf-8"):
+        return  # transformers then reads weights of the name that is written there
+    if weights is None or not config.is_file():
+        raise ConfigError(
+            not_loaded(
+                what, folder, f"It needs {config.name} and {WEIGHTS[what][0]}, one of them is missing."
+            )
+        )
+    shards = shards_of(path / weights) if weights.endswith(".index.json") else []
+    if missing := [shard for shard in shards if not (path / shard).is_file()]:
+        raise ConfigError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of weights lists, in order.
+
+    Raises:
+        ConfigError: If it is no such index, or lists a file outside its folder.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> index = Path(mkdtemp(), "model.safetensors.index.json")
+        >>> _ = index.write_text('{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}')
+        >>> shards_of(index)
+        ['1.safetensors', '2.safetensors']
+    """
+    try:
+        named = read_json(index).get("weight_map")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(named, dict) or not all(
+        isinstance(one, str) and Path(one).name == one for one in named.values()
+    ):
+        raise ConfigError(
+            str(damaged(index, "its weight_map does not give a file of this folder to each tensor"))
+        )
+    return sorted(set(named.values()))
+
+
+def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
+    """What a folder holds, whole as far as its files' names tell.
+
+    Raises:
+        ConfigError: If that is neither, or some of its files are missing.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> check_checkpoint(str(files("vlcpt") / "demo/base"))
+        'model'
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError(f"{folder}: no such folder. Give a checkpoint or a saved model.")
+    kinds: tuple[Literal["model", "adapter"], ...] = ("adapter", "model")
+    for what in kinds:
+        if (path / CONFIGS[what]).is_file():
+            check_files(what, folder)
+            return what
+    raise ConfigError(
+        f"{folder} holds neither an adapter ({CONFIGS['adapter']} and {WEIGHTS['adapter'][0]}) nor "
+        f"a model ({CONFIGS['model']} and {WEIGHTS['model'][0]}). Give a checkpoint or a saved model."
+    )
+
+
+def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
+    """The message for something that is not there, or not readable.
+
+    Example:
+        >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
+        no/where: no such folder, and no model of this id could be had from the Hub. ... Offline.
+    """
+    cache = Path(HF_HUB_CACHE)
+    if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
+        return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
+    reason = without_advice(str(error).strip().split("\n")[0])
+    if isinstance(error, pickle.UnpicklingError):  # torch's message tells how to run it all the same
+        reason = (
+            "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
+            "code, so it is not loaded. Use weights in safetensors."
+        )
+    if Path(name_or_path).is_dir():
+        held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
+        return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
+    return (
+        f"{name_or_path}: no such folder, and no {what} of this id could be had from the Hub. "
+        f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
+    )
+
+
+# What upstream advises where it refuses a file: to read it all the same.
+_ADVICE = re.compile(
+    r"trust_remote_code|weights_only|ignore_mismatched_sizes|TORCH_FORCE|safe_globals|allow_pickle"
+    r"|trusted source|use_safetensors|unsafe|upgrade torch",
+    re.IGNORECASE,
+)
+
+
+def without_advice(reason: str) -> str:
+    """A library's reason, without the sentences that advise to weaken a check.
+
+    Example:
+        >>> without_advice("It holds code. Set trust_remote_code=True to run it.")
+        'It holds code.'
+        >>> without_advice("Use weights_only=False.")
+        'It is damaged, or holds code, which is never run.'
+    """
+    kept = [one for one in re.split(r"(?<=[.!?;])\s+", reason) if not _ADVICE.search(one)]
+    return " ".join(kept) or ("It is damaged, or holds code, which is never run." if reason else "")
+
+
+def first_few(wrong: Mapping[str, Sequence[str]]) -> str:
+    """The kinds of wrong keys with their number and three names of each.
+
+    Example:
+        >>> first_few({"missing_keys": ["a", "b", "c", "d"], "unexpected_keys": []})
+        '4 missing (a, b, c, …)'
+    """
+    return "; ".join(
+        f"{len(keys)} {kind.removesuffix('_keys')} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for kind, keys in wrong.items()
+        if keys
+    )
+
+
+def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinite number; None if all are finite.
+
+    Reads each tensor once and makes no copy of it: NaN and infinity both show in its least and largest
+    number. What is packed in 4 bits, or on the meta device, is passed over; of what ZeRO-3 has
+    partitioned this rank's part is read.
+
+    Example:
+        >>> first_not_finite([("a", torch.ones(2)), ("b", torch.tensor([0.0, float("nan")]))])
+        'b'
+    """
+    names, ends = [], []
+    for name, tensor in named:
+        values = getattr(tensor, "ds_tensor", tensor).detach()
+        is_number = values.is_floating_point() and values.dtype.itemsize > 1
+        if not is_number or values.is_meta or not values.numel() or hasattr(tensor, "quant_state"):
+            continue
+        names.append(name)
+        ends.append(torch.stack([end.float() for end in values.aminmax()]))
+    if not ends:
+        return None
+    # Together, so that a GPU is waited for once.
+    bad = ~torch.stack([end.to(ends[0].device) for end in ends]).isfinite().all(dim=1)
+    return names[int(bad.nonzero()[0])] if bool(bad.any()) else None
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers of a model, by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def require_finite_base(model: PreTrainedModel, name_or_path: str, dtype: torch.dtype) -> None:
+    """Refuse a model that was loaded with a weight that is not finite: no document could be trained on it.
+
+    Weights in 4 bits no longer show it, so their files are read once more.
+
+    Args:
+        model: As it was loaded.
+        name_or_path: From there.
+        dtype: The type it was loaded in.
+
+    Raises:
+        ValueError: With file and tensor.
+    """
+    found = first_not_finite(tensors_of(model))
+    packed = any(hasattr(one, "quant_state") for one in model.parameters())
+    if found is None and not packed:
+        return
+    for file in weight_files(name_or_path, "model", getattr(model.config, "_commit_hash", None)):
+        require_finite_file(file)
+    if found is not None:
+        raise ValueError(
+            f"{name_or_path}: {found} is finite in its file and not as {str(dtype).removeprefix('torch.')}, "
+            f"which holds numbers up to {torch.finfo(dtype).max:,.0f}. Set dtype: bfloat16 or float32."
+        )
+
+
+def require_finite_file(file: Path) -> None:
+    """Refuse a file of weights that holds a number that is not finite; its tensors are read one by one.
+
+    Raises:
+        ValueError: With the tensor's name.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> require_finite_file(Path(str(files("vlcpt") / "demo/base/model.safetensors")))
+    """
+    found = first_not_finite(_tensors_in(file))
+    if found is not None:
+        raise not_finite(file, found)
+
+
+def not_finite(file: Path | str, tensor: str) -> ValueError:
+    """The error for a saved tensor that is not finite."""
+    return ValueError(
+        f"{file}: {tensor} holds numbers that are not finite (NaN or infinity), and with it no loss could be "
+        "computed. Get the file again, or use another checkpoint."
+    )
+
+
+def _tensors_in(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    if file.suffix != ".safetensors":
+        loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        yield from ((name, value) for name, value in loaded.items() if isinstance(value, torch.Tensor))
+        return
+    with safe_open(file, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118  # it is no mapping
+            yield name, weights.get_tensor(name)
+
+
+def weight_files(
+    name_or_path: str, what: Literal["model", "adapter"], commit: str | None = None
+) -> list[Path]:
+    """The files that a model's or an adapter's weights were loaded from: of a folder, or of the Hub's cache.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> [file.name for file in weight_files(base_path(), "model")]
+        ['model.safetensors']
+    """
+    for name in WEIGHTS[what]:
+        found = _local(name_or_path, name, commit)
+        if found is None:
+            continue
+        if not name.endswith(".index.json"):
+            return [found]
+        shards = [_local(name_or_path, shard, commit) for shard in shards_of(found)]
+        return [shard for shard in shards if shard is not None]
+    return []
+
+
+def _local(name_or_path: str, name: str, commit: str | None) -> Path | None:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    cached = try_to_load_from_cache(name_or_path, name, revision=commit)
+    return Path(cached) if isinstance(cached, str) else None

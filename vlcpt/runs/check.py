@@ -1,0 +1,290 @@
+"""``vlcpt check``: what a run would do with its data, and the memory of its device, before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vlcpt.config.precision import slow_products, used_devices
+from vlcpt.config.schema import DataConfig
+from vlcpt.config.trainer_args import read_deepspeed
+from vlcpt.config.yaml import Configs
+from vlcpt.data.checking import CheckedDataset, DecodedDataset
+from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.plan.ledger import Ledger
+from vlcpt.data.plan.plan import BadDataError
+from vlcpt.folder_locks import holder
+from vlcpt.model.early_checks import adapter_of, count_towers, empty_model
+from vlcpt.model.loading import has_sliding_window, load_processor, with_native_dtype
+from vlcpt.model.tuning import base_model
+from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines, unread_lines
+from vlcpt.report.memory import (
+    Attention,
+    LargestBatch,
+    MemoryEstimate,
+    Setup,
+    TowerParameters,
+    estimate_memory,
+    shape_of,
+)
+from vlcpt.report.screen import Screen, visible
+from vlcpt.report.terminal import ledger_table
+from vlcpt.runs.data import evaluation_entries, evaluation_set, shown, train_dataset
+from vlcpt.runs.train import quiet_libraries
+from vlcpt.training.engine import require_media
+
+# Packs that may need most: so many of the longest, of those with most targets, and with most media.
+_CANDIDATES = 20
+
+
+def foresee(
+    configs: Configs, model: PreTrainedModel | PeftModel, packs: np.ndarray, *, devices: int, merge: int
+) -> dict[str, MemoryEstimate]:
+    """The estimate for the run, and where activation checkpointing is off, also with it.
+
+    Args:
+        model: On the meta device, see :func:`vlcpt.model.early_checks.empty_model`.
+        packs: int64 (packs, 3): tokens, targets and pad tokens of each.
+        devices: Processes that share the work.
+        merge: Patches that make a token.
+    """
+    setup = _setup(configs, model, devices)
+    found = {"as configured": _largest(configs, model, packs, setup, merge)}
+    if not setup.checkpointing:
+        checkpointed = replace(setup, checkpointing=True)
+        found["checkpointing"] = _largest(configs, model, packs, checkpointed, merge)
+    return found
+
+
+def _largest(
+    configs: Configs, model: PreTrainedModel | PeftModel, packs: np.ndarray, setup: Setup, merge: int
+) -> MemoryEstimate:
+    """The estimate of the pack that needs most, in every row of a batch."""
+    config = base_model(model).config
+    shape = shape_of(config.text_config, config.vision_config)
+    counts = count_towers(model, in_4_bits=configs.model.tuning == "qlora")
+    towers: dict[str, TowerParameters] = {
+        one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
+        for one in counts
+    }
+    rows = configs.training.per_device_train_batch_size
+    tops = np.unique(np.argsort(-packs, axis=0, kind="stable")[:_CANDIDATES])
+    estimates = []
+    for tokens, targets, pads in packs[tops].tolist():
+        batch = LargestBatch(rows, tokens, rows * targets, rows * pads * merge)
+        estimates.append(estimate_memory(shape, towers, batch, setup))
+    return max(estimates, key=lambda one: one.total)
+
+
+def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -> Setup:
+    training, base, adapter = configs.training, base_model(model), adapter_of(model)
+    sharding = read_deepspeed(training.deepspeed) or {}
+    zero = _section(sharding, "zero_optimization")
+    mixed = bool(training.bf16 or training.fp16)
+    wanted = configs.model.attn_implementation
+    if wanted == "auto" and has_sliding_window(base.config):
+        wanted = "sdpa"
+    attention: Attention = wanted if wanted == "sdpa" or wanted == "eager" else "documents"
+    return Setup(
+        weight_bytes=4 if base.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
+        autocast=mixed and not sharding,
+        checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),
+        attention=attention,
+        masked=bool(training.packing or training.per_device_train_batch_size > 1),
+        optimizer=str(training.optim.value if hasattr(training.optim, "value") else training.optim),
+        accumulates=training.gradient_accumulation_steps > 1,
+        rank=adapter.r if adapter else 0,
+        dropout=bool(adapter and adapter.lora_dropout),
+        devices=devices,
+        stage=int(str(zero.get("stage", 0))) if sharding else None,
+        narrow=bool(sharding) and mixed,
+        offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
+        offload_weights=_is_offloaded(zero, "offload_param"),
+        bucket=_number(zero, "reduce_bucket_size", 200_000_000),
+        live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
+    )
+
+
+def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_offloaded(zero: Mapping[str, object], name: str) -> bool:
+    return _section(zero, name).get("device", "none") != "none"
+
+
+def _number(zero: Mapping[str, object], name: str, default: int) -> int:
+    """A number of the DeepSpeed configuration; ``auto`` is DeepSpeed's to choose."""
+    found = zero.get(name, default)
+    return int(found) if isinstance(found, int | float) else default
+
+
+LONGEST = 5
+
+
+def check_run(
+    configs: Configs,
+    *,
+    decode: bool = False,
+    num_processes: int | None = None,
+    console: Console | None = None,
+) -> bool:
+    """Read all data of a run and show what would become of it. No weight is loaded.
+
+    Every bad row is counted, whatever ``on_bad_data`` says. The ledger goes to ``output_dir``, or where a
+    run has left its own there, to its folder ``check``.
+
+    Args:
+        decode: Decode every medium, too.
+        num_processes: That will share the work; default: the launcher's ``WORLD_SIZE``, or 1.
+
+    Returns:
+        Whether every document would be used.
+
+    Raises:
+        DocumentError: If a source cannot be opened at all.
+        ValueError: If the model's configuration cannot be read.
+        RuntimeError: If the ledger does not balance.
+    """
+    console = console or Screen()
+    quiet_libraries()
+    devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
+    processor = load_processor(configs.model.model_name_or_path)
+    configs = replace(
+        configs,
+        model=with_native_dtype(configs.model, emulates_bf16=used_devices(configs.training).emulates_bf16),
+    )
+    model = empty_model(configs.model)  # before the data: a wrong model is told at once
+    lenient = replace(configs, data=_lenient(configs.data))
+    track, kind = shown(console), DecodedDataset if decode else CheckedDataset
+    dataset, ledger = _planned(lambda: train_dataset(lenient, processor, track, kind))
+    held_out = {
+        entry.name: _planned(lambda entry=entry: evaluation_set(lenient, entry, processor, track, kind))[1]  # type: ignore[misc]
+        for entry in evaluation_entries(lenient.data)
+    }
+    console.print(ledger_table(ledger))
+    for name, one in held_out.items():
+        used, targets = one.total.documents["used"], one.total.tokens["targets"]
+        _say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
+    for one in (ledger, *held_out.values()):
+        for line in unread_lines(one):
+            _say(console, line)
+    for name, one in {"the training data": ledger, **held_out}.items():
+        _show_problems(name, one, console)
+    console.print()
+    if dataset is not None:
+        _show_plan(configs, dataset, model, processor, devices, console)
+    ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
+    _write(ledger, Path(str(configs.training.output_dir)), console)
+    if dataset is not None:
+        require_media(configs.model.trained_towers, dataset)
+    lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
+    _say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
+    return not lost
+
+
+def _lenient(data: DataConfig) -> DataConfig:
+    """The same data, but no bad row stops the reading: a person sees them all at once."""
+    on_overlong: Literal["split", "drop"] = "split" if data.on_overlong == "split" else "drop"
+    return replace(data, on_bad_data="skip", max_bad_fraction=1.0, on_overlong=on_overlong)
+
+
+def _planned(plan: Callable[[], CPTDataset]) -> tuple[CPTDataset | None, Ledger]:
+    """A data set and its ledger; the ledger alone where no document can be used."""
+    try:
+        dataset = plan()
+    except BadDataError as error:
+        if error.ledger is None:
+            raise
+        return None, error.ledger
+    return dataset, dataset.ledger
+
+
+def _show_plan(
+    configs: Configs,
+    dataset: CPTDataset,
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    devices: int,
+    console: Console,
+) -> None:
+    """Packs and steps, memory, and what to change."""
+    training, data, ledger = configs.training, configs.data, dataset.ledger
+    course = Course(
+        items=len(dataset),
+        devices=devices,
+        rows=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+    )
+    longest, packs = dataset.longest(LONGEST), dataset.pack_sizes()
+    console.print(course_table(course, ledger, longest, training.max_length))
+    memory = foresee(configs, model, packs, devices=devices, merge=processor.image_processor.merge_size**2)
+    console.print(memory_table(memory))
+    if (slow := slow_products(training, used_devices(training))) is not None:
+        _say(console, slow)
+    advice = hints(
+        ledger,
+        max_length=training.max_length,
+        longest=longest[0][1],
+        mean_length=float(packs[:, 0].sum()) / ledger.samples,
+        packing=training.packing,
+        on_bad_data=data.on_bad_data,
+        max_bad_fraction=data.max_bad_fraction,
+        on_overlong=data.on_overlong,
+        with_checkpointing=memory.get("checkpointing"),
+        max_steps=course.max_steps,
+        steps_per_epoch=course.steps_per_epoch,
+        markings=dataset.markings(),
+    )
+    if advice:
+        console.print(Text("what to change", "italic"))
+        _list(console, advice)
+
+
+def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
+    problems = fold(ledger.dropped)
+    if problems:
+        lost = sum(one.count for one in problems)
+        console.print(Text(visible(f"\nof {name}, {lost:,} would be lost"), "bold"))
+    _list(console, problem_lines(problems))
+
+
+def _write(ledger: Ledger, output: Path, console: Console) -> None:
+    """Write the ledger where it takes nobody's place."""
+    is_taken = (output / "config.yaml").exists() or holder(output) is not None
+    folder = output / "check" if is_taken else output
+    ledger.write(folder)
+    instead = f", because {output} holds a run" if folder != output else ""
+    _say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
+
+
+def _list(console: Console, lines: list[str]) -> None:
+    """Lines that hang from their arrow in a terminal, and are whole in a file."""
+    if not console.is_terminal:
+        for line in lines:
+            _say(console, f"→ {line}")
+        return
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    for line in lines:
+        grid.add_row("→", Text(visible(line)))
+    console.print(grid)
+
+
+def _say(console: Console, line: str) -> None:
+    """Text as it is: file names hold brackets, which rich would take for styles."""
+    console.print(Text(visible(line)), soft_wrap=not console.is_terminal)

@@ -1,0 +1,134 @@
+"""The data of a run from its configuration: what is read, with which options, and how that is shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+from rich.console import Console
+from transformers import ProcessorMixin
+
+from vlcpt.config.schema import DataConfig, SourceConfig
+from vlcpt.config.yaml import Configs
+from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.documents import DocumentError
+from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.plan.plan import Track, untracked
+from vlcpt.data.sources import entries_of
+from vlcpt.report.screen import tracked
+
+
+def train_dataset(
+    configs: Configs,
+    processor: ProcessorMixin,
+    track: Track = untracked,
+    dataset: type[CPTDataset] = CPTDataset,
+    plans: Path | None = None,
+) -> CPTDataset:
+    """The training data, planned; ``plans`` is where that is shared and kept."""
+    data, training = configs.data, configs.training
+    return dataset(
+        [source_options(entry) for entry in data.train_data],
+        processor,
+        replay_data=[source_options(entry) for entry in data.replay_data],
+        replay_share=data.replay_share,
+        seed=training.data_seed if training.data_seed is not None else training.seed,
+        cache_dir=plans and plans / "train",
+        track=track,
+        **_planning(configs),  # type: ignore[arg-type]
+    )
+
+
+def evaluation_sets(
+    configs: Configs, processor: ProcessorMixin, track: Track = untracked, plans: Path | None = None
+) -> dict[str, CPTDataset]:
+    """Held-out and retention data, each source a set of its own."""
+    entries = evaluation_entries(configs.data)
+    return {entry.name: evaluation_set(configs, entry, processor, track, plans=plans) for entry in entries}
+
+
+def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
+    """The sources of held-out and retention data; of a prepared set, each of its own.
+
+    Raises:
+        DocumentError: If two have one name.
+    """
+    found = [
+        SourceConfig(**one)  # type: ignore[arg-type]
+        for role in ("eval_data", "retention_data")
+        for entry in getattr(data, role)
+        for one in entries_of(source_options(entry), role)
+    ]
+    names = [entry.name for entry in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DocumentError(
+            f"two sources of eval_data and retention_data are called {twice!r}. Give each its own 'name'.",
+            kind="source",
+            field="name",
+        )
+    return found
+
+
+def evaluation_set(
+    configs: Configs,
+    entry: SourceConfig,
+    processor: ProcessorMixin,
+    track: Track = untracked,
+    dataset: type[CPTDataset] = CPTDataset,
+    plans: Path | None = None,
+) -> CPTDataset:
+    """One source of held-out or retention data."""
+    return dataset(
+        [source_options(entry)],
+        processor,
+        cache_dir=plans and plans / f"eval-{quote(entry.name, safe='')}",
+        track=track,
+        **_planning(configs),  # type: ignore[arg-type]
+    )
+
+
+def shown(console: Console) -> Track:
+    """A bar with the time left, gone when done; nothing where there is no terminal."""
+    if not console.is_terminal:
+        return untracked
+    return partial(tracked, console=console)
+
+
+def source_options(entry: SourceConfig) -> dict[str, object]:
+    """What the reader of a source takes, of its entry."""
+    return {key: value for key, value in asdict(entry).items() if value is not None}
+
+
+def encoding_options(data: DataConfig) -> dict[str, object]:
+    """What a :class:`DocumentEncoder` takes, of the configuration."""
+    return {
+        "train_eos": data.train_eos,
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "fps": data.fps,
+        "max_frames": data.max_frames,
+        "limits": MediaLimits(
+            max_file_bytes=data.max_file_bytes,
+            max_image_pixels=data.max_image_pixels,
+            max_video_frames=data.max_video_frames,
+            max_video_pixels=data.max_video_pixels,
+        ),
+    }
+
+
+def _planning(configs: Configs) -> dict[str, object]:
+    data = configs.data
+    return {
+        **encoding_options(data),
+        "max_length": configs.training.max_length,
+        "packing": configs.training.packing,
+        "untagged": data.untagged,
+        "max_row_bytes": data.max_row_bytes,
+        "on_overlong": data.on_overlong,
+        "on_bad_data": data.on_bad_data,
+        "max_bad_fraction": data.max_bad_fraction,
+        "num_proc": configs.training.dataloader_num_workers,
+        "timeout": configs.training.dataloader_timeout,
+    }

@@ -1,0 +1,142 @@
+"""``vlcpt prepare``: the data of a run, encoded once into a folder that ``train_data`` can name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+from rich.console import Console
+
+from vlcpt.config.schema import ConfigError, DataConfig, SourceConfig
+from vlcpt.config.yaml import Configs
+from vlcpt.data.checking import CheckingEncoder
+from vlcpt.data.documents import DocumentError
+from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.prepared.engines import Engine
+from vlcpt.data.prepared.fingerprints import fingerprint
+from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, Folder, prepared_members
+from vlcpt.data.prepared.write import prepare_source, remove_prepared
+from vlcpt.data.sources import open_source
+from vlcpt.folder_locks import LOCK, hold
+from vlcpt.model.loading import load_processor
+from vlcpt.report.screen import Screen
+from vlcpt.report.terminal import ledger_table
+from vlcpt.runs.data import encoding_options, evaluation_sets, shown, source_options, train_dataset
+from vlcpt.runs.folder import write_json
+from vlcpt.runs.train import quiet_libraries, tell_unmeasured, tell_unread
+
+ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
+
+
+def prepare_run(
+    configs: Configs, output: Path, engine: Engine = "local", console: Console | None = None
+) -> None:
+    """Encode all sources of a configuration, or go on where that was interrupted, and show their ledger.
+
+    Args:
+        output: A folder: new, empty, or with the same data as far as it is prepared.
+        engine: Where the work is done; the result is the same.
+
+    Raises:
+        ConfigError: Before anything is read, if the folder is not free or another process's, or Ray is not
+            installed.
+        ValueError: If the data failed.
+    """
+    console = console or Screen()
+    _check(output, engine)
+    with hold(output, "--output"):
+        _prepare(configs, output, engine, console)
+
+
+def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -> None:
+    data, training = configs.data, configs.training
+    if training.overwrite:
+        for folder in (*(one for role in ROLES for one in output.glob(f"{role}/*/")), output):
+            remove_prepared(folder)
+    quiet_libraries()
+    processor = load_processor(configs.model.model_name_or_path)
+    options = encoding_options(data)
+    write_json(output / BEGUN, {"kind": SET_KIND}, "the mark of what is being prepared")
+    for role, entry in _entries(data):
+        if prepared_members(entry.path) is not None:
+            raise DocumentError("it is prepared already.", kind="source", field=entry.path)
+        source = open_source(
+            untagged=data.untagged,
+            max_row_bytes=data.max_row_bytes,
+            **source_options(entry),  # type: ignore[arg-type]
+        )
+        prepare_source(
+            source,
+            # What is encoded for good is looked at as `vlcpt check` does: a cut file is no medium.
+            partial[DocumentEncoder](CheckingEncoder, processor, **options),  # type: ignore[arg-type]
+            output / _folder(role, entry),
+            fingerprint=fingerprint(processor, data.untagged, options),
+            stops=data.on_bad_data == "error",
+            engine=engine,
+            num_proc=training.dataloader_num_workers,
+            timeout=training.dataloader_timeout,
+            track=shown(console),
+        )
+    # As a run would read it: rules about bad data hold over all of a source, and shares over all sources.
+    found = replace(configs, data=_prepared(data, output))
+    dataset = train_dataset(found, processor, shown(console))
+    console.print(ledger_table(dataset.ledger))
+    sets = evaluation_sets(found, processor, shown(console))
+    tell_unmeasured(sets, console)
+    for one in (dataset, *sets.values()):
+        tell_unread(one.ledger, console)
+    dataset.ledger.write(output)
+    sources = [
+        {"folder": _folder(role, entry), "role": role, "name": entry.name, "share": entry.share}
+        for role, entry in _entries(data)
+    ]
+    write_json(output / WHOLE, {"kind": SET_KIND, "sources": sources}, "the list of what is prepared")
+    (output / BEGUN).unlink()
+    console.print(f"prepared in {output}. To train from it, write in the configuration:", highlight=False)
+    for role in ROLES:
+        if getattr(data, role):
+            console.print(f"{role}: {json.dumps(str(output))}", highlight=False, soft_wrap=True)
+
+
+def _check(output: Path, engine: Engine) -> None:
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(output)):  # of ://, Path has made :/
+        raise ConfigError(
+            f"--output {output}: shards are written to a folder. Give one, and copy it to the address then."
+        )
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file. Give a folder.")
+    if engine == "ray" and find_spec("ray") is None:
+        raise ConfigError('--engine ray needs Ray: pip install "vlcpt[ray]". Or leave the option away.')
+    if not output.exists() or all(path.name == LOCK for path in output.iterdir()):
+        return
+    if all(Folder(str(output)).json(name, (SET_KIND,)) is None for name in (WHOLE, BEGUN)):
+        raise ConfigError(
+            f"--output {output} is not empty, and holds nothing that was prepared. Give another folder."
+        )
+
+
+def _entries(data: DataConfig) -> Iterator[tuple[str, SourceConfig]]:
+    return ((role, entry) for role in ROLES for entry in getattr(data, role))
+
+
+def _folder(role: str, entry: SourceConfig) -> str:
+    name = quote(entry.name, safe="")
+    return f"{role}/{name.replace('.', '%2E') if name.startswith('.') else name}"
+
+
+def _prepared(data: DataConfig, output: Path) -> DataConfig:
+    """The same data, read from what was prepared."""
+    entries = {
+        role: tuple(
+            SourceConfig(str(output / _folder(role, entry)), name=entry.name, share=entry.share)
+            for entry in getattr(data, role)
+        )
+        for role in ROLES
+    }
+    return replace(data, **entries)  # type: ignore[arg-type]

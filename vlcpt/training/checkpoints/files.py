@@ -1,0 +1,356 @@
+"""A checkpoint's files: a manifest written last, the newest that verifies, those this run wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from vlcpt import __version__
+from vlcpt.file_writes import sync, write_file
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "vlcpt_manifest.json"
+# In a folder that is being written, until its manifest is there. What begins with a dot is in no manifest.
+UNFINISHED = ".vlcpt_unfinished"
+_FORMAT = 1
+_BLOCK = 4 * 2**20  # bytes read at a time
+_THREADS = 8  # xxh3 and reading both let other threads run
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used or written: which, what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Args:
+        run: Facts of the run that wrote it, see :mod:`vlcpt.training.checkpoints.identity`.
+        files: Size in bytes of each file, by its path inside the folder.
+    """
+
+    run: Mapping[str, object]
+    files: Mapping[str, int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.files.values())
+
+
+def write_manifest(folder: Path, run: Mapping[str, object]) -> Manifest:
+    """Flush every file of a folder to disk, and then write what they are.
+
+    Sizes and xxh3 hashes (128 bits) are computed in parallel threads. The manifest appears by a rename, when
+    all else is on disk.
+
+    Raises:
+        OSError: If the disk is full or a file cannot be read.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp())
+        >>> _ = (folder / "weights").write_bytes(b"1234")
+        >>> _ = write_manifest(folder, {"seed": 42})
+        >>> dict(verify(folder).files)
+        {'weights': 4}
+    """
+    files = _files(folder)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = list(pool.map(_flush_and_hash, files.values()))
+    for inner in {file.parent for file in files.values()} | {folder}:
+        sync(inner)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    content: dict[str, object] = {
+        "format": _FORMAT,
+        "vlcpt": __version__,
+        "run": dict(run),
+        "files": {
+            name: {"size": size, "xxh3_128": digest}
+            for (name, size), digest in zip(sizes.items(), hashes, strict=True)
+        },
+    }
+    digest = _digest(content)
+    write_file(folder / MANIFEST, json.dumps({**content, "xxh3_128": digest}, indent=1))
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    sync(folder.parent)
+    return Manifest(run, sizes)
+
+
+def verify(folder: Path, *, hashes: bool = True) -> Manifest:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: Of a checkpoint.
+        hashes: Whether to read the files; else only what is there and its size.
+
+    Raises:
+        CheckpointError: With what differs; its message starts after the folder's name.
+
+    Example:
+        >>> verify(Path("nowhere"))
+        Traceback (most recent call last):
+        vlcpt.training.checkpoints.files.CheckpointError: there is no such folder
+    """
+    if not folder.is_dir():
+        raise CheckpointError("there is no such folder")
+    if is_unfinished(folder):
+        raise CheckpointError("its saving was interrupted")
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        digest = content.pop("xxh3_128")
+        whole = _digest(content) == digest and content["format"] == _FORMAT
+        listed = {name: (int(one["size"]), str(one["xxh3_128"])) for name, one in content["files"].items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"it has no {MANIFEST}, so it may not be whole") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{MANIFEST} is damaged") from error
+    if not whole:
+        raise CheckpointError(f"{MANIFEST} is damaged, or of another version of vlcpt")
+    files = _files(folder)
+    if missing := sorted(listed.keys() - files.keys()):
+        raise CheckpointError(f"{_some(missing)} is missing")
+    if more := sorted(files.keys() - listed.keys()):
+        raise CheckpointError(f"{_some(more)} was added since it was saved")
+    for name, (size, _) in listed.items():
+        if (found := _size(files[name])) != size:
+            raise CheckpointError(f"{name} has {found:,} bytes where {size:,} were saved")
+    if hashes:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found_hashes = pool.map(_hash, [files[name] for name in listed])
+            for (name, (_, saved)), found_hash in zip(listed.items(), found_hashes, strict=True):
+                if found_hash != saved:
+                    raise CheckpointError(f"the content of {name} is not what was saved")
+    return Manifest(content["run"], {name: size for name, (size, _) in listed.items()})
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder was being written when its run ended: then it is no checkpoint at all."""
+    return (folder / UNFINISHED).is_file() and not (folder / MANIFEST).exists()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files inside, in order, by path; not the manifest, nor what begins with a dot."""
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() or path.is_symlink()
+    }
+    return {name: path for name, path in found.items() if name != MANIFEST and not path.name.startswith(".")}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:  # a link to nowhere, or to itself
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _flush_and_hash(path: Path) -> str:
+    sync(path)
+    return _hash(path)
+
+
+def _hash(path: Path) -> str:
+    found = xxhash.xxh3_128()
+    block = memoryview(bytearray(_BLOCK))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                found.update(block[:count])
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
+    return found.hexdigest()
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+
+
+Check = Callable[[Path, Manifest], None]
+
+
+def find_checkpoint(
+    resume_from_checkpoint: str | bool | None,
+    output_dir: str | Path,
+    *,
+    check: Check | None = None,
+    hashes: bool = True,
+    tell: Callable[[str], None] = logger.warning,
+) -> Path | None:
+    """The checkpoint to go on from; None to start fresh.
+
+    Args:
+        resume_from_checkpoint: False or None: fresh. True: the newest in ``output_dir`` that verifies.
+            ``"auto"``: the same, and fresh if there is no checkpoint at all; one whose saving was
+            interrupted is none. Else a checkpoint's folder.
+        output_dir: The run's folder.
+        check: What else makes a checkpoint unusable; it raises a CheckpointError.
+        hashes: Whether to read the files, or to compare only their sizes.
+        tell: Gets a message for each checkpoint that is passed over.
+
+    Raises:
+        CheckpointError: If a checkpoint was asked for and none can be used, with the reason for each.
+
+    Example:
+        >>> find_checkpoint(False, "anywhere") is None
+        True
+    """
+    if not resume_from_checkpoint:
+        return None
+    if resume_from_checkpoint not in (True, "auto"):
+        folder = Path(str(resume_from_checkpoint))
+        if reason := fault(folder, check, hashes=hashes):
+            raise CheckpointError(
+                f"resume_from_checkpoint {folder}: {reason}. Give another checkpoint, or true for the "
+                "newest that can be used."
+            )
+        return folder
+    passed: list[str] = []
+    found = list_checkpoints(Path(output_dir))
+    for folder in reversed(found):
+        reason = fault(folder, check, hashes=hashes)
+        if not reason:
+            return folder
+        passed.append(f"{folder.name}: {reason}")
+        tell(f"passed over {passed[-1]}")
+    if all(is_unfinished(folder) for folder in found):
+        if resume_from_checkpoint == "auto":
+            return None
+        raise CheckpointError(
+            f"resume_from_checkpoint is true but {output_dir} holds no checkpoint"
+            f"{' that was saved to its end' if found else ''}. "
+            "Give the folder of one, or 'auto' to start fresh where there is none."
+        )
+    raise CheckpointError(
+        f"none of the checkpoints in {output_dir} can be used, and a fresh start would write over them: "
+        f"{'; '.join(passed)}. Restore one from a copy, or start afresh with --overwrite."
+    )
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders ``checkpoint-N``, the oldest first.
+
+    Example:
+        >>> list_checkpoints(Path("nowhere"))
+        []
+    """
+    if not output_dir.is_dir():
+        return []
+    found = {
+        int(path.name.rpartition("-")[2]): path
+        for path in output_dir.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", path.name) and path.is_dir()
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:
+    """Why a checkpoint cannot be used; empty if it can.
+
+    Example:
+        >>> fault(Path("nowhere"))
+        'there is no such folder'
+    """
+    try:
+        manifest = verify(folder, hashes=hashes)
+        if check:
+            check(folder, manifest)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def require_states(folder: Path, processes: int) -> None:
+    """Raise where a checkpoint lacks what is needed to go on; Trainer would start that anew, silently.
+
+    Args:
+        folder: Of the checkpoint.
+        processes: Of the run.
+
+    Raises:
+        CheckpointError: With the files that are missing.
+    """
+    names = {path.name for path in folder.iterdir()}
+    engine = any(name.startswith("global_step") for name in names)
+    needed = ["trainer_state.json", *(["latest"] if engine else ["optimizer.pt", "scheduler.pt"])]
+    if not any(name.startswith("rng_state") for name in names):
+        needed.append("rng_state.pth" if processes == 1 else "rng_state_0.pth")
+    if missing := [name for name in needed if name not in names]:
+        raise CheckpointError(
+            f"{folder.name} has no {', '.join(missing)}, so it cannot be gone on from: it was saved with "
+            "save_only_model, or by something else. Give another one, or start a new run from its weights."
+        )
+
+
+# In output_dir and in no checkpoint: a checkpoint cannot vouch for itself.
+RECORD = ".vlcpt_checkpoints.json"
+_THREADS = 8
+
+
+def write_record(output_dir: Path, folder: Path) -> None:
+    """Note that this run wrote a checkpoint, with a hash of what in it may be a program.
+
+    SHA-256, because xxh3 of the manifest finds damage but does not withstand somebody who wants two
+    files to look alike.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp()) / "checkpoint-2"
+        >>> folder.mkdir()
+        >>> write_record(folder.parent, folder)
+        >>> require_own(folder.parent, folder)
+    """
+    known = {name: one for name, one in _record(output_dir).items() if (output_dir / name).is_dir()}
+    text = json.dumps({**known, folder.name: _sha256(folder)}, indent=1)
+    write_file(output_dir / RECORD, text, "which checkpoints this run wrote")
+
+
+def require_own(output_dir: Path, folder: Path) -> None:
+    """Raise unless a checkpoint is in the run's own folder and as the run wrote it.
+
+    Raises:
+        CheckpointError: That names ``--trust_checkpoint``.
+    """
+    is_inside = folder.resolve().parent == output_dir.resolve()
+    if not is_inside or _record(output_dir).get(folder.name) != _sha256(folder):
+        raise CheckpointError(
+            "this run did not write it, and DeepSpeed would run code that its files may hold. "
+            "If you trust who wrote it, add --trust_checkpoint true"
+        )
+
+
+def _sha256(folder: Path) -> str:
+    """Of every file but safetensors, which hold no program, and of their names."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = list(pool.map(_file_digest, files))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return hashlib.sha256(json.dumps(list(zip(names, hashes, strict=True))).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record(output_dir: Path) -> dict[str, str]:
+    try:
+        found = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

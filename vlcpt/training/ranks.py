@@ -1,0 +1,274 @@
+"""The ranks of a run: what they do together, and which one keeps the others waiting."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypedDict
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def first_rank_only(training: TrainingArguments, work: Callable[[], None]) -> None:
+    """Let rank 0 do something while all others wait; what it raises, all raise.
+
+    Args:
+        training: Of the run, whose process group it sets up.
+        work: Takes moments: the others wait in a collective, which has a timeout.
+
+    Example:
+        >>> first_rank_only(TrainingArguments("out", use_cpu=True), lambda: print("done"))
+        done
+    """
+    failed: list[Exception | None] = [None]
+    if training.process_index == 0:
+        try:
+            work()
+        except (ValueError, OSError) as error:
+            failed = [error]
+    if training.world_size > 1:
+        broadcast_object_list(failed)
+    if failed[0] is not None:
+        raise failed[0]
+
+
+def leave_group() -> None:
+    """Leave the process group: threads of gloo, in torch 2.14, can abort a process that ends with them.
+
+    A launcher then takes the run for failed, and ends the rank that is still at work.
+
+    Example:
+        >>> leave_group()
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def require_equal(training: TrainingArguments, found: str, name: str) -> None:
+    """Raise on every rank if they do not all have the same, for they would train on other items.
+
+    Args:
+        training: Of the run.
+        found: What this rank has.
+        name: What it is, for the message.
+
+    Raises:
+        ValueError: If ranks differ.
+
+    Example:
+        >>> require_equal(TrainingArguments("out", use_cpu=True), "0f3a", "the plan of train_data")
+    """
+    if training.world_size == 1:
+        return
+    everywhere = gather_object([found])
+    other = [rank for rank, one in enumerate(everywhere) if one != everywhere[0]]
+    if other:
+        raise ValueError(
+            f"{name} is another on rank {other[0]} than on rank 0: their files or configuration differ, or "
+            "were changed while they were read. Give all machines the same, and start again with --overwrite."
+        )
+
+
+_PERIOD = 1.0  # seconds from one sign of life to the next
+_SILENT = 4 * _PERIOD  # without one a process is taken for dead
+_SHOWN = 8  # ranks that a message names at most
+# How the backends begin, or what they say, when another rank did not come.
+_IN_VAIN = ("gloo", "NCCL", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+
+
+class CollectiveError(ValueError):
+    """A rank waited for the others in vain."""
+
+
+class Place(TypedDict):
+    """What a rank does: at which step, what, on which documents, since and at when (Unix time, its own)."""
+
+    step: int
+    what: str
+    documents: str
+    since: float
+    seen: float
+
+
+class RankWatch(TrainerCallback):
+    """Tells the other ranks where this one is, and a person where all are when one waits in vain.
+
+    On one process it does nothing.
+
+    Args:
+        args: Of the run, whose process group is set up.
+        documents: What this process reads at the moment, for a person; may be empty.
+
+    Example:
+        >>> watch = RankWatch(TrainingArguments("out", use_cpu=True))
+        >>> with watch.watched():
+        ...     watch.at(3, "reading documents")
+    """
+
+    def __init__(self, args: TrainingArguments, documents: Callable[[], str] = lambda: "") -> None:
+        self._rank, self._world = args.process_index, args.world_size
+        self._timeout = float(args.ddp_timeout)
+        self._documents = documents
+        self._lock = threading.Lock()
+        self._step, self._what, self._since = 0, "starting", time.time()
+        self._reported = False
+        self._watching = False
+
+    def at(self, step: int, what: str) -> None:
+        """Note what this rank begins to do; ``step`` counts from 1, 0 is before the first."""
+        with self._lock:
+            self._step, self._what, self._since = step, what, time.time()
+            self._reported = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around all that waits for other ranks.
+
+        Raises:
+            CollectiveError: In place of what a backend raises when they do not come.
+        """
+        if self._watching or self._world == 1 or "MASTER_ADDR" not in os.environ:
+            yield
+            return
+        ended = threading.Event()
+        threading.Thread(target=self._tell, args=(ended,), name="rank watch", daemon=True).start()
+        self._watching = True
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(word in str(error) for word in _IN_VAIN):
+                raise
+            reason = str(error).strip().splitlines()[0][:200]
+            raise CollectiveError(
+                f"rank {self._rank} waited for the others in vain, {self._where()}: {self.others()}. Look at "
+                "the output of the rank named first. If it was only slow, --ddp_timeout (now "
+                f"{self._timeout:.0f} seconds) allows more time. ({reason})"
+            ) from error
+        finally:
+            self._watching = False
+            ended.set()
+
+    def others(self) -> str:
+        """Where the other ranks are, those that are behind first; takes four seconds, to see who lives."""
+        ranks = [rank for rank in range(self._world) if rank != self._rank]
+        try:
+            store = _connect(self._timeout)
+            before = {rank: _read(store, rank) for rank in ranks}
+            time.sleep(_SILENT)
+            now = {rank: _read(store, rank) for rank in ranks}
+        except (RuntimeError, OSError):  # it was in the process that is gone
+            return "rank 0, or the launcher, does not answer any more"
+        # No clocks are compared: machines may differ in time.
+        lives = {rank: now[rank] != before[rank] for rank in ranks}
+        order = sorted(ranks, key=lambda rank: (lives[rank], *_behind(now[rank])))
+        told = [f"rank {rank} {_describe(now[rank], lives[rank])}" for rank in order[:_SHOWN]]
+        return "; ".join(told) + (f"; and {len(order) - _SHOWN} more" if len(order) > _SHOWN else "")
+
+    def _where(self) -> str:
+        with self._lock:
+            return _step_name(self._step, self._what)
+
+    def _tell(self, ended: threading.Event) -> None:
+        """The thread: a sign of life each second, and one line before a collective's time is over."""
+        try:
+            store = _connect(self._timeout)
+            while not ended.wait(_PERIOD):
+                with self._lock:
+                    place = Place(
+                        step=self._step,
+                        what=self._what,
+                        documents=self._documents(),
+                        since=self._since,
+                        seen=time.time(),
+                    )
+                    late = place["seen"] - place["since"] > 0.9 * self._timeout and not self._reported
+                    self._reported |= late
+                store.set(_key(self._rank), json.dumps(place))
+                if late:  # by a thread of its own, or this rank would seem dead
+                    threading.Thread(target=self._warn, args=(place,), daemon=True).start()
+        except (RuntimeError, OSError):
+            return  # the store is gone, and with it the run
+
+    def _warn(self, place: Place) -> None:
+        """NCCL ends the process itself when a collective's time is over: nothing could be told then."""
+        logger.error(
+            "rank %d is %s for %.0f seconds; a collective ends after %.0f (ddp_timeout). The others: %s",
+            self._rank,
+            _step_name(place["step"], place["what"]),
+            place["seen"] - place["since"],
+            self._timeout,
+            self.others(),
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """A step's documents are read; what follows is forward and backward."""
+        self.at(state.global_step + 1, "computing")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """What follows a step."""
+        what = "evaluating" if control.should_evaluate else "saving" if control.should_save else "ending it"
+        self.at(state.global_step, what)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """What follows an evaluation."""
+        self.at(state.global_step, "saving" if control.should_save else "ending it")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """An evaluation takes long, and each of its batches is a sign of life."""
+        self.at(state.global_step, "evaluating")
+
+
+def _connect(timeout: float) -> dist.TCPStore:
+    """The store at which the ranks met: the launcher's, or rank 0's."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    wait = timedelta(seconds=min(timeout, 10))
+    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=wait)
+
+
+def _key(rank: int) -> str:
+    # A launcher that starts a run again keeps its store.
+    return f"vlcpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+
+
+def _read(store: dist.TCPStore, rank: int) -> Place | None:
+    key = _key(rank)
+    found: Place | None = json.loads(store.get(key)) if store.check([key]) else None
+    return found
+
+
+def _behind(place: Place | None) -> tuple[float, float]:
+    """Those at the smallest step first, then those longest at what they do."""
+    return (-1.0, 0.0) if place is None else (float(place["step"]), place["since"] - place["seen"])
+
+
+def _describe(place: Place | None, lives: bool) -> str:
+    if place is None:
+        return "never said where it was"
+    where = _step_name(place["step"], place["what"])
+    documents = f", {place['documents']}" if place["documents"] else ""
+    if lives:
+        return f"is {where} for {place['seen'] - place['since']:.0f} seconds{documents}"
+    return f"gives no sign of life, and was {where}{documents}"
+
+
+def _step_name(step: int, what: str) -> str:
+    return f"at step {step} ({what})" if step else f"before step 1 ({what})"
