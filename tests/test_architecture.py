@@ -141,7 +141,7 @@ def test_the_design_lists_every_module_once():
 
 
 def test_tests_mirror_the_package():
-    """A test file lies in the folder of its module, and begins with its name; those of the whole lie on top."""
+    """A test file lies in its module's folder and begins with its name; those of the whole lie on top."""
     strays = []
     for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
         folder = path.parent.relative_to(PACKAGE.parent / "tests")

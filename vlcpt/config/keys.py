@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import yaml
 
-from vlcpt.config.checks import did_you_mean, nearest
 from vlcpt.config.packages import NEEDING, missing_packages
 from vlcpt.config.synonyms import BY_NAME, FAMILIES, LAUNCHERS, SOURCE_BY_NAME, tools
-from vlcpt.config.values import Dumper, Given, Loader, compose, convert, holds_secret
+from vlcpt.config.values import Dumper, Given, Loader, compose, convert, did_you_mean, holds_secret, nearest
 from vlcpt.errors import ConfigError
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from os import PathLike, fspath
-from typing import Literal, get_args
+from pathlib import PurePath
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
-from vlcpt.config import checks, trainer_args
 from vlcpt.config import precision as config_precision
+from vlcpt.config import trainer_args
+from vlcpt.config.values import build
+from vlcpt.data.formats.detect import check_format
 from vlcpt.data.rows.open import default_name
 from vlcpt.errors import ConfigError as ConfigError
 
@@ -56,7 +60,7 @@ class SourceConfig:
             object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
         if not self.name:
             object.__setattr__(self, "name", default_name(self.path))
-        checks.check_source(self)
+        check_source(self)
 
 
 SourceLike = str | PathLike[str] | Mapping[str, object] | SourceConfig
@@ -76,7 +80,7 @@ def as_sources(value: SourceLike | Sequence[SourceLike]) -> tuple[SourceConfig, 
     sources = []
     for item in [value] if isinstance(value, str | PathLike | Mapping | SourceConfig) else value:
         if isinstance(item, Mapping):
-            sources.append(checks.build(SourceConfig, item))
+            sources.append(build(SourceConfig, item))
         else:
             sources.append(item if isinstance(item, SourceConfig) else SourceConfig(fspath(item)))
     return tuple(sources)
@@ -138,8 +142,8 @@ class ModelConfig:
     use_rslora: bool = field(default=False, metadata={"help": "Scale adapters by lora_alpha / sqrt(lora_r)."})
 
     def __post_init__(self) -> None:
-        checks.check_choices(self)
-        checks.check_model(self)
+        check_choices(self)
+        check_model(self)
 
     @property
     def trained_towers(self) -> tuple[Tower, ...]:
@@ -232,8 +236,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("train_data", "eval_data", "retention_data", "replay_data"):
             object.__setattr__(self, name, as_sources(getattr(self, name)))
-        checks.check_choices(self)
-        checks.check_data(self)
+        check_choices(self)
+        check_data(self)
 
 
 @dataclass(repr=False)  # TrainingArguments has a __repr__ that hides tokens; a generated one would print them
@@ -316,6 +320,7 @@ class CPTConfig(TrainingArguments):
         if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
             self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
         trainer_args.check_training(self)
+        _check_run(self)
         checkpointing = trainer_args.checkpointing_kwargs(self)
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
@@ -340,3 +345,215 @@ class CPTConfig(TrainingArguments):
             # transformers 5.23 gives ddp_timeout to every group but that of CPUs, which then waits for 30
             # minutes; tests/training/test_ranks.py tells whether it is kept.
             torch.distributed.set_timeout(timedelta(seconds=self.ddp_timeout))
+
+
+def check_choices(config: ModelConfig | DataConfig) -> None:
+    """Raise ValueError where a field with fixed choices holds something else."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{name} {value!r} is none of its choices: {', '.join(get_args(hint))}.")
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise ValueError where towers, tuning and adapters contradict each other."""
+    if not (model.trained_towers or model.train_embeddings):
+        raise ValueError(
+            "nothing would be trained. Set train_language, train_merger or train_vision to true."
+        )
+    if model.tuning == "full":
+        _check_no_lora(model)
+        return
+    trained = ", ".join(model.trained_towers) or "none"
+    if untrained := [tower for tower in model.lora_towers or () if tower not in model.trained_towers]:
+        wanted = ", ".join(f"train_{tower}: true" for tower in untrained)
+        raise ValueError(
+            f"lora_towers lists {', '.join(untrained)}, but the trained towers are: {trained}. "
+            f"Set {wanted}, or shorten the list."
+        )
+    if not model.adapter_towers:
+        raise ValueError(
+            f"tuning: {model.tuning} has no tower to put adapters on (trained towers: {trained}). "
+            "Train a tower and leave it in lora_towers, or use tuning: full."
+        )
+    if model.tuning == "qlora" and model.train_language and "language" not in model.adapter_towers:
+        raise ValueError(
+            "tuning: qlora holds the language tower in 4 bits, which cannot train in full. Put language into "
+            "lora_towers, set train_language: false, or use tuning: lora."
+        )
+    if model.lora_target_modules == ():
+        raise ValueError(
+            "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
+        )
+    if word := _every(model.lora_target_modules):
+        raise ValueError(
+            f"lora_target_modules: {word} is the default here: every linear layer of lora_towers, and "
+            "none of another tower. Remove the key."
+        )
+    if model.lora_r < 1 or model.lora_alpha <= 0:
+        raise ValueError(f"lora_r {model.lora_r} and lora_alpha {model.lora_alpha} must be above 0.")
+    if not 0 <= model.lora_dropout < 1:
+        raise ValueError(f"lora_dropout {model.lora_dropout} must be from 0 to below 1.")
+
+
+def _every(names: tuple[str, ...] | None) -> str | None:
+    """The word that peft and others have for every linear layer, where it is given."""
+    return next((name for name in names or () if name in ("all-linear", "all")), None)
+
+
+def _check_no_lora(model: ModelConfig) -> None:
+    if model.adapter_name_or_path is not None:
+        raise ValueError(
+            "adapter_name_or_path needs tuning: lora or qlora. To train all weights from there, merge the "
+            "adapter first (vlcpt merge) and give the result as model_name_or_path."
+        )
+    if changed := _changed_lora(model):
+        raise ValueError(
+            f"{', '.join(changed)} would not be used by tuning: full. Remove, or set tuning: lora."
+        )
+
+
+def _changed_lora(model: ModelConfig) -> list[str]:
+    """Fields that shape a new adapter and are not at their defaults."""
+    lora = [field for field in fields(model) if field.name.startswith(("lora_", "use_"))]
+    return [field.name for field in lora if getattr(model, field.name) != field.default]
+
+
+def check_source(source: SourceConfig) -> None:
+    """Raise ValueError for a source without path or name, or with an unknown option or impossible share."""
+    check_format(source.format, source.targets, source.chat_template)
+    if not source.path:
+        raise ValueError("path is empty. Give a file, a folder, or a data set's name on the Hub.")
+    if not source.name:
+        raise ValueError(f"path {source.path} gives no name for this source. Add one with name.")
+    if source.share is not None and not 0 < source.share <= 1:
+        raise ValueError(f"share {source.share} must be above 0 and at most 1: it is a part of all targets.")
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise ValueError where sources, shares and limits contradict each other."""
+    if not data.train_data:
+        raise ValueError("train_data is empty. Give a file, or a list of sources.")
+    _check_names("train_data and replay_data", data.train_data, data.replay_data)
+    _check_names("eval_data and retention_data", data.eval_data, data.retention_data)
+    _check_shares(data)
+    sizes = ("min_pixels", "max_pixels", "fps", "max_frames")
+    for name in (
+        *sizes,
+        "max_row_bytes",
+        "max_file_bytes",
+        "max_image_pixels",
+        "max_video_frames",
+        "max_video_pixels",
+    ):
+        value = getattr(data, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} {value} must be above 0.")
+    if data.max_frames is not None and data.max_frames < 2:
+        raise ValueError(f"max_frames {data.max_frames} must be 2 or more: the model sees frames in pairs.")
+    if data.min_pixels is not None and data.max_pixels is not None and data.min_pixels > data.max_pixels:
+        raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}. Lower it.")
+    if not 0 <= data.max_bad_fraction <= 1:
+        raise ValueError(f"max_bad_fraction {data.max_bad_fraction} must be from 0 to 1.")
+
+
+def _check_names(lists: str, sources: tuple[SourceConfig, ...], others: tuple[SourceConfig, ...]) -> None:
+    """Names are keys in the ledger and in results, so two sources cannot share one."""
+    # What vlcpt prepare wrote holds sources of both lists, by their own names.
+    twice = {source.path for source in sources if _may_be_prepared(source)}
+    both = sources + tuple(source for source in others if not _is_again(source, twice))
+    for name, count in Counter(source.name for source in both).items():
+        if count > 1:
+            paths = ", ".join(source.path for source in both if source.name == name)
+            raise ValueError(f"{lists} have {count} sources named {name} ({paths}). Give each its own name.")
+
+
+def _is_again(source: SourceConfig, paths: set[str]) -> bool:
+    return source.path in paths and _may_be_prepared(source)
+
+
+def _may_be_prepared(source: SourceConfig) -> bool:
+    """Whether it is no data file, and has no name of its own."""
+    return source.name == default_name(source.path) == PurePath(source.path).name
+
+
+def _check_shares(data: DataConfig) -> None:
+    if not 0 <= data.replay_share < 1:
+        raise ValueError(f"replay_share {data.replay_share} must be from 0 to below 1.")
+    if data.replay_data and not data.replay_share:
+        raise ValueError("replay_data needs replay_share, 0.2 for example. Set it, or remove replay_data.")
+    if data.replay_share and not data.replay_data:
+        raise ValueError(
+            f"replay_share {data.replay_share} needs replay_data. Give some, or remove replay_share."
+        )
+    for name in ("eval_data", "retention_data", "replay_data"):
+        if any(source.share is not None for source in getattr(data, name)):
+            raise ValueError(f"{name} has a source with a share, which only train_data takes. Remove it.")
+    shares = [source.share for source in data.train_data if source.share is not None]
+    if shares and (len(shares) < len(data.train_data) or abs(sum(shares) - 1) > 1e-6):
+        raise ValueError(
+            f"train_data has {len(data.train_data)} sources and the shares {shares}. "
+            "Give every source a share, with the sum 1, or give none."
+        )
+
+
+def check_together(model: ModelConfig, data: DataConfig, training: CPTConfig) -> None:
+    """Raise ValueError where one part of a configuration asks for what another does not give."""
+    for part in ("vision", "merger", "embedding"):
+        trained = {
+            "vision": model.train_vision,
+            "merger": model.train_merger,
+            "embedding": model.train_embeddings,
+        }
+        if getattr(training, f"{part}_learning_rate") is not None and not trained[part]:
+            switch = "train_embeddings" if part == "embedding" else f"train_{part}"
+            raise ValueError(f"{part}_learning_rate would not be used. Set {switch}: true, or remove it.")
+    check_evaluation(data, training)
+    trainer_args.check_optimizer(training)
+    if model.adapter_name_or_path is not None and (changed := _changed_lora(model)):
+        raise ValueError(
+            f"{', '.join(changed)} would not be used with adapter_name_or_path: the adapter brings its own. "
+            "Remove what you set, or start a new adapter."
+        )
+
+
+def _check_run(training: CPTConfig) -> None:
+    if training.overwrite and training.resume_from_checkpoint:
+        raise ValueError(
+            "overwrite would delete the checkpoints that resume_from_checkpoint goes on from. "
+            "Remove one of them."
+        )
+    if training.max_length < 2:
+        raise ValueError(f"max_length {training.max_length} must be 2 or more: a first token has no context.")
+
+
+def name_best_metric(data: DataConfig, training: CPTConfig) -> None:
+    """Let the best model be that with the least loss on the first set, where nothing else was asked for.
+
+    Trainer's own default, ``loss``, is never measured here: each set's numbers bear its name.
+    """
+    sets = data.eval_data + data.retention_data
+    # Trainer fills in its default wherever it needs one, but for save_strategy: best.
+    is_needed = training.metric_for_best_model is not None or training.save_strategy == "best"
+    if sets and is_needed:
+        training.metric_for_best_model = f"eval_{sets[0].name}_loss"
+        training.greater_is_better = bool(training.greater_is_better)
+
+
+def check_evaluation(data: DataConfig, training: CPTConfig) -> None:
+    """Raise ValueError for an evaluation that will not take place, or a number that none of them gives."""
+    sets = data.eval_data + data.retention_data
+    if (training.eval_strategy != "no" or training.eval_on_start) and not sets:
+        raise ValueError("eval_strategy and eval_on_start need documents: give eval_data, or remove them.")
+    if training.eval_strategy == "no":
+        needs = "save_strategy: best" if training.save_strategy == "best" else "metric_for_best_model"
+        if training.metric_for_best_model is not None or training.save_strategy == "best":
+            raise ValueError(f"{needs} needs eval_strategy: steps or epoch. Set it, or remove the key.")
+    metric = training.metric_for_best_model
+    measured = [f"eval_{one.name}_{number}" for one in sets for number in ("loss", "perplexity")]
+    if metric is not None and metric not in measured and f"eval_{metric}" not in measured:
+        raise ValueError(
+            f"metric_for_best_model {metric!r} is not measured. Measured are: {', '.join(measured)}."
+        )
+    if metric is not None and training.greater_is_better:
+        raise ValueError("greater_is_better: less loss is better, and less perplexity. Remove the key.")

@@ -1,8 +1,7 @@
 """What of ``TrainingArguments`` works here, said before data or weights are read.
 
 Nothing heavy is imported at the top: a misspelt key is told without it, see ``config/keys.py``. ``CPTConfig``
-calls :func:`check_training` when it is built; what also depends on the rest of a configuration
-is called by ``check_together`` in ``config/checks.py``.
+calls :func:`check_training` when it is built.
 """
 
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlcpt.config.schema import CPTConfig, DataConfig
+    from transformers import TrainingArguments
 
 # Those of torch and bitsandbytes: they take a group for each tower. Others (lomo, galore, apollo …) make
 # their own groups, or need the model.
@@ -60,7 +59,7 @@ _LEARNING_RATES = ("learning_rate", "vision_learning_rate", "merger_learning_rat
 _LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
-def check_training(training: "CPTConfig") -> None:
+def check_training(training: "TrainingArguments") -> None:
     """Raise ValueError for settings of the Trainer that cannot work here, or mean nothing."""
     for name, instead in _REFUSED.items():
         if getattr(training, name):
@@ -78,13 +77,6 @@ def check_training(training: "CPTConfig") -> None:
     for name in ("hub_model_id", "hub_revision"):
         if getattr(training, name) is not None and not training.push_to_hub:
             raise ValueError(f"{name} would not be used. Set push_to_hub: true, or remove it.")
-    if training.overwrite and training.resume_from_checkpoint:
-        raise ValueError(
-            "overwrite would delete the checkpoints that resume_from_checkpoint goes on from. "
-            "Remove one of them."
-        )
-    if training.max_length < 2:
-        raise ValueError(f"max_length {training.max_length} must be 2 or more: a first token has no context.")
     for least, names in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
         for name in names:
             if getattr(training, name) < least:
@@ -101,7 +93,7 @@ def check_training(training: "CPTConfig") -> None:
             raise ValueError(f"{name} {seed} must be from 0 to {_LARGEST_SEED}.")
 
 
-def check_accelerator(training: "CPTConfig") -> None:
+def check_accelerator(training: "TrainingArguments") -> None:
     """Raise ValueError where ``accelerator_config``, once read, would lose documents or reorder them."""
     config = training.accelerator_config
     from transformers.trainer_pt_utils import AcceleratorConfig
@@ -115,7 +107,7 @@ def check_accelerator(training: "CPTConfig") -> None:
         raise ValueError("accelerator_config: num_steps: Set gradient_accumulation_steps instead.")
 
 
-def checkpointing_kwargs(training: "CPTConfig") -> dict[str, object]:
+def checkpointing_kwargs(training: "TrainingArguments") -> dict[str, object]:
     """How activation checkpoints are made: as given under either name, and never reentrant.
 
     Raises:
@@ -141,7 +133,7 @@ def checkpointing_kwargs(training: "CPTConfig") -> dict[str, object]:
     return {"use_reentrant": False, **given}
 
 
-def check_optimizer(training: "CPTConfig") -> None:
+def check_optimizer(training: "TrainingArguments") -> None:
     """Raise ValueError for an optimizer that cannot give each tower its own learning rate."""
     name = getattr(training.optim, "value", training.optim)
     if name not in PLAIN_OPTIMIZERS:
@@ -149,38 +141,6 @@ def check_optimizer(training: "CPTConfig") -> None:
             f"optim {name} makes its own parameter groups, or is not known to take those of the towers. "
             f"Choose one of: {', '.join(PLAIN_OPTIMIZERS)}."
         )
-
-
-def name_best_metric(data: "DataConfig", training: "CPTConfig") -> None:
-    """Let the best model be that with the least loss on the first set, where nothing else was asked for.
-
-    Trainer's own default, ``loss``, is never measured here: each set's numbers bear its name.
-    """
-    sets = data.eval_data + data.retention_data
-    # Trainer fills in its default wherever it needs one, but for save_strategy: best.
-    is_needed = training.metric_for_best_model is not None or training.save_strategy == "best"
-    if sets and is_needed:
-        training.metric_for_best_model = f"eval_{sets[0].name}_loss"
-        training.greater_is_better = bool(training.greater_is_better)
-
-
-def check_evaluation(data: "DataConfig", training: "CPTConfig") -> None:
-    """Raise ValueError for an evaluation that will not take place, or a number that none of them gives."""
-    sets = data.eval_data + data.retention_data
-    if (training.eval_strategy != "no" or training.eval_on_start) and not sets:
-        raise ValueError("eval_strategy and eval_on_start need documents: give eval_data, or remove them.")
-    if training.eval_strategy == "no":
-        needs = "save_strategy: best" if training.save_strategy == "best" else "metric_for_best_model"
-        if training.metric_for_best_model is not None or training.save_strategy == "best":
-            raise ValueError(f"{needs} needs eval_strategy: steps or epoch. Set it, or remove the key.")
-    metric = training.metric_for_best_model
-    measured = [f"eval_{one.name}_{number}" for one in sets for number in ("loss", "perplexity")]
-    if metric is not None and metric not in measured and f"eval_{metric}" not in measured:
-        raise ValueError(
-            f"metric_for_best_model {metric!r} is not measured. Measured are: {', '.join(measured)}."
-        )
-    if metric is not None and training.greater_is_better:
-        raise ValueError("greater_is_better: less loss is better, and less perplexity. Remove the key.")
 
 
 def shipped_deepspeed() -> dict[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,6 +21,8 @@ from vlcpt.errors import ConfigError
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
+
+T = TypeVar("T")
 
 # An access token of the Hub, or a password in an address.
 _SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|(?<=://)[^/\s@]+(?=@)")
@@ -323,3 +326,44 @@ def _shown(node: yaml.Node) -> str:
     if is_nothing(node):
         return "nothing"
     return node.value if node.style is None else repr(node.value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Give the known name that this one is a misspelling of; None if it is like no other.
+
+    Example:
+        >>> nearest("lerning_rate", ["learning_rate", "seed"]), nearest("rate", ["learning_rate", "seed"])
+        ('learning_rate', None)
+    """
+    # 0.8: two letters of ten. What is less alike is another word, and naming it would mislead.
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Give the end of an error message about an unknown name.
+
+    Example:
+        >>> did_you_mean("lerning_rate", ["learning_rate", "seed"])
+        'Did you mean learning_rate?'
+    """
+    known = list(known)
+    if near := nearest(name, known):
+        return f"Did you mean {near}?"
+    return (
+        f"Known: {', '.join(known)}." if len(known) <= 12 else "See docs/configuration.md for the known keys."
+    )
+
+
+def build(cls: Callable[..., T], values: Mapping[str, object]) -> T:
+    """Call a dataclass with keyword arguments by name; an unknown one is a ValueError with the nearest known.
+
+    Example:
+        >>> from vlcpt.config.schema import SourceConfig
+        >>> build(SourceConfig, {"pth": "a.jsonl"})
+        Traceback (most recent call last):
+        ValueError: SourceConfig has no field pth. Did you mean path?
+    """
+    known = get_type_hints(cls)
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]}. {did_you_mean(unknown[0], known)}")
+    return cls(**values)

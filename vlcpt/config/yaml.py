@@ -15,11 +15,17 @@ import yaml
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from vlcpt.config.checks import build, check_together
 from vlcpt.config.keys import REQUIRED, check_required, read_given
-from vlcpt.config.schema import CPTConfig, DataConfig, ModelConfig, SourceConfig
-from vlcpt.config.trainer_args import name_best_metric, shipped_deepspeed
-from vlcpt.config.values import NULL, Dumper, Given, convert, is_nothing, is_secret
+from vlcpt.config.schema import (
+    CPTConfig,
+    DataConfig,
+    ModelConfig,
+    SourceConfig,
+    check_together,
+    name_best_metric,
+)
+from vlcpt.config.trainer_args import shipped_deepspeed
+from vlcpt.config.values import NULL, Dumper, Given, build, convert, is_nothing, is_secret
 from vlcpt.data.rows.open import default_name, files_of, is_pattern
 from vlcpt.errors import ConfigError
 

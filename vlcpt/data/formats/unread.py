@@ -18,21 +18,19 @@ from urllib.parse import unquote
 from vlcpt.data.documents import Document, DocumentError, Image, Text, Video
 from vlcpt.data.formats.marked import OTHER_BRACKETS, PLAIN
 from vlcpt.data.formats.turns import TURN_WEIGHTS
+from vlcpt.data.media.names import BESIDE, MEDIA_SUFFIXES, ends_like_media
 from vlcpt.data.media.open import MediaError, heif_kind, resolve
 from vlcpt.data.media.references import HINTS, hints_in
 from vlcpt.data.rows.fields import Row, is_given
-from vlcpt.data.rows.tars import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vlcpt.data.rows.tars import UNNAMED as OF_A_TAR
 
 LINKS = "files that its Markdown or HTML links to"
-BESIDE = "media files beside the rows"
 LONE_MEDIA = "pictures and videos without a text"
 LONE_TEXTS = "texts without a picture or video"
 UNNAMED = "media files that no row names"
 _OF_FILES = frozenset((BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED))
 _OF_ROWS = frozenset((LINKS, OTHER_BRACKETS, OF_A_TAR))  # no fields, but counted by rows
 
-_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 _SAYS_MEDIUM = re.compile(
     "image|img|picture|photo|video|图片|图像|照片|截图|插图|视频|影片|影像|圖片|圖像|視頻|画像|写真|動画",
     re.IGNORECASE,
@@ -54,7 +52,7 @@ def _says_medium(name: str) -> bool:
     return _SAYS_MEDIUM.search(name) is not None
 
 
-_QUOTED_FILE = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})[\"']", re.IGNORECASE)
+_QUOTED_FILE = re.compile(rf"\.(?:{'|'.join(sorted(MEDIA_SUFFIXES))})[\"']", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{48}")
 # What may stand before base64: a header of any kind, or the mark that Python shows bytes with.
 _HEADER = re.compile(r"""data:[^,]{0,80},|base64[:,]/{0,2}|b["']""", re.IGNORECASE)
@@ -66,13 +64,11 @@ _LINK = re.compile(
     r"""|\b(?:src|href|srcset|poster)\s*=\s*(?:"([^"<>]{1,500})"|'([^'<>]{1,500})'|([^\s"'<>]{1,500}))""",
     re.IGNORECASE | re.MULTILINE,
 )
-_ENDING = re.compile(rf"\.(?:{'|'.join(sorted(_SUFFIXES))})\b", re.IGNORECASE)
+_ENDING = re.compile(rf"\.(?:{'|'.join(sorted(MEDIA_SUFFIXES))})\b", re.IGNORECASE)
 _MOST_NAMED = 20  # fields in a message; ledger.json has all
 _MOST_NAME = 1000  # characters that a path has at most
 _MOST_DEEP = 16  # lists and structs in each other
 _MOST_LEAVES = 4000  # of a field
-_MOST_BESIDE = 10_000  # entries of a folder, and of those in it
-_MOST_BELOW = 3  # as images/train/000/
 
 # Where the formats of conversations have their turns, and what is read of one and of a part of one.
 _TURNS = {"sharegpt": "conversations", "messages": "messages", "docmatix": "texts"}
@@ -354,42 +350,6 @@ def may_hold_media(name: str, values: Iterable[object]) -> bool:
     return not known  # of nulls and the like nothing is known
 
 
-def media_beside(media_root: str) -> int:
-    """How many media files are in a folder and in some folders below; few looks, however large it is.
-
-    Example:
-        >>> media_beside("/no/such/folder")
-        0
-    """
-    found, looked = 0, 0
-    folders = [(media_root, 0)]
-    for folder, below in folders:
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    looked += 1
-                    if looked > _MOST_BESIDE:
-                        return found
-                    if entry.name.startswith("."):
-                        continue
-                    if below < _MOST_BELOW and entry.is_dir(follow_symlinks=False):
-                        folders.append((entry.path, below + 1))
-                    found += _has_suffix(entry.name)
-        except OSError:
-            continue
-    return found
-
-
-def is_media_name(name: str) -> bool:
-    """Whether a file's name ends like an image or a video, those included that have to be converted first.
-
-    Example:
-        >>> is_media_name("a.JPG"), is_media_name("a.heic"), is_media_name("a.txt")
-        (True, True, False)
-    """
-    return name.rpartition(".")[2].lower() in _SUFFIXES and "." in name
-
-
 def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
     """Files that are not read, counted by their suffixes, as :func:`told_unread` shows them.
 
@@ -444,23 +404,12 @@ def _named(value: str, name: str, media_root: str | None) -> str | None:
         return f"the names {value[:80]!r}"
     if len(value) > _MOST_NAME or "\n" in value:
         return None
-    if says and _has_suffix(value) and not _IS_TEXT.search(name):
+    if says and ends_like_media(value) and not _IS_TEXT.search(name):
         return f"the name {value[:80]!r}"
     is_local = "://" not in value or value[:5].lower() == "file:"
-    if (says or _has_suffix(value)) and is_local and _is_there(value, media_root):
+    if (says or ends_like_media(value)) and is_local and _is_there(value, media_root):
         return f"the name of a file that is there, {value[:80]!r}"
     return None
-
-
-def _has_suffix(name: str) -> bool:
-    """Whether a path or URL ends like a medium."""
-    if "://" in name[:20]:
-        name = name.partition("?")[0].partition("#")[0]
-        if name.count("/") < 3:  # a host alone
-            return False
-    stem, point, suffix = name[-7:].rpartition(".")
-    # `img_ext: ".jpg"` is a suffix and no name.
-    return point == "." and suffix.lower() in _SUFFIXES and stem[-1:] not in ("", "/", "\\")
 
 
 def _is_linked(target: str, media_root: str | None) -> bool:
@@ -469,7 +418,7 @@ def _is_linked(target: str, media_root: str | None) -> bool:
         return False
     for one in (target, *(part.split()[0] for part in target.split(",") if part.strip())):
         name = unquote(re.split(r"[?#]", one, maxsplit=1)[0])
-        if _has_suffix(name) and _is_there(name, media_root):
+        if ends_like_media(name) and _is_there(name, media_root):
             return True
     return False
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.formats.unread import BESIDE, media_beside
+from vlcpt.data.media.names import BESIDE, media_beside
 from vlcpt.data.plan.cache import PlanCache
 from vlcpt.data.plan.ledger import NOT_READ, Ledger, SourceLedger, TokenCounts, told_reasons
 from vlcpt.data.plan.mix import draw_documents, passes_for_shares, repeat_documents

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.formats.markers import MEDIA_FIELDS
-from vlcpt.data.formats.unread import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_name, suffixes_of
+from vlcpt.data.formats.unread import LONE_MEDIA, LONE_TEXTS, UNNAMED, suffixes_of
+from vlcpt.data.media.names import is_media_name, is_video_name
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.jsonl import (
@@ -27,7 +28,6 @@ from vlcpt.data.rows.jsonl import (
     limit_rows,
     require_regular,
 )
-from vlcpt.data.rows.tars import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class MetadataRows:
         # Markup numbers its files, also where there is one.
         text = row.get("text")
         as_list = isinstance(text, str) and _MARKED.search(text) is not None
-        videos = [path for path in paths if path.rpartition(".")[2].lower() in VIDEO_SUFFIXES]
+        videos = [path for path in paths if is_video_name(path)]
         images = [path for path in paths if path not in videos]
         for found, singular in ((images, "image"), (videos, "video")):
             if found:
@@ -429,7 +429,7 @@ def find_pairs(folder: Path, files: Sequence[Path], root: str, format: str = "au
 
 def _put(row: dict[str, object], paths: Sequence[str], *, as_list: bool) -> None:
     """Media into the fields of the row, alone or as lists."""
-    videos = [path for path in paths if path.rpartition(".")[2].lower() in VIDEO_SUFFIXES]
+    videos = [path for path in paths if is_video_name(path)]
     images = [path for path in paths if path not in videos]
     for found, singular, plural in ((images, "image", "images"), (videos, "video", "videos")):
         if len(found) == 1 and not as_list:

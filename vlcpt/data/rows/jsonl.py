@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.media.names import BESIDE, media_beside
 from vlcpt.data.media.references import without_pictures
 from vlcpt.data.rows.decoding import BOM, check_wide, not_utf8, text_of
 from vlcpt.data.rows.fields import Row
@@ -308,8 +309,6 @@ class TextRows:
 
     def left_out(self) -> Mapping[str, int]:
         """Media files that lie with them, which may be theirs."""
-        from vlcpt.data.formats.unread import BESIDE, media_beside
-
         return {BESIDE: media_beside(str(self._folder))} if self._looks_beside else {}
 
     def limit(self, most: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.media.names import is_media_name
 from vlcpt.data.rows.decoding import inner_name, unpacked
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.jsonl import (
@@ -293,7 +294,7 @@ def why_empty(path: str | Path) -> str:
     """
     if not os.path.isdir(path):
         return "there is no row in it."
-    from vlcpt.data.formats.unread import is_media_name, suffixes_of
+    from vlcpt.data.formats.unread import suffixes_of
 
     files = files_inside(Path(path))
     media = sum(is_media_name(file.name) for file in files)

@@ -13,19 +13,12 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Video
+from vlcpt.data.media.names import MEDIA_SUFFIXES, is_video_name
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, FileState, check_row_size, file_state, json_object
 
 logger = logging.getLogger(__name__)
-
-# HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
-IMAGE_SUFFIXES = (
-    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff"),
-    *("heic", "heif", "avif"),
-)
-VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "webm", "mkv", "avi")
-_MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 
 UNNAMED = "files of a tar that their row does not name"
 # Where rows name files, and the keys of structs in these that do.
@@ -114,7 +107,7 @@ class TarRows:
                 suffix = name.rpartition(".")[2].lower()
                 if suffix in ("txt", "json"):
                     check_row_size(size, self._most)
-                is_read = suffix in (*_MEDIA_SUFFIXES, "txt", "json")
+                is_read = suffix in (*MEDIA_SUFFIXES, "txt", "json")
                 file.seek(offset)
                 members[name] = file.read(size) if is_read else b""
         return _row_of(members)
@@ -228,7 +221,7 @@ def _row_of(members: Mapping[str, bytes]) -> TarRow:
                 row["caption"] = text_of(data, name)
             except DocumentError as error:
                 raise error.at(None, extension) from None
-        elif suffix in _MEDIA_SUFFIXES:
+        elif suffix in MEDIA_SUFFIXES:
             files[name] = data
         else:
             row[f".{suffix}"] = True  # a field that no format reads, and so is named
@@ -238,17 +231,13 @@ def _row_of(members: Mapping[str, bytes]) -> TarRow:
     # What no part, segment or list names stands in the fields of all formats, in the archive's order.
     free = [name for name in files if not named.intersection(_aliases(name))]
     for singular, plural, is_video in (("image", "images", False), ("video", "videos", True)):
-        of_kind = [name for name in free if _is_video(name) == is_video]
+        of_kind = [name for name in free if is_video_name(name) == is_video]
         if not of_kind or row.get(singular) or row.get(plural):
             continue
         found = [{"bytes": files[name], "path": name} for name in of_kind]
         alone = len(found) == 1 and "<trainable_text" not in str(row.get("text"))
         row |= {singular: found[0]} if alone else {plural: found}
     return TarRow({**row, "id": row.get("id") or key}, files)
-
-
-def _is_video(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES
 
 
 def _plain(name: str) -> str:

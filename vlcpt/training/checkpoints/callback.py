@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
+from rich.console import Console
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
+from vlcpt.config.schema import CPTConfig
 from vlcpt.file_writes import Writing, free_bytes, human_size, refusal, remove, sync
 from vlcpt.folder_locks import hold
 from vlcpt.model.base_files import BaseFiles, find_base_files
@@ -63,9 +67,6 @@ from vlcpt.training.guards import require_finite
 from vlcpt.training.step import restore_failed, save_failed
 from vlcpt.training.stop import end_interrupted
 
-if TYPE_CHECKING:
-    from vlcpt.training.trainer import CPTTrainer
-
 logger = logging.getLogger(__name__)
 
 
@@ -77,10 +78,18 @@ class Checkpoints(TrainerCallback):
 
     Args:
         trainer: Whose checkpoints they are.
+        args: Its configuration.
+        model: What it trains, not wrapped.
+        console: Where a person reads of them.
     """
 
-    def __init__(self, trainer: CPTTrainer) -> None:
+    def __init__(
+        self, trainer: Trainer, args: CPTConfig, model: PreTrainedModel | PeftModel, console: Console
+    ) -> None:
         self._trainer = trainer
+        self._args = args
+        self._model = model
+        self._console = console
         self._facts: dict[str, object] | None = None
         self._writing: Path | None = None
         self._limit: int | None = None
@@ -91,7 +100,7 @@ class Checkpoints(TrainerCallback):
 
     @property
     def _output(self) -> Path:
-        return Path(str(self._trainer.args.output_dir))
+        return Path(str(self._args.output_dir))
 
     def resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
         """Choose a checkpoint, the same on all ranks, and load the weights that Trainer would not.
@@ -103,7 +112,7 @@ class Checkpoints(TrainerCallback):
         facts = self._run_facts()  # of a fresh start as of a resume: before the model is wrapped
         if not resume_from_checkpoint:
             return None
-        args = self._trainer.args
+        args = self._args
         found: list[Path | None] = [None]
 
         def choose() -> None:
@@ -143,7 +152,7 @@ class Checkpoints(TrainerCallback):
         with ExitStack() as stack:
 
             def take() -> None:
-                if self._trainer.args.process_index == 0:
+                if self._args.process_index == 0:
                     stack.enter_context(hold(self._output))
 
             self._together(take)
@@ -152,7 +161,7 @@ class Checkpoints(TrainerCallback):
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Around training: checkpoints are rotated here, and a save that fails says what it needed."""
-        args, handler = self._trainer.args, self._trainer.callback_handler
+        args, handler = self._args, self._trainer.callback_handler
         # The last to act: what other callbacks put into a checkpoint belongs to it.
         handler.callbacks.remove(self)
         handler.callbacks.append(self)
@@ -171,7 +180,7 @@ class Checkpoints(TrainerCallback):
         Raises:
             CheckpointError: If it does not verify any more, or has other tensors.
         """
-        best, args = self._trainer.state.best_model_checkpoint, self._trainer.args
+        best, args = self._trainer.state.best_model_checkpoint, self._args
         if not args.load_best_model_at_end or not best:
             return
 
@@ -202,7 +211,7 @@ class Checkpoints(TrainerCallback):
             message = f"interrupted after step {step}: checkpoint-{step} is saved. Go on with "
             message += "--resume_from_checkpoint true"
         if self._trainer.is_world_process_zero():
-            self._trainer.progress.console.print(message, highlight=False, soft_wrap=True)
+            self._console.print(message, highlight=False, soft_wrap=True)
         end_interrupted(code, message)
 
     def begin(self, folder: Path | None) -> None:
@@ -217,12 +226,12 @@ class Checkpoints(TrainerCallback):
         """
         if folder is None:
             # Not together: other ranks may not be here. Weights are equal on all, or cut under ZeRO-3.
-            require_finite(self._trainer.model)
+            require_finite(self._model)
             return
 
         def prepare() -> None:
-            require_finite(self._trainer.model)
-            if not self._trainer.args.should_save:
+            require_finite(self._model)
+            if not self._args.should_save:
                 return
             finish_deletions(folder.parent)
             if folder.exists():  # left by a run that was killed, or by one that went on from an older one
@@ -242,18 +251,18 @@ class Checkpoints(TrainerCallback):
         Raises:
             WriteError: If the disk is full, or the folder cannot be written.
         """
-        trainer, before = self._trainer, _written_at(directory)
+        before = _written_at(directory)
         writing = Writing(directory, "the trained model", reads=True, todo=next_steps(self._whole()))
-        writing.needed = saved_bytes(trainer.model)
+        writing.needed = saved_bytes(self._model)
 
         def take_back(kind: object, error: BaseException | None, trace: object) -> None:
-            if trainer.args.should_save and error is not None and refusal(error, directory, reads=True):
+            if self._args.should_save and error is not None and refusal(error, directory, reads=True):
                 for path, when in _written_at(directory).items():
                     if before.get(path) != when:
                         remove(path)
 
         with writing, ExitStack() as stack:
-            if trainer.args.should_save:
+            if self._args.should_save:
                 writing.require_room()
             stack.push(take_back)
             yield
@@ -262,8 +271,8 @@ class Checkpoints(TrainerCallback):
         """Give what was saved the base's own files, wherever training did not change what they say."""
         if (base := self._base_files()) is None:
             return
-        model = base_model(self._trainer.model)
-        is_adapter = isinstance(self._trainer.model, PeftModel)
+        model = base_model(self._model)
+        is_adapter = isinstance(self._model, PeftModel)
         base.restore(directory, model=None if is_adapter else model)
         if not is_adapter:
             base.restore_config(directory)
@@ -334,14 +343,14 @@ class Checkpoints(TrainerCallback):
         saved, now = (facts.get("settings", {}) for facts in (self._resumed.run, self._run_facts()))
         assert isinstance(now, Mapping)
         saved = saved if isinstance(saved, Mapping) else {}
-        lines = resumed_lines(self._trainer.args, self._configured, optimizer, saved, now)
+        lines = resumed_lines(self._args, self._configured, optimizer, saved, now)
         if any(one.startswith(("metric_for_best_model", "greater_is_better")) for one in lines):
             # The best so far was measured by something else.
             state.best_model_checkpoint = state.best_metric = state.best_global_step = None
         for line in lines:
-            self._trainer.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if any(line.endswith("the checkpoint's is used") for line in lines):
-            self._trainer.progress.console.print(
+            self._console.print(
                 "To train on with the configuration's, start a new run from the checkpoint's weights.",
                 markup=False,
                 highlight=False,
@@ -351,25 +360,25 @@ class Checkpoints(TrainerCallback):
     def _run_facts(self) -> dict[str, object]:
         """Facts of this run; empty on ranks that neither choose nor write, unless all must take part."""
         if self._facts is None:
-            trainer, args = self._trainer, self._trainer.args
-            is_cut = any(hasattr(one, "ds_id") for one in trainer.model.parameters())
+            trainer, args = self._trainer, self._args
+            is_cut = any(hasattr(one, "ds_id") for one in self._model.parameters())
             needed = is_cut or args.should_save or args.process_index == 0
-            self._facts = run_facts(trainer.model, args, trainer.train_dataset) if needed else {}
+            self._facts = run_facts(self._model, args, trainer.train_dataset) if needed else {}
         return self._facts
 
     def _require_trust(self, folder: Path, manifest: Manifest) -> None:
         """DeepSpeed unpickles what it finds; Trainer reads its own files without running code."""
-        if self._trainer.is_deepspeed_enabled and not self._trainer.args.trust_checkpoint:
+        if self._trainer.is_deepspeed_enabled and not self._args.trust_checkpoint:
             require_own(self._output, folder)
 
     def _load(self, checkpoint: str) -> None:
-        check_adapter(self._trainer.model, checkpoint)
+        check_adapter(self._model, checkpoint)
         if not self._trainer.is_deepspeed_enabled:  # its engine loads every tensor itself
-            restore_weights(self._trainer.model, checkpoint)
+            restore_weights(self._model, checkpoint)
 
     def _check_files(self, folder: Path) -> None:
         """Look at what will be loaded into this rank, and load the weights that Trainer would not."""
-        check_random(folder, self._trainer.args.process_index, self._trainer.args.world_size)
+        check_random(folder, self._args.process_index, self._args.world_size)
         if self._trainer.is_deepspeed_enabled:
             check_archives(folder)
         self._load(str(folder))
@@ -384,7 +393,7 @@ class Checkpoints(TrainerCallback):
         folder = self._writing
         if folder is None or error is None or (found := refusal(error, folder)) is None:
             return
-        if self._trainer.args.should_save:
+        if self._args.should_save:
             shutil.rmtree(folder, ignore_errors=True)  # what it took is room for what comes next
         needed = human_size(self._needed())
         raise CheckpointError(
@@ -394,7 +403,7 @@ class Checkpoints(TrainerCallback):
 
     def _needed(self) -> int:
         """Bytes of a checkpoint of this moment."""
-        trainer, args = self._trainer, self._trainer.args
+        trainer, args = self._trainer, self._args
         base = self._base_files()
         processor = trainer.processing_class
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -403,13 +412,13 @@ class Checkpoints(TrainerCallback):
             files = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
         optimizer = None if args.save_only_model else trainer.optimizer
         stage = engine_stage(trainer.model_wrapped)
-        return needed_bytes(trainer.model, optimizer, stage=stage, ranks=args.world_size) + small_bytes(
+        return needed_bytes(self._model, optimizer, stage=stage, ranks=args.world_size) + small_bytes(
             files, args.world_size, len(trainer.state.log_history)
         )
 
     def _base_files(self) -> BaseFiles | None:
         if self._base is None:  # a base on the Hub is asked once for files that loading did not need
-            config = base_model(self._trainer.model).config
+            config = base_model(self._model).config
             self._base = [find_base_files(config._name_or_path, getattr(config, "_commit_hash", None))]
         return self._base[0]
 
@@ -420,7 +429,7 @@ class Checkpoints(TrainerCallback):
             work()
         except (ValueError, OSError, RuntimeError) as error:
             failed = error
-        if self._trainer.args.world_size > 1:
+        if self._args.world_size > 1:
             reasons = gather_object([None if failed is None else str(failed)])
             others = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]
             if others and failed is None:
