@@ -131,7 +131,7 @@ class CPTTrainer(Trainer):
         self.add_callback(self._finite)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
         self.add_callback(self._ranks)
-        self._checkpoints = Checkpoints(self, self.args, self.model, self.progress.console)
+        self._checkpoints = Checkpoints(self, self.args, self.model, self.progress)
         self.add_callback(self._checkpoints)
         if isinstance(self.data_collator, CPTDataCollator):
             self.data_collator.fill_modalities = filled

@@ -13,7 +13,6 @@ from typing import NoReturn
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
-from rich.console import Console
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -64,6 +63,7 @@ from vlcpt.training.checkpoints.resume import check_adapter, restore_weights, sa
 from vlcpt.training.checkpoints.states import check_archives, check_progress, check_random
 from vlcpt.training.engine import engine_stage
 from vlcpt.training.guards import require_finite
+from vlcpt.training.progress import RunProgress
 from vlcpt.training.step import restore_failed, save_failed
 from vlcpt.training.stop import end_interrupted
 
@@ -80,16 +80,16 @@ class Checkpoints(TrainerCallback):
         trainer: Whose checkpoints they are.
         args: Its configuration.
         model: What it trains, not wrapped.
-        console: Where a person reads of them.
+        progress: Where a person reads of them.
     """
 
     def __init__(
-        self, trainer: Trainer, args: CPTConfig, model: PreTrainedModel | PeftModel, console: Console
+        self, trainer: Trainer, args: CPTConfig, model: PreTrainedModel | PeftModel, progress: RunProgress
     ) -> None:
         self._trainer = trainer
         self._args = args
         self._model = model
-        self._console = console
+        self._progress = progress
         self._facts: dict[str, object] | None = None
         self._writing: Path | None = None
         self._limit: int | None = None
@@ -211,7 +211,7 @@ class Checkpoints(TrainerCallback):
             message = f"interrupted after step {step}: checkpoint-{step} is saved. Go on with "
             message += "--resume_from_checkpoint true"
         if self._trainer.is_world_process_zero():
-            self._console.print(message, highlight=False, soft_wrap=True)
+            self._progress.console.print(message, highlight=False, soft_wrap=True)
         end_interrupted(code, message)
 
     def begin(self, folder: Path | None) -> None:
@@ -348,9 +348,9 @@ class Checkpoints(TrainerCallback):
             # The best so far was measured by something else.
             state.best_model_checkpoint = state.best_metric = state.best_global_step = None
         for line in lines:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if any(line.endswith("the checkpoint's is used") for line in lines):
-            self._console.print(
+            self._progress.console.print(
                 "To train on with the configuration's, start a new run from the checkpoint's weights.",
                 markup=False,
                 highlight=False,
