@@ -129,7 +129,7 @@ def test_every_key_of_a_configuration_is_listed_with_its_default():
     found = re.findall(r"^## ([\w ]+)\n\n(.*?)\n\n", page + "\n", re.M | re.S)
 
     assert "| `lora_r` | whole number | 16 | Rank of the adapters. |" in page
-    assert found == [(name, "\n".join(KEYS["lines"](cls))) for name, cls in KEYS["SECTIONS"].items()]
+    assert found == [(name, "\n".join(KEYS["lines"](one))) for name, one in KEYS["SECTIONS"].items()]
 
 
 def test_every_key_of_the_ledger_is_explained():

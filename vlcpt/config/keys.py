@@ -1,17 +1,20 @@
 """What a YAML file and the command line give, and those mistakes in it that can be told in a second.
 
-Which keys there are is read from the source of the dataclasses, without running it: ``CPTConfig`` is a
-``TrainingArguments``, which takes five to ten seconds to import, and a misspelt key should not wait for it.
+Which keys there are stands in ``keys.json``, which ``docs/make_keys.py`` makes of the dataclasses:
+``CPTConfig`` is a ``TrainingArguments``, which takes five to ten seconds to import, and a misspelt key should
+not wait for it.
 """
 
-import ast
 import builtins
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Union
 
 import yaml
 
@@ -21,14 +24,36 @@ from vlcpt.config.values import Dumper, Given, Loader, compose, convert, did_you
 from vlcpt.errors import ConfigError
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
-_Classes = tuple[tuple[str, str, tuple[str, ...]], ...]
-# In this order, for a later class may say a field of an earlier one anew.
-_CLASSES: _Classes = (
-    ("transformers", "training_args.py", ("TrainingArguments",)),
-    ("vlcpt", "config/schema.py", ("ModelConfig", "DataConfig", "CPTConfig")),
-)
-_SOURCE: _Classes = (("vlcpt", "config/schema.py", ("SourceConfig",)),)
-_PLAIN = {**vars(builtins), "Any": Any, "Literal": Literal}
+SECTIONS = ("model", "data", "training", "trainer")  # of keys.json, besides "source"
+_PLAIN = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}
+
+
+class Key(TypedDict, total=False):
+    """What ``keys.json`` says of a key.
+
+    Args:
+        type: Its type, where that is made of Python's own; None: an import or choices are needed to tell.
+        default: What it is where nobody sets it; absent: it is needed, or its default is no plain value.
+        takes: The same in words, of our own keys.
+        help: A line, of our own keys.
+    """
+
+    type: str | None
+    default: object
+    takes: str
+    help: str
+
+
+@cache
+def read_keys() -> Mapping[str, Any]:
+    """``keys.json``: a section for each dataclass, and the version of transformers that ``trainer`` is of.
+
+    Example:
+        >>> read_keys()["training"]["max_length"]["default"]
+        4096
+    """
+    found: Mapping[str, Any] = json.loads((files("vlcpt.config") / "keys.json").read_text("utf-8"))
+    return found
 
 
 def check_early(path: Path, overrides: Sequence[str] = ()) -> None:
@@ -49,11 +74,9 @@ def check_early(path: Path, overrides: Sequence[str] = ()) -> None:
         vlcpt.errors.ConfigError: .../run.yaml:1: max_lenght: unknown key. Did you mean max_length?
     """
     types = plain_types()
-    given = read_given(path, overrides, types)
-    if types is None:  # transformers is not as expected: all is told later
-        return
+    given = read_given(path, overrides, [*types, *newer_keys()])
     for key, value in given.items():
-        if (hint := types[key]) is not None:
+        if (hint := types.get(key)) is not None:
             convert(value, hint)
     check_required(path, given)
 
@@ -90,57 +113,45 @@ def given_output(path: Path, overrides: Sequence[str] = ()) -> Path:
 
 
 @cache
-def plain_types() -> Mapping[str, Any] | None:
-    """The known keys, with their types where these are made of Python's own; None if the source differs.
+def plain_types() -> Mapping[str, Any]:
+    """The known keys, with their types where these are made of Python's own; None: an import must tell.
 
     Example:
         >>> types = plain_types()
         >>> types["seed"], types["max_length"], types["lr_scheduler_type"]
         (<class 'int'>, <class 'int'>, None)
     """
-    fields = _fields(_CLASSES)
-    return None if fields is None else {name: _plain_type(node) for name, node in fields.items()}
+    same = version("transformers") == read_keys()["transformers"]
+    found: dict[str, Any] = {}
+    for section in SECTIONS:
+        for name, key in read_keys()[section].items():
+            # A release may have given a field of its own another type.
+            told = key["type"] if same or section != "trainer" else None
+            found[name] = None if told is None else eval(told, dict(_PLAIN))
+    return found
 
 
 @cache
-def _fields(sources: _Classes) -> Mapping[str, ast.AnnAssign] | None:
-    """How the source defines each key; None if it is not as expected."""
-    fields: dict[str, ast.AnnAssign] = {}
-    for package, file, names in sources:
-        spec = find_spec(package)
-        try:
-            if spec is None or spec.origin is None:
-                return None
-            tree = ast.parse((Path(spec.origin).parent / file).read_text("utf-8"))
-        except (OSError, SyntaxError, UnicodeDecodeError):
-            return None
-        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-        if not classes.keys() >= set(names):
-            return None
-        for name in names:
-            for node in classes[name].body:
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    fields[node.target.id] = node
-    return fields
+def newer_keys() -> frozenset[str]:
+    """Fields of an installed transformers that ``keys.json`` is not of; more names may be among them."""
+    if version("transformers") == read_keys()["transformers"]:
+        return frozenset()
+    spec = find_spec("transformers")
+    try:
+        assert spec is not None and spec.origin is not None
+        text = Path(spec.origin).with_name("training_args.py").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    return frozenset(re.findall(r"^    (\w+)\s*:", text, re.MULTILINE))
 
 
 def _is_default(key: str, value: object) -> bool:
-    """Whether a key has this value where nobody sets it, as far as the source says it in plain words."""
-    node = (_fields(_CLASSES) or {}).get(key)
-    for keyword in getattr(node and node.value, "keywords", ()):
-        if keyword.arg == "default" and isinstance(keyword.value, ast.Constant):
-            return type(keyword.value.value) is type(value) and bool(keyword.value.value == value)
+    """Whether a key has this value where nobody sets it."""
+    for section in SECTIONS:
+        if key in read_keys()[section]:
+            default = read_keys()[section][key].get("default")
+            return type(default) is type(value) and bool(default == value)
     return False
-
-
-def _plain_type(node: ast.AnnAssign) -> object:
-    """The type of a field; None if it needs an import, or the field has choices besides."""
-    if node.value is not None and '"choices"' in ast.unparse(node.value).replace("'", '"'):
-        return None
-    try:
-        return eval(compile(ast.Expression(node.annotation), "annotation", "eval"), dict(_PLAIN))
-    except NameError:
-        return None
 
 
 def read_given(path: Path, overrides: Sequence[str], known: Iterable[str] | None = None) -> dict[str, Given]:
@@ -237,14 +248,14 @@ def _explain(given: Given, file: Mapping[str, object], known: Collection[str]) -
 
 def _wrong_fields(given: Given) -> Iterator[str]:
     """A line for each field that no source has."""
-    known = _fields(_SOURCE) or {}
+    known = read_keys()["source"]
     is_list = isinstance(given.node, yaml.SequenceNode)
     sources = (
         [given.inside(f"[{number}]", node) for number, node in enumerate(given.node.value)]
         if is_list
         else [given]
     )
-    for source in sources if known else ():
+    for source in sources:
         if isinstance(source.node, yaml.MappingNode):
             for key, node in source.node.value:
                 if (name := str(key.value)) not in known:

@@ -1,0 +1,103 @@
+"""Write vlcpt/config/keys.json: every key of a configuration, with type, default and help.
+
+Run: python docs/make_keys.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from inspect import get_annotations
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import transformers
+
+from vlcpt.config.keys import Key
+from vlcpt.config.schema import CPTConfig, DataConfig, ModelConfig, SourceConfig
+
+FILE = Path(__file__).parents[1] / "vlcpt/config/keys.json"
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "source": SourceConfig, "training": CPTConfig}
+WORDS = {bool: "true, false", int: "whole number", float: "number", str: "text", dict: "mapping"}
+WORDS |= {SourceConfig: "source"}
+PLAIN = (bool, int, float, str, NoneType, dict, list, tuple)
+
+
+def keys() -> dict[str, object]:
+    """What the file holds."""
+    own = {name: dict(section(cls)) for name, cls in SECTIONS.items()}
+    hints = get_type_hints(CPTConfig)
+    trainer = {
+        item.name: without_words(item, hints[item.name])
+        for item in fields(CPTConfig)
+        if item.name not in own["training"] and item.init
+    }
+    return {**own, "transformers": transformers.__version__, "trainer": trainer}
+
+
+def section(cls: type) -> Iterator[tuple[str, Key]]:
+    """The fields that a dataclass has of its own."""
+    hints = get_type_hints(cls)
+    found = {item.name: item for item in fields(cls)}
+    for name in get_annotations(cls):
+        words: Key = {"takes": takes(hints[name]), "help": str(found[name].metadata["help"])}
+        yield name, {**without_words(found[name], hints[name]), **words}
+
+
+def without_words(item: Field[object], hint: object) -> Key:
+    """Type and default of a field."""
+    key: Key = {"type": plain_type(item, hint)}
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    if default is not MISSING and type(default) in PLAIN:
+        key["default"] = default
+    return key
+
+
+def plain_type(item: Field[object], hint: object) -> str | None:
+    """The type as Python writes it; None if it needs an import, or the field has choices besides."""
+    if "choices" in item.metadata or not is_plain(hint):
+        return None
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not get_args(hint)
+        else str(hint).replace("typing.", "").replace("NoneType", "None")
+    )
+
+
+def is_plain(hint: object) -> bool:
+    if get_origin(hint) is Literal or hint is Any or hint is Ellipsis:
+        return True
+    if get_args(hint):
+        inner = get_origin(hint)
+        return (inner in (Union, UnionType) or inner in PLAIN) and all(map(is_plain, get_args(hint)))
+    return hint in PLAIN
+
+
+def takes(hint: object) -> str:
+    """A type in words."""
+    origin, inner = get_origin(hint), [one for one in get_args(hint) if one is not type(None)]
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in inner)
+    if origin in (Union, UnionType):
+        return ", or ".join(takes(one) for one in inner)
+    if origin is tuple:
+        return f"list of {takes(inner[0])}".replace("of text", "of texts").replace("of source", "of sources")
+    return WORDS[origin or hint]  # type: ignore[index]
+
+
+def text(found: Mapping[str, object]) -> str:
+    """As the file has it: a line a key."""
+    lines = []
+    for name, section in found.items():
+        if isinstance(section, dict):
+            inner = [f"  {json.dumps(key)}: {json.dumps(one)}" for key, one in section.items()]
+            lines.append(f"{json.dumps(name)}: {{\n" + ",\n".join(inner) + "\n}")
+        else:
+            lines.append(f"{json.dumps(name)}: {json.dumps(section)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(keys()), encoding="utf-8")
