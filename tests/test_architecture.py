@@ -124,6 +124,28 @@ def test_no_module_leads_back_to_itself():
     assert set(left) == set()
 
 
+def undocumented_length(node):
+    """Lines of a function without docstrings."""
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    texts = [
+        inner.body[0]
+        for inner in ast.walk(node)
+        if isinstance(inner, documented) and ast.get_docstring(inner, clean=False) is not None
+    ]
+    return node.end_lineno - node.lineno + 1 - sum(one.end_lineno - one.lineno + 1 for one in texts)
+
+
+def test_a_function_fits_a_screen():
+    long = {
+        f"{module}.{node.name}": length
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (length := undocumented_length(node)) > 60
+    }
+
+    assert long == {}
+
+
 def test_the_design_lists_every_module_once():
     tree = (PACKAGE.parent / "docs/design.md").read_text(encoding="utf-8").split("```")[1]
     listed, folders = [], []

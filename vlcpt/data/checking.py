@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import Document, DocumentError, Image, Medium
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.encode.vision import PlacedMedium
-from vlcpt.data.media.open import MediaError, MediaLimits, giants_in_turn, read_image, without_cache
+from vlcpt.data.media.open import MediaError, giants_in_turn, read_image, without_cache
 from vlcpt.data.media.videos import read_video
 from vlcpt.data.media.whole import check_container
 
@@ -31,10 +30,6 @@ class CheckingEncoder(DocumentEncoder):
 
     decodes = False
 
-    def __init__(self, processor: Any, *, limits: MediaLimits | None = None, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(processor, limits=limits, **options)
-        self._limits = limits or MediaLimits()
-
     def tokens(self, document: Document) -> TokenStream:
         """As in training; each medium's container is walked, and decoded where that is asked for."""
         root = None if document.media_root is None else Path(document.media_root)
@@ -42,7 +37,7 @@ class CheckingEncoder(DocumentEncoder):
         media: tuple[Medium, ...] = (*document.images, *document.videos)
         for medium in media:
             with _told(medium, document):
-                check_container(medium, media_root=root, limits=self._limits)
+                check_container(medium, media_root=root, limits=self.options.limits)
         stream = super().tokens(document)
         for placed in stream.media if self.decodes else ():
             with _told(placed.medium, document):
@@ -51,11 +46,11 @@ class CheckingEncoder(DocumentEncoder):
 
     def _decode(self, placed: PlacedMedium, root: Path | None) -> None:
         if placed.clip is not None and not isinstance(placed.medium, Image):
-            read_video(placed.medium, placed.clip, media_root=root, limits=self._limits)
+            read_video(placed.medium, placed.clip, media_root=root, limits=self.options.limits)
             return
         assert isinstance(placed.medium, Image)
         with giants_in_turn(placed.size[0] * placed.size[1]):
-            width, height = read_image(placed.medium, media_root=root, limits=self._limits).size
+            width, height = read_image(placed.medium, media_root=root, limits=self.options.limits).size
         if (height, width) != placed.size:
             raise MediaError(
                 f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TrainEos
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.failed import FailedSample, Failures
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
@@ -71,6 +71,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     # What ``vlcpt check`` reads otherwise, see vlcpt/data/checking.py.
     _encoder_class = DocumentEncoder
+    _pixels_of: PixelsOf = "document"
     _max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW
 
     def __init__(
@@ -99,30 +100,15 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         cache_dir: str | Path | None = None,
         track: Track = untracked,
     ) -> None:
-        if not 0 <= replay_share < 1:
-            raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
-        if max_length < 2:
-            raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
+        _check_numbers(replay_share, max_length)
         train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
-        replay = (
-            open_sources(replay_data, untagged, "replay", "replay_data", max_row_bytes)
-            if replay_share
-            else []
-        )
+        given = replay_data if replay_share else ()
+        replay = open_sources(given, untagged, "replay", "replay_data", max_row_bytes)
         self._sources = distinct([*train, *replay])
         self._states = [_state(source) for source in self._sources]  # before they are read
-        encoder = partial(
-            self._encoder_class,
-            processor,
-            train_eos=train_eos,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            fps=fps,
-            max_frames=max_frames,
-            limits=limits or MediaLimits(),
-        )
-        require_same_encoding(self._sources, processor, untagged, encoder.keywords)
-        self._encoder = encoder()
+        options = EncodingOptions(train_eos, min_pixels, max_pixels, fps, max_frames, limits or MediaLimits())
+        require_same_encoding(self._sources, processor, untagged, options)
+        self._encoder = self._encoder_class(processor, options)
         plan = make_plan(
             self._sources[: len(train)],
             self._sources[len(train) :],
@@ -136,32 +122,34 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             max_bad_in_a_row=self._max_bad_in_a_row,
             num_proc=num_proc,
             timeout=timeout,
-            cache=None if cache_dir is None else PlanCache.for_encoder(cache_dir, encoder),
+            cache=PlanCache.of(cache_dir, processor, self._encoder) if cache_dir is not None else None,
             track=track,
         )
-        self.ledger = plan.ledger
-        self.max_length = max_length
-        self.packing = packing
-        self._pixels_of: PixelsOf = "document"
+        self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
         self._stops = on_bad_data == "error"
-        names = [source.name for source in self._sources]
-        self.failures = Failures(plan, names, max_bad_fraction, self._max_bad_in_a_row)
+        self.failures = Failures(
+            plan, [source.name for source in self._sources], max_bad_fraction, self._max_bad_in_a_row
+        )
         self.watch = WorkerWatch()
         # Flat arrays, which workers share with the parent instead of copying them.
         self._plan, self._samples = plan, plan.samples()
-        self._with_images, self._with_videos = plan.rows_with("images"), plan.rows_with("videos")
+        self._pack(seed)
+
+    def _pack(self, seed: int) -> None:
+        """Which samples each item has, and what the ledger says of it."""
+        self._with_images, self._with_videos = (self._plan.rows_with(one) for one in ("images", "videos"))
         # A shuffle first: packs take samples in this order, and are as mixed as it is.
         order = np.arange(len(self._samples), dtype=np.int32)
         np.random.default_rng(seed).shuffle(order)
         self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1, dtype=np.int32)
         lengths = (self._samples["stop"] - self._samples["start"]).astype(np.int32)
-        if packing:
+        fill = None
+        if self.packing:
             # An array, not a list of a million objects; so are the numbers that come back.
-            packed, ends = plan_packs(array("i", lengths[order].tobytes()), max_length)
+            packed, ends = plan_packs(array("i", lengths[order].tobytes()), self.max_length)
             self._pack_of, self._pack_ends = order[np.asarray(packed)], np.asarray(ends)
-        self.ledger.samples = len(self._samples)
-        self.ledger.packs = len(self)
-        self.ledger.fill = round(int(lengths.sum()) / (len(self) * max_length), 6) if packing else None
+            fill = round(int(lengths.sum()) / (len(self) * self.max_length), 6)
+        self.ledger.samples, self.ledger.packs, self.ledger.fill = len(self._samples), len(self), fill
 
     def __len__(self) -> int:
         return len(self._pack_ends)
@@ -346,3 +334,10 @@ def _state(source: DocumentSource) -> object:
     """What tells whether a source's files changed; None where nothing does."""
     state = getattr(source.rows, "state", None)
     return None if state is None else state()
+
+
+def _check_numbers(replay_share: float, max_length: int) -> None:
+    if not 0 <= replay_share < 1:
+        raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")

@@ -81,9 +81,7 @@ def parse_markup(
         if match["misspelt"]:
             raise _malformed(text, start)
         if found == "<trainable_text":
-            tag = _OPEN.match(text, start)
-            if tag is None:
-                raise _malformed(text, start)
+            tag = _whole(_OPEN, text, start)
             if span is not None:
                 raise _error(
                     f"<trainable_text> opens inside the span that opened at character {span[0]}. "
@@ -93,9 +91,7 @@ def parse_markup(
             span, span_has_text, tagged = (start, _weight(tag.group(1), start)), False, True
             done = tag.end()
         elif found == "</trainable_text":
-            tag = _CLOSE.match(text, start)
-            if tag is None:
-                raise _malformed(text, start)
+            tag = _whole(_CLOSE, text, start)
             if span is None:
                 raise _error(
                     "</trainable_text> closes nothing. Put <trainable_text> before it, "
@@ -114,6 +110,14 @@ def parse_markup(
     if not tagged:
         segments = _treat_untagged(segments, untagged)
     return Document(tuple(segments), tagged=tagged, empty_spans=empty_spans)
+
+
+def _whole(tag: re.Pattern[str], text: str, start: int) -> re.Match[str]:
+    """The tag that begins there."""
+    found = tag.match(text, start)
+    if found is None:
+        raise _malformed(text, start)
+    return found
 
 
 class _Media:

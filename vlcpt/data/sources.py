@@ -161,16 +161,9 @@ def open_source(
         (2, 'rows:2')
     """
     if isinstance(path, str | Path) and (members := prepared_members(str(path))) is not None:
-        if len(members) > 1:
-            raise DocumentError(
-                f"it holds {len(members)} sources. Give one of them: "
-                f"{', '.join(member.path for member in members)}.",
-                kind="source",
-                field=str(path),
-            )
         given: dict[str, object] = {"split": split, "media_root": media_root, "targets": targets}
         given |= {"format": None if format == "auto" else format, "chat_template": chat_template or None}
-        return _open_prepared(str(path), members[0].path, name, share, given)
+        return _open_prepared(str(path), [member.path for member in members], name, share, given)
     name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
     try:
         check_format(format, targets, chat_template)
@@ -244,10 +237,16 @@ def _is_looked_at(name: str, values: Sequence[object]) -> bool:
 
 
 def _open_prepared(
-    path: str, folder: str, name: str | None, share: float | None, given: dict[str, object]
+    path: str, folders: Sequence[str], name: str | None, share: float | None, given: dict[str, object]
 ) -> DocumentSource:
     """A source that was encoded before; what was decided then cannot be decided again."""
-    rows = PreparedRows(folder)
+    if len(folders) > 1:
+        raise DocumentError(
+            f"it holds {len(folders)} sources. Give one of them: {', '.join(folders)}.",
+            kind="source",
+            field=path,
+        )
+    rows = PreparedRows(folders[0])
     read_as = rows.about["reading"]
     assert isinstance(read_as, dict)
     for key, value in given.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -52,9 +52,28 @@ def hints(
         >>> advice[0]  # doctest: +ELLIPSIS
         '1 of 4 rows cannot be used, and training would stop at the first: mend them, or ...'
     """
-    total = ledger.total
-    documents, dropped = total.documents, total.dropped_documents
     advice = _bad_rows(ledger, on_bad_data, max_bad_fraction)
+    advice += _unused(ledger, max_length, on_overlong, markings)
+    if 0 < max_steps < steps_per_epoch:
+        advice.append(
+            f"max_steps {max_steps:,} is less than one pass of {steps_per_epoch:,} steps, and documents in "
+            "the others are never trained: raise it, or set num_train_epochs instead."
+        )
+    advice += _lengths(ledger, max_length, longest, mean_length, packing)
+    advice += _marks(ledger)
+    advice += _shares(ledger)
+    if with_checkpointing is not None and with_checkpointing.total > 2**30:
+        advice.append(
+            f"with activation_checkpointing: true a device needs {with_checkpointing.total / 2**30:,.1f} "
+            "GiB, for a third more time. It is on by itself where there is a GPU."
+        )
+    return advice
+
+
+def _unused(ledger: Ledger, max_length: int, on_overlong: str, markings: Sequence[str]) -> list[str]:
+    """Of documents that can be read and are not used."""
+    dropped = ledger.total.dropped_documents
+    advice = []
     if count := dropped["medium_too_large"]:
         advice.append(
             f"{_documents(count)} with a medium that fits no pack: lower max_pixels (or fps, max_frames) as "
@@ -70,45 +89,46 @@ def hints(
         advice.append(
             " ".join((f"{_documents(count)} without a target.", *markings, "Or take them out of the data."))
         )
-    if 0 < max_steps < steps_per_epoch:
-        advice.append(
-            f"max_steps {max_steps:,} is less than one pass of {steps_per_epoch:,} steps, and documents in "
-            "the others are never trained: raise it, or set num_train_epochs instead."
-        )
+    return advice
+
+
+def _lengths(
+    ledger: Ledger, max_length: int, longest: int, mean_length: float, packing: bool
+) -> Iterator[str]:
+    """Of documents that are split, and packs that are not full."""
+    documents = ledger.total.documents
     if documents["split"] > 0.05 * documents["used"]:
-        advice.append(
+        yield (
             f"{documents['split']:,} of {_documents(documents['used'])} split into parts: with max_length "
             f"{_round_up(longest):,} the longest would stay whole."
         )
     if ledger.fill is not None and ledger.fill < 0.9 and ledger.packs >= 10:
-        advice.append(
+        yield (
             f"packs are only {ledger.fill:.0%} full, because samples of {mean_length:,.0f} tokens on "
             f"average do not fit together: raise max_length ({2 * max_length:,}), or lower max_pixels."
         )
     if not packing and mean_length < 0.5 * max_length and ledger.samples > 1:
-        advice.append(
+        yield (
             f"samples have {mean_length:,.0f} of {max_length:,} tokens on average: with packing: "
             "true several share a row."
         )
+
+
+def _marks(ledger: Ledger) -> Iterator[str]:
+    """Of text without any tag, and after the last one."""
     for name, one in ledger.sources.items():
         untagged, tagged = one.documents["untagged"], one.documents["used"] - one.documents["untagged"]
         if untagged and tagged > 0:
-            advice.append(
+            yield (
                 f"{_documents(untagged)} of {name} without any tag, among others that have some: untagged "
                 "says whether all of the text is trained, none, or it is an error."
             )
-    if total.tokens["trimmed"] > 0.2 * max(total.tokens["read"], 1):
-        advice.append(
-            f"{total.tokens['trimmed'] / total.tokens['read']:.0%} of all tokens come after the last target "
+    tokens = ledger.total.tokens
+    if tokens["trimmed"] > 0.2 * max(tokens["read"], 1):
+        yield (
+            f"{tokens['trimmed'] / tokens['read']:.0%} of all tokens come after the last target "
             "of their document and teach nothing: they are left away."
         )
-    advice += _shares(ledger)
-    if with_checkpointing is not None and with_checkpointing.total > 2**30:
-        advice.append(
-            f"with activation_checkpointing: true a device needs {with_checkpointing.total / 2**30:,.1f} "
-            "GiB, for a third more time. It is on by itself where there is a GPU."
-        )
-    return advice
 
 
 def _bad_rows(ledger: Ledger, on_bad_data: str, max_bad_fraction: float) -> list[str]:

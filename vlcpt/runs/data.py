@@ -14,6 +14,7 @@ from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.plan import Track, untracked
 from vlcpt.data.sources import entries_of
@@ -101,27 +102,20 @@ def source_options(entry: SourceConfig) -> dict[str, object]:
     return {key: value for key, value in asdict(entry).items() if value is not None}
 
 
-def encoding_options(data: DataConfig) -> dict[str, object]:
-    """What a :class:`DocumentEncoder` takes, of the configuration."""
-    return {
-        "train_eos": data.train_eos,
-        "min_pixels": data.min_pixels,
-        "max_pixels": data.max_pixels,
-        "fps": data.fps,
-        "max_frames": data.max_frames,
-        "limits": MediaLimits(
-            max_file_bytes=data.max_file_bytes,
-            max_image_pixels=data.max_image_pixels,
-            max_video_frames=data.max_video_frames,
-            max_video_pixels=data.max_video_pixels,
-        ),
-    }
+def encoding_options(data: DataConfig) -> EncodingOptions:
+    """How the configuration wants documents to be encoded."""
+    limits = MediaLimits(
+        data.max_file_bytes, data.max_image_pixels, data.max_video_frames, data.max_video_pixels
+    )
+    return EncodingOptions(
+        data.train_eos, data.min_pixels, data.max_pixels, data.fps, data.max_frames, limits
+    )
 
 
 def _planning(configs: Configs) -> dict[str, object]:
     data = configs.data
     return {
-        **encoding_options(data),
+        **vars(encoding_options(data)),
         "max_length": configs.training.max_length,
         "packing": configs.training.packing,
         "untagged": data.untagged,

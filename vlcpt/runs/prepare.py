@@ -17,7 +17,6 @@ from vlcpt.config.schema import ConfigError, DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.checking import CheckingEncoder
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.prepared.engines import Engine
 from vlcpt.data.prepared.fingerprints import fingerprint
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, Folder, prepared_members
@@ -74,7 +73,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
         prepare_source(
             source,
             # What is encoded for good is looked at as `vlcpt check` does: a cut file is no medium.
-            partial[DocumentEncoder](CheckingEncoder, processor, **options),  # type: ignore[arg-type]
+            partial(CheckingEncoder, processor, options),
             output / _folder(role, entry),
             fingerprint=fingerprint(processor, data.untagged, options),
             stops=data.on_bad_data == "error",

@@ -244,7 +244,7 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     data, options = configs.data, encoding_options(configs.data)
-    encoder = DocumentEncoder(processor, **options)  # type: ignore[arg-type]
+    encoder = DocumentEncoder(processor, options)
     sources = [
         source
         for role in ("train_data", "replay_data")

@@ -15,6 +15,7 @@ from tests.data.strategies import texts
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document, parse_markup
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 
 EOS = "<|endoftext|>"
 AVI = avi(0)
@@ -105,7 +106,7 @@ def test_markup_and_segments_give_the_same_sample(tiny_processor, found):
 @given(drawn, st.sampled_from(["auto", "always", "never"]))
 def test_the_first_label_is_never_a_target_and_its_loss_is_counted(tiny_processor, found, train_eos):
     document = Document(tuple(found))
-    stream = DocumentEncoder(tiny_processor, train_eos=train_eos).tokens(document)
+    stream = DocumentEncoder(tiny_processor, EncodingOptions(train_eos=train_eos)).tokens(document)
     assert stream.labels[0] == -100
     assert stream.loss_weights[0] == 0
     first = document.segments[0] if document.segments else None
@@ -178,7 +179,7 @@ def test_the_end_token_is_not_the_tokenizers_eos_token(real_processor):
 
 def test_an_empty_document_is_end_of_text_alone(tiny_processor):
     for train_eos, lost in (("auto", 0), ("always", 1), ("never", 0)):
-        stream = DocumentEncoder(tiny_processor, train_eos=train_eos).tokens(Document(()))
+        stream = DocumentEncoder(tiny_processor, EncodingOptions(train_eos=train_eos)).tokens(Document(()))
         assert len(stream) == 1
         assert stream.labels.tolist() == [-100]
         assert stream.without_context == lost

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.media.references import image_from, video_from
 from vlcpt.data.media.videos import clip_of, read_video
@@ -29,7 +30,7 @@ def blank(height: int, width: int) -> bytes:
 
 def place(processor, medium, **options):
     """The medium's place in a document of its own."""
-    return DocumentEncoder(processor, **options).vision.place(medium, 0, Document((medium,)))
+    return DocumentEncoder(processor, EncodingOptions(**options)).vision.place(medium, 0, Document((medium,)))
 
 
 def size(low=784, high=200_704):
@@ -287,11 +288,10 @@ def test_a_row_cannot_enlarge_a_medium_beyond_the_limits(tiny_processor, kind, a
 
 def test_a_row_cannot_enlarge_the_frames_of_a_video_beyond_the_limit_for_all(tiny_processor):
     video = Video("a.avi", data=avi(0), min_pixels=1_000_000)
-    DocumentEncoder(tiny_processor, limits=MediaLimits(max_video_pixels=4_000_000)).tokens(Document((video,)))
+    most, less = (EncodingOptions(limits=MediaLimits(max_video_pixels=n)) for n in (4_000_000, 3_999_999))
+    DocumentEncoder(tiny_processor, most).tokens(Document((video,)))
     with pytest.raises(DocumentError, match="in each of 4 frames, which max_video_pixels forbids"):
-        DocumentEncoder(tiny_processor, limits=MediaLimits(max_video_pixels=3_999_999)).tokens(
-            Document((video,))
-        )
+        DocumentEncoder(tiny_processor, less).tokens(Document((video,)))
 
 
 def test_limits_of_media_files_are_kept(tiny_processor):

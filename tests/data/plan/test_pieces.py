@@ -13,6 +13,7 @@ from torch.utils.data import get_worker_info
 from vlcpt import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.plan import pieces, scan
 from vlcpt.data.prepared import write
 from vlcpt.data.prepared.fingerprints import fingerprint
@@ -75,7 +76,7 @@ def prepared(rows: Path, folder: Path, processor, num_proc: int = 2) -> None:
         open_source(rows),
         partial(DocumentEncoder, processor),
         folder,
-        fingerprint=fingerprint(processor, "train", {}),
+        fingerprint=fingerprint(processor, "train", EncodingOptions()),
         num_proc=num_proc,
         timeout=2,
     )

@@ -10,6 +10,7 @@ from tests.support import png
 from vlcpt import Document, DocumentError, Image, Text, parse_markup
 from vlcpt.data.encode import tokens
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.plan import scan as scanning
 from vlcpt.data.plan.scan import COLUMNS, Scan, SourceScanner
 from vlcpt.data.sources import open_source
@@ -39,7 +40,7 @@ def encoders(request, tiny_processor):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENIZERS_PARALLELISM", "false" if request.param == "in batches" else "true")
         found = {
-            train_eos: DocumentEncoder(tiny_processor, train_eos=train_eos)
+            train_eos: DocumentEncoder(tiny_processor, EncodingOptions(train_eos=train_eos))
             for train_eos in ("auto", "always", "never")
         }
     assert all(one.runs._in_batches == (request.param == "in batches") for one in found.values())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.encode.vision import PlacedMedium
 from vlcpt.data.plan.split import split_stream
@@ -162,7 +163,7 @@ def test_the_max_pixels_that_an_error_names_really_fits(tiny_processor, document
     assert ("stands with" in message) == (len(stream.media) > 1)
 
     limit = int(re.search(r"Set max_pixels to (\d+) or less", message).group(1))
-    smaller = DocumentEncoder(tiny_processor, max_pixels=limit).tokens(document)
+    smaller = DocumentEncoder(tiny_processor, EncodingOptions(max_pixels=limit)).tokens(document)
     assert split_stream(smaller, max_length)
     if len(stream.media) == 1:  # and does not shrink a medium more than it must
         assert sum(placed.tokens for placed in smaller.media) > 0.4 * (max_length - 4)
@@ -186,12 +187,12 @@ def test_advice_goes_where_it_has_an_effect(tiny_processor, media, where):
 
     limit = int(re.search(r"(\d+) or less", caught.value.reason).group(1))
     lower = [replace(one, max_pixels=limit if one.max_pixels else None) for one in media]
-    smaller = DocumentEncoder(tiny_processor, max_pixels=limit).tokens(group(*lower))
+    smaller = DocumentEncoder(tiny_processor, EncodingOptions(max_pixels=limit)).tokens(group(*lower))
     assert split_stream(smaller, 32)
 
 
 def test_advice_names_the_lower_limit_that_it_would_fall_below(tiny_processor):
-    stream = DocumentEncoder(tiny_processor, min_pixels=100_000).tokens(
+    stream = DocumentEncoder(tiny_processor, EncodingOptions(min_pixels=100_000)).tokens(
         group(Image("a.png", png(0, 448, 448)))
     )
     with pytest.raises(

@@ -13,6 +13,7 @@ import xxhash
 from tests.support import digits, png
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.prepared.fingerprints import fingerprint
@@ -33,9 +34,9 @@ def found(tmp_path, tiny_processor):
     folder = tmp_path / "prepared"
     prepare_source(
         open_source(tmp_path / "train.jsonl"),
-        partial(DocumentEncoder, tiny_processor, **OPTIONS),
+        partial(DocumentEncoder, tiny_processor, EncodingOptions(**OPTIONS)),
         folder,
-        fingerprint=fingerprint(tiny_processor, "train", OPTIONS),
+        fingerprint=fingerprint(tiny_processor, "train", EncodingOptions(**OPTIONS)),
     )
     return Forged(folder, tiny_processor)
 

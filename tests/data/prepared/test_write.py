@@ -20,6 +20,7 @@ from tests.support import avi, digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.plan.plan import BadDataError
 from vlcpt.data.prepared import engines
 from vlcpt.data.prepared.engines import run_pieces
@@ -90,9 +91,9 @@ def prepared(path, folder, processor, *, untagged="train", options=OPTIONS, **se
     source = open_source(path, untagged=untagged) if isinstance(path, Path | list) else path
     prepare_source(
         source,
-        partial(DocumentEncoder, processor, **options),
+        partial(DocumentEncoder, processor, EncodingOptions(**options)),
         folder,
-        fingerprint=fingerprint(processor, untagged, options),
+        fingerprint=fingerprint(processor, untagged, EncodingOptions(**options)),
         **{"stops": False, **settings},
     )
     return folder

@@ -14,6 +14,7 @@ import torch
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
+from vlcpt.data.encode.options import DEFAULT_OPTIONS, EncodingOptions, TrainEos
 from vlcpt.data.encode.streams import (
     IGNORE_INDEX,
     EncodedDocument,
@@ -23,7 +24,6 @@ from vlcpt.data.encode.streams import (
 )
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
 from vlcpt.data.encode.vision import PlacedMedium, VisionEncoder
-from vlcpt.data.media.open import MediaLimits
 
 
 class VisionBlock(NamedTuple):
@@ -74,7 +74,6 @@ def mrope_positions(length: int, blocks: Sequence[VisionBlock]) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-TrainEos = Literal["auto", "always", "never"]
 _CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
                    "<|im_start|>", "<|im_end|>")  # fmt: skip
 
@@ -114,36 +113,16 @@ class DocumentEncoder:
 
     Args:
         processor: A ``Qwen2_5_VLProcessor``.
-        train_eos: Whether the closing ``<|endoftext|>`` is a target: ``auto`` where the last text
-            that is not white space is.
-        min_pixels, max_pixels: Pixel limits of a medium after resizing; default: the processor's.
-        fps, max_frames: Frames a second and in all to take from a video.
-        limits: What a media file may be.
+        options: What the configuration says of it.
     """
 
-    def __init__(
-        self,
-        processor: ProcessorMixin,
-        *,
-        train_eos: TrainEos = "auto",
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        fps: float | None = None,
-        max_frames: int | None = None,
-        limits: MediaLimits | None = None,
-    ) -> None:
+    def __init__(self, processor: ProcessorMixin, options: EncodingOptions = DEFAULT_OPTIONS) -> None:
         tokenizer = processor.tokenizer
         self._require_sound = _sound_tokens(processor)
-        self.train_eos = train_eos
+        self.options = options
+        self.train_eos = options.train_eos
         self.runs = RunTokenizer(tokenizer)
-        self.vision = VisionEncoder(
-            processor,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            fps=fps,
-            max_frames=max_frames,
-            limits=limits or MediaLimits(),
-        )
+        self.vision = VisionEncoder(processor, options)
         # By name, never `eos_token`: instruct tokenizers set that to <|im_end|>.
         self._start, self._end, self.eos, image, video, turn_start, turn_end = (
             _token_id(processor, token) for token in _CONTROL_TOKENS
@@ -287,31 +266,21 @@ def encode_document(
         >>> sample.position_ids.shape[1] == len(sample.labels)
         True
     """
-    options = (train_eos, min_pixels, max_pixels, fps, max_frames)
+    options = EncodingOptions(train_eos, min_pixels, max_pixels, fps, max_frames)
     cached = _encoders.get(processor)
-    if cached is None or cached[0] != options:
-        encoder = DocumentEncoder(
-            processor,
-            train_eos=train_eos,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            fps=fps,
-            max_frames=max_frames,
-        )
-        _encoders[processor] = cached = (options, encoder)
+    if cached is None or cached.options != options:
+        _encoders[processor] = cached = DocumentEncoder(processor, options)
     if media_root is not None:
         document = replace(document, media_root=str(media_root))
     try:
-        return cached[1].sample(document, cached[1].tokens(document))
+        return cached.sample(document, cached.tokens(document))
     except DocumentError as error:
         error.id = document.id
         raise
 
 
 # Making the plain tokenizer of a 151,936-entry vocabulary takes a second: once per processor.
-_encoders: weakref.WeakKeyDictionary[ProcessorMixin, tuple[tuple[object, ...], DocumentEncoder]] = (
-    weakref.WeakKeyDictionary()
-)
+_encoders: weakref.WeakKeyDictionary[ProcessorMixin, DocumentEncoder] = weakref.WeakKeyDictionary()
 
 
 def _sound_tokens(processor: ProcessorMixin) -> partial[None]:

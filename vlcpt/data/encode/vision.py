@@ -12,9 +12,9 @@ from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.media.open import (
     MediaError,
-    MediaLimits,
     giants_in_turn,
     image_size,
     read_image,
@@ -90,22 +90,13 @@ class PlacedMedium:
 class VisionEncoder:
     """Grids from headers, and patches from pixels, of one processor and one set of options."""
 
-    def __init__(
-        self,
-        processor: ProcessorMixin,
-        *,
-        min_pixels: int | None,
-        max_pixels: int | None,
-        fps: float | None,
-        max_frames: int | None,
-        limits: MediaLimits,
-    ) -> None:
+    def __init__(self, processor: ProcessorMixin, options: EncodingOptions) -> None:
         self._images = processor.image_processor
         self._videos = processor.video_processor
-        self._min_pixels, self._max_pixels = min_pixels, max_pixels
-        self._fps = fps or DEFAULT_FPS
-        self._max_frames = max_frames or DEFAULT_MAX_FRAMES
-        self._limits = limits
+        self._min_pixels, self._max_pixels = options.min_pixels, options.max_pixels
+        self._fps = options.fps or DEFAULT_FPS
+        self._max_frames = options.max_frames or DEFAULT_MAX_FRAMES
+        self._limits = options.limits
 
     def place(self, medium: Medium, start: int, document: Document) -> PlacedMedium:
         """The grid of a medium whose vision start token is token ``start``, from its header."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,16 +36,16 @@ def key_of(*parts: object) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def encoding_key(
-    processor: ProcessorMixin, encoder: Callable[..., object], options: Mapping[str, object]
-) -> str:
+def encoding_key(processor: ProcessorMixin, encoder: DocumentEncoder) -> str:
     """What a document's tokens depend on besides the document: the processor, options and versions.
 
     Example:
         >>> from vlcpt import load_processor
+        >>> from vlcpt.data.encode.options import EncodingOptions
         >>> from vlcpt.demo import base_path
         >>> processor = load_processor(base_path())
-        >>> encoding_key(processor, dict, {"fps": 1}) == encoding_key(processor, dict, {"fps": 2})
+        >>> one, other = (DocumentEncoder(processor, EncodingOptions(fps=fps)) for fps in (1, 2))
+        >>> encoding_key(processor, one) == encoding_key(processor, other)
         False
     """
     return key_of(
@@ -54,8 +53,8 @@ def encoding_key(
         _versions(),
         processor.tokenizer.backend_tokenizer.to_str(),
         *(_settings(getattr(processor, name)) for name in ("image_processor", "video_processor")),
-        f"{encoder.__module__}.{encoder.__qualname__}",
-        options,
+        f"{type(encoder).__module__}.{type(encoder).__qualname__}",
+        encoder.options,
     )
 
 
@@ -117,9 +116,9 @@ class PlanCache:
         self._used: set[str] = set()
 
     @classmethod
-    def for_encoder(cls, path: str | Path, encoder: partial[DocumentEncoder]) -> PlanCache:
-        """The cache of documents as an encoder with these options encodes them."""
-        return cls(Path(path), encoding_key(encoder.args[0], encoder.func, encoder.keywords))
+    def of(cls, path: str | Path, processor: ProcessorMixin, encoder: DocumentEncoder) -> PlanCache:
+        """The cache of documents as this encoder encodes them."""
+        return cls(Path(path), encoding_key(processor, encoder))
 
     def folder(self, source: DocumentSource, *options: object) -> Path | None:
         """Where a source's pieces are; None for one that nobody could know again.

@@ -10,8 +10,8 @@ import xxhash
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.prepared.read import PreparedRows
 from vlcpt.data.sources import DocumentSource
 
@@ -22,19 +22,15 @@ _SETTINGS = (
     "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "merge_size",
     "max_video_tokens", "patch_size", "resample", "rescale_factor", "size", "temporal_patch_size",
 )  # fmt: skip
-# Of the encoder, besides limits.
-_DEFAULTS = {"train_eos": "auto", "min_pixels": None, "max_pixels": None, "fps": None, "max_frames": None}
 
 
-def fingerprint(
-    processor: ProcessorMixin, untagged: Untagged, options: Mapping[str, object]
-) -> dict[str, object]:
+def fingerprint(processor: ProcessorMixin, untagged: Untagged, options: EncodingOptions) -> dict[str, object]:
     """What documents are encoded with: options of the configuration and settings of the processor.
 
     Args:
         processor: A ``Qwen2_5_VLProcessor``.
         untagged: What becomes of text without any tag.
-        options: Keyword arguments of :class:`vlcpt.data.encode.encoder.DocumentEncoder`.
+        options: How documents are encoded.
 
     Returns:
         Plain JSON values, by the names that a user knows.
@@ -42,14 +38,12 @@ def fingerprint(
     Example:
         >>> from vlcpt import load_processor
         >>> from vlcpt.demo import base_path
-        >>> fingerprint(load_processor(base_path()), "train", {"fps": 1.0})["fps"]
+        >>> fingerprint(load_processor(base_path()), "train", EncodingOptions(fps=1.0))["fps"]
         1.0
     """
     found: dict[str, object] = {"encoding": ENCODING, "untagged": untagged}
-    found |= {name: options.get(name, default) for name, default in _DEFAULTS.items()}
-    limits = options.get("limits") or MediaLimits()
-    assert isinstance(limits, MediaLimits)
-    found |= asdict(limits)
+    found |= {name: value for name, value in vars(options).items() if name != "limits"}
+    found |= asdict(options.limits)
     tokenizer = processor.tokenizer.backend_tokenizer.to_str()
     found["tokenizer"] = xxhash.xxh3_64_hexdigest(tokenizer.encode())
     for name in ("image_processor", "video_processor"):
@@ -78,7 +72,7 @@ def require_same_encoding(
     sources: Iterable[DocumentSource],
     processor: ProcessorMixin,
     untagged: Untagged,
-    options: Mapping[str, object],
+    options: EncodingOptions,
 ) -> None:
     """Raise where a prepared source would be encoded in another way today.
 
@@ -86,7 +80,7 @@ def require_same_encoding(
         DocumentError: With what differs, both values, and what to do.
 
     Example:
-        >>> require_same_encoding([], None, "train", {})
+        >>> require_same_encoding([], None, "train", EncodingOptions())
     """
     prepared = [(source, source.rows) for source in sources if isinstance(source.rows, PreparedRows)]
     if not prepared:

@@ -8,7 +8,7 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,6 @@ import xxhash
 from vlcpt import __version__
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.cache import source_key
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, BadDataError, Track, files_beside, untracked
 from vlcpt.data.prepared.engines import Engine, Pieces, progress, run_pieces
@@ -122,7 +121,7 @@ class ShardWriter:
     def __init__(
         self,
         source: DocumentSource,
-        encoder: partial[DocumentEncoder],
+        encoder: Callable[[], DocumentEncoder],
         folder: Path,
         *,
         shard_rows: int,
@@ -193,9 +192,8 @@ class ShardWriter:
         document = self._source.document(number)
         written.not_read.update(document.not_read)
         stream = self._encoder.tokens(document)
-        limits = self._make_encoder.keywords.get("limits") or MediaLimits()
         source = document.source or self._source.rows.source(number)
-        written.add(*document_row(document, stream, source, limits))
+        written.add(*document_row(document, stream, source, self._encoder.options.limits))
         return 0
 
 
@@ -219,7 +217,7 @@ _SHARD = re.compile(r"\d{5,}\.arrow")
 
 def prepare_source(
     source: DocumentSource,
-    encoder: partial[DocumentEncoder],
+    encoder: Callable[[], DocumentEncoder],
     folder: Path,
     *,
     fingerprint: Mapping[str, object],
@@ -249,13 +247,15 @@ def prepare_source(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from vlcpt import CPTDataset, load_processor
+        >>> from vlcpt.data.encode.options import EncodingOptions
         >>> from vlcpt.data.prepared.fingerprints import fingerprint
         >>> from vlcpt.data.sources import open_source
         >>> from vlcpt.demo import base_path
         >>> processor, source = load_processor(base_path()), open_source([{"text": "one two"}])
         >>> with TemporaryDirectory() as folder:
-        ...     made_with = fingerprint(processor, "train", {"train_eos": "never"})
-        ...     encoder = partial(DocumentEncoder, processor, train_eos="never")
+        ...     options = EncodingOptions(train_eos="never")
+        ...     made_with = fingerprint(processor, "train", options)
+        ...     encoder = partial(DocumentEncoder, processor, options)
         ...     prepare_source(source, encoder, Path(folder), fingerprint=made_with)
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['00000.arrow', 'index.arrow', 'places.arrow', 'prepared.json']
