@@ -122,6 +122,16 @@ def test_overwriting_plans_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "out/plan").exists()
 
 
+def test_a_run_that_overwrites_says_which_checkpoints_it_deleted(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / f"out/checkpoint-{step}").mkdir(parents=True)
+    screen = Console(file=StringIO(), width=100)
+
+    train_run(configs(tmp_path, "--overwrite", "true"), screen)
+
+    assert screen.file.getvalue().startswith("overwrite: deleted checkpoint-2, checkpoint-10\n")
+
+
 def test_json_is_written_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "new/a.json", {"value": "阀"})
 

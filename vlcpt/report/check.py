@@ -86,9 +86,8 @@ def _unused(ledger: Ledger, max_length: int, on_overlong: str, markings: Sequenc
             "or raise max_length."
         )
     if count := dropped["without_targets"]:
-        advice.append(
-            " ".join((f"{_documents(count)} without a target.", *markings, "Or take them out of the data."))
-        )
+        todo = [*markings, "Or take them out of the data."] if markings else ["Take them out of the data."]
+        advice.append(f"{_documents(count)} without a target. {' '.join(todo)}")
     return advice
 
 

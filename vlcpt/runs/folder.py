@@ -28,16 +28,20 @@ PLANS = "plan"  # the folder in which planning is shared and kept; it can be del
 NO_RUN = ("ledger.json", "dropped.jsonl", "check", PLANS, LOCK)
 
 
-def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
+def prepare_output(configs: Configs, config_path: Path | None = None) -> list[str]:
     """Refuse an output folder that holds another run's work, or empty it if that is asked for.
 
     Args:
         config_path: The file that the configuration was read from, which the run must not replace.
+
+    Returns:
+        The checkpoints that were deleted.
     """
     training = configs.training
     output = Path(str(training.output_dir))
+    gone: list[str] = []
     if not output.exists():
-        return
+        return gone
     written = output / "config.yaml"
     if config_path and written.exists() and written.samefile(config_path) and not is_resolved(written):
         raise ConfigError(
@@ -50,6 +54,7 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
         for folder in output.glob("checkpoint-*"):
             if folder.is_dir() and re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", folder.name):
                 delete_checkpoint(folder)
+                gone.append(folder.name)
         for path in (path for name in RUN_FILES for path in output.glob(name)):
             if path.is_file():
                 path.unlink()
@@ -62,6 +67,7 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> None:
             f"output_dir {output} is not empty. Give another folder, {go_on}start afresh in it with "
             "--overwrite."
         )
+    return sorted(gone, key=lambda name: int(name.rpartition("-")[2]))
 
 
 def is_leftover(path: Path) -> bool:

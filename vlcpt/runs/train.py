@@ -84,7 +84,8 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
 
     def open_outputs() -> None:
         nonlocal repo_id
-        prepare_output(configs, config_path)
+        if gone := prepare_output(configs, config_path):
+            console.print(f"overwrite: deleted {', '.join(gone)}", highlight=False, soft_wrap=True)
         # Told before the data is read; the trainer looks again, and reads all of it.
         find_checkpoint(training.resume_from_checkpoint, output, hashes=False, tell=lambda message: None)
         repo_id = open_repository(configs) if training.push_to_hub else None

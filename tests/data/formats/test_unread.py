@@ -265,7 +265,8 @@ def test_of_very_many_fields_the_first_are_named_and_the_files():
     said = told_unread(counts)
     assert said.startswith("not read: field0 (2 rows), field1 (2 rows)")
     assert said.endswith(
-        "field19 (2 rows), tags in other brackets than < and > (1 row), files of a tar that their row does "
+        "field19 (2 rows), tags in other brackets than < and >, "
+        "which are text (1 row), files of a tar that their row does "
         "not name (2 rows), media files beside the rows (1 file), 480 more fields"
     )
 

@@ -4,6 +4,7 @@ import pytest
 
 from vlcpt import DocumentError, Image, Text, Video
 from vlcpt.data.formats.web import read_caption
+from vlcpt.data.sources import open_source
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,17 @@ def test_what_cannot_be_mapped_is_an_error(row, message):
 def test_a_backslash_makes_a_marker_its_characters():
     found = read_caption({"image": "a.png", "caption": r"the tag \<image>"}).segments
     assert found == (Image("a.png"), Text("the tag <image>", trainable=True))
+
+
+@pytest.mark.parametrize("field", ["image_path", "图片", "photo"])
+def test_a_table_whose_media_have_another_name_is_told_what_to_call_them(tmp_path, field):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{field},caption\na.png,A valve.\n", encoding="utf-8")
+    (tmp_path / "a.png").write_bytes(b"")
+
+    with pytest.raises(DocumentError, match=f"'{field}' seems to have a medium: call it 'image' or 'video'"):
+        open_source(path)
+    with pytest.raises(
+        DocumentError, match=f"The row has one in '{field}', which .*: call it 'image' or 'video'"
+    ):
+        open_source(path, format="caption").document(0)

@@ -299,3 +299,20 @@ def test_replay_is_drawn_up_to_its_share_and_the_rest_is_not_drawn(tiny_processo
             total += targets
             of_old += targets * name.startswith("old")
     assert of_old / total == pytest.approx(0.35, abs=0.02 * 0.35)
+
+
+def test_a_source_with_a_share_of_which_nothing_can_be_used_is_named_with_its_reasons(
+    tmp_path, tiny_processor
+):
+    (tmp_path / "good.jsonl").write_text('{"text": "one two"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"text": "one", "images": ["a.png"]}\n' * 3)
+    sources = [
+        {"path": str(tmp_path / "good.jsonl"), "share": 0.7},
+        {"path": str(tmp_path / "bad.jsonl"), "share": 0.3},
+    ]
+
+    with pytest.raises(BadDataError, match=r"none of 3 documents of 'bad', which has share 0\.3,") as raised:
+        CPTDataset(sources, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=1.0)
+
+    assert "bad.jsonl:1" in str(raised.value)
+    assert raised.value.ledger.sources["bad"].documents["read"] == 3

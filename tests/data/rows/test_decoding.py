@@ -75,7 +75,8 @@ def test_the_command_converts_it(tmp_path, name):
         list(read_documents(path))
     command = str(caught.value).partition("convert to UTF-8, ")[2].rstrip(".")
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
-    (document,) = read_documents(tmp_path / "a.utf8.txt")
+    (document,) = read_documents(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]  # one beside it would be read again
     assert document.segments[0].text == text
 
 

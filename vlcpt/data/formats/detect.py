@@ -213,11 +213,22 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
     if unknown is not None:
         known = "; ".join(f"{format}: {schema.sample}" for format, schema in SCHEMAS.items())
         raise DocumentError(
-            f"no format fits the fields {field_names(unknown[1])}. Known formats: {known}.",
+            f"no format fits the fields {field_names(unknown[1])}.{_misnamed(unknown[1])} "
+            f"Known formats: {known}.",
             kind="source",
             source=rows.source(unknown[0]),
         )
     return "vlcpt"  # no row could be read: its reader names what is wrong with each
+
+
+def _misnamed(row: Row) -> str:
+    """Which field seems to have a medium, for rows of which no field has a known name for one."""
+    from vlcpt.data.formats.unread import medium_in  # not before there is an error: it opens images
+
+    for name, value in row.items():
+        if medium_in(value, str(name), None) is not None:
+            return f" {str(name)[:60]!r} seems to have a medium: call it 'image' or 'video'."
+    return ""
 
 
 def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:

@@ -15,7 +15,7 @@ from vlcpt.data.rows.fields import Row, field_names, list_field, text_field
 PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
 # The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
 # where a row has them and no tag, its author may have taken them for tags, and all of the text is trained.
-OTHER_BRACKETS = "tags in other brackets than < and >"
+OTHER_BRACKETS = "tags in other brackets than < and >, which are text"
 _DISGUISED = re.compile(
     r"(?:[＜〈《‹﹤]|&(?:lt|#60|#x3c);|\\u003c)\s?/?\s?trainable[\s_-]?text", re.IGNORECASE
 )

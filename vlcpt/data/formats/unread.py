@@ -165,15 +165,18 @@ class Unread:
         return [*names, *(name for name in self.untouched if name not in row)]
 
     def explain(self, error: DocumentError, row: Row) -> None:
-        """Say of a marker without a file which field has one: its remedy is no other format."""
-        if self.format == "text" or error.kind not in ("markup", "markers") or "lists 0" not in error.reason:
+        """Say of a marker, or a caption, without a file which field has one: no other format mends that."""
+        is_caption = self.format == "caption" and error.kind == "row" and error.field == "image"
+        lacks_file = error.kind in ("markup", "markers") and "lists 0" in error.reason
+        if self.format == "text" or not (is_caption or lacks_file):
             return
         others = (name for name in row if name not in self.fields and name not in self.ignored)
         name = next((name for name in others if medium_in(row[name], str(name), self.media_root)), None)
         if name is not None:
+            todo = "call it 'image' or 'video'" if is_caption else "list it in 'images' or 'videos'"
             error.reason = (
                 f"{error.reason.removesuffix(PLAIN)} The row has one in {str(name)[:60]!r}, which format "
-                f"{self.format} does not read: list it in 'images' or 'videos'."
+                f"{self.format} does not read: {todo}."
             )
 
     def _in_turns(self, row: Row) -> dict[str, object]:

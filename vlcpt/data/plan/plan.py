@@ -474,11 +474,22 @@ def _check_bad(source: DocumentSource, scan: SourceScan, max_bad_fraction: float
         )
 
 
-def _check_any(ledger: Ledger, scans: list[SourceScan], train: Sequence[DocumentSource]) -> None:
+def _check_any(ledger: Ledger, scans: Sequence[SourceScan], train: Sequence[DocumentSource]) -> None:
+    """Raise where nothing can be trained on, in all sources or in one that is to have a share."""
+    _check_some(ledger, scans, train)
+    for scan, source in zip(scans, train, strict=False):
+        if source.share is not None:
+            _check_some(ledger, [scan], [source], f" of {source.name!r}, which has share {source.share:g},")
+
+
+def _check_some(
+    ledger: Ledger, scans: Sequence[SourceScan], train: Sequence[DocumentSource], whose: str = ""
+) -> None:
     if any(len(scan.documents) for scan in scans[: len(train)]):
         return
     accounts = [ledger.sources[source.name] for source in train]
     reasons = sum((account.dropped_documents for account in accounts), Counter())
+    read = sum(account.documents["read"] for account in accounts)
     # Of rows that cannot be read, no tag mends any.
     unmarked = [
         source
@@ -488,7 +499,7 @@ def _check_any(ledger: Ledger, scans: list[SourceScan], train: Sequence[Document
     todo = "".join({f" {how}": None for source in unmarked if (how := source.marking)})
     first = next((row.message for scan in scans[: len(train)] for row in scan.unused if row.is_bad), "")
     raise BadDataError(
-        f"none of {sum(account.documents['read'] for account in accounts)} documents can be trained on. "
+        f"none of {read} documents{whose} can be trained on. "
         f"Reasons: {told_reasons(reasons)}.{todo}" + (f" The first: {first}" if first else ""),
         ledger,
     )

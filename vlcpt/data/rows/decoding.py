@@ -122,7 +122,7 @@ def text_of(data: bytes, file: str) -> str:
         '阀门'
         >>> text_of("这是一个阀门。".encode("gbk"), "a.txt")
         Traceback (most recent call last):
-        vlcpt.data.documents.DocumentError: byte 0 is not UTF-8, it looks like GBK: convert to UTF-8, iconv -f GBK -t UTF-8 a.txt > a.utf8.txt.
+        vlcpt.data.documents.DocumentError: byte 0 is not UTF-8, it looks like GBK: convert to UTF-8, iconv -f GBK -t UTF-8 a.txt > a.utf8.txt && mv a.utf8.txt a.txt.
     """  # noqa: E501
     check_wide(data, file)
     try:
@@ -271,5 +271,6 @@ def _error(found: str, name: str, file: str) -> DocumentError:
     first = "" if inner == path else "unpack it, "
     old, new = shlex.quote(str(inner)), shlex.quote(str(inner.with_name(f"{inner.stem}.utf8{inner.suffix}")))
     return DocumentError(
-        f"{found}: convert to UTF-8, {first}iconv -f {name} -t UTF-8 {old} > {new}.", kind="encoding"
+        f"{found}: convert to UTF-8, {first}iconv -f {name} -t UTF-8 {old} > {new} && mv {new} {old}.",
+        kind="encoding",
     )
