@@ -110,7 +110,7 @@ T_co = TypeVar("T_co", covariant=True)
 _TORCH = "torch.utils.data._utils.signal_handling"
 _SHOWN = 10  # documents of a worker that a message names at most
 _SETTLES = 2.0  # seconds from a connection that breaks to the exit code of the process behind it
-_ENDS = 5.0  # seconds that a killed process takes to be gone
+_ENDS = 15.0  # seconds that a killed process takes at most to be gone
 
 _MEMORY = (
     "Fewer workers need less memory: --dataloader_num_workers 1. In a container or a job, allow more (docker "
