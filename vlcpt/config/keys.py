@@ -1,4 +1,4 @@
-"""What a YAML file and the command line give, and those mistakes in it that can be told in a second.
+"""What a YAML file and the command line give, and those mistakes in it that are found in a second.
 
 Which keys there are stands in ``keys.json``, which ``docs/make_keys.py`` makes of the dataclasses:
 ``CPTConfig`` is a ``TrainingArguments``, which takes five to ten seconds to import, and a misspelt key should
@@ -126,8 +126,8 @@ def plain_types() -> Mapping[str, Any]:
     for section in SECTIONS:
         for name, key in read_keys()[section].items():
             # A release may have given a field of its own another type.
-            told = key["type"] if same or section != "trainer" else None
-            found[name] = None if told is None else eval(told, dict(_PLAIN))
+            written = key["type"] if same or section != "trainer" else None
+            found[name] = None if written is None else eval(written, dict(_PLAIN))
     return found
 
 

@@ -33,7 +33,7 @@ class SourceConfig:
     path: str = field(metadata={"help": "A file, a folder, or a data set's name on the Hub."})
     split: str | None = field(default=None, metadata={"help": "Split of a data set; files have none."})
     format: str = field(
-        default="auto", metadata={"help": "The schema of the rows. auto: told from the first rows."}
+        default="auto", metadata={"help": "How rows are read. auto: chosen by the fields of the first rows."}
     )
     media_root: str | None = field(
         default=None, metadata={"help": "Folder that media must lie in. Default: the data file's."}
@@ -201,7 +201,7 @@ class DataConfig:
         default=0.01,
         metadata={
             "help": "With skip, stop when more of a source's rows are bad, before or while training, from "
-            "0 to 1. 100 on end stop the run as well."
+            "0 to 1. 100 in a row stop the run as well."
         },
     )
     min_pixels: int | None = field(

@@ -1,6 +1,6 @@
-"""What of ``TrainingArguments`` works here, said before data or weights are read.
+"""Which ``TrainingArguments`` are refused, and why, before data or weights are read.
 
-Nothing heavy is imported at the top: a misspelt key is told without it, see ``config/keys.py``. ``CPTConfig``
+Nothing heavy is imported at the top: a misspelt key is reported without it, see ``config/keys.py``. ``CPTConfig``
 calls :func:`check_training` when it is built.
 """
 

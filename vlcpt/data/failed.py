@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import TypedDict
 
-from vlcpt.data.plan.ledger import Dropped, told_reasons
+from vlcpt.data.plan.ledger import Dropped, list_reasons
 from vlcpt.data.plan.plan import BadDataError, Plan
 
 
@@ -107,7 +107,7 @@ class Failures:
             failed = [one for (found, _), one in self._failed.items() if found == source]
             planned = sum(unused.is_bad for unused in scan.unused)
             bad = planned + len(failed)
-            reasons = told_reasons(Counter(one.dropped.reason for one in failed))
+            reasons = list_reasons(Counter(one.dropped.reason for one in failed))
             if failed and bad > self._max_fraction * scan.rows:
                 raise BadDataError(
                     f"{bad} of {scan.rows} rows of {self._names[source]!r} cannot be used, more than "

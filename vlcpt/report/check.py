@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from vlcpt.data.formats.unread import told_unread
+from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.ledger import Dropped, Ledger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
 
@@ -300,7 +300,7 @@ def unread_lines(ledger: Ledger) -> list[str]:
         ['pages: not read: source (12,000 rows)']
     """
     return [
-        f"{name}: {told_unread(source.not_read)}"
+        f"{name}: {list_unread(source.not_read)}"
         for name, source in ledger.sources.items()
         if source.not_read
     ]

@@ -20,9 +20,9 @@ from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.formats.unread import told_unread
+from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.cache import remove_plans
-from vlcpt.data.plan.ledger import Ledger, told_reasons
+from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import untracked
 from vlcpt.data.plan.split import split_stream
 from vlcpt.data.prepared.fingerprints import require_same_encoding
@@ -284,7 +284,7 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
             for line in document_lines(document.name, stream, parts, processor.tokenizer, console):
                 console.print(line)
         if unread:
-            told = f"{source.name}: {told_unread(dict(unread.most_common()))}"
+            told = f"{source.name}: {list_unread(dict(unread.most_common()))}"
             console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -294,7 +294,7 @@ def tell_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
         total = dataset.ledger.total
         if not total.dropped_documents:
             continue
-        reasons = told_reasons(dict(sorted(total.dropped_documents.items())))
+        reasons = list_reasons(dict(sorted(total.dropped_documents.items())))
         console.print(
             f"{name}: {total.dropped_documents.total()} of {total.documents['read']} documents are not "
             f"measured ({reasons}):",

@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.formats.marked import OTHER_BRACKETS
-from vlcpt.data.formats.unread import LINKS, told_unread
+from vlcpt.data.formats.unread import LINKS, list_unread
 from vlcpt.data.plan.plan import BadDataError
 from vlcpt.data.rows import tars
 from vlcpt.data.sources import open_source
@@ -262,7 +262,7 @@ def test_a_marker_without_a_file_names_the_field_that_has_it(rows, row):
 def test_of_very_many_fields_the_first_are_named_and_the_files():
     counts = {f"field{number}": 2 for number in range(500)}
     counts |= {OTHER_BRACKETS: 1, tars.UNNAMED: 2, "media files beside the rows": 1}
-    said = told_unread(counts)
+    said = list_unread(counts)
     assert said.startswith("not read: field0 (2 rows), field1 (2 rows)")
     assert said.endswith(
         "field19 (2 rows), tags in other brackets than < and >, "

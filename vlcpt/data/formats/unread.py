@@ -354,7 +354,7 @@ def may_hold_media(name: str, values: Iterable[object]) -> bool:
 
 
 def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
-    """Files that are not read, counted by their suffixes, as :func:`told_unread` shows them.
+    """Files that are not read, counted by their suffixes, as :func:`list_unread` shows them.
 
     Example:
         >>> suffixes_of([Path("a_stats.json"), Path("b.JSON"), Path("LICENSE")])
@@ -363,11 +363,11 @@ def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
     return dict(Counter(file.suffix.lower() or ". (no suffix)" for file in files))
 
 
-def told_unread(counts: Mapping[str, int]) -> str:
+def list_unread(counts: Mapping[str, int]) -> str:
     """Names with their rows, as every command shows them; empty where all was read.
 
     Example:
-        >>> told_unread({"source": 12000, "url": 1})
+        >>> list_unread({"source": 12000, "url": 1})
         'not read: source (12,000 rows), url (1 row)'
     """
     named: list[str] = []

@@ -145,11 +145,11 @@ class SourceLedger:
         return found
 
 
-def told_reasons(counts: Mapping[str, int]) -> str:
+def list_reasons(counts: Mapping[str, int]) -> str:
     """Counts by reason, as a message has them.
 
     Example:
-        >>> told_reasons({"medium": 2, "row": 1})
+        >>> list_reasons({"medium": 2, "row": 1})
         '2 medium, 1 row'
     """
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())

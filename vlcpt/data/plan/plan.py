@@ -13,7 +13,7 @@ import numpy as np
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.media.names import BESIDE, media_beside
 from vlcpt.data.plan.cache import PlanCache
-from vlcpt.data.plan.ledger import NOT_READ, Ledger, SourceLedger, TokenCounts, told_reasons
+from vlcpt.data.plan.ledger import NOT_READ, Ledger, SourceLedger, TokenCounts, list_reasons
 from vlcpt.data.plan.mix import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.plan.pieces import OrderedScans
 from vlcpt.data.plan.scan import COLUMNS, PART_COLUMNS, BadRow, PreparedScanner, Scan, SourceScanner
@@ -368,7 +368,7 @@ def make_plan(
         replay_share: Part of all targets that replay makes up; 0 ≤ share < 1.
         seed: Decides what replay draws and what is repeated.
         on_overlong, on_bad_data, max_bad_fraction: See the configuration.
-        max_bad_in_a_row: With ``skip``, how many unusable rows on end stop the run; None: no number does.
+        max_bad_in_a_row: With ``skip``, how many unusable rows in a row stop the run; None: no number does.
         num_proc: Processes that read, where it is worth to start them; 0: this one alone.
         timeout: Seconds in which each of them must come to another row; 0: any time.
         cache: Where processes share the reading, and what was read stays. The plan is the same.
@@ -447,7 +447,7 @@ def _scans(
     source: DocumentSource, scans: OrderedScans, max_bad_in_a_row: int | None, track: Track
 ) -> Iterator[Scan]:
     """Read a source, in order whoever reads it."""
-    last, length = -1, 0  # the last unusable row, and how many stand on end there
+    last, length = -1, 0  # the last unusable row, and how many there are in a row
     with scans:
         for scan in track(scans, f"reading {source.name}"):
             if scan.error is not None:
@@ -468,7 +468,7 @@ def _check_bad(source: DocumentSource, scan: SourceScan, max_bad_fraction: float
         raise BadDataError(
             f"{len(bad)} of {scan.rows} rows of {source.name!r} cannot be used, more than "
             f"max_bad_fraction {max_bad_fraction:g}. "
-            f"Reasons: {told_reasons(Counter(unused.dropped.reason for unused in bad))}. "
+            f"Reasons: {list_reasons(Counter(unused.dropped.reason for unused in bad))}. "
             f"The first: {' | '.join(unused.message for unused in bad[:3])}"
             + (f" | The last: {bad[-1].message}" if len(bad) > 3 else "")
         )
@@ -500,7 +500,7 @@ def _check_some(
     first = next((row.message for scan in scans[: len(train)] for row in scan.unused if row.is_bad), "")
     raise BadDataError(
         f"none of {read} documents{whose} can be trained on. "
-        f"Reasons: {told_reasons(reasons)}.{todo}" + (f" The first: {first}" if first else ""),
+        f"Reasons: {list_reasons(reasons)}.{todo}" + (f" The first: {first}" if first else ""),
         ledger,
     )
 

@@ -240,7 +240,7 @@ def prepare_source(
 
     Raises:
         DocumentError: At an unusable row if that stops it; if the folder holds something else.
-        BadDataError: At many unusable rows on end.
+        BadDataError: At many unusable rows in a row.
         WriteError: If the disk is full, or the folder cannot be written.
         LoadingError: If a process died, or stands still. Started again, it goes on where it stopped.
 
