@@ -1,7 +1,7 @@
 """Which ``TrainingArguments`` are refused, and why, before data or weights are read.
 
-Nothing heavy is imported at the top: a misspelt key is reported without it, see ``config/keys.py``. ``CPTConfig``
-calls :func:`check_training` when it is built.
+Nothing heavy is imported at the top: a misspelt key is reported without it, see ``config/keys.py``.
+``CPTConfig`` calls :func:`check_training` when it is built.
 """
 
 import json
