@@ -53,8 +53,7 @@ def test_a_wheel_carries_every_file_that_the_demos_rows_name(wheel: zipfile.ZipF
 
 def test_a_wheel_carries_every_module_and_the_known_keys(wheel: zipfile.ZipFile) -> None:
     """Packages are listed in setup.cfg one by one: a new folder is easily forgotten."""
-    root = Path(__file__).parents[1]
-    modules = {path.relative_to(root).as_posix() for path in (root / "vlcpt").rglob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vlcpt").rglob("*.py")}
 
     assert len(modules) > 50
     assert modules | {"vlcpt/config/keys.json", "vlcpt/py.typed"} <= set(wheel.namelist())
