@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from tests.processes import holding, run_on_ranks, start_ranks
 from tests.support import png
 from vlcpt.cli import app
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.plan.scan import SourceScanner
 from vlcpt.demo import base_path
+from vlcpt.errors import ConfigError
 from vlcpt.report.card import _evaluation_file
 from vlcpt.runs.check import check_run
 from vlcpt.runs.folder import prepare_output, write_json
