@@ -55,6 +55,20 @@ def test_every_link_of_a_page_leads_somewhere(path):
         assert not anchor or anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        *("span edges", "mixing", "HEIC", "resume refusal", "learning rate of each tower", "defaults"),
+        *("the card", "worker's death", "the fill of packs", "video sampling"),
+    ],
+)
+def test_the_design_names_one_file_for_a_behaviour(behaviour):
+    """A stranger finds the file at the first look: by the words that one would search for, in one line."""
+    tree = page("design.md").split("```")[1]
+
+    assert len([line for line in tree.splitlines() if behaviour in line]) == 1
+
+
 def test_the_training_pages_say_the_same_in_both_languages():
     english, chinese = map(page, TRAINING)
 
