@@ -1,5 +1,6 @@
 """What the READMEs say is run as it is written."""
 
+import html
 import json
 import os
 import re
@@ -98,6 +99,17 @@ def test_the_rows_and_the_yaml_train_with_the_commands_given(readme: str, tmp_pa
     assert ledger["sources"]["manuals"]["documents"]["used"] == 3
     assert set(json.loads((tmp_path / "eval.json").read_text())["sets"]) == {"held_out"}
     assert (tmp_path / "merged/config.json").is_file()
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_figures_said_to_be_in_the_picture_are_in_it(readme: str) -> None:
+    (text,) = re.findall(r"!\[(.*)\]\(docs/demo.svg\)", (ROOT / readme).read_text("utf-8"))
+    drawing = (ROOT / "docs/demo.svg").read_text("utf-8")
+    picture = html.unescape(" ".join(re.findall(r">([^<>]+)</text>", drawing)))
+    figures = re.findall(r"\d+(?:\.\d+)?", text)
+
+    assert len(figures) == 5
+    assert set(figures) <= set(re.findall(r"\d+(?:\.\d+)?", picture))
 
 
 def test_every_key_of_the_yaml_is_a_field() -> None:
