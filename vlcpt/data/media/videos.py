@@ -118,9 +118,10 @@ def clip_of(
 def sample_indices(total_frames: int, video_fps: float, *, fps: float, max_frames: int) -> tuple[int, ...]:
     """Numbers of the frames to take: evenly spaced, first and last included, an even count.
 
-    The rule of ``qwen_vl_utils``, written out because importing that loads torch. It refuses a video of
-    one frame; here that is taken twice. Its float32 ``linspace`` is off by a frame here and there in
-    videos of many thousand frames; this is exact.
+    The rule of ``qwen_vl_utils``, written out: its own function logs a warning for each video that has fewer
+    frames a second than ``fps``, and refuses a video of one frame, which is taken twice here. Its positions
+    are off by a frame here and there in very long videos; these are exact. The two are compared in
+    ``tests/data/media/test_videos_as_qwen_vl_utils.py``.
 
     Raises:
         MediaError: If ``fps`` or ``max_frames`` leaves no frames.
