@@ -16,7 +16,7 @@ from vlcpt.cli import app
 from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.runs.check import check_run
