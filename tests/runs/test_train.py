@@ -240,10 +240,10 @@ def test_a_folder_without_a_checkpoint_is_not_said_to_have_one(tmp_path: Path) -
     run = configs(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.yaml").touch()
-    with pytest.raises(ConfigError, match="as no checkpoint is in it, start afresh in it with --overwrite"):
+    with pytest.raises(ConfigError, match="as no checkpoint is in it, delete the run in it with --overwrite"):
         prepare_output(run)
     (tmp_path / "out/checkpoint-1").mkdir()
-    with pytest.raises(ConfigError, match="go on from its checkpoint with --resume_from_checkpoint true"):
+    with pytest.raises(ConfigError, match="resume it with --resume_from_checkpoint true"):
         prepare_output(run)
 
 
