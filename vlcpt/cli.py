@@ -103,7 +103,7 @@ def evaluate(
     """Measure held-out and retention data, and how far the text relies on the images."""
     with _reported():
         configs = _read(config, context.args)
-        from vlcpt.runs.train import eval_run
+        from vlcpt.runs.evaluate import eval_run
 
         eval_run(configs, checkpoint, output)
 
@@ -117,7 +117,7 @@ def inspect(
     """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
     with _reported():
         numbers, configs = _slice(rows), _read(config, context.args, computes=False)
-        from vlcpt.runs.train import inspect_run
+        from vlcpt.runs.inspect import inspect_run
 
         inspect_run(configs, numbers)
 

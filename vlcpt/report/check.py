@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from vlcpt.data.formats.unread import list_unread
-from vlcpt.data.plan.ledger import Dropped, Ledger
+from vlcpt.data.plan.ledger import Dropped, Ledger, SourceLedger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
 
 OWN_REASONS = ("without_targets", "overlong", "medium_too_large")  # all others are bad rows
@@ -50,7 +50,7 @@ def hints(
         >>> advice = hints(ledger, max_length=64, longest=30, mean_length=30.0, packing=True,
         ...                on_bad_data="error", max_bad_fraction=0.01, on_overlong="split")
         >>> advice[0]  # doctest: +ELLIPSIS
-        '1 of 4 rows cannot be used, and training would stop at the first: mend them, or ...'
+        '1 of 4 rows cannot be used, and training would stop at the first: repair them, or ...'
     """
     advice = _bad_rows(ledger, on_bad_data, max_bad_fraction)
     advice += _unused(ledger, max_length, on_overlong, markings)
@@ -131,27 +131,25 @@ def _marks(ledger: Ledger) -> Iterator[str]:
 
 
 def _bad_rows(ledger: Ledger, on_bad_data: str, max_bad_fraction: float) -> list[str]:
-    total = ledger.total
-    read = max(total.documents["read"], 1)
-    bad = sum(count for reason, count in total.dropped_documents.items() if reason not in OWN_REASONS)
+    counts = [_bad(one) for one in (ledger.total, *ledger.sources.values())]
+    bad, read = counts[0]
     if not bad:
         return []
-    if on_bad_data == "error":
-        return [
-            f"{bad:,} of {read:,} rows cannot be used, and training would stop at the first: mend them, or "
-            "set on_bad_data: skip."
-        ]
-    worst = max(
-        sum(count for reason, count in one.dropped_documents.items() if reason not in OWN_REASONS)
-        / max(one.documents["read"], 1)
-        for one in ledger.sources.values()
-    )
+    worst = max(one / max(rows, 1) for one, rows in counts[1:])
+    settings = ["on_bad_data: skip"] if on_bad_data == "error" else []
     if worst > max_bad_fraction:
-        return [
-            f"{bad:,} of {read:,} rows cannot be used, more than max_bad_fraction {max_bad_fraction:g} of a "
-            f"source, and training would stop: mend them, or set max_bad_fraction above {worst:.3g}."
-        ]
-    return [f"{bad:,} of {read:,} rows cannot be used and would be skipped: mend them to use them."]
+        settings.append(f"max_bad_fraction: {math.ceil(worst * 1000) / 1000:g}")
+    rows = f"{bad:,} of {read:,} rows cannot be used"
+    if not settings:
+        return [f"{rows} and would be skipped: repair them to use them."]
+    stops = "at the first" if on_bad_data == "error" else f"above max_bad_fraction {max_bad_fraction:g}"
+    return [f"{rows}, and training would stop {stops}: repair them, or set {' and '.join(settings)}."]
+
+
+def _bad(account: SourceLedger) -> tuple[int, int]:
+    """Rows that cannot be used, and all."""
+    dropped = account.dropped_documents.items()
+    return sum(count for reason, count in dropped if reason not in OWN_REASONS), account.documents["read"]
 
 
 def _shares(ledger: Ledger) -> list[str]:

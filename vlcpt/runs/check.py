@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel, ProcessorMixin
+from torch import nn
+from transformers import ProcessorMixin
 
 from vlcpt.config.deepspeed import read_deepspeed
 from vlcpt.config.precision import slow_products, used_devices
@@ -26,7 +26,7 @@ from vlcpt.folder_locks import holder
 from vlcpt.model.early_checks import adapter_of, count_towers, empty_model
 from vlcpt.model.loading import has_sliding_window, load_processor, with_native_dtype
 from vlcpt.model.tuning import base_model
-from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines, unread_lines
+from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines
 from vlcpt.report.memory import (
     Attention,
     LargestBatch,
@@ -36,10 +36,16 @@ from vlcpt.report.memory import (
     estimate_memory,
     shape_of,
 )
-from vlcpt.report.screen import Screen, visible
+from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.terminal import ledger_table
-from vlcpt.runs.data import evaluation_entries, evaluation_set, shown, train_dataset
-from vlcpt.runs.train import quiet_libraries
+from vlcpt.runs.data import (
+    evaluation_entries,
+    evaluation_set,
+    quiet_libraries,
+    show_unread,
+    shown,
+    train_dataset,
+)
 from vlcpt.training.engine import require_media
 
 # Packs that may need most: so many of the longest, of those with most targets, and with most media.
@@ -47,7 +53,7 @@ _CANDIDATES = 20
 
 
 def foresee(
-    configs: Configs, model: PreTrainedModel | PeftModel, packs: np.ndarray, *, devices: int, merge: int
+    configs: Configs, model: nn.Module, packs: np.ndarray, *, devices: int, merge: int
 ) -> dict[str, MemoryEstimate]:
     """The estimate for the run, and where activation checkpointing is off, also with it.
 
@@ -66,7 +72,7 @@ def foresee(
 
 
 def _largest(
-    configs: Configs, model: PreTrainedModel | PeftModel, packs: np.ndarray, setup: Setup, merge: int
+    configs: Configs, model: nn.Module, packs: np.ndarray, setup: Setup, merge: int
 ) -> MemoryEstimate:
     """The estimate of the pack that needs most, in every row of a batch."""
     config = base_model(model).config
@@ -85,10 +91,12 @@ def _largest(
     return max(estimates, key=lambda one: one.total)
 
 
-def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -> Setup:
+def _setup(configs: Configs, model: nn.Module, devices: int) -> Setup:
     training, base, adapter = configs.training, base_model(model), adapter_of(model)
     sharding = read_deepspeed(training.deepspeed) or {}
-    zero = _section(sharding, "zero_optimization")
+    zero = {
+        name: value for name, value in _mapping(sharding.get("zero_optimization")).items() if value != "auto"
+    }
     mixed = bool(training.bf16 or training.fp16)
     wanted = configs.model.attn_implementation
     if wanted == "auto" and has_sliding_window(base.config):
@@ -107,26 +115,19 @@ def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -
         devices=devices,
         stage=int(str(zero.get("stage", 0))) if sharding else None,
         narrow=bool(sharding) and mixed,
-        offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
-        offload_weights=_is_offloaded(zero, "offload_param"),
-        bucket=_number(zero, "reduce_bucket_size", 200_000_000),
-        live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
+        offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
+        offload_weights=_is_offloaded(zero.get("offload_param")),
+        bucket=int(str(zero.get("reduce_bucket_size", Setup.bucket))),
+        live=int(str(zero.get("stage3_max_live_parameters", Setup.live))),
     )
 
 
-def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = config.get(name)
+def _mapping(found: object) -> Mapping[str, object]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _is_offloaded(zero: Mapping[str, object], name: str) -> bool:
-    return _section(zero, name).get("device", "none") != "none"
-
-
-def _number(zero: Mapping[str, object], name: str, default: int) -> int:
-    """A number of the DeepSpeed configuration; ``auto`` is DeepSpeed's to choose."""
-    found = zero.get(name, default)
-    return int(found) if isinstance(found, int | float) else default
+def _is_offloaded(section: object) -> bool:
+    return _mapping(section).get("device", "none") != "none"
 
 
 LONGEST = 5
@@ -175,10 +176,9 @@ def check_run(
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
-        _say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
+        say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
     for one in (ledger, *held_out.values()):
-        for line in unread_lines(one):
-            _say(console, line)
+        show_unread(one, console)
     for name, one in {"the training data": ledger, **held_out}.items():
         _show_problems(name, one, console)
     console.print()
@@ -189,7 +189,7 @@ def check_run(
     if dataset is not None:
         require_media(configs.model.trained_towers, dataset)
     lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
-    _say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
+    say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
     return not lost
 
 
@@ -213,7 +213,7 @@ def _planned(plan: Callable[[], CPTDataset]) -> tuple[CPTDataset | None, Ledger]
 def _show_plan(
     configs: Configs,
     dataset: CPTDataset,
-    model: PreTrainedModel | PeftModel,
+    model: nn.Module,
     processor: ProcessorMixin,
     devices: int,
     console: Console,
@@ -233,7 +233,7 @@ def _show_plan(
     memory = foresee(configs, model, packs, devices=devices, merge=processor.image_processor.merge_size**2)
     console.print(memory_table(memory))
     if (slow := slow_products(training, used_devices(training))) is not None:
-        _say(console, slow)
+        say(console, slow)
     advice = hints(
         ledger,
         max_length=training.max_length,
@@ -267,14 +267,14 @@ def _write(ledger: Ledger, output: Path, console: Console) -> None:
     folder = output / "check" if is_taken else output
     ledger.write(folder)
     instead = f", because {output} holds a run" if folder != output else ""
-    _say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
+    say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
 
 
 def _list(console: Console, lines: list[str]) -> None:
     """Lines that hang from their arrow in a terminal, and are whole in a file."""
     if not console.is_terminal:
         for line in lines:
-            _say(console, f"→ {line}")
+            say(console, f"→ {line}")
         return
     grid = Table.grid(padding=(0, 1))
     grid.add_column()
@@ -282,8 +282,3 @@ def _list(console: Console, lines: list[str]) -> None:
     for line in lines:
         grid.add_row("→", Text(visible(line)))
     console.print(grid)
-
-
-def _say(console: Console, line: str) -> None:
-    """Text as it is: file names hold brackets, which rich would take for styles."""
-    console.print(Text(visible(line)), soft_wrap=not console.is_terminal)
