@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, TurnEdge, Video
-from vlcpt.data.formats.markers import Piece, Spoken, place_media, split_markers
-from vlcpt.data.media.references import image_from, video_from
-from vlcpt.data.rows.fields import Row, field_names, is_given, optional_text
+from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
+from vlcpt.data.formats.markers import Piece, Slot, place_media, refuse_unread, split_markers
+from vlcpt.data.media.references import medium_at, with_keys
+from vlcpt.data.rows.fields import Row, field_names, is_given, optional_text, required_list
 
 Targets = Literal["assistant", "last", "all"]
 TARGETS = ("assistant", "last", "all")
@@ -47,36 +47,55 @@ class Turn:
     Args:
         place: Where it stands in the row, e.g. ``"messages[2]"``.
         role: One of :data:`ROLES`.
-        pieces: Text and media in reading order.
+        pieces: Text, media and slots for the row's files, in reading order.
         weight: What the turn itself says: the weight of its loss, 0 for context; None: nothing.
     """
 
     place: str
     role: str
-    pieces: tuple[Spoken, ...]
+    pieces: Sequence[Piece]
     weight: float | None = None
 
 
-def document_of_turns(
-    turns: Sequence[Turn], targets: Targets = "assistant", *, chat_template: bool = False
+def conversation(
+    turns: Iterable[Turn],
+    row: Row,
+    field: str,
+    targets: Targets,
+    *,
+    chat_template: bool,
+    files_first: bool = True,
 ) -> Document:
     """One document of all turns, joined by newlines that belong to the turn before.
 
     Args:
-        turns: In order; an empty one adds nothing, and is counted if it would have been trained.
+        turns: In order, read from the row after it is known to be one to learn from; an empty one adds
+            nothing, and is counted if it would have been trained.
+        row: Has the files for slots, and perhaps a ``system`` text and sizes.
+        field: Where the turns stand, for messages.
         targets: ``assistant``: what the model says; ``last``: only its last turn; ``all``: every turn's
             text. A turn that has a weight of its own follows that.
         chat_template: Whether each turn keeps the model's markers instead: context, but for the one that
             ends a trained turn.
+        files_first: Where no turn has a slot, all files go before the first turn that is not the system's.
 
     Example:
-        >>> turns = [Turn("messages[0]", "user", ("Why?",)), Turn("messages[1]", "assistant", ("So.",))]
-        >>> document_of_turns(turns).to_markup()
-        'Why?\\n<trainable_text>So.</trainable_text>'
+        >>> turns = [Turn("query", "user", ["What?"]), Turn("response", "assistant", ["A cat."])]
+        >>> conversation(turns, {"image": "a.png"}, "query", "assistant", chat_template=False).to_markup()
+        '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
+    refuse_unread(row)
+    refuse_preferences(row)
+    turns = [*turns]
+    asks = (number for number, turn in enumerate(turns) if turn.role not in ("system", "developer"))
+    pieces = [turn.pieces for turn in turns]
+    placed = place_media(pieces, row, field, missing_first=next(asks, 0) if files_first else None)
+    turns = [replace(turn, pieces=found) for turn, found in zip(turns, placed, strict=True)]
+    if system := optional_text(row, "system"):
+        turns.insert(0, Turn("system", "system", (system,)))
     spoken = [number for number, turn in enumerate(turns) if ROLES[turn.role]]
     chosen = {"assistant": spoken, "last": spoken[-1:], "all": range(len(turns))}[targets]
-    filled = [number for number, turn in enumerate(turns) if turn.pieces]
+    last = max((number for number, turn in enumerate(turns) if turn.pieces), default=0)
     segments: list[Segment] = []
     empty_spans = 0
     for number, turn in enumerate(turns):
@@ -84,16 +103,17 @@ def document_of_turns(
         empty_spans += weight > 0 and not turn.pieces
         if not turn.pieces:
             continue
-        joint = () if chat_template or number == filled[-1] else ("\n",)
+        joint = () if chat_template or number == last else ("\n",)
         try:
             said = [
                 Text(piece, weight > 0, weight or 1.0) if isinstance(piece, str) else piece
                 for piece in (*turn.pieces, *joint)
+                if not isinstance(piece, Slot)  # each has its file by now
             ]
         except DocumentError as error:
             raise error.at(None, turn.place) from None
         segments += _in_chat(turn, said, weight) if chat_template else said
-    return Document(tuple(segments), empty_spans=empty_spans)
+    return _with_template_sizes(Document(tuple(segments), empty_spans=empty_spans), row)
 
 
 def _in_chat(turn: Turn, said: Sequence[Segment], weight: float) -> list[Segment]:
@@ -107,16 +127,20 @@ def _in_chat(turn: Turn, said: Sequence[Segment], weight: float) -> list[Segment
     return [TurnEdge("start"), Text(_IN_CHAT[turn.role] + "\n"), *said, end, Text("\n")]
 
 
-def turn_entry(entry: object, place: str) -> Mapping[str, object]:
-    """A turn as the row has it, or an error that says what stands there instead.
+def entries(row: Row, field: str, of: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Each turn as the row has it, with its place.
 
     Example:
-        >>> turn_entry({"role": "user"}, "messages[0]")
-        {'role': 'user'}
+        >>> [*entries({"messages": [{"role": "user"}]}, "messages", "turns")]
+        [('messages[0]', {'role': 'user'})]
     """
-    if isinstance(entry, Mapping):
-        return entry
-    raise DocumentError(f"expected a turn in {{}}, found {type(entry).__name__}.", kind="row", field=place)
+    for number, entry in enumerate(required_list(row, field, of)):
+        place = f"{field}[{number}]"
+        if not isinstance(entry, Mapping):
+            raise DocumentError(
+                f"expected a turn in {{}}, found {type(entry).__name__}.", kind="row", field=place
+            )
+        yield place, entry
 
 
 def turn_role(entry: Mapping[str, object], key: str, place: str) -> str:
@@ -191,8 +215,9 @@ def spoken(text: str, entry: Mapping[str, object], place: str) -> tuple[list[Pie
     for is_trained, run in groupby(trained):
         stop = start + sum(1 for _ in run)
         for piece in split_markers(text[start:stop]):
-            is_text = isinstance(piece, str)
-            pieces.append(Text(piece, is_trained, (is_trained and weight) or 1.0) if is_text else piece)  # type: ignore[arg-type]
+            if isinstance(piece, str):
+                piece = Text(piece, is_trained, (is_trained and weight) or 1.0)
+            pieces.append(piece)
         start = stop
     return pieces, (weight or 1.0) if trained and trained[-1] else 0.0
 
@@ -241,80 +266,20 @@ def refuse_preferences(row: Mapping[str, object]) -> None:
         )
 
 
-def system_turn(row: Mapping[str, object]) -> list[Turn]:
-    """The row's own ``system`` text as a turn before all others, where it has one.
-
-    Example:
-        >>> system_turn({"system": "Be brief."})[0].pieces
-        ('Be brief.',)
-    """
-    system = optional_text(row, "system")
-    return [Turn("system", "system", (system,))] if system else []
-
-
-def filled_turns(
-    turns: Sequence[Turn], row: Row, field: str, targets: Targets, *, chat_template: bool
-) -> Document:
-    """The document of turns whose text may have markers, with the row's system text and files.
-
-    Args:
-        turns: As the row has them; their texts are still whole.
-        row: Lists the files.
-        field: Where the turns stand, for messages.
-        targets: As in :func:`document_of_turns`.
-        chat_template: As there.
-
-    Example:
-        >>> turns = [Turn("query", "user", ("What?",)), Turn("response", "assistant", ("A cat.",))]
-        >>> filled_turns(turns, {"image": "cat.png"}, "query", "assistant", chat_template=False).to_markup()
-        '<image>What?\\n<trainable_text>A cat.</trainable_text>'
-    """
-    pieces = [
-        [part for piece in turn.pieces if isinstance(piece, str) for part in split_markers(piece)]
-        for turn in turns
-    ]
-    asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
-    placed = place_media(pieces, row, field, missing_first=asks[0] if asks else 0)
-    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
-    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
-    return with_template_sizes(document, row)
-
-
-def with_template_sizes(document: Document, row: Row) -> Document:
-    """The document with ms-swift's ``min_pixels`` and ``max_pixels`` for media that have none of their own.
-
-    Raises:
-        DocumentError: If ``chat_template_kwargs`` is no mapping, or one of the two is no number above 0.
-
-    Example:
-        >>> row = {"chat_template_kwargs": {"max_pixels": 50176, "enable_thinking": False}}
-        >>> found = with_template_sizes(Document((Image("a.png"),)), row)
-        >>> found.images[0].max_pixels, found.not_read
-        (50176, ('chat_template_kwargs.enable_thinking',))
-    """
+def _with_template_sizes(document: Document, row: Row) -> Document:
+    """ms-swift's ``min_pixels`` and ``max_pixels``, for media that have none of their own."""
     given = row.get(_TEMPLATE)
     if not is_given(given):
         return document
     if not isinstance(given, Mapping):
         raise DocumentError(f"expected a {{}}, found {type(given).__name__}.", kind="row", field=_TEMPLATE)
     sizes = {key: given[key] for key in ("min_pixels", "max_pixels") if given.get(key) is not None}
-    try:
-        checked = image_from({"path": "any", **sizes})
-        segments = tuple(
-            _sized(one, checked) if isinstance(one, Image | Video) else one for one in document.segments
-        )
-    except DocumentError as error:
-        raise error.at(None, _TEMPLATE) from None
+    medium_at(Image, {"path": "any", **sizes}, _TEMPLATE)  # also where the row has no medium
+    segments = tuple(
+        medium_at(type(one), with_keys(one, sizes), _TEMPLATE) if isinstance(one, Image | Video) else one
+        for one in document.segments
+    )
     others = tuple(
         f"{_TEMPLATE}.{key}"[:60] for key, value in given.items() if key not in sizes and is_given(value)
     )
     return replace(document, segments=segments, not_read=(*document.not_read, *others))
-
-
-def _sized(medium: Medium, sizes: Image) -> Medium:
-    """The medium with these limits where it has none; together they are checked like any other's."""
-    low = sizes.min_pixels if medium.min_pixels is None else medium.min_pixels
-    high = sizes.max_pixels if medium.max_pixels is None else medium.max_pixels
-    read = image_from if isinstance(medium, Image) else video_from
-    read({"path": "any", "min_pixels": low, "max_pixels": high})
-    return replace(medium, min_pixels=low, max_pixels=high)
