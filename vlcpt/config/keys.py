@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict, Union
 import yaml
 
 from vlcpt.config.packages import NEEDING, missing_packages
-from vlcpt.config.synonyms import BY_NAME, FAMILIES, LAUNCHERS, SOURCE_BY_NAME, tools
+from vlcpt.config.synonyms import Synonym, read_table, synonyms
 from vlcpt.config.values import Dumper, Given, Loader, compose, convert, did_you_mean, holds_secret, nearest
 from vlcpt.errors import ConfigError
 
@@ -192,7 +192,7 @@ def wrong_keys(given: Mapping[str, Given], known: Collection[str]) -> list[str]:
     for key, value in given.items():
         if key == "trust_remote_code":
             lines.append(value.told("no code from a model's folder or the Hub is ever run. Remove the key."))
-        elif key not in known or (value.line is not None and key in LAUNCHERS.names):
+        elif key not in known or (value.line is not None and key in synonyms("launchers")):
             message, written = _explain(value, file, known)
             lines.append(value.told(message))
             pasted |= dict.fromkeys(written)
@@ -214,23 +214,15 @@ _SECRET = (
 def _explain(given: Given, file: Mapping[str, object], known: Collection[str]) -> tuple[str, list[str]]:
     """What an unknown key is here, and the lines that stand for it, where these can be pasted."""
     key = given.key
-    if (row := BY_NAME.get(key)) is LAUNCHERS:
-        return f"is of a process, not of a run. {row.en} Remove the key.", []
-    if row is None:
-        for start, instead in FAMILIES.items():
-            if key.startswith(start):
-                return f"unknown key. vlcpt has no such method: {instead}. Remove the key.", []
-        # Never a name that another tool has, or a launcher sets: it is a guess already.
-        near = nearest(key, (*known, *BY_NAME))
-        if near in LAUNCHERS.names:  # no help to a run
-            near = None
-        hint = "See docs/configuration.md for the known keys." if near is None else f"Did you mean {near}?"
-        if near is not None and near in BY_NAME:  # misspelt, of another tool
-            hint += f" Here that is {BY_NAME[near].key}." if BY_NAME[near].key else f" {BY_NAME[near].en}"
-        return f"unknown key. {hint}", []
-    told = f"unknown key ({tools(key)}). {row.en}".rstrip()
-    lines = {} if file[key] is None else row.translate(file[key], file)
-    if not lines:
+    if (process := synonyms("launchers").get(key)) is not None:
+        return f"is of a process, not of a run. {process.remark} Remove the key.", []
+    if (row := synonyms("keys").get(key)) is None:
+        for family in read_table()["families"]:
+            if key.startswith(tuple(family["starts"])):
+                return f"unknown key. vlcpt has no such method: {family['remark'][0]}. Remove the key.", []
+        return f"unknown key. {_guess(key, known)}", []
+    told = _called(row)
+    if not (lines := row.translate(file[key], file)):
         return f"{told} Remove the key.", []
     if holds_secret(key, given.node):
         return f"{told} {_SECRET}", []
@@ -244,6 +236,22 @@ def _explain(given: Given, file: Mapping[str, object], known: Collection[str]) -
         for line, (name, value) in zip(written, lines.items(), strict=True)
     ]
     return f"{told} Write: {', and '.join(written)}", written
+
+
+def _called(row: Synonym) -> str:
+    return f"unknown key ({', '.join(row.tools)}). {row.remark}".rstrip()
+
+
+def _guess(key: str, known: Collection[str]) -> str:
+    """Which key may be meant, ours or another tool's; never one that a launcher sets."""
+    foreign, launchers = synonyms("keys"), synonyms("launchers")
+    near = nearest(key, (*known, *foreign, *launchers))
+    if near is None or near in launchers:
+        return "See docs/configuration.md for the known keys."
+    if near not in foreign:
+        return f"Did you mean {near}?"
+    here = f"Here that is {foreign[near].key}." if foreign[near].key else foreign[near].remark
+    return f"Did you mean {near}? {here}"
 
 
 def _wrong_fields(given: Given) -> Iterator[str]:
@@ -265,9 +273,9 @@ def _wrong_fields(given: Given) -> Iterator[str]:
 
 def _explain_field(name: str, given: Given, known: Collection[str]) -> str:
     """What an unknown field of a source is here, where another tool has it."""
-    if (row := SOURCE_BY_NAME.get(name)) is None:
+    if (row := synonyms("source").get(name)) is None:
         return f"unknown key. {did_you_mean(name, known)}"
-    told = f"unknown key ({tools(name, SOURCE_BY_NAME)}). {row.en}".rstrip()
+    told = _called(row)
     lines = row.translate(_plain_value(given), {})
     written = ", and ".join(_written(key, value, given) for key, value in lines.items())
     return f"{told} Write: {written}" if written else f"{told} Remove the key."

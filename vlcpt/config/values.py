@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin,
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vlcpt.config.synonyms import VALUES
+from vlcpt.config.synonyms import read_table
 from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def convert(given: Given, hint: TypeForm[object], choices: Sequence[object] = ()
             return result
     expected = f"one of {', '.join(map(str, choices))}" if choices else _describe(hint)
     found = "something else" if is_secret(given.key) else _shown(given.node)
-    if (here := VALUES.get((given.key, found))) is not None:
+    if (here := read_table()["values"].get(given.key, {}).get(found)) is not None:
         raise given.error(f"{found} is called {here} here. Write: {given.key}: {here}")
     raise given.error(f"expected {expected}, found {found}. Correct it, or remove it.")
 
