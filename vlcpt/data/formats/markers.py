@@ -6,7 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vlcpt.data.documents import DocumentError, Image, Medium, Text, Video, trailing_backslashes
+from vlcpt.data.documents import (
+    DocumentError,
+    Image,
+    Medium,
+    MissingFileError,
+    Text,
+    Video,
+    trailing_backslashes,
+)
 from vlcpt.data.media.references import is_picture, medium_at, with_keys
 from vlcpt.data.rows.fields import Row, is_given, list_field
 
@@ -131,7 +139,7 @@ def _in_order(
                 )
             named.add(index)
     if len(slots) != len(files):
-        raise DocumentError(
+        raise (DocumentError if files else MissingFileError)(
             f"there are {len(slots)} <{name}> marker{'s' * (len(slots) != 1)} but the row lists {len(files)} "
             f"{name}{'s' * (len(files) != 1)}. Give each marker one file, in order; "
             rf"write \<{name}> for the characters.",
