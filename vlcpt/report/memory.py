@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from vlcpt.data.families import Tower
+    from vlcpt.model.loading import TowerParameters
 
 How = Literal["frozen", "lora", "full"]
 # "documents": by their bounds and without a mask, as flash attention also does.
@@ -169,25 +173,6 @@ OPTIMIZER_BYTES |= {"sgd": 0.0, "adafactor": 0.1, "adagrad": 4.0, "rmsprop": 4.0
 
 
 @dataclass(frozen=True)
-class TowerParameters:
-    """Parameters of a tower.
-
-    Args:
-        how: How it trains.
-        frozen: Those that do not train.
-        trained: Those that do: its own, copies of them, or its adapters'.
-        packed: Of the frozen ones, those held in 4 bits.
-        trained_head: Of the trained ones, those of the output layer.
-    """
-
-    how: How
-    frozen: int
-    trained: int
-    packed: int = 0
-    trained_head: int = 0
-
-
-@dataclass(frozen=True)
 class Setup:
     """How training runs.
 
@@ -226,10 +211,11 @@ class Setup:
     live: int = 1_000_000_000
 
 
-def weight_bytes(towers: Mapping[str, TowerParameters], setup: Setup) -> tuple[int, int]:
+def weight_bytes(towers: Mapping[Tower, TowerParameters], setup: Setup) -> tuple[int, int]:
     """Bytes of all weights on a device, and of those that ZeRO-3 gathers for a while.
 
     Example:
+        >>> from vlcpt.model.loading import TowerParameters
         >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
         (2040, 0)
     """
@@ -432,7 +418,7 @@ def shape_of(text: TextConfig, vision: VisionConfig) -> ModelShape:
 
 
 def estimate_memory(
-    shape: ModelShape, towers: Mapping[str, TowerParameters], batch: LargestBatch, setup: Setup
+    shape: ModelShape, towers: Mapping[Tower, TowerParameters], batch: LargestBatch, setup: Setup
 ) -> MemoryEstimate:
     """The most bytes a device holds at once, and what they are.
 
@@ -448,6 +434,7 @@ def estimate_memory(
         towers: ``vision``, ``merger`` and ``language``.
 
     Example:
+        >>> from vlcpt.model.loading import TowerParameters
         >>> tower = TowerShape(2, 64, 128, 4, 32, 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
         >>> shape = ModelShape(tower, tower, vocabulary=1000, patch=1176)
         >>> frozen, full = TowerParameters("frozen", 10_000, 0), TowerParameters("full", 0, 1_000_000)
@@ -511,7 +498,7 @@ def _language(
 
 
 def _vision(
-    shape: ModelShape, towers: Mapping[str, TowerParameters], batch: LargestBatch, setup: Setup
+    shape: ModelShape, towers: Mapping[Tower, TowerParameters], batch: LargestBatch, setup: Setup
 ) -> tuple[int, int]:
     """Bytes that the vision tower and the merger keep, and those at work in the forward pass."""
     tower, how = shape.vision, towers["vision"].how
