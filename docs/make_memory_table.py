@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
+from vlcpt.config.schema import ModelConfig
 from vlcpt.model.early_checks import count_towers
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.report.memory import LargestBatch, Setup, TowerParameters, estimate_memory, shape_of
@@ -73,7 +74,7 @@ def lines(size: str) -> Iterator[str]:
     for tuning, names in WAYS.items():
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-            model = apply_tuning(model, tuning=tuning)
+            model = apply_tuning(model, ModelConfig("base", tuning=tuning))
         towers = {
             one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
             for one in count_towers(model, in_4_bits=tuning == "qlora")

@@ -27,7 +27,9 @@ ALLOWED = {
         *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs"),
         *("vlcpt.data.documents", "vlcpt.data.formats", "vlcpt.data.rows"),
     ),
-    "vlcpt.data": ("vlcpt.data", "vlcpt.__version__", "vlcpt.file_writes"),
+    "vlcpt.data": (
+        *("vlcpt.data", "vlcpt.__version__", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
+    ),
     "vlcpt.model": (
         *("vlcpt.model", "vlcpt.data.families", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
     ),

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from vlcpt.errors import ConfigError
@@ -28,7 +29,9 @@ _held: set[tuple[int, str]] = set()
 
 
 @contextmanager
-def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -> Iterator[None]:
+def hold(
+    folder: Path, name: str = "output_dir", *, shown: Path | None = None, waits: bool = False
+) -> Iterator[None]:
     """Be the only process that writes into a folder, which is made if it is not there.
 
     A process that has the folder may take it again. One that was killed has let go of it. Where the file
@@ -38,6 +41,7 @@ def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -
         folder: The folder.
         name: What it is called in the message.
         shown: The folder that the message names, where that is another.
+        waits: Whether to wait for a process that holds it.
 
     Raises:
         ConfigError: If another process holds it, with its number and host, or it cannot be written.
@@ -59,7 +63,7 @@ def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -
         yield
         return
     is_new = not folder.exists()
-    descriptor = _take(folder, f"{name} {shown or folder}")
+    descriptor = _take(folder, f"{name} {shown or folder}", waits=waits)
     _held.add(key)
     try:
         yield
@@ -158,10 +162,10 @@ def _open(folder: Path, told: str) -> int | None:
         raise _unusable(told, found.reason) from error
 
 
-def _take(folder: Path, told: str) -> int | None:
+def _take(folder: Path, told: str, *, waits: bool) -> int | None:
     """The descriptor of the locked file; None where the file system has no locks."""
     path = folder / LOCK
-    for _ in range(_TRIES):
+    for _ in count() if waits else range(_TRIES):
         if (descriptor := _open(folder, told)) is None:
             continue
         try:

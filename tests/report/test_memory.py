@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from vlcpt.config.schema import ModelConfig
 from vlcpt.model.attention import attend_by_document
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.report import memory
@@ -91,7 +92,7 @@ def saved_bytes(
         attend_by_document(model)
     else:
         model.set_attn_implementation(attention)
-    model = apply_tuning(model, **tuning).train()
+    model = apply_tuning(model, ModelConfig("base", **tuning)).train()
     own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 

@@ -17,7 +17,7 @@ from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.demo import base_path
 from vlcpt.runs.check import check_run
 from vlcpt.runs.prepare import prepare_run

@@ -216,10 +216,10 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     Example:
         >>> from importlib.resources import files
         >>> from tempfile import mkdtemp
-        >>> from vlcpt.model.loading import load_base
-        >>> from vlcpt.model.tuning import apply_tuning
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.model.loading import load_base, load_model
         >>> base, folder = str(files("vlcpt") / "demo/base"), mkdtemp()
-        >>> apply_tuning(load_base(base)).save_pretrained(folder)
+        >>> load_model(ModelConfig(base)).save_pretrained(folder)
         >>> load_adapter(load_base(base), folder, is_trainable=False).active_adapter
         'default'
     """

@@ -19,7 +19,7 @@ from vlcpt.model.adapters import (
     read_adapter_shapes,
 )
 from vlcpt.model.base import check_parameters
-from vlcpt.model.loading import not_supported_here, read_config, tune
+from vlcpt.model.loading import not_supported_here, read_config
 from vlcpt.model.weights import check_checkpoint, check_files
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ from torch import nn
 
 from vlcpt.data.families import TOWERS, Tower, family_of, is_embedding, tower_of
 from vlcpt.model.loading import resolve_dtype
-from vlcpt.model.tuning import base_model, is_tied
+from vlcpt.model.tuning import apply_tuning, base_model, is_tied
 
 
 def check_model(config: ModelConfig) -> None:
@@ -62,7 +62,7 @@ def check_model(config: ModelConfig) -> None:
     model = _checked_base(config)
     with torch.device("meta"), wrong_config():
         if adapter is None:
-            tune(model, config)
+            apply_tuning(model, config)
         else:
             tuned = new_adapter(model, read_adapter_config(adapter), is_trainable=True, name_or_path=adapter)
             _check_tensors(tuned, adapter)
@@ -176,7 +176,7 @@ def empty_model(config: ModelConfig) -> PreTrainedModel | PeftModel:
         model = bare_model(found, "sdpa")
         nn.Module.to(model, dtype)  # transformers hides the type of its own
         if config.adapter_name_or_path is None:
-            return tune(model, config)
+            return apply_tuning(model, config)
         return new_adapter(model, read_adapter_config(config.adapter_name_or_path), is_trainable=True)
 
 

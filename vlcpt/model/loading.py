@@ -156,11 +156,6 @@ def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | Peft
         >>> [row.how for row in tower_table(model)]
         ['frozen', 'frozen', 'LoRA r=4']
     """
-    if config.adapter_name_or_path is not None and config.tuning == "full":
-        raise ValueError(
-            "adapter_name_or_path goes on with an adapter, but tuning is full. Set tuning: lora or "
-            "qlora, or merge the adapter first (vlcpt merge) and train from the result."
-        )
     model = load_base(
         config.model_name_or_path,
         dtype=config.dtype,
@@ -171,40 +166,10 @@ def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | Peft
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if config.adapter_name_or_path is None:
-            return tune(model, config)
+            return apply_tuning(model, config)
         tuned = load_adapter(model, config.adapter_name_or_path, is_trainable=True)
     check_trained_parts(tuned, config)
     return tuned
-
-
-def tune(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
-    """Freeze a model and put new adapters on it, as a configuration says.
-
-    Raises:
-        ValueError: If :func:`vlcpt.model.tuning.apply_tuning` refuses it.
-
-    Example:
-        >>> from importlib.resources import files
-        >>> from vlcpt.config.schema import ModelConfig
-        >>> base = str(files("vlcpt") / "demo/base")
-        >>> tune(load_base(base), ModelConfig(base, lora_r=4)).peft_config["default"].r
-        4
-    """
-    return apply_tuning(
-        model,
-        tuning=config.tuning,
-        train_language=config.train_language,
-        train_merger=config.train_merger,
-        train_vision=config.train_vision,
-        train_embeddings=config.train_embeddings,
-        lora_towers=config.lora_towers,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        lora_target_modules=config.lora_target_modules,
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
-    )
 
 
 def load_base(

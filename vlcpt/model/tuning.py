@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlcpt.data.families import TOWERS, Family, Tower, family_of, is_embedding, tower_of
+
+if TYPE_CHECKING:
+    from vlcpt.config.schema import ModelConfig
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -32,39 +35,6 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     return base
-
-
-def adapted_towers(trained: Sequence[Tower], lora_towers: Sequence[str] | None) -> list[Tower]:
-    """The towers that get adapters: all the trained ones, or the user's choice among them.
-
-    Raises:
-        ValueError: If no tower is left, or a chosen one is unknown or does not train.
-
-    Example:
-        >>> adapted_towers(["vision", "language"], lora_towers=None)
-        ['vision', 'language']
-        >>> adapted_towers(["vision", "language"], lora_towers=["language"])
-        ['language']
-    """
-    if not trained:
-        raise ValueError(
-            "No tower trains, so there is nothing to put an adapter on. "
-            "To train the embeddings alone, set tuning: full with train_language: false."
-        )
-    if lora_towers is None:
-        return list(trained)
-    for name in lora_towers:
-        if name not in trained:
-            remedy = f"set train_{name}: true" if name in TOWERS else f"choose from {', '.join(TOWERS)}"
-            raise ValueError(
-                f"lora_towers names {name!r}, but the towers that train are {', '.join(trained)}. "
-                f"Take it out, or {remedy}."
-            )
-    if not lora_towers:
-        raise ValueError(
-            "lora_towers is empty, so there would be no adapter. Name a tower, or set tuning: full."
-        )
-    return [tower for tower in trained if tower in lora_towers]
 
 
 def target_pattern(
@@ -179,26 +149,8 @@ def _no_match(name: str, paths: Sequence[str], towers: Sequence[Tower]) -> str:
     )
 
 
-Tuning = Literal["full", "lora", "qlora"]
-
-
-def apply_tuning(
-    model: PreTrainedModel,
-    *,
-    tuning: Tuning = "lora",
-    train_language: bool = True,
-    train_merger: bool = False,
-    train_vision: bool = False,
-    train_embeddings: bool = False,
-    lora_towers: Sequence[str] | None = None,
-    lora_r: int = 16,
-    lora_alpha: float = 32,
-    lora_dropout: float = 0.0,
-    lora_target_modules: Sequence[str] | None = None,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> PreTrainedModel | PeftModel:
-    """Freeze the model but for what is to train, and put adapters where they belong.
+def apply_tuning(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """Freeze the model but for what is to train, and put new adapters where they belong.
 
     A tower that trains in full beside adapters does so as peft's ``modules_to_save``: a copy, saved with
     the adapter, so that the base stays as it was. Trained parameters become float32, because small
@@ -207,61 +159,46 @@ def apply_tuning(
 
     Args:
         model: A model of a supported family; in 4 bits for ``qlora``. Changed in place.
-        tuning: ``full``: the towers' own weights; ``lora`` and ``qlora``: adapters.
-        train_embeddings: Train input and output embeddings in full, whatever else trains.
-        lora_towers: Of the trained towers, those that get adapters; the others train in full. None is all.
-        lora_target_modules: Names of layers inside those towers, such as ``q_proj`` or ``mlp.0``; never
-            applied to another tower. None is each tower's attention and MLP layers.
+        config: What trains, and how; it has checked itself.
 
     Raises:
-        ValueError: If nothing would train, a tower or layer name matches nothing, an adapter
-            is asked for on tied embeddings, or 4-bit weights would have to train in full.
+        ValueError: If ``lora_target_modules`` match nothing, or an adapter is asked for on tied embeddings.
 
     Example:
-        >>> from importlib.resources import files
         >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> model = apply_tuning(model, train_merger=True, lora_r=4)
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> model = AutoModelForImageTextToText.from_pretrained(base_path())
+        >>> model = apply_tuning(model, ModelConfig(base_path(), train_merger=True, lora_r=4))
         >>> [row.how for row in tower_table(model)]
         ['frozen', 'LoRA r=4', 'LoRA r=4']
     """
     family = family_of(model.config.model_type)
-    wanted: dict[Tower, bool] = {"vision": train_vision, "merger": train_merger, "language": train_language}
-    trained = [tower for tower in TOWERS if wanted[tower]]
-    if not trained and not train_embeddings:
-        raise ValueError(
-            "Nothing would train. Set train_language, train_merger, train_vision or train_embeddings to true."
-        )
     model.requires_grad_(False)
-    if tuning == "full":
+    if config.tuning == "full":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(
-                family.tower_of(name) in trained or (train_embeddings and is_embedding(name))
+                family.tower_of(name) in config.trained_towers
+                or (config.train_embeddings and is_embedding(name))
             )
         return finish_tuning(model)
 
-    adapted = adapted_towers(trained, lora_towers)
-    full = [tower for tower in trained if tower not in adapted]
-    if tuning == "qlora" and "language" in full:
-        raise ValueError(
-            "The language tower is held in 4 bits and cannot train in full. "
-            "Add 'language' to lora_towers, or set train_language: false, or tuning: lora."
-        )
+    full = [tower for tower in config.trained_towers if tower not in config.adapter_towers]
     copies = [path for tower in full for path in trainable_modules(model, family, tower)]
-    if train_embeddings:
+    if config.train_embeddings:
         copies += [path for path in family.embeddings if path not in copies]
-    config = LoraConfig(
-        r=lora_r,
-        lora_alpha=lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
-        lora_dropout=lora_dropout,
-        target_modules=target_pattern(model, family, adapted, lora_target_modules),
-        use_dora=use_dora,
-        use_rslora=use_rslora,
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
+        lora_dropout=config.lora_dropout,
+        target_modules=target_pattern(model, family, config.adapter_towers, config.lora_target_modules),
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
         modules_to_save=copies or None,
         # peft warns when this is asked for and no tied module is among the copies.
         ensure_weight_tying=is_tied(model, family) and any(path in copies for path in family.embeddings),
     )
-    return finish_tuning(get_peft_model(model, config))
+    return finish_tuning(get_peft_model(model, lora))
 
 
 def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
@@ -318,13 +255,13 @@ def limit_checkpointing(model: nn.Module) -> None:
         ValueError: If checkpointing is of the reentrant kind.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> base = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> model = apply_tuning(base)
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_model
+        >>> model = load_model(ModelConfig(base_path()))
         >>> model.activation_checkpointing_enable()
         >>> limit_checkpointing(model)
-        >>> base.model.visual.blocks[0].gradient_checkpointing
+        >>> base_model(model).model.visual.blocks[0].gradient_checkpointing
         False
     """
     trained = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -367,10 +304,10 @@ def tower_table(model: nn.Module) -> list[TowerRow]:
     """What trains in each tower, and how, as the parameters say.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> rows = tower_table(apply_tuning(model, tuning="full"))
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_model
+        >>> rows = tower_table(load_model(ModelConfig(base_path(), tuning="full")))
         >>> [(row.tower, row.how, row.trained == row.total) for row in rows]
         [('vision', 'frozen', False), ('merger', 'frozen', False), ('language', 'full', True)]
     """
@@ -432,10 +369,10 @@ def parameter_groups(
         two groups of one name where only some of its parameters decay.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> model = apply_tuning(model, train_merger=True)
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_model
+        >>> model = load_model(ModelConfig(base_path(), train_merger=True))
         >>> groups = parameter_groups(model, learning_rate=1e-4, merger_learning_rate=2e-5)
         >>> [(group["name"], group["lr"]) for group in groups]
         [('merger', 2e-05), ('language', 0.0001)]

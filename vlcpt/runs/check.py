@@ -21,8 +21,7 @@ from vlcpt.config.trainer_args import read_deepspeed
 from vlcpt.config.yaml import Configs
 from vlcpt.data.checking import CheckedDataset, DecodedDataset
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.plan.ledger import Ledger
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
 from vlcpt.model.early_checks import adapter_of, count_towers, empty_model
 from vlcpt.model.loading import has_sliding_window, load_processor, with_native_dtype

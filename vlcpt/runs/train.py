@@ -23,7 +23,6 @@ from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.cache import remove_plans
 from vlcpt.data.plan.ledger import Ledger, list_reasons
-from vlcpt.data.plan.plan import untracked
 from vlcpt.data.plan.split import split_stream
 from vlcpt.data.prepared.fingerprints import require_same_encoding
 from vlcpt.data.sources import open_sources
@@ -151,7 +150,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         check_packed(stored, training)
     check_model(configs.model)
     ranks.at(0, "reading the data")
-    track = shown(console) if is_main else untracked
+    track = shown(console)  # one rank reads, whichever that is
     dataset = train_dataset(configs, processor, track, plans=output / PLANS)
     require_equal(training, dataset.digest, "the plan of train_data")
     if is_main:

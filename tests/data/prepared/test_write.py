@@ -21,7 +21,7 @@ from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.options import EncodingOptions
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.prepared import engines
 from vlcpt.data.prepared.engines import run_pieces
 from vlcpt.data.prepared.fingerprints import fingerprint

@@ -119,6 +119,7 @@ class DocumentEncoder:
     def __init__(self, processor: ProcessorMixin, options: EncodingOptions = DEFAULT_OPTIONS) -> None:
         tokenizer = processor.tokenizer
         self._require_sound = _sound_tokens(processor)
+        self.processor = processor
         self.options = options
         self.train_eos = options.train_eos
         self.runs = RunTokenizer(tokenizer)

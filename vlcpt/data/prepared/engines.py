@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Literal, Protocol, TypeVar
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.plan.plan import BadDataError, Track
-from vlcpt.data.workers import Watched, Workers
+from vlcpt.data.plan.ledger import BadDataError
+from vlcpt.data.plan.plan import Track
+from vlcpt.data.workers import Watched, read_by_workers
 from vlcpt.file_writes import WriteError
 
 T = TypeVar("T")
@@ -52,27 +53,14 @@ def run_pieces(work: Work, pieces: Sequence[int], engine: Engine, num_proc: int,
         if pieces:
             _run_ray(work, pieces)
     elif num_proc > 1 and len(pieces) > 1:
-        _run_local(work, pieces, min(num_proc, len(pieces)), timeout)
+        done = read_by_workers(_Done(work), pieces, num_proc, timeout, work.watched, in_order=False)
+        with closing(done):  # so that the workers end with an error
+            for failed in done:
+                if failed is not None:
+                    raise failed
     else:
         for piece in pieces:
             work({"piece": [piece]})
-
-
-def _run_local(work: Work, pieces: Sequence[int], num_proc: int, timeout: float) -> None:
-    loader = DataLoader(
-        _Done(work),
-        batch_size=None,
-        sampler=pieces,
-        collate_fn=_unchanged,
-        num_workers=num_proc,
-        prefetch_factor=1,  # no more pieces are begun than are worked on, and none waits for a slower one
-        in_order=False,
-    )
-    with Workers(timeout, lambda: [work.watched], while_still=True) as workers:
-        for failed in workers.batches(loader):
-            if failed is not None:
-                workers.end()  # what they are at is not wanted any more
-                raise failed
 
 
 class _Done(Dataset[Failed | None]):
@@ -87,10 +75,6 @@ class _Done(Dataset[Failed | None]):
         except (DocumentError, BadDataError, WriteError) as error:
             return error
         return None
-
-
-def _unchanged(failed: T) -> T:
-    return failed
 
 
 def _run_ray(work: Work, pieces: Sequence[int]) -> None:

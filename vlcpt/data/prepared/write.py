@@ -22,7 +22,8 @@ from vlcpt import __version__
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.cache import source_key
-from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, BadDataError, Track, files_beside, untracked
+from vlcpt.data.plan.ledger import BadDataError
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
 from vlcpt.data.prepared.engines import Engine, Pieces, progress, run_pieces
 from vlcpt.data.prepared.fingerprints import differences
 from vlcpt.data.prepared.read import (
