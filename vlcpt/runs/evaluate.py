@@ -10,8 +10,7 @@ from rich.console import Console
 from vlcpt.config.precision import autocast_type, slow_products, used_devices
 from vlcpt.config.yaml import Configs
 from vlcpt.errors import ConfigError
-from vlcpt.model.early_checks import check_evaluated
-from vlcpt.model.loading import load_for_evaluation, load_processor, with_native_dtype
+from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor, with_native_dtype
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
 from vlcpt.runs.data import evaluation_sets, quiet_libraries, show_unmeasured, shown

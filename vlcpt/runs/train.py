@@ -19,8 +19,8 @@ from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
 from vlcpt.interrupts import finished_first
-from vlcpt.model.early_checks import check_model
 from vlcpt.model.loading import (
+    check_model,
     load_model,
     load_processor,
     read_config,
