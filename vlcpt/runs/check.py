@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -75,10 +76,8 @@ def foresee(
         devices: Processes that share the work.
         merge: Patches that make a token.
     """
-    setup, shape = (
-        _setup(configs, model, devices),
-        shape_of(model.config.text_config, model.config.vision_config),
-    )
+    setup = _setup(configs, model, devices)
+    shape = shape_of(model.config.text_config, model.config.vision_config)
     ways = {"as configured": setup}
     if not setup.checkpointing:
         ways["checkpointing"] = replace(setup, checkpointing=True)
@@ -89,9 +88,7 @@ def foresee(
         for tokens, targets, pads in packs[tops].tolist()
     ]
     return {
-        name: max(
-            (estimate_memory(shape, towers, one, way) for one in batches), key=lambda found: found.total
-        )
+        name: max((estimate_memory(shape, towers, one, way) for one in batches), key=attrgetter("total"))
         for name, way in ways.items()
     }
 
