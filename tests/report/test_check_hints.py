@@ -71,7 +71,7 @@ def test_steps_that_do_not_read_all_are_told() -> None:
 
 
 def test_many_split_documents_ask_for_the_length_that_holds_the_longest() -> None:
-    assert "with max_length 1,536 the longest would stay whole" in advice(split=10)
+    assert "with max_length 1,536 the longest would stay in one" in advice(split=10)
     assert advice(split=2) == ""
 
 
