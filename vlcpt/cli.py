@@ -109,6 +109,9 @@ def evaluate(
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
     with _reported():
+        from vlcpt.runs.folder import require_paths
+
+        require_paths(checkpoint, output)
         configs = _read(context, config)
         from vlcpt.runs.evaluate import eval_run
 

@@ -1,4 +1,4 @@
-"""A piece of YAML becomes a value of a field's type, or an error with its line that shows no secret."""
+"""A YAML value becomes a value of a field's type, or an error with its line that shows no secret."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
 
 
 def plain_value(given: Given) -> object:
-    """What a piece of YAML means; None where a tag in it is not plain YAML."""
+    """What a YAML value means; None where a tag in it is not plain YAML."""
     try:
         return Loader("").construct_object(given.node, deep=True)
     except (yaml.YAMLError, ValueError):
@@ -267,7 +267,7 @@ def convert(given: Given, hint: TypeForm[object]) -> object:
 
 
 def _readings(given: Given, hint: object) -> Iterator[object]:
-    """Give what a piece of YAML may mean: its value, the text itself, the only item of a list."""
+    """What a YAML value may mean: its value, the text itself, the only item of a list."""
     members = _members(hint)
     try:
         value = Loader("").construct_object(given.node, deep=True)

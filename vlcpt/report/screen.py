@@ -1,4 +1,4 @@
-"""A terminal that shows what it is given, and is not steered by it.
+"""A terminal that shows text as it is: control characters in it have no effect.
 
 Ids, file names and texts come from data that strangers may have written. An escape sequence in one of them
 could hide lines, fake them, or set the window's title; square brackets would be read as styles.

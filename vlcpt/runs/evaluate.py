@@ -14,7 +14,7 @@ from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_proce
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
 from vlcpt.runs.data import evaluation_sets, quiet_libraries, show_unmeasured, shown
-from vlcpt.runs.folder import write_json
+from vlcpt.runs.folder import require_paths, write_json
 from vlcpt.training.evaluate import SetResult, evaluate_sets
 
 
@@ -25,10 +25,7 @@ def eval_run(
     console = console or Screen()
     if not configs.data.eval_data and not configs.data.retention_data:
         raise ConfigError("eval_data and retention_data are missing: there is nothing to measure. Add one.")
-    if not checkpoint.is_dir():
-        raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
-    if output and (output.is_dir() or (output.parent.exists() and not output.parent.is_dir())):
-        raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
+    require_paths(checkpoint, output)
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     check_evaluated(configs.model, str(checkpoint))
