@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.formats.chat import PREFERENCES
 from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.formats.turns import PREFERENCES
-from vlcpt.data.formats.unread import Unread, is_empty, may_hold_media
+from vlcpt.data.formats.unread import Unread
 from vlcpt.data.markup import Untagged
+from vlcpt.data.media.recognise import may_hold_media
 from vlcpt.data.prepared.read import PreparedRows, prepared_members
-from vlcpt.data.rows.fields import Row, id_field
+from vlcpt.data.rows.fields import Row, id_field, is_given
 from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
 from vlcpt.data.rows.open import default_name, open_rows, why_empty
 from vlcpt.data.rows.tars import TarRow, with_own_files
@@ -105,7 +106,7 @@ class DocumentSource:
         try:
             document = self.read(row)
         except DocumentError as error:
-            unread.explain(error, row)
+            unread.advise(error, row)
             raise
         names = [*document.not_read, *unread.of(row, document)]
         if tar_row is not None:
@@ -228,7 +229,7 @@ def _only_needed(
 
 def _is_looked_at(name: str, values: Sequence[object]) -> bool:
     """Whether a column is looked at in each row: for media, or since it counts only where it has anything."""
-    return may_hold_media(name, values) or any(map(is_empty, values))
+    return may_hold_media(name, values) or not all(map(is_given, values))
 
 
 def _open_prepared(

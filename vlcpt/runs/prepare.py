@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from vlcpt.config.schema import ConfigError, DataConfig, SourceConfig
+from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.checking import CheckingEncoder
 from vlcpt.data.documents import DocumentError
@@ -21,6 +21,7 @@ from vlcpt.data.prepared.fingerprints import fingerprint
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
 from vlcpt.data.prepared.write import Engine, prepare_source, remove_prepared
 from vlcpt.data.sources import open_source
+from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
 from vlcpt.report.screen import Screen

@@ -143,6 +143,7 @@ def test_a_whole_file_passes(name: str) -> None:
     check(made(name), kind_of(name))
 
 
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about damaged TIFFs
 @pytest.mark.parametrize("name", [*IMAGES, *VIDEOS])
 def test_a_file_cut_anywhere_does_not_pass_unless_its_pixels_are_the_same(name: str) -> None:
     data, kind, rng = made(name), kind_of(name), random.Random(0)
@@ -282,6 +283,7 @@ def test_the_walls_of_media_hold_here_too(tmp_path: Path) -> None:
         check(made("png"), max_file_bytes=10)
 
 
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about damaged TIFFs
 def test_mutated_files_raise_nothing_but_media_errors_at_once() -> None:
     rng, names = random.Random(0), [*IMAGES, *VIDEOS]
     passed, slowest = 0, 0.0
