@@ -101,7 +101,10 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         cache_dir: str | Path | None = None,
         track: Track = untracked,
     ) -> None:
-        _check_numbers(replay_share, max_length)
+        if not 0 <= replay_share < 1:
+            raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
         given = replay_data if replay_share else ()
         replay = open_sources(given, untagged, "replay", "replay_data", max_row_bytes)
@@ -257,8 +260,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         try:
             return self._sample(source, row, line)
         except DocumentError as error:
-            place = error.source or self._sources[source].rows.source(row)
-            dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
+            dropped = Dropped.by(error, self._sources[source].rows.source(row))
             # What was changed is no bad row: nobody knows what else is another one now.
             stops = self._stops or error.kind in ("changed", "source")  # the latter: a prepared one
             return FailedSample(source, row, dropped, str(error), stops)
@@ -301,10 +303,3 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
-
-
-def _check_numbers(replay_share: float, max_length: int) -> None:
-    if not 0 <= replay_share < 1:
-        raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
-    if max_length < 2:
-        raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")

@@ -170,9 +170,7 @@ class Workers:
     def __enter__(self) -> Workers:
         self._before = active_children()
         self._ended = threading.Event()
-        self._late = ""
-        self._known = {}
-        self._retired = set()
+        self._late, self._known, self._retired = "", {}, set()
         self._is_outer = not _held.holds
         _hold_back()
         if self._timeout:
@@ -212,7 +210,7 @@ class Workers:
         return AwaitedLoader(loader, self)
 
     def end(self) -> None:
-        """Kill these workers: one that is stopped heeds nothing else."""
+        """Kill these workers: a stopped one reacts to nothing else."""
         children = self._children()
         for child in children:
             child.kill()
@@ -227,6 +225,7 @@ class Workers:
         try:
             self._look()  # one may have died since the last wait
             yield
+            _hold_back()  # while what torch's handler raises, if it is there again, is still caught here
         except MemoryError as error:
             raise LoadingError(
                 f"no memory was left to read a document{self._documents()}. {_MEMORY}"
@@ -239,7 +238,7 @@ class Workers:
             raise LoadingError(message) from error
         finally:
             self._since, _held.waits = None, outer
-            _hold_back()  # an iterator that was made here may have put torch's handler in its place
+            _hold_back()
             self._known |= {child.pid or 0: child for child in self._children()}
 
     def _look(self) -> None:
@@ -310,8 +309,8 @@ class Workers:
             int(pid) for part in re.findall(r"\(pid(?:\(s\))? ([\d, ]+)\)", text) for pid in part.split(",")
         }
         codes = [self._known[pid].exitcode for pid in dead if pid in self._known]
-        code = next(filter(None, codes), None) or _told_code(text)
-        what, todo = _told_end(code)
+        code = next(filter(None, codes), None) or _code_of(text)
+        what, todo = _end_of(code)
         return f"a process that read documents {what}: {self._named(dead)}{self._documents(dead)}. {todo}"
 
     def _named(self, processes: Iterable[int]) -> str:
@@ -319,7 +318,7 @@ class Workers:
         return ", ".join(f"{workers.get(pid, '')}(pid {pid})" for pid in sorted(processes))
 
     def _broken_by(self) -> str:
-        """What there is to say of the worker whose end has broken a connection; empty if none has ended."""
+        """What is known of the worker whose end broke a connection; empty if none has ended."""
         end = time.monotonic() + _SETTLES
         while time.monotonic() < end:
             try:
@@ -445,11 +444,11 @@ def _let_act() -> None:
         signal.signal(signal.SIGCHLD, _held.handler)
 
 
-def _told_code(text: str) -> int | None:
-    """The exit code of a worker by torch's message, minus a signal's number; None if it tells of none.
+def _code_of(text: str) -> int | None:
+    """The exit code of a worker by torch's message, minus the number of a signal; None if it names none.
 
     Example:
-        >>> _told_code("DataLoader worker (pid 7) is killed by signal: Aborted. ")
+        >>> _code_of("DataLoader worker (pid 7) is killed by signal: Aborted. ")
         -6
     """
     if found := re.search(r"killed by signal: (.+?)\.", text):
@@ -459,8 +458,8 @@ def _told_code(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _told_end(code: int | None) -> tuple[str, str]:
-    """What became of a worker, and what to do."""
+def _end_of(code: int | None) -> tuple[str, str]:
+    """How a worker ended, and what to do."""
     if not code:
         return "ended unexpectedly", f"Look at memory, and at these documents' media. {_ZERO}"
     if code > 0:

@@ -323,8 +323,7 @@ class SourceScanner(Dataset[Scan]):
                 if is_bad and (self._stops or error.kind == "overlong"):
                     scan.error = error
                     break
-                place = error.source or self._source.rows.source(row)
-                dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
+                dropped = Dropped.by(error, self._source.rows.source(row))
                 files = _media_files(found) if is_bad and isinstance(found, Document) else ()
                 scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
         scan.lines = np.array(lines, dtype=LINE)
