@@ -9,10 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from vlcpt.config.keys import check_early, plain_types
+from vlcpt.config.early import read_early
+from vlcpt.config.keys import known_types
+from vlcpt.config.packages import OPTIMIZERS
 from vlcpt.config.schema import ModelConfig, SourceConfig
 from vlcpt.config.synonyms import read_table, remarks, synonyms
-from vlcpt.config.trainer_args import PLAIN_OPTIMIZERS
 from vlcpt.config.values import Loader
 from vlcpt.config.yaml import load_config
 from vlcpt.errors import ConfigError
@@ -337,7 +338,7 @@ def told(folder, text):
     path = folder / "theirs.yaml"
     path.write_text("\n".join(line.strip() for line in text.splitlines()))
     with pytest.raises(ConfigError) as caught:
-        check_early(path)
+        read_early(path)
     return path.read_text(), str(caught.value)
 
 
@@ -346,7 +347,7 @@ def test_every_key_of_another_tools_file_is_explained_at_its_line(folder, name):
     text, message = told(folder, FILES[name][0])
 
     given = yaml.compose(text).value
-    ours = plain_types().keys() - synonyms("launchers").keys()
+    ours = known_types().keys() - synonyms("launchers").keys()
     for key, _ in given:
         place = f"theirs.yaml:{key.start_mark.line + 1}: {key.value}: "
         if key.value in ours:
@@ -363,7 +364,7 @@ def test_the_lines_to_paste_make_of_their_file_one_that_loads(folder, name):
     pasted = message.partition("In their place, write:\n")[2]
 
     # By hand: the keys that are ours stay, the others go, and the lines come in their place.
-    ours = plain_types().keys() - synonyms("launchers").keys()
+    ours = known_types().keys() - synonyms("launchers").keys()
     kept = [line for line in text.splitlines() if line.partition(":")[0] in ours]
     (folder / "ours.yaml").write_text("\n".join([*kept, pasted]))
 
@@ -449,7 +450,7 @@ def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(fo
     )
 
     with pytest.raises(ConfigError) as error:
-        check_early(folder / "run.yaml")
+        read_early(folder / "run.yaml")
 
     told = [line.removeprefix(f"{folder}/run.yaml:") for line in str(error.value).splitlines()]
     assert [line.split(": unknown")[0] for line in told] == [
@@ -501,7 +502,7 @@ def test_a_value_that_another_tool_has_for_our_key_is_translated(folder, line, w
 def test_each_translated_value_is_one_that_the_key_takes():
     choices = get_type_hints(ModelConfig)
     for key, values in read_table()["values"].items():
-        taken = PLAIN_OPTIMIZERS if key == "optim" else get_args(choices[key])
+        taken = OPTIMIZERS if key == "optim" else get_args(choices[key])
         assert set(values.values()) <= set(taken)
 
 
@@ -539,7 +540,7 @@ def test_what_a_launcher_passes_on_the_command_line_is_accepted(folder):
     path = folder / "run.yaml"
     path.write_text("model_name_or_path: org/model\ntrain_data: corpus.jsonl\noutput_dir: out\n")
 
-    check_early(path, ["--local_rank", "0"])
+    read_early(path, ["--local_rank", "0"])
 
 
 def test_a_key_of_the_command_line_is_translated_as_an_option(folder):
@@ -549,7 +550,7 @@ def test_a_key_of_the_command_line_is_translated_as_an_option(folder):
     with pytest.raises(
         ConfigError, match=r"^command line: cutoff_len: unknown key .* Write: --max_length 8$"
     ):
-        check_early(path, ["--cutoff_len", "8"])
+        read_early(path, ["--cutoff_len", "8"])
 
 
 def test_a_key_that_stands_under_both_names_is_to_be_kept_once(folder):
@@ -579,7 +580,7 @@ def test_a_secret_under_another_tools_key_is_never_shown(folder, key):
 
 
 def test_each_name_is_new_here_has_its_place_and_stands_once():
-    table, ours = read_table(), plain_types()
+    table, ours = read_table(), known_types()
     rows = [*table["keys"], *table["launchers"]]
     names = [name for row in rows for name in row["names"]]
 

@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 
 from tests.processes import run_on_ranks
 from tests.support import digits
-from vlcpt.config.schema import ConfigError
 from vlcpt.demo import base_path
+from vlcpt.errors import ConfigError
 from vlcpt.training import ranks
 from vlcpt.training.ranks import first_rank_only, require_equal
 

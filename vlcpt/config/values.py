@@ -127,14 +127,14 @@ class Given:
     origin: str
     line: int | None = None
 
-    def told(self, message: str) -> str:
+    def message(self, message: str) -> str:
         """Put the place before a message: ``run.yaml:3: max_length: …``."""
         place = self.origin if self.line is None else f"{self.origin}:{self.line}"
         return f"{place}: {message}" if message.startswith(self.key) else f"{place}: {self.key}: {message}"
 
     def error(self, message: str) -> ConfigError:
         """Make an error of a message, with the place before it."""
-        return ConfigError(self.told(message))
+        return ConfigError(self.message(message))
 
     def inside(self, key: str, node: yaml.Node) -> Given:
         """Give the value ``node`` inside this one."""
@@ -229,6 +229,14 @@ def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
             inside = [one for pair in node.value for one in pair]
         counts[id(node)] = 1 + sum(_written_out(one, counts) for one in inside)
     return counts[id(node)]
+
+
+def plain_value(given: Given) -> object:
+    """What a piece of YAML means; None where a tag in it is not plain YAML."""
+    try:
+        return Loader("").construct_object(given.node, deep=True)
+    except (yaml.YAMLError, ValueError):
+        return None
 
 
 def is_nothing(node: yaml.Node) -> bool:

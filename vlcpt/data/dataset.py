@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,8 +244,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
         How much worse the text is predicted then shows how far it relies on what is seen.
         """
-        other = object.__new__(CPTDataset)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other._pixels_of = pixels_of
         return other
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
 from vlcpt.data.formats.markers import Piece, Slot, place_media, refuse_unread, split_markers
-from vlcpt.data.media.references import HINTS, medium_at, with_keys
+from vlcpt.data.media.references import HINTS, SIZES, medium_at
 from vlcpt.data.rows.fields import (
     Row,
     field_names,
@@ -41,6 +41,7 @@ PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "r
 
 # ms-swift's arguments of its template, which a row may have.
 TEMPLATE = "chat_template_kwargs"
+TEMPLATE_SIZES = ("min_pixels", "max_pixels")
 
 # What the model's chat template calls a role. Of tools it writes more than the turn says.
 _IN_CHAT = {
@@ -283,16 +284,13 @@ def _with_template_sizes(document: Document, row: Row) -> Document:
         return document
     if not isinstance(given, Mapping):
         raise DocumentError(f"expected a {{}}, found {type(given).__name__}.", kind="row", field=TEMPLATE)
-    sizes = {key: given[key] for key in ("min_pixels", "max_pixels") if given.get(key) is not None}
-    medium_at(Image, {"path": "any", **sizes}, TEMPLATE)  # also where the row has no medium
+    sizes = {key: given.get(key) for key in TEMPLATE_SIZES}
+    medium_at(Image, "any", TEMPLATE, sizes)  # also where the row has no medium
     segments = tuple(
-        medium_at(type(one), with_keys(one, sizes), TEMPLATE) if isinstance(one, Image | Video) else one
+        medium_at(type(one), one, TEMPLATE, sizes) if isinstance(one, Image | Video) else one
         for one in document.segments
     )
-    others = tuple(
-        f"{TEMPLATE}.{key}"[:60] for key, value in given.items() if key not in sizes and is_given(value)
-    )
-    return replace(document, segments=segments, not_read=(*document.not_read, *others))
+    return replace(document, segments=segments)
 
 
 # Where a part of each type holds what it is about: the first key that is set.
@@ -302,7 +300,6 @@ _MEDIA_KEYS = {
     "video": ("video", "path", "url", "bytes"),
     "video_url": ("video_url",),
 }
-_SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
 # Words of a turn that are not in its content: without them something of the turn would be lost.
 _UNREAD = ("tool_calls", "function_call", "reasoning_content")
 
@@ -378,7 +375,7 @@ def _part(part: object, place: str) -> Piece:
             kind="row",
             field=f"{place}.type",
         )
-    known = {"type", "text", "index", *_MEDIA_KEYS[type_], *_SIZES, *HINTS}
+    known = {"type", "text", "index", *_MEDIA_KEYS[type_], *SIZES[Video], *HINTS}
     unknown = [key for key, value in part.items() if key not in known and is_given(value)]
     if unknown:
         raise DocumentError(
@@ -387,17 +384,15 @@ def _part(part: object, place: str) -> Piece:
             field=f"{place}.{unknown[0]!s:.60}",
         )
     kind = Image if type_.startswith("image") else Video
-    used = _SIZES[:2] if kind is Image else _SIZES  # Qwen's tools write fps into parts of images, too
-    sizes = {name: part[name] for name in used if part.get(name) is not None}
     key = next((key for key in _MEDIA_KEYS[type_] if is_given(part.get(key))), None)
     if key is not None:
         reference = {"bytes": part[key]} if key == "bytes" else part[key]
         if type_.endswith("_url") and isinstance(reference, Mapping):
             reference = {("path" if name == "url" else name): value for name, value in reference.items()}
-        return medium_at(kind, with_keys(reference, sizes), f"{place}.{key}")
+        return medium_at(kind, reference, f"{place}.{key}", part)
     if type_.endswith("_url"):
         raise DocumentError(f"expected a reference under {type_!r}, found none.", kind="row", field=place)
-    return Slot(kind, place, part.get("index"), sizes)
+    return Slot(kind, place, part.get("index"), part)
 
 
 def read_sharegpt(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:

@@ -15,7 +15,7 @@ from vlcpt.data.documents import (
     Video,
     trailing_backslashes,
 )
-from vlcpt.data.media.references import is_picture, medium_at, with_keys
+from vlcpt.data.media.references import is_picture, medium_at
 from vlcpt.data.rows.fields import Row, is_given, list_field
 
 
@@ -27,7 +27,7 @@ class Slot:
         kind: What the file is.
         place: Where the slot stands in the row; empty: it is a marker in a text.
         index: Which file it takes, from 0; None: the next one.
-        sizes: Limits for the file, where it has none of its own.
+        sizes: Has limits for the file, where it has none of its own.
     """
 
     kind: type[Image] | type[Video]
@@ -111,7 +111,7 @@ def place_media(
     }
     return [
         [
-            medium_at(piece.kind, with_keys(next(of_kind[piece.kind]), piece.sizes), piece.place)
+            medium_at(piece.kind, next(of_kind[piece.kind]), piece.place, piece.sizes)
             if isinstance(piece, Slot)
             else piece
             for piece in turn

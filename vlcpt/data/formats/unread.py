@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vlcpt.data.documents import Document, DocumentError, MissingFileError, Text
-from vlcpt.data.formats.chat import TEMPLATE, TURN_WEIGHTS
+from vlcpt.data.formats.chat import TEMPLATE, TEMPLATE_SIZES, TURN_WEIGHTS
 from vlcpt.data.formats.detect import SCHEMAS
 from vlcpt.data.formats.marked import OTHER_BRACKETS
 from vlcpt.data.formats.markers import MEDIA_FIELDS
@@ -29,7 +29,6 @@ _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
 # that are not known are errors, but for hints and for what a part of another type would need.
 _OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant", "train_detail", *TURN_WEIGHTS))
 _OF_TEXT_PART = frozenset(("type", "text", "index"))
-_OF_TEMPLATE = frozenset(("min_pixels", "max_pixels"))
 _UNUSED = {
     **dict.fromkeys(("image", "image_url"), HINTS | {"text", "fps", "max_frames"}),
     **dict.fromkeys(("video", "video_url"), HINTS | {"text"}),
@@ -128,7 +127,7 @@ class Unread:
             ):
                 yield str(field), "", value
             elif field == TEMPLATE and isinstance(value, Mapping):
-                others = (key for key in value if key not in _OF_TEMPLATE)
+                others = (key for key in value if key not in TEMPLATE_SIZES)
                 yield from ((f"{TEMPLATE}.{key}"[:60], "", value[key]) for key in others)
             elif isinstance(value, Mapping | list | tuple):
                 yield from _keys_left(value, str(field), is_turn=schema.chat and field == schema.fields[0])

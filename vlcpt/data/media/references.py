@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 
 import PIL.Image
@@ -143,6 +143,9 @@ _BARE_FOR_URLS = re.compile(r"[A-Za-z0-9_-]{100,}=*")
 _LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever it looks like
 # The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
 _BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
+SIZES = {kind: tuple(one.name for one in fields(kind)[2:]) for kind in (Image, Video)}
+"""Of each kind of medium, the keys that may also stand beside a reference: limits on pixels and frames."""
+
 # What other tools write beside a reference and nothing here is like: named as not read.
 HINTS = frozenset(
     (
@@ -187,39 +190,39 @@ def video_from(reference: object) -> Video:
     return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
 
 
-def medium_at(kind: type[Image] | type[Video], reference: object, place: str) -> Medium:
+def medium_at(
+    kind: type[Image] | type[Video], reference: object, place: str, beside: Mapping[str, object] | None = None
+) -> Medium:
     """:func:`image_from` or :func:`video_from`, with the place in the row in its errors.
 
+    Args:
+        kind: What it is.
+        reference: See :func:`image_from`.
+        place: For messages.
+        beside: Has sizes for a reference that has none of its own.
+
     Example:
-        >>> medium_at(Image, "", "images[0]")
-        Traceback (most recent call last):
-        ...
-        vlcpt.data.documents.DocumentError: images[0]: a media reference is an empty path.
+        >>> medium_at(Image, "a.png", "images[0]", {"max_pixels": 50176, "detail": "low"})
+        Image(path='a.png', min_pixels=None, max_pixels=50176)
     """
+    sizes = {key: beside[key] for key in SIZES[kind] if beside.get(key) is not None} if beside else {}
     try:
+        reference = _with_keys(reference, sizes) if sizes else reference
         return image_from(reference) if kind is Image else video_from(reference)
     except DocumentError as error:
         raise error.at(None, place) from None
 
 
-def with_keys(reference: object, keys: Mapping[str, object]) -> object:
-    """A reference with keys that stand beside it; its own win.
-
-    Example:
-        >>> with_keys("a.png", {"max_pixels": 50176})
-        {'path': 'a.png', 'max_pixels': 50176}
-    """
-    if not keys:
-        return reference
-    if isinstance(reference, str):
-        return {"path": reference, **keys}
+def _with_keys(reference: object, keys: Mapping[str, object]) -> object:
     if isinstance(reference, Image | Video):
         reference = {("bytes" if name == "data" else name): value for name, value in vars(reference).items()}
-    if isinstance(reference, Mapping):
+    if isinstance(reference, Mapping):  # its own win
         return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
-    if isinstance(reference, bytes) or is_picture(reference):
-        return {"bytes": reference, **keys}
-    return reference
+    if isinstance(reference, str):
+        return {"path": reference, **keys}
+    return (
+        {"bytes": reference, **keys} if isinstance(reference, bytes) or is_picture(reference) else reference
+    )
 
 
 def is_picture(value: object) -> bool:
@@ -231,25 +234,6 @@ def is_picture(value: object) -> bool:
     """
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(value, pillow.Image)
-
-
-def hints_in(value: object, name: str) -> Iterator[str]:
-    """Keys beside references in a field that are not read, as the fields of a row are named.
-
-    Example:
-        >>> [*hints_in([{"path": "a.png", "detail": "low"}], "images")]
-        ['images[].detail']
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(key, str) and key in HINTS:
-                if inner is not None:
-                    yield f"{name}.{key}"
-            elif isinstance(inner, Mapping | list | tuple):
-                yield from hints_in(inner, f"{name}.{key}"[:60])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from hints_in(one, f"{name}[]")
 
 
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
@@ -267,7 +251,7 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             f"found {type(reference).__name__}.",
             kind="reference",
         )
-    known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
+    known = ("path", "bytes", *SIZES[kind])
     values: dict[str, object] = {}
     for key, value in reference.items():
         # Null is how Arrow fills the keys that other references have.

@@ -88,7 +88,7 @@ def source_key(source: DocumentSource) -> str | None:
     found = None if state is None else state()
     if found is None:
         return None
-    ignored = [] if source.unread is None else sorted(source.unread.ignored)
+    ignored = sorted(source.unread.ignored)
     return _key_of(found, len(source), source.reading, source.media_root, ignored, source.max_row_bytes)
 
 

@@ -268,7 +268,7 @@ def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[
     found: dict[str, int] = {}
     # Media that may be those of rows of which none has one; nothing is beside a saved data set, or one from
     # the Hub, and of rows that could all not be used, their own messages say why.
-    is_told = source.unread is not None and source.unread.format != "text" and source.media_root is not None
+    is_told = source.unread.format != "text" and source.media_root is not None
     if is_told and not isinstance(source.rows, MemoryRows) and documents and not media:
         found[BESIDE] = media_beside(str(source.media_root))
     return found | source.left_out()
