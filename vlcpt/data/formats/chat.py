@@ -187,14 +187,15 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         if value is None:
             continue
         # JSON has booleans, tables often 0 and 1.
-        if not isinstance(value, bool | int | float) or (key in _SWITCHES and value not in (0, 1)):
-            wanted = "true or false" if key in _SWITCHES else "a number from 0 to 100"
+        is_switch = key in _SWITCHES
+        if (
+            not isinstance(value, bool | int | float)
+            or not 0 <= value <= 100
+            or (is_switch and value not in (0, 1))
+        ):
+            wanted = "true or false" if is_switch else "a number from 0 to 100"
             raise DocumentError(
                 f"expected {wanted}, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
-            )
-        if not 0 <= value <= 100:
-            raise DocumentError(
-                f"expected a number from 0 to 100, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
             )
         weights[key] = float(value)
     if len({bool(weight) for weight in weights.values()}) > 1:
