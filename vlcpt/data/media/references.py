@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import TypeGuard
 
 import PIL.Image
 from PIL.ExifTags import Base
@@ -225,7 +226,7 @@ def _with_keys(reference: object, keys: Mapping[str, object]) -> object:
     )
 
 
-def is_picture(value: object) -> bool:
+def is_picture(value: object) -> TypeGuard[PIL.Image.Image]:
     """Whether a value is a ``PIL.Image``, without loading Pillow where nobody has.
 
     Example:
@@ -237,14 +238,12 @@ def is_picture(value: object) -> bool:
 
 
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
-    if isinstance(reference, os.PathLike):  # of rows in memory
-        reference = os.fspath(reference)
-    if isinstance(reference, str):
-        return _split_data_uri(reference)
-    if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
-        return {"data": bytes(reference)}
-    if kind is Image and (picture := _picture(reference)) is not None:
-        return {"data": picture}
+    if isinstance(reference, str | os.PathLike):
+        reference = {"path": reference}
+    elif isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
+        reference = {"bytes": bytes(reference)}
+    elif kind is Image and is_picture(reference):
+        reference = {"bytes": reference}
     if not isinstance(reference, Mapping):
         raise DocumentError(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
@@ -261,9 +260,10 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
             raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
-        # Chats have a picture where others have its path: under 'url'.
-        picture = _picture(value) if key in ("bytes", "path") and kind is Image else None
-        values |= {key: _checked(key, value)} if picture is None else {"bytes": picture}
+        if kind is Image and key in ("path", "bytes") and (is_picture(value) or isinstance(value, Image)):
+            # Chats have a picture where others have its path: under 'url'.
+            key, value = "bytes", value.data if isinstance(value, Image) else picture_bytes(value)
+        values[key] = _checked(key, value)
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         raise DocumentError(
@@ -274,17 +274,8 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     if data is None and path is None:
         raise DocumentError("a media reference needs 'path' or 'bytes'; both are missing.", kind="reference")
     if isinstance(path, str) and data is None:
-        return values | _split_data_uri(path)
+        path, data = _path_or_data(path)
     return values | {"path": path, "data": data}
-
-
-def _picture(value: object) -> bytes | None:
-    """A ``PIL.Image`` as the bytes of a file, also where it is an Image by now; None for anything else."""
-    if isinstance(value, Image):
-        return value.data
-    if not is_picture(value):
-        return None
-    return picture_bytes(value)  # type: ignore[arg-type]
 
 
 def without_pictures(rows: list[object]) -> list[object]:
@@ -324,11 +315,8 @@ def _checked(key: str, value: object) -> object:
         if isinstance(value, wanted):
             return value
         if key == "bytes" and isinstance(value, str):  # JSON has no bytes
-            try:
-                return _split_data_uri(value)["data"] if value[:5].lower() == "data:" else _decoded(value)
-            except binascii.Error as error:
-                reason = f"'bytes' of a media reference holds no valid base64: {error}."
-                raise DocumentError(reason, kind="reference") from None
+            is_uri = value[:5].lower() == "data:"
+            return _path_or_data(value)[1] if is_uri else _decoded(value, "'bytes' of a media reference")
         raise DocumentError(
             f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
             kind="reference",
@@ -341,7 +329,8 @@ def _checked(key: str, value: object) -> object:
     return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
 
 
-def _split_data_uri(reference: str) -> dict[str, object]:
+def _path_or_data(reference: str) -> tuple[str | None, bytes | None]:
+    """A path, or the bytes of a ``data:`` URI."""
     if reference[:5].lower() != "data:":
         if not reference:
             raise DocumentError("a media reference is an empty path.", kind="reference")
@@ -351,7 +340,7 @@ def _split_data_uri(reference: str) -> dict[str, object]:
                 'kind of the file, or as {"bytes": …}.',
                 kind="reference",
             )
-        return {"path": reference}
+        return reference, None
     header, comma, payload = reference.partition(",")
     if not comma or not header.lower().endswith(";base64"):
         raise DocumentError(
@@ -359,10 +348,7 @@ def _split_data_uri(reference: str) -> dict[str, object]:
             f"found {reference[:40]!r}… Encode the file as base64.",
             kind="reference",
         )
-    try:
-        return {"data": _decoded(payload)}
-    except binascii.Error as error:
-        raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None
+    return None, _decoded(payload, "a data: URI")
 
 
 def _is_bare_base64(reference: str) -> bool:
@@ -374,6 +360,9 @@ def _is_bare_base64(reference: str) -> bool:
     return len(reference) > 255 and _BARE.fullmatch(start) is not None
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str, what: str) -> bytes:
     """Base64 as MIME writes it: with line breaks, of which a decoder that checks all else knows nothing."""
-    return base64.b64decode("".join(text.split()), validate=True)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise DocumentError(f"{what} holds no valid base64: {error}.", kind="reference") from None
