@@ -9,7 +9,7 @@ from dataclasses import replace
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, Video
 from vlcpt.data.markup import Untagged, parse_markup
 from vlcpt.data.media.references import HINTS, SIZES, medium_at
-from vlcpt.data.rows.fields import Row, field_names, list_field, text_field
+from vlcpt.data.rows.fields import Row, list_field, required_field, text_field
 
 # The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
 # where a row has them and no tag, its author may have taken them for tags, and all of the text is trained.
@@ -59,10 +59,7 @@ def read_segments(row: Row) -> Document:
         >>> read_segments({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
         (Text(text='a', trainable=True, weight=1.0),)
     """
-    if "segments" not in row:
-        raise DocumentError(
-            f"the field is missing. Fields found: {field_names(row)}.", kind="row", field="segments"
-        )
+    required_field(row, "segments")
     segments: list[Segment] = []
     for number, entry in enumerate(list_field(row, "segments", "segments")):
         place = f"segments[{number}]"

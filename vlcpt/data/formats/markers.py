@@ -134,7 +134,6 @@ def _in_order(
                 raise DocumentError(
                     f"expected the place of {'an' if kind is Image else 'a'} {name} in '{name}s', 0 to "
                     f"{len(files) - 1}, each once; found {index!r:.60}.",
-                    kind="row",
                     field=f"{slot.place}.index",
                 )
             named.add(index)
@@ -160,16 +159,14 @@ def refuse_unread(row: Row) -> None:
     boxes = "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."
     for name, reason in (("audios", audio), ("audio", audio), ("objects", boxes)):
         if row.get(name) and is_given(row[name]):
-            raise DocumentError(reason, kind="row", field=name)
+            raise DocumentError(reason, field=name)
 
 
 def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]]:
     """Each reference with its place in the row."""
     given = [name for name in (plural, singular) if is_given(row.get(name))]
     if len(given) == 2:
-        raise DocumentError(
-            f"{plural!r} and {singular!r} are both given. Keep one.", kind="row", field=singular
-        )
+        raise DocumentError(f"{plural!r} and {singular!r} are both given. Keep one.", field=singular)
     if not given:
         return []
     (name,) = given

@@ -83,7 +83,6 @@ class Unread:
                     f"{value!r:.60} seems to say that this is not trained, but the key is not read. Write "
                     f'"loss": false into the turn, or set ignore_fields: ["{name}"] for the source if the '
                     "key means something else.",
-                    kind="row",
                     field=name[:60],
                 )
             # Of all turns' values, one with a medium is the one to look at.
@@ -148,7 +147,6 @@ class Unread:
             f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of the "
             f"row is. To train on it, {schema.remedy} in its place; otherwise set ignore_fields: "
             f'["<img>"] for the source{plain}.',
-            kind="row",
             field=schema.fields[0],
         )
 
@@ -159,7 +157,6 @@ class Unread:
             f"it holds {found}, but format {self.format} does not read this field, and no medium of the row "
             f"is read. To train on it, {SCHEMAS[self.format].remedy}; otherwise set ignore_fields: [{shown}] "
             "for the source.",
-            kind="row",
             field=name[:60],
         )
 

@@ -62,14 +62,11 @@ def read_mmc4(row: Row) -> Document:
     for number, entry in enumerate(list_field(row, "image_info", "images")):
         place = f"image_info[{number}]"
         if not isinstance(entry, Mapping):
-            raise DocumentError(
-                f"expected an image in {{}}, found {type(entry).__name__}.", kind="row", field=place
-            )
+            raise DocumentError(f"expected an image in {{}}, found {type(entry).__name__}.", field=place)
         index = entry.get("matched_text_index")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sentences):
             raise DocumentError(
                 f"expected the number of a sentence, 0 to {len(sentences) - 1}; found {index!r:.60}.",
-                kind="row",
                 field=f"{place}.matched_text_index",
             )
         found = (entry.get("raw_url"), entry.get("image_name"), place)
@@ -104,7 +101,6 @@ def read_obelics(row: Row) -> Document:
             raise DocumentError(
                 f"has {len(values)} entries but 'texts' has {len(texts)}. Both lists need one a position, "
                 "null in one of them.",
-                kind="row",
                 field=field,
             )
     url_of: dict[str, str] = {}
@@ -113,17 +109,13 @@ def read_obelics(row: Row) -> Document:
         if (image is None) == (text is None):
             found = "both are null" if text is None else "both are set"
             raise DocumentError(
-                f"expected 'images' or 'texts' at this position; {found}.",
-                kind="row",
-                field=f"texts[{number}]",
+                f"expected 'images' or 'texts' at this position; {found}.", field=f"texts[{number}]"
             )
         if image is not None:
             segments.append(_local_file(image, name, f"images[{number}]", url_of, "image_files"))
         elif not isinstance(text, str):
             raise DocumentError(
-                f"expected a string or null, found {type(text).__name__}.",
-                kind="row",
-                field=f"texts[{number}]",
+                f"expected a string or null, found {type(text).__name__}.", field=f"texts[{number}]"
             )
         else:
             follows_text = segments and not isinstance(segments[-1], Image)
@@ -145,7 +137,7 @@ def read_caption(row: Row) -> Document:
     text = text_field(row, field)
     if not any(is_given(row.get(name)) for name in MEDIA_FIELDS):
         raise MissingFileError(
-            f"expected an image or a video. Fields found: {field_names(row)}.", kind="row", field="image"
+            f"expected an image or a video. Fields found: {field_names(row)}.", field="image"
         )
     (pieces,) = place_media([split_markers(text)], row, field, missing_first=0)
     segments: list[Segment] = [

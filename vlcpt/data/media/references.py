@@ -135,6 +135,10 @@ def _encoded(picture: PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
+def _wrong(reason: str) -> DocumentError:
+    return DocumentError(reason, kind="reference")
+
+
 def _error(reason: str) -> DocumentError:
     return DocumentError(f"a PIL image: {reason}", kind="medium")
 
@@ -245,10 +249,9 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
     elif kind is Image and is_picture(reference):
         reference = {"bytes": reference}
     if not isinstance(reference, Mapping):
-        raise DocumentError(
+        raise _wrong(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
-            f"found {type(reference).__name__}.",
-            kind="reference",
+            f"found {type(reference).__name__}."
         )
     known = ("path", "bytes", *SIZES[kind])
     values: dict[str, object] = {}
@@ -259,20 +262,19 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
-            raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
+            raise _wrong(f"a media reference has no key {key!r:.60}.{hint}")
         if kind is Image and key in ("path", "bytes") and (is_picture(value) or isinstance(value, Image)):
             # Chats have a picture where others have its path: under 'url'.
             key, value = "bytes", value.data if isinstance(value, Image) else picture_bytes(value)
         values[key] = _checked(key, value)
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
-        raise DocumentError(
-            f"'min_pixels' {low} of a media reference is above its 'max_pixels' {high}. Swap or remove one.",
-            kind="reference",
+        raise _wrong(
+            f"'min_pixels' {low} of a media reference is above its 'max_pixels' {high}. Swap or remove one."
         )
     data, path = values.pop("bytes", None), values.pop("path", None)
     if data is None and path is None:
-        raise DocumentError("a media reference needs 'path' or 'bytes'; both are missing.", kind="reference")
+        raise _wrong("a media reference needs 'path' or 'bytes'; both are missing.")
     if isinstance(path, str) and data is None:
         path, data = _path_or_data(path)
     return values | {"path": path, "data": data}
@@ -317,13 +319,10 @@ def _checked(key: str, value: object) -> object:
         if key == "bytes" and isinstance(value, str):  # JSON has no bytes
             is_uri = value[:5].lower() == "data:"
             return _path_or_data(value)[1] if is_uri else _decoded(value, "'bytes' of a media reference")
-        raise DocumentError(
-            f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
-            kind="reference",
-        )
+        raise _wrong(f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.")
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
-        raise DocumentError(
+        raise _wrong(
             f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.", kind="reference"
         )
     return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
@@ -333,20 +332,18 @@ def _path_or_data(reference: str) -> tuple[str | None, bytes | None]:
     """A path, or the bytes of a ``data:`` URI."""
     if reference[:5].lower() != "data:":
         if not reference:
-            raise DocumentError("a media reference is an empty path.", kind="reference")
+            raise _wrong("a media reference is an empty path.")
         if _is_bare_base64(reference):
             raise DocumentError(
                 f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
-                'kind of the file, or as {"bytes": …}.',
-                kind="reference",
+                'kind of the file, or as {"bytes": …}.'
             )
         return reference, None
     header, comma, payload = reference.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise DocumentError(
+        raise _wrong(
             "a data: URI must have the form data:image/png;base64,…; "
-            f"found {reference[:40]!r}… Encode the file as base64.",
-            kind="reference",
+            f"found {reference[:40]!r}… Encode the file as base64."
         )
     return None, _decoded(payload, "a data: URI")
 
@@ -365,4 +362,4 @@ def _decoded(text: str, what: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except binascii.Error as error:
-        raise DocumentError(f"{what} holds no valid base64: {error}.", kind="reference") from None
+        raise _wrong(f"{what} holds no valid base64: {error}.") from None
