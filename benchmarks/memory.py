@@ -104,18 +104,11 @@ def _towers(config: object, dtype: object, tuning: str, more: dict[str, bool]) -
     from transformers import AutoModelForImageTextToText
 
     from vlcpt.config.schema import ModelConfig
-    from vlcpt.model.early_checks import count_towers
-    from vlcpt.model.tuning import apply_tuning
-    from vlcpt.report.memory import TowerParameters
+    from vlcpt.model.loading import count_towers
 
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        empty = apply_tuning(empty, ModelConfig("base", tuning=tuning, **more))
-    counts = count_towers(empty, in_4_bits=tuning == "qlora")
-    return {
-        one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
-        for one in counts
-    }
+    return count_towers(empty, ModelConfig("base", tuning=tuning, **more))
 
 
 def _config(attention: str) -> object:

@@ -13,18 +13,18 @@ from vlcpt.config.synonyms import Row, read_table, remarks
 TABLE = read_table()
 WORDS = {
     "en": {
-        "names": "| their names | here | |",
-        "none": "nothing",
+        "names": "| key there | key here | what to know |",
+        "none": "none",
         "process": "refused",
-        "families": "| names that begin with | instead |",
-        "read": "| name | read in |",
+        "families": "| keys that begin with | here |",
+        "read": "| key | read in |",
     },
     "zh": {
-        "names": "| 它们的名字 | 这里 | |",
-        "none": "没有",
-        "process": "拒绝",
-        "families": "| 以此开头的名字 | 替代 |",
-        "read": "| 名字 | 出处 |",
+        "names": "| 其他工具的键 | vlcpt 的键 | 说明 |",
+        "none": "无",
+        "process": "不接受",
+        "families": "| 以此开头的键 | 说明 |",
+        "read": "| 键 | 出处 |",
     },
 }
 

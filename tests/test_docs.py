@@ -31,6 +31,7 @@ DATA = (ROOT / "docs/data.md").read_text("utf-8")
 SCALE = (ROOT / "docs/scale.md").read_text("utf-8")
 KEYS = runpy.run_path(str(ROOT / "docs/make_configuration.py"))
 MEMORY_TABLE = runpy.run_path(str(ROOT / "docs/make_memory_table.py"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 TRAINING = ("training.md", "training_zh.md")
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", DATA, re.M | re.S))
 
@@ -44,7 +45,7 @@ def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text("utf-8")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_link_of_a_page_leads_somewhere(path):
     """A file that is there, and a heading of it."""
     for link in re.findall(r"\]\(([^):]+)\)", path.read_text("utf-8")):

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,6 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vlcpt.data.families import TOWERS, Family, Tower, family_of, is_embedding, tower_of
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from vlcpt.config.schema import ModelConfig
 
 
@@ -32,72 +33,80 @@ def base_model(model: nn.Module) -> PreTrainedModel:
         >>> base_model(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))) is model
         True
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(model, PreTrainedModel):
+        return model
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel)
+    base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     return base
 
 
-def target_pattern(
-    model: PreTrainedModel, family: Family, towers: Sequence[Tower], names: Sequence[str] | None
-) -> str:
+def adapted_layers(model: PreTrainedModel, config: ModelConfig) -> str:
     """One regular expression for peft that matches the layers to adapt, and none of another tower.
 
-    Args:
-        names: Ends of module paths, such as ``q_proj`` or ``mlp.0``. None is the family's default.
-
     Raises:
-        ValueError: If a name matches no layer of ``towers``, a tower is left without any layer, or a name
-            is that of tied embeddings.
+        ValueError: If a name of ``lora_target_modules`` matches no layer of the adapted towers or is that of
+            tied embeddings, or a tower is left without any layer.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.data.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> target_pattern(model, family_of("qwen2_5_vl"), ["merger"], names=["mlp.2"])
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> way = {"train_merger": True, "lora_towers": ["merger"], "lora_target_modules": ["mlp.2"]}
+        >>> adapted_layers(load_base(base_path()), ModelConfig(base_path(), **way))
         'model\\\\.visual\\\\.merger\\\\.(?:.+\\\\.)?(?:mlp\\\\.2)'
     """
+    family, towers, names = (
+        family_of(model.config.model_type),
+        config.adapter_towers,
+        config.lora_target_modules,
+    )
     if names is None:
         return "|".join(family.lora_targets[tower] for tower in towers)
-    layers = [
-        (name, family.tower_of(name))
+    layers = {
+        name: family.tower_of(name)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Embedding) and name
-    ]
-    candidates = [(path, tower) for path, tower in layers if tower in towers]
-    matches = {name: [(p, t) for p, t in candidates if f".{p}".endswith(f".{name}")] for name in names}
-    for name, found in matches.items():
+    }
+    candidates = [path for path, tower in layers.items() if tower in towers]
+    matched = set()
+    for name in names:
+        found = [path for path in candidates if f".{path}".endswith(f".{name}")]
         if not found:
-            raise ValueError(_no_match(name, [path for path, _ in candidates], towers))
-        if is_tied(model, family) and any(path in family.embeddings for path, _ in found):
+            raise ValueError(_no_match(name, candidates, towers))
+        if is_tied(model, family) and any(path in family.embeddings for path in found):
             raise ValueError(
                 f"lora_target_modules names {name!r}, which shares its weight with the "
                 "other embedding: an adapter on one of them gives wrong merged weights. "
                 "Take it out; train_embeddings: true trains both in full and keeps them tied."
             )
+        matched |= {layers[path] for path in found}
     for tower in towers:
-        if not any(tower == owner for found in matches.values() for _, owner in found):
+        if tower not in matched:
+            one = next(path for path, owner in layers.items() if owner == tower)
             raise ValueError(
                 f"lora_target_modules {list(names)} match no layer of the {tower} tower, so it would not "
-                f"train. Name one of its layers, such as {next(p for p, t in layers if t == tower)!r}, "
-                f"or set train_{tower}: false."
+                f"train. Name one of its layers, such as {one!r}, or set train_{tower}: false."
             )
     return "|".join(_anchored(family, tower, names) for tower in towers)
 
 
-def trainable_modules(model: PreTrainedModel, family: Family, tower: Tower) -> Iterator[str]:
-    """Paths of modules that together hold each parameter of a tower once, and that peft can copy.
+def copied_modules(model: PreTrainedModel, config: ModelConfig) -> list[str]:
+    """Paths of the modules that train in full beside adapters, each of which peft can copy.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.data.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> list(trainable_modules(model, family_of("qwen2_5_vl"), "vision"))[:2]
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> config = ModelConfig(base_path(), train_vision=True, lora_towers=["language"])
+        >>> copied_modules(load_base(base_path()), config)[:2]
         ['model.visual.patch_embed', 'model.visual.blocks.0']
     """
+    family = family_of(model.config.model_type)
 
-    def descend(path: str) -> Iterator[str]:
+    def descend(path: str, tower: Tower) -> Iterator[str]:
         module = model.get_submodule(path)
         owners = {family.tower_of(f"{path}.{name}") for name, _ in module.named_parameters()}
         # peft refuses lists of modules; a whole model is also called by other ways than its forward.
@@ -105,10 +114,13 @@ def trainable_modules(model: PreTrainedModel, family: Family, tower: Tower) -> I
             yield path
         elif tower in owners:
             for name, _ in module.named_children():
-                yield from descend(f"{path}.{name}")
+                yield from descend(f"{path}.{name}", tower)
 
-    for path in family.towers[tower]:
-        yield from descend(path)
+    in_full = [tower for tower in config.trained_towers if tower not in config.adapter_towers]
+    copies = [found for tower in in_full for path in family.towers[tower] for found in descend(path, tower)]
+    if config.train_embeddings:
+        copies += [path for path in family.embeddings if path not in copies]
+    return copies
 
 
 def is_tied(model: PreTrainedModel, family: Family) -> bool:
@@ -183,15 +195,14 @@ def apply_tuning(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
             )
         return finish_tuning(model)
 
-    full = [tower for tower in config.trained_towers if tower not in config.adapter_towers]
-    copies = [path for tower in full for path in trainable_modules(model, family, tower)]
-    if config.train_embeddings:
-        copies += [path for path in family.embeddings if path not in copies]
+    from peft import LoraConfig, get_peft_model
+
+    copies = copied_modules(model, config)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=config.lora_dropout,
-        target_modules=target_pattern(model, family, config.adapter_towers, config.lora_target_modules),
+        target_modules=adapted_layers(model, config),
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
         modules_to_save=copies or None,
@@ -319,7 +330,10 @@ def _row(model: nn.Module, tower: Tower) -> TowerRow:
     base = {name: p for name, p in own if "modules_to_save" not in name and ".lora_" not in name}
     trained = {name: p for name, p in own if p.requires_grad}
     how = []
-    if any(".lora_" in name for name in trained) and isinstance(model, PeftModel):
+    if any(".lora_" in name for name in trained):
+        from peft import LoraConfig, PeftModel
+
+        assert isinstance(model, PeftModel)
         config = model.peft_config[model.active_adapter]
         assert isinstance(config, LoraConfig)
         how.append(f"{'DoRA' if config.use_dora else 'LoRA'} r={config.r}")

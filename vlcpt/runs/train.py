@@ -30,8 +30,9 @@ from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
 from vlcpt.interrupts import finished_first
-from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.loading import (
+    check_evaluated,
+    check_model,
     load_for_evaluation,
     load_model,
     load_processor,

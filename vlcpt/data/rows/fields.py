@@ -104,15 +104,18 @@ def is_given(value: object) -> bool:
         >>> is_given({"path": None, "bytes": None}), is_given([None, []]), is_given(False)
         (False, False, True)
     """
-    return not (isinstance(value, str | bytes) and not value) and _holds_any(value)
-
-
-def _holds_any(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_any, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_any, value))
-    return value is not None
+    if isinstance(value, str | bytes):
+        return bool(value)
+    todo = [value]  # no recursion: rows may be nested as deeply as JSON can be read
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            todo += one.values()
+        elif isinstance(one, list | tuple):
+            todo += one
+        elif one is not None:
+            return True
+    return False
 
 
 def id_field(row: Row) -> str | None:
