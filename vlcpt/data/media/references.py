@@ -322,9 +322,7 @@ def _checked(key: str, value: object) -> object:
         raise _wrong(f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.")
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
-        raise _wrong(
-            f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.", kind="reference"
-        )
+        raise _wrong(f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.")
     return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
 
 
@@ -334,7 +332,7 @@ def _path_or_data(reference: str) -> tuple[str | None, bytes | None]:
         if not reference:
             raise _wrong("a media reference is an empty path.")
         if _is_bare_base64(reference):
-            raise DocumentError(
+            raise _wrong(
                 f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
                 'kind of the file, or as {"bytes": …}.'
             )
