@@ -176,6 +176,21 @@ def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
             yield folder, written
 
 
+def base_of_run(checkpoint: Path) -> str | None:
+    """Folder or Hub id of the model that a run started from, as its config.yaml says; None without one.
+
+    Example:
+        >>> base_of_run(Path("/none/checkpoint-2")) is None
+        True
+    """
+    for folder, settings in run_settings(checkpoint):
+        named = settings.get("model_name_or_path")
+        if isinstance(named, str):
+            there = folder / Path(named).expanduser()
+            return str(there) if there.is_dir() else named
+    return None
+
+
 def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
     """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
     for folder, written in run_settings(checkpoint):
