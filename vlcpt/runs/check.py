@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlcpt.config.deepspeed import read_deepspeed
 from vlcpt.config.precision import slow_products, used_devices
 from vlcpt.config.schema import DataConfig
-from vlcpt.config.trainer_args import read_deepspeed
 from vlcpt.config.yaml import Configs
 from vlcpt.data.checking import CheckedDataset, DecodedDataset
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
-from vlcpt.data.plan.ledger import Ledger
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
 from vlcpt.model.loading import (
     TowerParameters,

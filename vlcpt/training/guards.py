@@ -13,8 +13,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config.schema import ConfigError, CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.encode.vision import VisionEncoder
+from vlcpt.errors import ConfigError
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import first_not_finite, tensors_of

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import OptimizerNames
 
-from vlcpt.config.schema import CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.model.tuning import base_model, limit_checkpointing, parameter_groups

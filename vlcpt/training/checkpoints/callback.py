@@ -23,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from vlcpt.config.schema import CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.file_writes import Writing, free_bytes, human_size, refusal, remove, sync
 from vlcpt.folder_locks import hold
 from vlcpt.model.base_files import BaseFiles, find_base_files
