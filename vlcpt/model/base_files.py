@@ -6,7 +6,6 @@ config.json. The base's own files are read wherever the base itself is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -63,7 +62,7 @@ class BaseFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._as_written: dict[str, str] | None = None  # digests of what its processor saves
+        self._as_written: dict[str, object] | None = None  # what its processor saves
 
     @property
     def size(self) -> int:
@@ -135,18 +134,18 @@ class BaseFiles:
 
     def _is_unchanged(self, group: tuple[str, ...], target: Path) -> bool:
         """Whether a result's files are what the base's own processor saves, or the base's, or not there."""
-        found = {name: _digest(target / name) for name in group if (target / name).is_file()}
-        if all(digest == _digest(self.folder / name) for name, digest in found.items()):
+        found = {name: _said(target / name) for name in group if (target / name).is_file()}
+        if all(content == _said(self.folder / name) for name, content in found.items()):
             return True
         written = self._written(target)
         return found == {name: written[name] for name in group if name in written}
 
-    def _written(self, target: Path) -> dict[str, str]:
+    def _written(self, target: Path) -> dict[str, object]:
         if self._as_written is None:
             # Not where TMPDIR says: there is room beside the result, which is of the same size or larger.
             with tempfile.TemporaryDirectory(prefix=".base-", dir=target) as folder:
                 load_processor(str(self.folder)).save_pretrained(folder)
-                self._as_written = {path.name: _digest(path) for path in Path(folder).iterdir()}
+                self._as_written = {path.name: _said(path) for path in Path(folder).iterdir()}
         return self._as_written
 
 
@@ -260,12 +259,11 @@ def _lasting(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _digest(path: Path) -> str:
-    """Of what a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
+def _said(path: Path) -> object:
+    """What a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
     if not path.is_file():
-        return ""
-    content = path.read_bytes()
+        return None
     if path.name in ("tokenizer_config.json", "processor_config.json"):
-        said = {key: value for key, value in json.loads(content).items() if key not in _LOADING}
-        content = json.dumps(said, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()
+        content = json.loads(path.read_text("utf-8"))
+        return {key: value for key, value in content.items() if key not in _LOADING}
+    return path.read_bytes()

@@ -260,10 +260,8 @@ def limit_checkpointing(model: nn.Module) -> None:
     """Keep activation checkpointing off a frozen vision tower. Call it after checkpointing was turned on.
 
     transformers then makes every tower's input require gradients, so that a frozen tower would run a
-    second time and backward for nothing. Only the reentrant kind of checkpointing needs that.
-
-    Raises:
-        ValueError: If checkpointing is of the reentrant kind.
+    second time and backward for nothing. Only the reentrant kind of checkpointing needs that, which
+    ``CPTConfig`` refuses.
 
     Example:
         >>> from vlcpt.config.schema import ModelConfig
@@ -277,18 +275,9 @@ def limit_checkpointing(model: nn.Module) -> None:
     """
     trained = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, module in model.named_modules():
-        if not isinstance(module, GradientCheckpointingLayer) or not module.gradient_checkpointing:
-            continue
-        checkpoint = module._gradient_checkpointing_func
-        assert isinstance(checkpoint, partial)
-        # The keyword's default in torch is the reentrant kind.
-        if checkpoint.keywords.get("use_reentrant", True):
-            raise ValueError(
-                "Reentrant activation checkpointing would run frozen towers backward. "
-                "Set activation_checkpointing_kwargs: {use_reentrant: false}."
-            )
         # Gradients pass through the language tower on their way down even when it is frozen.
-        if tower_of(name) == "vision" and "vision" not in trained:
+        is_frozen = "vision" not in trained and isinstance(module, GradientCheckpointingLayer)
+        if is_frozen and tower_of(name) == "vision":
             module.gradient_checkpointing = False
     base_model(model).disable_input_require_grads()
 
