@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # without, it calls attention once a window (transformers 5.24, Qwen2_5_VLVisionAttention.forward).
 BY_DOCUMENT = "flash_by_document"
 
-# Of query, key and value (tokens, heads, width), bounds, longest, scaling and causal: (tokens, heads, width).
+# (query, key, value, bounds, longest, scaling, causal) -> output; tensors are (tokens, heads, width).
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float | None, bool], torch.Tensor
 ]
@@ -87,7 +87,7 @@ def by_document(
         cu_seq_lens_q: int32 (N+1,), where documents begin and end over all rows.
         max_length_q: Tokens of the longest one.
         document_lengths, frame_lengths, window_lengths: Those of the language model, and of the tower's two
-            kinds of layers, as plain numbers, so that nothing waits for the device to tell them.
+            kinds of layers, as plain numbers, so that nothing waits for the device.
 
     Returns:
         (B, T, heads, width), and None for the weights.
@@ -158,7 +158,7 @@ def _by_length(
 def _bounds_of(
     position_ids: torch.Tensor | None, rows: int, tokens: int, device: torch.device
 ) -> torch.Tensor:
-    """Where documents begin and end, by positions that do not go on by one; without any, a row is one."""
+    """The bounds of documents, where positions do not grow by one; without positions a row is a document."""
     if position_ids is None or position_ids.shape[-1] != tokens:
         return torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=device)
     positions = position_ids.expand(rows, -1)

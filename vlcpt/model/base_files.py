@@ -1,4 +1,4 @@
-"""The files of a base that training does not change: beside a result they stand byte for byte.
+"""The files of a base that training does not change: a result has them byte for byte.
 
 What transformers 5 writes, transformers 4.57 cannot read: lists where it expects mappings, and a nested
 config.json. The base's own files are read wherever the base itself is.
@@ -24,18 +24,18 @@ from vlcpt.model.loading import load_processor
 
 logger = logging.getLogger(__name__)
 
-# What belongs together: a tokenizer of two origins would be neither.
+# Files that belong together: a tokenizer from two origins would be neither of them.
 GROUPS = (
     ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     ("chat_template.jinja", "chat_template.json"),
 )
-# Beside a tokenizer.json these two are read by older tools only.
+# Older tools read these two instead of tokenizer.json.
 _VOCABULARY = ("vocab.json", "merges.txt")
 GENERATION = "generation_config.json"
 _LICENCE = re.compile(r"(?i)(licen[cs]e|notice|copying)([-_.][\w.-]*)?")
 _CODE = (".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
-# Of a configuration: where and how it was loaded, and what Trainer copies from the tokenizer.
+# Keys of a configuration that say where and how it was loaded, or that Trainer copies from the tokenizer.
 _PASSING = re.compile(
     r"_.*|dtype|torch_dtype|use_cache|transformers_version|architectures|(pad|bos|eos)_token_id"
 )
@@ -44,7 +44,7 @@ _LOADING = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "pro
 
 
 def is_licence(name: str) -> bool:
-    """Whether a file of this name says under which terms a model is given away.
+    """Whether a file of this name is a licence.
 
     Example:
         >>> is_licence("LICENSE"), is_licence("Notice.txt"), is_licence("license.py"), is_licence("a.txt")
@@ -72,7 +72,7 @@ class BaseFiles:
         return sum(one.stat().st_size for one in found if one.is_file())
 
     def restore(self, target: Path, *, model: PreTrainedModel | None) -> None:
-        """Put the base's own files in place of those of a result that say the same in another layout.
+        """Replace files of a result by the base's own, where they differ only in layout.
 
         A tokenizer, processor or template that differs from the base's, because the caller has changed it,
         stays as it was saved.
@@ -150,7 +150,7 @@ class BaseFiles:
 
 
 def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles | None:
-    """The files of a base, without its weights; None where it has no place, as a model made in Python.
+    """The files of a base, without its weights; None for a model without a folder, made in Python.
 
     Of a name on the Hub those that are not cached yet are fetched, unless it does not answer.
 

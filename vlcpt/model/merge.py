@@ -41,7 +41,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass(frozen=True)
 class Merge:
-    """How a merge went.
+    """The result of a merge.
 
     Args:
         dtype: Of the merged weights.
@@ -58,7 +58,7 @@ class Merge:
 
 # What a run leaves beside its result: a card is made of it.
 RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
-# What in a run's config.yaml names places on the machine that trained.
+# Keys of a run's config.yaml that name files or folders of the machine that trained.
 _PLACES = ("output_dir", "adapter_name_or_path", "deepspeed", "logging_dir")
 _SOURCES = ("train_data", "eval_data", "retention_data", "replay_data")
 
@@ -109,7 +109,7 @@ def merge_adapter(
 
     Raises:
         ConfigError: If ``checkpoint`` is neither an adapter nor a model, ``output`` is taken, read-only, or
-            being written by another merge, or the base is not to be had, may be one of two folders, or is
+            being written by another merge, or the base cannot be found, may be one of two folders, or is
             held in 4 or 8 bits.
         ValueError: If the adapter's tensors do not fit the base, or the logits differ.
         WriteError: If the disk is too full. Nothing is written then.
@@ -214,7 +214,7 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
     """What a checkpoint is, and its base.
 
     Raises:
-        ConfigError: If it is nothing to merge, or its base is not to be had.
+        ConfigError: If it is nothing to merge, or its base cannot be found.
     """
     kind = check_checkpoint(str(checkpoint))
     if kind == "adapter":
@@ -264,7 +264,7 @@ def _copy_record(checkpoint: Path, folder: Path) -> None:
 
 
 def without_places(settings: Mapping[str, object], run: Path) -> dict[str, object]:
-    """A run's settings without what names a place on the machine that trained, for a folder given to others.
+    """A run's settings without files and folders of the machine that trained, for people on other machines.
 
     Args:
         settings: Of its config.yaml.

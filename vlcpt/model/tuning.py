@@ -109,7 +109,7 @@ def copied_modules(model: PreTrainedModel, config: ModelConfig) -> list[str]:
     def descend(path: str, tower: Tower) -> Iterator[str]:
         module = model.get_submodule(path)
         owners = {family.tower_of(f"{path}.{name}") for name, _ in module.named_parameters()}
-        # peft refuses lists of modules; a whole model is also called by other ways than its forward.
+        # peft refuses lists of modules; a model is also called by other methods than forward.
         if owners == {tower} and not isinstance(module, nn.ModuleList | PreTrainedModel):
             yield path
         elif tower in owners:
@@ -215,7 +215,7 @@ def apply_tuning(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
 def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Make trained parameters float32, and let layers of different types stand side by side.
 
-    Done by ``apply_tuning``, and when an adapter is loaded to go on with.
+    Done by ``apply_tuning``, and when a saved adapter is loaded to train further.
 
     Example:
         >>> from importlib.resources import files

@@ -1,4 +1,4 @@
-"""The model card of what is pushed: what it is, how it was made and how to load it, and nothing private."""
+"""The model card: what a model is, how it was made and how to load it, without private facts."""
 
 from __future__ import annotations
 
@@ -278,10 +278,10 @@ _MARKDOWN = re.compile(r"[^\w\s.,;%+/()=–×·'-]")
 
 @dataclass(frozen=True)
 class Licence:
-    """Under which licence a model is given away.
+    """The licence of a model.
 
     Args:
-        id: As the Hub spells it, e.g. ``apache-2.0``; None where nobody has said.
+        id: As the Hub spells it, e.g. ``apache-2.0``; None where it is not known.
         link: Of a licence that the Hub has no name for.
 
     Example:
