@@ -252,13 +252,16 @@ def adapter_folder(name_or_path: str) -> Path:
     """The folder of a saved adapter; one on the Hub is fetched into the cache.
 
     Raises:
-        ValueError: If it cannot be fetched.
+        ConfigError: If it cannot be fetched.
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     wanted = [CONFIGS["adapter"], *WEIGHTS["adapter"]]
     cached = only_cached("adapter", name_or_path)
-    return Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
 
 
 def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes) -> None:
