@@ -85,7 +85,7 @@ def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:
         for placed in stream.media
         if any(start <= placed.start and placed.stop <= stop for start, stop in spans)
     ]
-    # A lost target is context, also where it stands in a part that is left away.
+    # A lost target is context, also where it stands in a part that is dropped.
     alone = stream.without_context if spans and spans[0][0] > 0 else 0
     return TokenCounts(
         read=len(stream),

@@ -268,8 +268,8 @@ def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[
     found: dict[str, int] = {}
     # Media that may be those of rows of which none has one; nothing is beside a saved data set, or one from
     # the Hub, and of rows that could all not be used, their own messages say why.
-    is_told = source.unread.format != "text" and source.media_root is not None
-    if is_told and not isinstance(source.rows, MemoryRows) and documents and not media:
+    has_root = source.unread.format != "text" and source.media_root is not None
+    if has_root and not isinstance(source.rows, MemoryRows) and documents and not media:
         found[BESIDE] = media_beside(str(source.media_root))
     return found | source.left_out()
 
@@ -318,9 +318,12 @@ def _check_any(ledger: Ledger, scans: Sequence[Scan], train: Sequence[DocumentSo
 def _times(
     scans: Sequence[Scan], train: Sequence[DocumentSource], replay_share: float, seed: int
 ) -> list[np.ndarray]:
-    """How often each line of each source is read, as its document is."""
+    """How often each line of each source is read: as often as its document."""
     rng = np.random.default_rng(seed)
-    targets = [scan.targets for scan in scans]
+    targets = [
+        np.add.reduceat(scan.lines["targets"], np.flatnonzero(scan.lines["first"]), dtype=np.int64)
+        for scan in scans
+    ]
     passes = passes_for_shares(
         [int(count.sum()) for count in targets[: len(train)]], [source.share for source in train]
     )

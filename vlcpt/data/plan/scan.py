@@ -36,8 +36,8 @@ WORTH_WORKERS = 1.0  # seconds of reading; to start workers takes a part of one
 AHEAD, MOST_AHEAD = 64, 1 << 16
 _MARKS = ("untagged", "empty_spans", "cut_edges")
 
-# A line is a part of a document, in the order of rows. What is said of a whole document stands in the line of
-# its first part, and is 0 in the others: so sums over lines are sums over documents.
+# A line is a part of a document, in the order of rows. The numbers of the complete document stand in the line
+# of its first part, and are 0 in the others: so sums over lines are sums over documents.
 LINE = np.dtype(
     [
         ("row", "i4"),
@@ -47,8 +47,8 @@ LINE = np.dtype(
         *((name, "i4") for name in TokenCounts._fields),
         ("start", "i4"),
         ("stop", "i4"),
-        # Of the whole document. 31 bits are enough: a row that was rewritten escapes once in two billion, and
-        # the first that does not stops the run.
+        # Of the complete document. 31 bits are enough: a row that was rewritten escapes once in two billion,
+        # and the first that does not stops the run.
         ("checksum", "i4"),
     ]
 )
@@ -184,11 +184,6 @@ class Scan:
     dropped_tokens: Counter[str] = field(default_factory=Counter)
     unused: list[BadRow] = field(default_factory=list)
     error: DocumentError | None = None
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Targets of each document: int64 (documents,)."""
-        return np.add.reduceat(self.lines["targets"], np.flatnonzero(self.lines["first"]), dtype=np.int64)
 
 
 def joined(scans: Iterable[Scan]) -> Scan:
