@@ -25,8 +25,8 @@ _MOST_NAMED = 20  # fields in a message; ledger.json has all
 _PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
 _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
 
-# The keys that are read of a turn, and of a part that is text. In all other structs an unknown key is an error,
-# except hints and keys that only a part of another type uses.
+# The keys that are read of a turn, and of a part that is text. In all other structs an unknown key is an
+# error, except hints and keys that only a part of another type uses.
 _OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant", "train_detail", *TURN_WEIGHTS))
 _OF_TEXT_PART = frozenset(("type", "text", "index"))
 _UNUSED = {
