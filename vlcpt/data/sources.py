@@ -56,6 +56,14 @@ class DocumentSource:
         schema = SCHEMAS.get(self.unread.format)
         return schema.marking if schema else ""
 
+    def state(self) -> object:
+        """What tells whether its files changed; None where nothing does."""
+        return self.rows.state() if hasattr(self.rows, "state") else None
+
+    def names(self, number: int) -> list[str]:
+        """File and line of a row, as messages call it."""
+        return [str(self.rows.source(number))]
+
     def left_out(self) -> dict[str, int]:
         """Files that lie with the rows and are not read, by what they are."""
         return {
