@@ -43,7 +43,7 @@ def parse_markup(
         text: The markup.
         images: One reference (path, ``data:`` URI, dict or :class:`Image`) for each image marker.
         videos: The same for videos.
-        untagged: What becomes of text without any tag: trained whole, context, or an error.
+        untagged: What becomes of text without any tag: all is trained, all is context, or it is an error.
 
     Returns:
         The document, without id and source.

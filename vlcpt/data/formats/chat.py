@@ -36,14 +36,14 @@ ROLES = {
 # Keys of a turn that turn its loss on or off; others scale it.
 _SWITCHES = ("loss", "train")
 TURN_WEIGHTS = (*_SWITCHES, "loss_scale", "weight", "loss_weight")
-# Fields that say of a whole row that its text is not one to learn from.
+# Fields that say that the text of a row is not one to learn from.
 PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "rejected_messages")
 
 # ms-swift's arguments of its template, which a row may have.
 TEMPLATE = "chat_template_kwargs"
 TEMPLATE_SIZES = ("min_pixels", "max_pixels")
 
-# What the model's chat template calls a role. Of tools it writes more than the turn says.
+# What the model's chat template calls a role. For tools it writes more than the turn says.
 _IN_CHAT = {
     **dict.fromkeys(("assistant", "gpt"), "assistant"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -228,7 +228,7 @@ def spoken(text: str, entry: Mapping[str, object], place: str) -> tuple[list[Pie
 
 
 def _trained_characters(details: object, length: int, place: str) -> list[bool]:
-    """Of each character whether it is trained; ``end_offset`` is the last one's."""
+    """Whether each character is trained; ``end_offset`` is the last one's."""
     trained = [False] * length
     for number, detail in enumerate(details if isinstance(details, list | tuple) else (details,)):
         found = detail if isinstance(detail, Mapping) else {}
@@ -318,7 +318,7 @@ def _messages(row: Row) -> Iterator[Turn]:
         role = turn_role(entry, "role", place)
         for key in _UNREAD:
             value = entry.get(key)
-            # Of a struct, Arrow fills in the keys that other turns have.
+            # Arrow fills a struct with the keys that other turns have.
             if value and (is_given(value) or not isinstance(value, Mapping)):
                 raise DocumentError(
                     "this part of a turn is not read. Write it into 'content' as the model should see it.",

@@ -242,7 +242,7 @@ def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:
         try:
             yield number, rows.row(number)
         except DocumentError:
-            continue  # told, or counted, when its turn comes
+            continue  # reported, or counted, when it is read
 
 
 # Formats with fields of their own; then those that are known by fields that many other rows have.

@@ -34,7 +34,7 @@ def read_marked(row: Row, *, untagged: Untagged = "train") -> Document:
 
 
 def read_text(row: Row) -> Document:
-    """A document whose whole text is trained; nothing in it is markup.
+    """A document with all its text trained; nothing in it is markup.
 
     Example:
         >>> read_text({"text": "<image> is plain here"}).segments

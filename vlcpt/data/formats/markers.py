@@ -42,7 +42,7 @@ Spoken = str | Text | Medium
 Piece = Spoken | Slot
 """The same, or a slot that still needs its file."""
 
-# Of each kind of medium, the fields of a row that list its files.
+# The fields of a row that list the files of each kind.
 _FIELDS: dict[type[Image] | type[Video], tuple[str, str]] = {
     Image: ("images", "image"),
     Video: ("videos", "video"),

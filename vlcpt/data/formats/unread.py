@@ -25,8 +25,8 @@ _MOST_NAMED = 20  # fields in a message; ledger.json has all
 _PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
 _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
 
-# What is read of a turn, of a part of one that is text, and of a row's template. Of all other structs, keys
-# that are not known are errors, but for hints and for what a part of another type would need.
+# The keys that are read of a turn, and of a part that is text. In all other structs an unknown key is an
+# error, except hints and keys that only a part of another type uses.
 _OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant", "train_detail", *TURN_WEIGHTS))
 _OF_TEXT_PART = frozenset(("type", "text", "index"))
 _UNUSED = {
@@ -85,7 +85,7 @@ class Unread:
                     "key means something else.",
                     field=name[:60],
                 )
-            # Of all turns' values, one with a medium is the one to look at.
+            # If several turns have the key, a value with a medium is kept.
             if name not in found or medium_in(value, key, self.media_root) is not None:
                 found[name] = value
         links: list[str] = []

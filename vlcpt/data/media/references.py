@@ -104,7 +104,7 @@ def _is_first_frame(picture: PIL.Image.Image) -> bool:
 
 
 def _file_of(picture: PIL.Image.Image) -> bytes:
-    """The whole file that a picture was opened from, which is left where it stands."""
+    """All bytes of the file that a picture was opened from; the position in it stays as it was."""
     file = getattr(picture, "fp", None)
     if file is None or getattr(file, "closed", False):
         raise _error(
@@ -149,7 +149,7 @@ _LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever 
 # The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
 _BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
 SIZES = {kind: tuple(one.name for one in fields(kind)[2:]) for kind in (Image, Video)}
-"""Of each kind of medium, the keys that may also stand beside a reference: limits on pixels and frames."""
+"""The keys of each kind of medium that may also stand beside a reference: limits on pixels and frames."""
 
 # What other tools write beside a reference and nothing here is like: named as not read.
 HINTS = frozenset(
