@@ -32,7 +32,7 @@ from vlcpt.config.schema import ModelConfig  # noqa: E402
 from vlcpt.demo import base_path  # noqa: E402
 from vlcpt.model.tuning import apply_tuning  # noqa: E402
 from vlcpt.training.checkpoints import callback, files  # noqa: E402
-from vlcpt.training.checkpoints.resume import save_now  # noqa: E402
+from vlcpt.training.checkpoints.upstream import save_now  # noqa: E402
 
 
 def build(hidden: int, layers: int) -> torch.nn.Module:

@@ -228,8 +228,6 @@ def append_lines(path: Path, text: str, what: str = "", *, todo: str | None = No
 
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # folders cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -283,7 +281,5 @@ def _existing(path: Path) -> Path:
 
 def _free_names(path: Path) -> bool:
     """Whether the file system can take another file; some do not count them, and say 0 of 0."""
-    if not hasattr(os, "statvfs"):
-        return True
     found = os.statvfs(_existing(path))
     return not found.f_files or found.f_favail > 0

@@ -25,7 +25,7 @@ RUNS = {
 def main(folder: Path) -> None:
     """Train a step of each, save it, and note the two sizes."""
     foreseen: list[int] = []
-    callback.require_space = lambda folder, needed, whole: foreseen.append(needed)
+    callback.require_space = lambda folder, needed, output: foreseen.append(needed)
     found = {}
     for name, run in RUNS.items():
         settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}

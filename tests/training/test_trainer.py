@@ -61,13 +61,12 @@ def test_a_trainer_needs_a_processor_or_a_collator(tiny_model, tmp_path):
 
 
 def test_an_optimizer_that_makes_its_own_groups_is_refused(tiny_model, tiny_processor, dataset, tmp_path):
-    trainer = make_trainer(
-        tiny_model, dataset, tiny_processor, tmp_path, optim="galore_adamw", optim_target_modules=["q_proj"]
-    )
-    trainer.get_optimizer_cls_and_kwargs = lambda args, model: (torch.optim.AdamW, {"params": [], "lr": 1})
+    galore = {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}
 
-    with pytest.raises(ValueError, match="galore_adamw makes its own parameter groups"):
-        trainer.create_optimizer()
+    with pytest.raises(
+        ValueError, match=r"galore_adamw makes its own parameter groups.*Choose one of: adamw"
+    ):
+        make_trainer(tiny_model, dataset, tiny_processor, tmp_path, **galore)
 
 
 class Items(Dataset):

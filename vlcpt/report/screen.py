@@ -57,6 +57,18 @@ class Screen(Console):
         return super().render_str(visible(text), **options)  # type: ignore[arg-type]
 
 
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is: file names hold brackets, which rich would take for styles.
+
+    A terminal wraps it between words; a file or pipe gets it in one piece.
+
+    Example:
+        >>> say(Console(width=10), "a[b].jsonl is read")
+        a[b].jsonl is read
+    """
+    console.print(Text(visible(line), style), soft_wrap=not console.is_terminal)
+
+
 def tracked(sequence: Iterable[T], description: str, *, console: Console) -> Iterable[T]:
     """Pass an iterable on, with a bar that is gone when it ends.
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Sized
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.config.precision import autocast_type, slow_products, used_devices
 from vlcpt.config.training import CPTConfig
-from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality
+from vlcpt.data.encode.encoder import Modality
 from vlcpt.data.families import Tower, tower_of
 from vlcpt.errors import ConfigError
 from vlcpt.model.attention import describe_kernels
-from vlcpt.model.tuning import base_model
+from vlcpt.model.tuning import base_model, limit_checkpointing
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -53,11 +51,11 @@ def engine_stage(wrapped: nn.Module) -> int | None:
 
 
 class EngineCheck(TrainerCallback):
-    """Says which engine a run has and where its products are slow; stops where it is not the one asked for.
+    """Stops a run that has another engine than its configuration asks for; else names engine and kernels.
 
     Args:
-        trainer: Its ``model_wrapped`` is looked at when training begins.
-        console: Where the engine is named.
+        trainer: The trainer of the run.
+        console: Where engine and kernels are named.
     """
 
     def __init__(self, trainer: Trainer, console: Console) -> None:
@@ -66,44 +64,28 @@ class EngineCheck(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Compare the engine with the configuration."""
+        """Compare engine and attention, on each rank's own GPU, with what they should be."""
         wrapped = self._trainer.model_wrapped
-        found = engine_stage(wrapped)
         asked = asked_stage(args)
-        if found != asked:
+        if engine_stage(wrapped) != asked:
             wanted = "no DeepSpeed" if asked is None else f"DeepSpeed ZeRO-{asked}"
             raise ValueError(
                 f"the run has {describe_engine(wrapped, args.world_size)}, but its configuration asks for "
                 f"{wanted}. Start it with torchrun or deepspeed, and unset ACCELERATE_USE_DEEPSPEED."
             )
-        if state.is_world_process_zero:
-            self._console.print(describe_engine(wrapped, args.world_size), highlight=False)
-            if (slow := slow_products(args, used_devices(args))) is not None:
-                self._console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-class AttentionCheck(TrainerCallback):
-    """Says which kernel attention by documents has; one that is wrong here is found before step 1.
-
-    Args:
-        trainer: Its model is looked at when training begins.
-        console: Where the kernel is named.
-    """
-
-    def __init__(self, trainer: Trainer, console: Console) -> None:
-        self._trainer, self._console = trainer, console
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Compare the kernel with PyTorch's own attention, on each rank's own GPU."""
         model = self._trainer.model
         assert isinstance(model, nn.Module)
+        if getattr(args, "activation_checkpointing", False):
+            limit_checkpointing(model)  # Trainer turns checkpoints on in ``train``
         base = base_model(model)
-        dtype = autocast_type(args) or base.lm_head.weight.dtype
-        found = describe_kernels(base, args.device, dtype)
-        if found and state.is_world_process_zero:
-            self._console.print(found, markup=False, highlight=False, soft_wrap=True)
+        kernels = describe_kernels(base, args.device, autocast_type(args) or base.lm_head.weight.dtype)
+        if not state.is_world_process_zero:
+            return
+        for line in (describe_engine(wrapped, args.world_size), kernels):
+            if line:
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if (slow := slow_products(args, used_devices(args))) is not None:
+            self._console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def asked_stage(args: TrainingArguments) -> int | None:
@@ -186,44 +168,3 @@ def modalities_to_fill(model: nn.Module, args: CPTConfig, datasets: Sequence[obj
     for dataset in datasets:
         found |= set(dataset.modalities if isinstance(dataset, CPTDataset) else ("image", "video"))
     return tuple(sorted(found))
-
-
-def unrepeat(batches: Sequence[Batch], dataset: object, args: CPTConfig) -> None:
-    """Take the targets out of the rows that fill up the last global batch of an epoch.
-
-    accelerate gives all ranks equally many rows by repeating the first of the epoch
-    (``even_batches``; without it ranks would wait for each other). One process has no such rows.
-
-    Args:
-        batches: Those of this rank, of which the last one is its last of the epoch.
-        dataset: Whose rows they are.
-    """
-    if not isinstance(dataset, Sized) or not batches:
-        return
-    size = args.train_batch_size
-    real = len(dataset) % (size * args.world_size)
-    labels = batches[-1]["labels"]
-    assert isinstance(labels, torch.Tensor)
-    first = args.process_index * size
-    if real and first + len(labels) > real:
-        labels[max(0, real - first) :] = IGNORE_INDEX
-
-
-def fill_step(batches: list[Batch], count: int) -> None:
-    """Fill a step's last batches up to ``count``, with copies without a target.
-
-    After a step that was lost the last of an epoch comes before Trainer expects it, which would keep its
-    gradient for the next epoch, because it counts batches to know when to step.
-
-    Example:
-        >>> batches = [{"labels": torch.tensor([[-100, 7]]), "loss_weights": torch.ones(1, 2)}]
-        >>> fill_step(batches, 2)
-        >>> [one["labels"].tolist() for one in batches]
-        [[[-100, 7]], [[-100, -100]]]
-    """
-    while 0 < len(batches) < count:
-        labels, weights = batches[-1]["labels"], batches[-1]["loss_weights"]
-        assert isinstance(labels, torch.Tensor)
-        assert isinstance(weights, torch.Tensor)
-        empty = {"labels": torch.full_like(labels, IGNORE_INDEX), "loss_weights": torch.zeros_like(weights)}
-        batches.append({**batches[-1], **empty})

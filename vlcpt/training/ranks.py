@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypedDict
+from typing import TypedDict, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,29 +18,56 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def first_rank_only(training: TrainingArguments, work: Callable[[], None]) -> None:
-    """Let rank 0 do something while all others wait; what it raises, all raise.
+class CollectiveError(ValueError):
+    """What another rank reported, or did not: this one cannot go on."""
+
+
+def first_rank_only(training: TrainingArguments, work: Callable[[], T]) -> T:
+    """What rank 0 returns from some work, on all ranks; what it raises, all raise.
 
     Args:
-        training: Of the run, whose process group it sets up.
+        training: The configuration of the run.
         work: Takes moments: the others wait in a collective, which has a timeout.
 
     Example:
-        >>> first_rank_only(TrainingArguments("out", use_cpu=True), lambda: print("done"))
-        done
+        >>> first_rank_only(TrainingArguments("out", use_cpu=True), lambda: 7)
+        7
     """
-    failed: list[Exception | None] = [None]
+    outcome: list[object] = [None]
     if training.process_index == 0:
         try:
-            work()
+            outcome = [work()]
         except (ValueError, OSError) as error:
-            failed = [error]
+            outcome = [error]
     if training.world_size > 1:
-        broadcast_object_list(failed)
-    if failed[0] is not None:
-        raise failed[0]
+        broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return cast(T, outcome[0])
+
+
+def together(training: TrainingArguments, work: Callable[[], None]) -> None:
+    """Do something on each rank, wait for all of them, and raise on all what one has raised.
+
+    Example:
+        >>> together(TrainingArguments("out", use_cpu=True), lambda: print("done"))
+        done
+    """
+    failed: Exception | None = None
+    try:
+        work()
+    except (ValueError, OSError, RuntimeError) as error:
+        failed = error
+    if training.world_size > 1:
+        reasons = gather_object([None if failed is None else str(failed)])
+        others = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]
+        if others and failed is None:
+            raise CollectiveError(others[0])
+    if failed is not None:
+        raise failed
 
 
 def leave_group() -> None:
@@ -85,10 +112,6 @@ _SILENT = 4 * _PERIOD  # without one a process is taken for dead
 _SHOWN = 8  # ranks that a message names at most
 # How the backends begin, or what they say, when another rank did not come.
 _IN_VAIN = ("gloo", "NCCL", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")
-
-
-class CollectiveError(ValueError):
-    """A rank waited for the others in vain."""
 
 
 class Place(TypedDict):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.data.failed import FailedSample
-from vlcpt.data.workers import Watched
+from vlcpt.data.workers import WorkerBoard
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.loss import total_weight
@@ -52,6 +57,97 @@ def take_failed(batch: Batch) -> ReadBatch:
     return ReadBatch([one for one in failed if isinstance(one, FailedSample)], bool(total_weight(batch) > 0))
 
 
+def unrepeat(batches: Sequence[Batch], dataset: object, args: TrainingArguments) -> None:
+    """Take the targets out of the rows that fill up the last global batch of an epoch.
+
+    accelerate gives all ranks equally many rows by repeating the first of the epoch
+    (``even_batches``; without it ranks would wait for each other). One process has no such rows.
+
+    Args:
+        batches: Those of this rank, of which the last one is its last of the epoch.
+        dataset: Whose rows they are.
+    """
+    if not isinstance(dataset, Sized) or not batches:
+        return
+    size = args.train_batch_size
+    real = len(dataset) % (size * args.world_size)
+    labels = batches[-1]["labels"]
+    assert isinstance(labels, torch.Tensor)
+    first = args.process_index * size
+    if real and first + len(labels) > real:
+        labels[max(0, real - first) :] = IGNORE_INDEX
+
+
+def fill_step(batches: list[Batch], count: int) -> None:
+    """Fill a step's last batches up to ``count``, with copies without a target.
+
+    After a step that was lost the last of an epoch comes before Trainer expects it, which would keep its
+    gradient for the next epoch, because it counts batches to know when to step.
+
+    Example:
+        >>> batches = [{"labels": torch.tensor([[-100, 7]]), "loss_weights": torch.ones(1, 2)}]
+        >>> fill_step(batches, 2)
+        >>> [one["labels"].tolist() for one in batches]
+        [[[-100, 7]], [[-100, -100]]]
+    """
+    while 0 < len(batches) < count:
+        labels, weights = batches[-1]["labels"], batches[-1]["loss_weights"]
+        assert isinstance(labels, torch.Tensor)
+        assert isinstance(weights, torch.Tensor)
+        empty = {"labels": torch.full_like(labels, IGNORE_INDEX), "loss_weights": torch.zeros_like(weights)}
+        batches.append({**batches[-1], **empty})
+
+
+class StepCounts(NamedTuple):
+    """What all ranks have read for one step.
+
+    Args:
+        weight: Σ weight of its targets, on this rank's device.
+        read: What reading gave, of all ranks if a document failed, so that they stop or train on alike.
+        any_failed: Whether a document could not be read.
+        any_batch: Whether a rank has a batch.
+        interrupted: Σ :attr:`vlcpt.training.stop.Interruption.code`.
+    """
+
+    weight: torch.Tensor
+    read: Sequence[ReadBatch]
+    any_failed: bool
+    any_batch: bool
+    interrupted: float
+
+
+def count_step(
+    accelerator: Accelerator, batches: Sequence[Batch], read: Sequence[ReadBatch], interruption: float
+) -> StepCounts:
+    """Add up over all ranks what each has read, in one collective.
+
+    Args:
+        batches: The batches of this rank.
+        read: What reading them gave.
+        interruption: The signal that this rank got, see :class:`vlcpt.training.stop.Interruption`.
+    """
+    weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
+    mine = [float(weight), any(one.failed for one in read), len(batches), interruption]
+    sums = accelerator.reduce(torch.tensor(mine, device=accelerator.device), "sum")
+    _, failed, count, interrupted = sums.tolist()
+    if failed:
+        read = gather_object(list(read))
+    return StepCounts(sums[0], read, bool(failed), bool(count), interrupted)
+
+
+def require_failed(step: int, counts: StepCounts) -> None:
+    """Raise for a step without targets, unless documents that failed are the reason.
+
+    Raises:
+        ValueError: With the number of the step.
+    """
+    if not counts.any_failed:
+        raise ValueError(
+            f"step {step} has no target in any batch, so it has no loss. "
+            "CPTDataset leaves such documents out; let your own data set do the same."
+        )
+
+
 def take_documents(batch: Batch) -> list[str]:
     """Take the names of its documents out of a batch, for the model does not know them.
 
@@ -81,17 +177,16 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
 
     Args:
         read: The batches of all ranks, so that each rank has the whole ledger, and all stop together.
-        dataset: Whose documents they are.
+        dataset: Their data set.
         output_dir: Where ``dropped.jsonl`` is; None on the ranks that do not write it.
 
     Raises:
         DocumentError: If one of them stops the run (``on_bad_data: error``).
         BadDataError: If with these too many have failed.
     """
-    for batch in read:
-        for one in batch.failed:
-            if one.stops:
-                raise DocumentError(one.message)
+    stopping = [one for batch in read for one in batch.failed if one.stops]
+    if stopping:
+        raise DocumentError(stopping[0].message)
     if not isinstance(dataset, CPTDataset):
         return
     lines = ""
@@ -145,15 +240,14 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
         dataset.ledger.write(output_dir)
 
 
-def watched(*datasets: object) -> list[Watched]:
+def watched(*datasets: object) -> list[WorkerBoard]:
     """The boards on which the workers of these data sets note what they read.
 
     Example:
         >>> watched([1, 2], None)
         []
     """
-    boards = {id(one.watch): Watched(one.watch, one.names) for one in datasets if isinstance(one, CPTDataset)}
-    return [*boards.values()]
+    return [*dict.fromkeys(one.board for one in datasets if isinstance(one, CPTDataset))]
 
 
 def reading(dataset: object) -> str:
@@ -163,12 +257,7 @@ def reading(dataset: object) -> str:
         >>> reading([1, 2])
         ''
     """
-    if not isinstance(dataset, CPTDataset):
-        return ""
-    return "; ".join(
-        f"worker {worker} was reading {', '.join(dataset.names(item))}"
-        for worker, item in dataset.watch.busy().items()
-    )
+    return "; ".join(dataset.board.in_flight()) if isinstance(dataset, CPTDataset) else ""
 
 
 class NoStepLeft(TrainerCallback):

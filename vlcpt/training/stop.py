@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from vlcpt.data.workers import LoadingError
 from vlcpt.interrupts import answered
 
+T = TypeVar("T")
 # Added up over ranks, these tell of each whether any rank got it.
 _CODES = {signal.SIGTERM: 1.0, signal.SIGINT: 4096.0}
 
@@ -29,9 +30,6 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
         self._received: int | None = None
 
     @property
@@ -47,15 +45,16 @@ class Interruption:
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Catch both signals; elsewhere than in the main thread Python cannot, and they act as always."""
-        self._reset()
+        self._received = None
         with answered("stopping after this step, saving a checkpoint", self._receive):
             yield
 
-    @contextmanager
-    def while_loading(self) -> Iterator[None]:
-        """Around the wait for a batch, which ends where a signal to all processes ended the workers."""
+    def batches(self, loader: Iterator[T]) -> Iterator[T]:
+        """Pass on what a loader gives; none after a signal, which may also have ended its workers."""
+        if self.is_requested:
+            return
         try:
-            yield
+            yield from loader
         except LoadingError:
             if not self.is_requested:
                 raise

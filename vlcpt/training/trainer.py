@@ -4,53 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProcessorMixin,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.training_args import OptimizerNames
 
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
-from vlcpt.model.tuning import base_model, limit_checkpointing, parameter_groups
+from vlcpt.model.tuning import base_model, parameter_groups
 from vlcpt.training.checkpoints.callback import Checkpoints
-from vlcpt.training.checkpoints.resume import (
-    StepSeeds,
-    cache_in_saved_config,
-    count_lost_step,
-    declare_dtype,
-    quiet_partial_load,
-    without_card,
-)
-from vlcpt.training.checkpoints.states import check_optimizer, check_scaler, check_scheduler
-from vlcpt.training.engine import (
-    AttentionCheck,
-    EngineCheck,
-    allow_unused,
-    fill_step,
-    modalities_to_fill,
-    unrepeat,
-)
+from vlcpt.training.checkpoints.resume import StepSeeds
+from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluation_loaders, quiet_partial_load
+from vlcpt.training.engine import EngineCheck, allow_unused, modalities_to_fill
 from vlcpt.training.evaluate import row_sums, trainer_metrics
 from vlcpt.training.guards import FiniteNumbers, check_launch, check_model, check_settings, require_bounds
-from vlcpt.training.loss import target_losses, total_weight
+from vlcpt.training.loss import target_losses
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import RankWatch
 from vlcpt.training.step import (
     NoStepLeft,
+    count_step,
+    fill_step,
     leave_out_failed,
     note_failed,
     reading,
+    require_failed,
     take_documents,
     take_failed,
+    unrepeat,
     watched,
 )
 from vlcpt.training.stop import Interruption
@@ -100,12 +95,17 @@ class CPTTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("CPTTrainer needs processing_class (the processor), or a data_collator.")
             data_collator = CPTDataCollator(processing_class)
+        base = base_model(model)
         # Trainer turns off only the outer one; the text model reads its own, and a cache lets the
         # documents of a pack see each other.
-        base_model(model).config.get_text_config().use_cache = False
+        base.config.get_text_config().use_cache = False
         sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
         filled = modalities_to_fill(model, args, [one for one in (train_dataset, *sets) if one is not None])
         allow_unused(model, args, filled)
+        if isinstance(data_collator, CPTDataCollator):
+            data_collator.fill_modalities = filled
+            data_collator.names_documents = True
+            data_collator.window_size = base.config.vision_config.window_size
         self.progress = RunProgress(args.max_length if args.packing else None, console)
         super().__init__(
             model=model,
@@ -115,29 +115,23 @@ class CPTTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=trainer_metrics,
-            callbacks=[*(callbacks or []), self.progress, StepSeeds(), _LimitCheckpointing()],
+            callbacks=[*(callbacks or []), self.progress, StepSeeds(), NoStepLeft(self.progress.console)],
         )
+        self.loss_is_scaled_for_ga = True
         # accelerate's sampler would take its seed from torch, which StepSeeds moves: a second train() would
         # read another order, and each rank its own.
         self.accelerator.dataloader_config.data_seed = args.seed if args.data_seed is None else args.data_seed
-        _remove_upstream_progress(self)
-        self.add_callback(EngineCheck(self, self.progress.console))
-        self.add_callback(AttentionCheck(self, self.progress.console))
-        self.add_callback(NoStepLeft(self.progress.console))
-        self._interruption = Interruption()
+        for upstream in (ProgressCallback, PrinterCallback):  # would write beside the progress of this run
+            self.remove_callback(upstream)
         self._evaluated: object = None
+        self._interruption = Interruption()
         self._workers = Workers(args.dataloader_timeout, lambda: watched(self.train_dataset, self._evaluated))
         self._finite = FiniteNumbers(self)
-        self.add_callback(self._finite)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
-        self.add_callback(self._ranks)
         self._checkpoints = Checkpoints(self, self.args, self.model, self.progress)
-        self.add_callback(self._checkpoints)
-        if isinstance(self.data_collator, CPTDataCollator):
-            self.data_collator.fill_modalities = filled
-            self.data_collator.names_documents = True
-            self.data_collator.window_size = base_model(model).config.vision_config.window_size
-        self.loss_is_scaled_for_ga = True
+        engine = EngineCheck(self, self.progress.console)
+        for callback in (engine, self._finite, self._ranks, self._checkpoints):
+            self.add_callback(callback)
 
     def train(
         self,
@@ -157,23 +151,18 @@ class CPTTrainer(Trainer):
             NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
-        with ExitStack() as held:
-            # Trainer 5.24 keeps those of evaluation; after an error their workers are gone.
-            self.__dict__.pop("_eval_dataloaders", None)
-            with self._ranks.watched():
-                held.enter_context(self._checkpoints.held())
-                checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+        forget_evaluation_loaders(self)  # after an error their workers are gone
+        with self._ranks.watched(), self._checkpoints.held():
+            checkpoint = self._checkpoints.resume(resume_from_checkpoint)
             with (
                 quiet_partial_load(),
                 self._workers,
                 self.progress,
                 self._interruption.caught(),
                 self._checkpoints.kept(),
-                self._ranks.watched(),
             ):
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
-            evaluated = self.__dict__.pop("_eval_dataloaders", {})
-            for loader in (self.callback_handler.train_dataloader, *evaluated.values()):
+            for loader in (self.callback_handler.train_dataloader, *forget_evaluation_loaders(self)):
                 end_persistent_workers(loader)
             self._checkpoints.restore_best()
         return output
@@ -182,39 +171,27 @@ class CPTTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one step, and Σ weight of its targets on all ranks; none if training is to stop."""
+        output_dir = Path(str(self.args.output_dir)) if self.is_world_process_zero() else None
         # Also before the first step, and after one that was lost: Trainer itself asks only after a step.
         while not self.control.should_training_stop:
-            self._ranks.at(self.state.global_step + 1, "reading documents")
-            batches: list[Batch] = []
-            if not self._interruption.is_requested:
-                with self._interruption.while_loading():
-                    awaited = self._workers.batches(epoch_iterator)
-                    batches, _ = super().get_batch_samples(awaited, num_batches, device)
+            step = self.state.global_step + 1
+            self._ranks.at(step, "reading documents")
+            awaited = self._interruption.batches(self._workers.batches(epoch_iterator))
+            batches = list(islice(awaited, num_batches))
             if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
                 unrepeat(batches, self.train_dataset, self.args)
             read = [take_failed(batch) for batch in batches]
             fill_step(batches, num_batches)
-            failed = any(one.failed for one in read)
-            weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
-            told = torch.tensor([float(weight), failed, len(batches), self._interruption.code], device=device)
-            self._ranks.at(self.state.global_step + 1, "waiting for all to have read")
-            counts = self.accelerator.reduce(told, "sum")
-            weight, failed_anywhere, any_batch, interrupted = counts.tolist()
-            if interrupted:
-                self._checkpoints.save_and_end(interrupted)
-            if failed_anywhere:
-                read = gather_object(read)  # every rank then has the same ledger, and stops or goes on alike
-            directory = Path(str(self.args.output_dir)) if self.is_world_process_zero() else None
-            note_failed(read, self.train_dataset, directory)
-            if weight > 0 or not any_batch:
+            self._ranks.at(step, "waiting for all to have read")
+            counts = count_step(self.accelerator, batches, read, self._interruption.code)
+            if counts.interrupted:
+                self._checkpoints.save_and_end(counts.interrupted)
+            note_failed(counts.read, self.train_dataset, output_dir)
+            if counts.weight > 0 or not counts.any_batch:
                 self._finite.start_step([take_documents(batch) for batch in batches])
                 self.progress.count(batches)
-                return batches, counts[0]
-            if not failed_anywhere:
-                raise ValueError(
-                    f"step {self.state.global_step + 1} has no target in any batch, so it has no loss. "
-                    "CPTDataset leaves such documents out; let your own data set do the same."
-                )
+                return batches, counts.weight
+            require_failed(step, counts)
             count_lost_step(self)
         return [], torch.zeros((), device=device)
 
@@ -247,40 +224,21 @@ class CPTTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 decay_names=self.get_decay_parameter_names(tuned),
             )
-            # Some are no classes of optimizers but factories, and some bring their own groups.
-            is_plain = isinstance(optimizer_class, type) and issubclass(
-                optimizer_class, torch.optim.Optimizer
-            )
-            if not is_plain or {"params", "model", "optimizer_dict"} & set(kwargs):
-                raise ValueError(
-                    f"optim {OptimizerNames(self.args.optim).value} makes its own parameter groups, so "
-                    "towers cannot have learning rates of their own. Use adamw_torch, adamw_torch_fused, "
-                    "adamw_bnb_8bit or another optimizer that takes groups."
-                )
             # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
-        made = super().create_optimizer(model)
-        self._checkpoints.note_configured(made)
-        return made
+        return super().create_optimizer(model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the states of a checkpoint, once they are known to be of this optimizer and scheduler.
-
-        No public name of transformers 5.24 is called between their making and their loading;
-        tests/test_forged.py tells whether this one still is.
-        """
-        if checkpoint is not None and not self.is_deepspeed_enabled:
-            assert self.optimizer is not None and self.lr_scheduler is not None
-            check_optimizer(Path(checkpoint), self.optimizer)
-            check_scheduler(Path(checkpoint), self.lr_scheduler)
-            check_scaler(Path(checkpoint))
-        super()._load_optimizer_and_scheduler(checkpoint)
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule. Trainer then loads a checkpoint's states, so they are checked here."""
+        self._checkpoints.note_configured()
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        self._checkpoints.check_states(scheduler)
+        return scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as others should find it.
-
-        Generation wants the cache that training must not use, a plain load must not round what was
-        trained, Trainer's pickle of all arguments holds tokens in clear, and PEFT's card paths.
 
         Raises:
             NotFiniteError: If a weight is not finite.
@@ -288,25 +246,11 @@ class CPTTrainer(Trainer):
         """
         directory = Path(output_dir or str(self.args.output_dir))
         is_checkpoint = _internal_call and output_dir is not None
-        self._checkpoints.begin(directory if is_checkpoint else None)
-        config = base_model(self.model).config
-        with ExitStack() as saving:
-            if not is_checkpoint:
-                saving.enter_context(self._checkpoints.result(directory))
-            with cache_in_saved_config(config), without_card(self.model), self._ranks.watched():
-                super().save_model(output_dir, _internal_call)
-            if self.args.should_save:
-                declare_dtype(directory)
-                self._checkpoints.restore_base_files(directory)
-                (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        with self._checkpoints.saving(directory, is_checkpoint=is_checkpoint), self._ranks.watched():
+            super().save_model(output_dir, _internal_call)
 
     def evaluation_loop(
-        self,
-        dataloader: DataLoader[object],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, dataloader: DataLoader[object], description: str, *args: object, **kwargs: object
     ) -> EvalLoopOutput:
         """Evaluate; a worker that dies or does not answer ends it as it ends training."""
         self._evaluated = dataloader.dataset
@@ -314,13 +258,8 @@ class CPTTrainer(Trainer):
             if not self.is_in_train:
                 stack.callback(end_persistent_workers, dataloader)
                 stack.enter_context(self._workers)
-            return super().evaluation_loop(
-                self._workers.awaited(dataloader),  # type: ignore[arg-type]
-                description,
-                prediction_loss_only,
-                ignore_keys,
-                metric_key_prefix,
-            )
+            awaited = self._workers.awaited(dataloader)
+            return super().evaluation_loop(awaited, description, *args, **kwargs)  # type: ignore[arg-type]
 
     def prediction_step(
         self,
@@ -336,18 +275,3 @@ class CPTTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = row_sums(model, self._prepare_inputs(dict(inputs)))
         return None, sums, sums[:, 1:]
-
-
-class _LimitCheckpointing(TrainerCallback):
-    """Keeps activation checkpointing off frozen towers; Trainer turns it on in ``train``."""
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        if args.activation_checkpointing:
-            limit_checkpointing(model)
-
-
-def _remove_upstream_progress(trainer: Trainer) -> None:
-    """Take out the bar and the printer of transformers, which would write beside ours."""
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("ProgressCallback", "PrinterCallback", "RichProgressCallback"):
-            trainer.remove_callback(callback)

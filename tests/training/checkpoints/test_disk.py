@@ -100,8 +100,8 @@ def test_room_is_asked_for_with_path_and_sizes(output, monkeypatch):
         CheckpointError,
         match=r"checkpoint-10 takes about 5\.0 MB, but the disk has 1\.0 MB free\. checkpoint-8 is whole",
     ):
-        require_space(output / "checkpoint-10", 5_000_000, list_checkpoints(output))
-    require_space(output / "checkpoint-10", 1_000_000, [])
+        require_space(output / "checkpoint-10", 5_000_000, output)
+    require_space(output / "checkpoint-10", 1_000_000, output)
 
 
 TUNED = {
@@ -128,7 +128,7 @@ def test_what_a_checkpoint_takes_is_foreseen_within_a_fifth(
     foreseen = []
     monkeypatch.setattr(
         "vlcpt.training.checkpoints.callback.require_space",
-        lambda folder, needed, whole: foreseen.append(needed),
+        lambda folder, needed, output: foreseen.append(needed),
     )
     steps = settings.get("max_steps", 1)
     trainer = make_trainer(

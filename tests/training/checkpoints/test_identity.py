@@ -1,5 +1,7 @@
 """Tests of vlcpt/training/checkpoints/identity.py: which runs may go on from whose checkpoints."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from tests.support import FOUR
 from vlcpt import CPTConfig, CPTDataset, ModelConfig, load_model
 from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.checkpoints.identity import frozen_digest, require_same_run, run_facts
+
+FOLDER = Path("out/checkpoint-2")
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +34,20 @@ def usual(facts):
 
 
 def test_the_same_run_again_is_the_same_run(facts, usual):
-    require_same_run("checkpoint-2", usual, facts())
+    require_same_run(FOLDER, usual, facts())
 
 
 def test_what_does_not_change_a_run_may_change(facts, usual):
     changed = facts(max_steps=900, save_steps=7, logging_steps=3, dataloader_num_workers=1)
 
-    require_same_run("checkpoint-2", usual, changed)
+    require_same_run(FOLDER, usual, changed)
 
 
 def test_the_same_rows_per_step_may_be_cut_otherwise(facts):
     one = facts(per_device_train_batch_size=4)
     other = facts(gradient_accumulation_steps=4)
 
-    require_same_run("checkpoint-2", one, {**other, "processes": 2})
+    require_same_run(FOLDER, one, {**other, "processes": 2})
 
 
 def bigger_base(model):
@@ -82,12 +86,12 @@ def test_another_run_is_refused_and_the_difference_named(facts, usual, message):
     with pytest.raises(
         CheckpointError, match=rf"^checkpoint-2 is of another run\. .*{message}.*config\.yaml"
     ):
-        require_same_run("checkpoint-2", usual, facts(**OTHERS[message]))
+        require_same_run(FOLDER, usual, facts(**OTHERS[message]))
 
 
 def test_every_difference_is_named_at_once(facts, usual):
     with pytest.raises(CheckpointError, match=r"seed: .*optim: .*LoRA: "):
-        require_same_run("checkpoint-2", usual, facts(seed=1, optim="sgd", model={"lora_r": 2}))
+        require_same_run(FOLDER, usual, facts(seed=1, optim="sgd", model={"lora_r": 2}))
 
 
 @pytest.mark.parametrize("engine", ["ZeRO-2", "ZeRO-3"])
@@ -95,9 +99,9 @@ def test_states_of_deepspeed_need_the_same_engine_and_number_of_processes(usual,
     saved = {**usual, "engine": engine, "processes": 8}
 
     with pytest.raises(CheckpointError, match=r"processes: saved with 8, now 1 \(states of this engine"):
-        require_same_run("checkpoint-2", saved, {**saved, "processes": 1})
+        require_same_run(FOLDER, saved, {**saved, "processes": 1})
     with pytest.raises(CheckpointError, match=rf"the format of the states: saved with {engine}, now plain"):
-        require_same_run("checkpoint-2", saved, usual)
+        require_same_run(FOLDER, saved, usual)
 
 
 def test_facts_hold_no_path(usual, tiny_model_dir):
@@ -152,4 +156,4 @@ def test_a_save_does_not_make_it_another_run(facts, tmp_path):
         without_architectures(model)
         model.get_base_model().save_pretrained(tmp_path)
 
-    require_same_run("checkpoint-2", facts(edit=without_architectures), facts(edit=saved))
+    require_same_run(FOLDER, facts(edit=without_architectures), facts(edit=saved))

@@ -16,9 +16,9 @@ from vlcpt.training.checkpoints.resume import (
     StepSeeds,
     check_adapter,
     declare_dtype,
-    quiet_partial_load,
     restore_weights,
 )
+from vlcpt.training.checkpoints.upstream import quiet_partial_load
 
 
 def changed(model, reference):

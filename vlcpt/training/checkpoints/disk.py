@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
-from vlcpt.file_writes import free_bytes, human_size, sync
+from vlcpt.file_writes import Writing, free_bytes, human_size, refusal, remove, sync
+from vlcpt.model.base_files import BaseFiles
 from vlcpt.training.checkpoints.files import CheckpointError, fault, list_checkpoints
 
 _MASTER = 4  # bytes of the float32 copy of a trained weight, which DeepSpeed keeps
@@ -80,19 +83,25 @@ def needed_bytes(
     )
 
 
-def small_bytes(processor: int, ranks: int, logged: int) -> int:
+def small_bytes(processor: object, ranks: int, logged: int) -> int:
     """What a checkpoint's other files take.
 
     Args:
-        processor: Bytes of processor, tokenizer and licences.
+        processor: The base's files that are saved with it, or the processor that is.
         ranks: Processes of the run.
         logged: Lines of its log so far.
 
     Example:
-        >>> small_bytes(60_000, ranks=1, logged=10)
-        89000
+        >>> small_bytes(None, ranks=1, logged=10)
+        29000
     """
-    return processor + ranks * _RANDOM_STATES + logged * _LOGGED + _CONFIGS
+    tokenizer = getattr(processor, "tokenizer", processor)
+    files = 0
+    if isinstance(processor, BaseFiles):
+        files = processor.size
+    elif isinstance(tokenizer, PreTrainedTokenizerFast):
+        files = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+    return files + ranks * _RANDOM_STATES + logged * _LOGGED + _CONFIGS
 
 
 def _count(parameter: nn.Parameter) -> int:
@@ -104,19 +113,19 @@ def _size(parameter: nn.Parameter) -> int:
     return _count(parameter) * parameter.element_size()
 
 
-def require_space(folder: Path, needed: int, whole: Sequence[Path]) -> None:
+def require_space(folder: Path, needed: int, output_dir: Path) -> None:
     """Raise where a checkpoint would not fit.
 
     Args:
-        folder: That it will be written to.
+        folder: The checkpoint's.
         needed: Bytes.
-        whole: Checkpoints that are there, for the message.
+        output_dir: The run's folder; the message names its newest checkpoint.
 
     Raises:
         CheckpointError: With path and sizes.
 
     Example:
-        >>> require_space(Path("checkpoint-2"), 10**18, [])  # doctest: +ELLIPSIS
+        >>> require_space(Path("checkpoint-2"), 10**18, Path("nowhere"))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         vlcpt.training.checkpoints.files.CheckpointError: checkpoint-2 takes about 1,000.0 PB, but ...
     """
@@ -124,21 +133,59 @@ def require_space(folder: Path, needed: int, whole: Sequence[Path]) -> None:
     if free < needed:
         raise CheckpointError(
             f"{folder} takes about {human_size(needed)}, but the disk has {human_size(free)} free. "
-            f"{next_steps(whole)}"
+            f"{next_steps(output_dir)}"
         )
 
 
-def next_steps(whole: Sequence[Path]) -> str:
-    """What is left to go on from, and how.
+def next_steps(output_dir: Path) -> str:
+    """Which checkpoint there is to resume from, and how.
 
     Example:
-        >>> next_steps([Path("out/checkpoint-2")])  # doctest: +ELLIPSIS
-        'checkpoint-2 is whole. Make room, or lower save_total_limit, and start again with --resume_from_...'
+        >>> next_steps(Path("nowhere"))  # doctest: +ELLIPSIS
+        'There is no whole checkpoint. Make room, or lower save_total_limit, and start again with --resum...'
     """
+    sound = [one for one in list_checkpoints(output_dir) if not fault(one, hashes=False)]
     return (
-        f"{f'{whole[-1].name} is whole' if whole else 'There is no whole checkpoint'}. Make room, or "
+        f"{f'{sound[-1].name} is whole' if sound else 'There is no whole checkpoint'}. Make room, or "
         "lower save_total_limit, and start again with --resume_from_checkpoint auto."
     )
+
+
+@contextmanager
+def result_or_nothing(directory: Path, model: nn.Module, output_dir: Path) -> Iterator[None]:
+    """Around the saving of a model that is no checkpoint: what fails leaves no part of it behind.
+
+    Args:
+        directory: The folder that the model is saved in.
+        model: The model.
+        output_dir: The run's folder; the message names its newest checkpoint.
+
+    Raises:
+        WriteError: If the disk is full, or the folder cannot be written.
+    """
+
+    def written_at() -> dict[Path, int]:
+        files = directory.iterdir() if directory.is_dir() else ()
+        return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+
+    def take_back(kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and refusal(error, directory, reads=True):
+            for path in {path for path, when in written_at().items() if before.get(path) != when}:
+                remove(path)
+
+    before, todo = written_at(), next_steps(output_dir)
+    writing = Writing(directory, "the trained model", needed=saved_bytes(model), reads=True, todo=todo)
+    with writing, ExitStack() as stack:
+        writing.require_room()
+        stack.push(take_back)
+        yield
+
+
+def flush_of_rank(folder: Path, rank: int) -> None:
+    """Flush what a rank has written; rank 0 flushes all, but may be on another machine."""
+    for pattern in (f"*rank_{rank}_*", f"rng_state_{rank}.pth") if rank else ():
+        for path in folder.rglob(pattern):
+            sync(path)
 
 
 def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -21,8 +22,9 @@ logger = logging.getLogger(__name__)
 MANIFEST = "vlcpt_manifest.json"
 # In a folder that is being written, until its manifest is there. What begins with a dot is in no manifest.
 UNFINISHED = ".vlcpt_unfinished"
+# In output_dir and in no checkpoint: a checkpoint cannot vouch for itself.
+RECORD = ".vlcpt_checkpoints.json"
 _FORMAT = 1
-_BLOCK = 4 * 2**20  # bytes read at a time
 _THREADS = 8  # xxh3 and reading both let other threads run
 
 
@@ -123,11 +125,15 @@ def verify(folder: Path, *, hashes: bool = True) -> Manifest:
     if more := sorted(files.keys() - listed.keys()):
         raise CheckpointError(f"{_some(more)} was added since it was saved")
     for name, (size, _) in listed.items():
-        if (found := _size(files[name])) != size:
+        try:
+            found = files[name].stat().st_size
+        except OSError as error:  # a link to nowhere, or to itself
+            raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
+        if found != size:
             raise CheckpointError(f"{name} has {found:,} bytes where {size:,} were saved")
     if hashes:
         with ThreadPoolExecutor(_THREADS) as pool:
-            found_hashes = pool.map(_hash, [files[name] for name in listed])
+            found_hashes = pool.map(hash_file, [files[name] for name in listed])
             for (name, (_, saved)), found_hash in zip(listed.items(), found_hashes, strict=True):
                 if found_hash != saved:
                     raise CheckpointError(f"the content of {name} is not what was saved")
@@ -149,28 +155,27 @@ def _files(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if name != MANIFEST and not path.name.startswith(".")}
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:  # a link to nowhere, or to itself
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
-
-
 def _flush_and_hash(path: Path) -> str:
     sync(path)
-    return _hash(path)
+    return hash_file(path)
 
 
-def _hash(path: Path) -> str:
-    found = xxhash.xxh3_128()
-    block = memoryview(bytearray(_BLOCK))
+def hash_file(path: Path, algorithm: str = "xxh3_128") -> str:
+    """The hash of a file's content, in hexadecimal digits.
+
+    Args:
+        path: The file.
+        algorithm: ``xxh3_128``, or one that hashlib knows.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(block):
-                found.update(block[:count])
+        with path.open("rb") as file:
+            made = xxhash.xxh3_128 if algorithm == "xxh3_128" else algorithm
+            return hashlib.file_digest(file, made).hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
-    return found.hexdigest()
 
 
 def _digest(content: Mapping[str, object]) -> str:
@@ -249,14 +254,19 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
         >>> list_checkpoints(Path("nowhere"))
         []
     """
-    if not output_dir.is_dir():
-        return []
-    found = {
-        int(path.name.rpartition("-")[2]): path
-        for path in output_dir.glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", path.name) and path.is_dir()
-    }
-    return [found[step] for step in sorted(found)]
+    found = [path for path in output_dir.glob("checkpoint-*") if step_of(path) is not None and path.is_dir()]
+    return sorted(found, key=lambda path: step_of(path) or 0)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint's name gives; None where the name is another.
+
+    Example:
+        >>> step_of(Path("out/checkpoint-20")), step_of(Path("out/checkpoint-copy"))
+        (20, None)
+    """
+    found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", folder.name)
+    return int(found[1]) if found else None
 
 
 def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:
@@ -297,11 +307,6 @@ def require_states(folder: Path, processes: int) -> None:
         )
 
 
-# In output_dir and in no checkpoint: a checkpoint cannot vouch for itself.
-RECORD = ".vlcpt_checkpoints.json"
-_THREADS = 8
-
-
 def write_record(output_dir: Path, folder: Path) -> None:
     """Note that this run wrote a checkpoint, with a hash of what in it may be a program.
 
@@ -338,14 +343,9 @@ def _sha256(folder: Path) -> str:
     """Of every file but safetensors, which hold no program, and of their names."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
     with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = list(pool.map(_file_digest, files))
+        hashes = list(pool.map(partial(hash_file, algorithm="sha256"), files))
     names = [path.relative_to(folder).as_posix() for path in files]
     return hashlib.sha256(json.dumps(list(zip(names, hashes, strict=True))).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record(output_dir: Path) -> dict[str, str]:

@@ -136,6 +136,7 @@ def _told_row(name: str, block: int, what: str) -> str:
     return f"the first difference is at {name}: {what}"
 
 
+Facts = Mapping[str, object]
 Groups = Sequence[Mapping[str, object]]
 
 # Settings that change what a run learns, and that it takes from the configuration also after a resume. What
@@ -169,7 +170,7 @@ def saved_settings(model: nn.Module, args: TrainingArguments) -> dict[str, objec
         found[name] = getattr(value, "value", value)
     if isinstance(model, PeftModel):
         found["lora_dropout"] = getattr(model.peft_config[model.active_adapter], "lora_dropout", None)
-    return found
+    return json.loads(json.dumps(found))  # as it will be read again
 
 
 def settings_of(groups: Groups) -> list[dict[str, object]]:
@@ -182,35 +183,26 @@ def settings_of(groups: Groups) -> list[dict[str, object]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
 
-def resumed_lines(
-    args: CPTConfig,
-    configured: Groups,
-    optimizer: torch.optim.Optimizer,
-    saved: Mapping[str, object],
-    now: Mapping[str, object],
-) -> list[str]:
+def resumed_lines(args: CPTConfig, configured: Groups, used: Groups, saved: Facts, now: Facts) -> list[str]:
     """One line for each setting in which checkpoint and configuration differ: both values, and which is used.
 
     Args:
-        args: Of the run.
+        args: The configuration of the run.
         configured: The optimizer's groups before the checkpoint was loaded into it.
-        optimizer: As it is now.
+        used: Its groups now.
         saved: What :func:`saved_settings` gave when the checkpoint was saved; empty of older ones.
         now: What it gives now.
 
     Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> optimizer = torch.optim.SGD([{"params": layer.parameters(), "lr": 0.5, "name": "language"}])
         >>> args = CPTConfig("out", use_cpu=True, learning_rate=0.1)
-        >>> configured = [{**optimizer.param_groups[0], "lr": 0.1}]
-        >>> resumed_lines(args, configured, optimizer, {}, {})
+        >>> resumed_lines(args, [{"lr": 0.1, "name": "language"}], [{"lr": 0.5, "name": "language"}], {}, {})
         ["learning_rate: 0.5 in the checkpoint, 0.1 in the configuration: the checkpoint's is used"]
     """
     lines: dict[str, str] = {}
     rates: set[tuple[object, object]] = set()
-    for group, actual in zip(configured, optimizer.param_groups, strict=False):
+    for group, actual in zip(configured, used, strict=False):
         key = _RATES.get(str(group.get("name")), "learning_rate")
-        pair = (_rate(actual), group["lr"])
+        pair = (_rate(actual), _rate(group))
         # A tower without a rate of its own has that of the language tower: it is said once.
         if getattr(args, key) is None and ("learning_rate" in lines or key == "learning_rate"):
             key = "learning_rate" if pair in rates else key
@@ -248,16 +240,14 @@ def _others(group: Mapping[str, object], actual: Mapping[str, object]) -> list[t
 
 def _line(name: str, saved: object, configured: object, winner: str) -> str:
     return (
-        f"{name}: {_told(saved)} in the checkpoint, {_told(configured)} in the configuration: "
+        f"{name}: {_shown(saved)} in the checkpoint, {_shown(configured)} in the configuration: "
         f"the {winner}'s is used"
     )
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
-
-Facts = Mapping[str, object]
 
 # What each fact is for people, and what to do where it differs.
 _MEANING = {
@@ -333,38 +323,35 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
     return json.loads(json.dumps(facts))  # as it will be read again
 
 
-def require_same_run(checkpoint: str, saved: Facts, now: Facts, *, rows: str | None = None) -> None:
+def require_same_run(folder: Path, saved: Facts, now: Facts, dataset: object = None) -> None:
     """Raise where a checkpoint is of another run.
 
     Args:
-        checkpoint: Its name, for the message.
+        folder: The checkpoint's.
         saved: Facts of its manifest.
         now: Those of this run.
-        rows: Where the data differ first, where that is known.
+        dataset: The training data of this run; the message names its first row that is another.
 
     Raises:
         CheckpointError: That names every difference.
 
     Example:
-        >>> require_same_run("checkpoint-2", {"seed": 1}, {"seed": 2})  # doctest: +ELLIPSIS
+        >>> require_same_run(Path("out/checkpoint-2"), {"seed": 1}, {"seed": 2})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         vlcpt.training.checkpoints.files.CheckpointError: checkpoint-2 is of another run. seed: ...
     """
-    differences = []
+    found = []
     for name, (what, hint) in _MEANING.items():
         if name == "processes" and now.get("engine") == saved.get("engine") == "plain":
             continue  # each process has all states
         if name == "precision" and name not in saved:
             continue  # of a checkpoint from before it was kept
-        if saved.get(name) != now.get(name):
-            if name == "data" and rows:
-                differences.append(f"{what}: {rows}")
-                continue
-            was, is_now = _values(saved.get(name), now.get(name))
-            differences.append(f"{what}: saved with {was}, now {is_now} ({hint})")
-    if differences:
+        if difference := differences(saved.get(name), now.get(name)):
+            rows = changed_rows(dataset, folder, saved.get("sources")) if name == "data" else None
+            found.append(f"{what}: {rows or f'{difference} ({hint})'}")
+    if found:
         raise CheckpointError(
-            f"{checkpoint} is of another run. {'; '.join(differences)}. Put that back as it was, see "
+            f"{folder.name} is of another run. {'; '.join(found)}. Put that back as it was, see "
             "config.yaml; or start a new run in another output_dir, from the weights alone if you give the "
             "checkpoint as adapter_name_or_path (or, tuned in full, as model_name_or_path)."
         )
@@ -474,8 +461,8 @@ def _shapes(model: nn.Module) -> object:
     return {"tensors": len(shapes), "xxh3_128": xxhash.xxh3_128_hexdigest("\n".join(sorted(shapes)).encode())}
 
 
-def differences(saved: Facts, now: Facts) -> str:
-    """What two mappings of facts differ in, for a message; empty if in nothing.
+def differences(saved: object, now: object) -> str:
+    """What two facts differ in, for a message; of mappings, only those entries. Empty if in nothing.
 
     Example:
         >>> differences({"r": 4, "bias": "none"}, {"r": 8, "bias": "none"})
@@ -483,13 +470,7 @@ def differences(saved: Facts, now: Facts) -> str:
     """
     if saved == now:
         return ""
-    was, is_now = _values(saved, now)
-    return f"saved with {was}, now {is_now}"
-
-
-def _values(saved: object, now: object) -> tuple[object, object]:
-    """Two values as a message shows them: of mappings, only what differs."""
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         keys = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-        return tuple(", ".join(f"{key} {one.get(key)}" for key in keys) for one in (saved, now))  # type: ignore[return-value]
-    return ("none" if saved is None else saved), ("none" if now is None else now)
+        saved, now = (", ".join(f"{key} {one.get(key)}" for key in keys) for one in (saved, now))
+    return f"saved with {_shown(saved)}, now {_shown(now)}"

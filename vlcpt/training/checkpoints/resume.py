@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import cast
@@ -14,11 +11,8 @@ from typing import cast
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import (
-    PreTrainedConfig,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -118,53 +112,6 @@ def _other_tensors(checkpoint: str, wrong: dict[str, list[str]]) -> CheckpointEr
     )
 
 
-def save_now(trainer: Trainer) -> None:
-    """Save a checkpoint between two steps, as Trainer does after one.
-
-    What that calls has no public name in transformers 5.24; its own JITCheckpointCallback calls the same,
-    and tests/training/test_stop.py tells when it changes.
-    """
-    assert isinstance(trainer.model, nn.Module)
-    trainer._save_checkpoint(trainer.model, trial=None)
-    trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
-
-
-def count_lost_step(trainer: Trainer) -> None:
-    """Count a step of whose documents none could be read, though nothing is trained in it.
-
-    A resume takes the number of the step for the place in the data. Trainer of transformers 5.24 keeps two
-    numbers, from which it counts the steps whose losses it has; they have no public names, and
-    tests/training/test_step.py tells when they change.
-    """
-    trainer.state.global_step += 1
-    trainer._globalstep_last_logged += 1
-    trainer._initial_global_step += 1
-    if trainer.state.global_step >= trainer.state.max_steps:
-        trainer.control.should_training_stop = True
-
-
-@contextmanager
-def quiet_partial_load() -> Iterator[None]:
-    """Silence two of Trainer's warnings on a resume, which are not true here.
-
-    Tensors that it did not load are loaded already; and how often a run saves, logs and evaluates is what its
-    configuration says, see :class:`vlcpt.training.checkpoints.callback.Checkpoints`.
-    """
-    logger = logging.getLogger("transformers.trainer")
-
-    def keep(record: logging.LogRecord) -> bool:
-        told = record.getMessage()
-        return not any(
-            one in told for one in ("keys in the checkpoint model loaded", "do not match the ones in")
-        )
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
 class StepSeeds(TrainerCallback):
     """Seeds each step by the run's seed, the step and the rank, so that dropout is the same after a resume.
 
@@ -186,44 +133,6 @@ class StepSeeds(TrainerCallback):
         """Seed torch, on every device."""
         # Each step of each rank has a number of its own, up to a million of them.
         torch.manual_seed(args.seed * 1_000_000 + state.global_step * args.world_size + args.process_index)
-
-
-@contextmanager
-def cache_in_saved_config(config: PreTrainedConfig) -> Iterator[None]:
-    """Let a saved configuration say ``use_cache``, which is off in training so that packs stay apart.
-
-    Example:
-        >>> config = PreTrainedConfig()
-        >>> config.use_cache = False
-        >>> with cache_in_saved_config(config):
-        ...     config.use_cache
-        True
-        >>> config.use_cache
-        False
-    """
-    both = (config, config.get_text_config())
-    before = [one.use_cache for one in both]
-    for one in both:
-        one.use_cache = True
-    try:
-        yield
-    finally:
-        for one, value in zip(both, before, strict=True):
-            one.use_cache = value
-
-
-@contextmanager
-def without_card(model: nn.Module) -> Iterator[None]:
-    """Let PEFT write no README.md: it names the base by this machine's path. ``vlcpt push`` makes a card."""
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    own = vars(model)  # before what the class has
-    own["create_or_update_model_card"] = lambda output_dir: None
-    try:
-        yield
-    finally:
-        del own["create_or_update_model_card"]
 
 
 def declare_dtype(directory: Path) -> None:
