@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -28,7 +29,6 @@ from vlcpt.model.weights import (
     UNREADABLE,
     Saved,
     not_loaded,
-    numbers_in,
     read_json,
     read_shapes,
     weight_files,
@@ -278,7 +278,7 @@ def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int =
     files = weight_files(name_or_path, getattr(found, "_commit_hash", None))
     if not files:
         return
-    held = sum(numbers_in(read_shapes(file)) for file in files)
+    held = sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
     if getattr(found, "quantization_config", None) is not None:
         held = 8 * sum(file.stat().st_size for file in files)  # several numbers share a byte
     config = f"{name_or_path}/config.json" if Path(name_or_path).is_dir() else f"{name_or_path}: config.json"

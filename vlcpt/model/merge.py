@@ -333,7 +333,8 @@ def _write_merged(
         model, alone = load_base(str(checkpoint), attn_implementation="sdpa"), None
         both = check_logits(model)
     if source.dtype is not None:
-        cast_weights(model, source.dtype)
+        for weight in model.parameters():  # one after the other: no second copy of the model
+            weight.data = weight.data.to(source.dtype)
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise ValueError(
             f"{name}: the merged weight holds numbers that are not finite, so the adapter or its base is "
@@ -399,20 +400,6 @@ def add_adapter(tuned: PeftModel, dtype: torch.dtype | None, *, tied: bool) -> P
             second.weight = first.weight
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = tied
     return model
-
-
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round the weights to a type, one after the other, so that no second copy of the model is held.
-
-    Example:
-        >>> from vlcpt.demo import base_path
-        >>> model = load_base(base_path())
-        >>> cast_weights(model, torch.bfloat16)
-        >>> {weight.dtype for weight in model.parameters()}
-        {torch.bfloat16}
-    """
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
 
 
 def _compare(before: _Logits, folder: Path) -> Merge:

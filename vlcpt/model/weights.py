@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import re
 import zipfile
@@ -139,16 +138,6 @@ def damaged(path: Path | str, found: str) -> ValueError:
         'out/optimizer.pt: it is cut. Get the file again, or use another checkpoint.'
     """
     return ValueError(f"{path}: {found}. Get the file again, or use another checkpoint.")
-
-
-def numbers_in(shapes: Shapes) -> int:
-    """How many numbers tensors of these shapes hold.
-
-    Example:
-        >>> numbers_in({"a": (2, 3), "b": ()})
-        7
-    """
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _one_line(error: Exception) -> str:
