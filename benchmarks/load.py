@@ -82,7 +82,7 @@ def planning(folder: Path) -> dict[str, object]:
     """CPU of what planning does with a text document of 230 characters: the least of 40 rounds over 512."""
     from vlcpt import load_processor
     from vlcpt.data.checking import CheckingEncoder
-    from vlcpt.data.plan.scan import SourceScanner
+    from vlcpt.data.plan.scan import Reading, SourceScanner
     from vlcpt.data.sources import open_source
 
     encoder = CheckingEncoder(load_processor(str(ROOT / "vlcpt/demo/base")))
@@ -90,7 +90,7 @@ def planning(folder: Path) -> dict[str, object]:
     for spans in (0, 1):
         write_texts(folder / "texts.jsonl", 512, spans)
         source = open_source(folder / "texts.jsonl")
-        scanner = SourceScanner(source, encoder, max_length=2048, on_overlong="split", stops=False)
+        scanner = SourceScanner(source, encoder, Reading(2048, on_bad_data="skip"))
         documents = [source.document(row) for row in range(512)]
         texts = ["".join(part.text for part in document.segments) for document in documents]
         works: dict[str, Callable[[], object]] = {

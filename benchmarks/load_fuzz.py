@@ -131,7 +131,7 @@ def tokens(folder: Path) -> dict[str, object]:
 
 
 def media(folder: Path) -> dict[str, object]:
-    """Mutated images and videos: walked, measured and decoded, or a MediaError, at once."""
+    """Mutated images and videos: checked for cuts, measured and decoded, or a MediaError, at once."""
     import logging
     import warnings
 
@@ -156,7 +156,7 @@ def media(folder: Path) -> dict[str, object]:
         try:
             check_container(medium, media_root=None, limits=limits)
         except MediaError:
-            found[f"{kind}: refused by the walk"] += 1
+            found[f"{kind}: refused as cut"] += 1
         try:
             if isinstance(medium, Image):
                 height, width = image_size(medium, media_root=None, limits=limits)

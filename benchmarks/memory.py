@@ -42,6 +42,7 @@ def run_case(number: int) -> dict[str, object]:
     """Train two steps; what was held at most, and what was foreseen."""
     import torch
 
+    from vlcpt.config.schema import ModelConfig
     from vlcpt.model.tuning import apply_tuning, limit_checkpointing, tower_table
     from vlcpt.report.memory import LargestBatch, Setup, estimate_memory, shape_of
     from vlcpt.training.loss import target_losses
@@ -56,7 +57,7 @@ def run_case(number: int) -> dict[str, object]:
     _reset_peak()
     model = _build(config, getattr(torch, dtype), tuning)
     built = _status("VmHWM")
-    model = apply_tuning(model, tuning=tuning, **more)
+    model = apply_tuning(model, ModelConfig("base", tuning=tuning, **more))
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         limit_checkpointing(model)
@@ -102,18 +103,12 @@ def _towers(config: object, dtype: object, tuning: str, more: dict[str, bool]) -
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vlcpt.model.early_checks import count_towers
-    from vlcpt.model.tuning import apply_tuning
-    from vlcpt.report.memory import TowerParameters
+    from vlcpt.config.schema import ModelConfig
+    from vlcpt.model.loading import count_towers
 
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        empty = apply_tuning(empty, tuning=tuning, **more)
-    counts = count_towers(empty, in_4_bits=tuning == "qlora")
-    return {
-        one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
-        for one in counts
-    }
+    return count_towers(empty, ModelConfig("base", tuning=tuning, **more))
 
 
 def _config(attention: str) -> object:

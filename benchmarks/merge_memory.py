@@ -31,13 +31,14 @@ def make(folder: Path, layers: int, ways: int) -> int:
     import torch
     from shapes_3b import write_base
 
+    from vlcpt.config.schema import ModelConfig
     from vlcpt.model.loading import load_base
     from vlcpt.model.tuning import apply_tuning
 
     base = folder / "base"
     size = write_base(base, layers=layers)
     for number, way in enumerate(list(WAYS.values())[:ways]):
-        tuned = apply_tuning(load_base(str(base)), **way)
+        tuned = apply_tuning(load_base(str(base)), ModelConfig("base", **way))
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
                 if "lora_B" in name:

@@ -58,7 +58,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
 
     from vlcpt import CPTTrainer, load_model, load_processor
     from vlcpt.config.yaml import load_config
-    from vlcpt.model.early_checks import empty_model
+    from vlcpt.model.loading import count_towers, empty_model
     from vlcpt.runs.check import foresee
     from vlcpt.runs.data import train_dataset
 
@@ -71,7 +71,9 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     dataset = train_dataset(configs, processor)
     merge = processor.image_processor.merge_size**2
     packs = dataset.pack_sizes()
-    found = foresee(configs, empty_model(configs.model), packs, devices=1, merge=merge)["as configured"]
+    empty = empty_model(configs.model)
+    towers = count_towers(empty, configs.model)
+    found = foresee(configs, empty, towers, packs, devices=1, merge=merge)["as configured"]
     torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # libraries settle
     gc.collect()
     held = status("VmRSS")

@@ -28,6 +28,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  #
 
 from tests.support import make_trainer, row  # noqa: E402
 from vlcpt import CPTDataset, load_processor  # noqa: E402
+from vlcpt.config.schema import ModelConfig  # noqa: E402
 from vlcpt.demo import base_path  # noqa: E402
 from vlcpt.model.tuning import apply_tuning  # noqa: E402
 from vlcpt.training.checkpoints import callback, files  # noqa: E402
@@ -57,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     processor = load_processor(base_path())
-    model = apply_tuning(build(options.hidden, options.layers), tuning="full")
+    model = apply_tuning(build(options.hidden, options.layers), ModelConfig("base", tuning="full"))
     dataset = CPTDataset([row("a <trainable_text>b</trainable_text>")], processor, max_length=64)
     spent = {"flush": 0.0, "manifest": 0.0}
     flush, write = files.sync, callback.write_manifest

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
+from enum import Enum
 from inspect import get_annotations
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,13 +17,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import transformers
 
 from vlcpt.config.keys import Key
-from vlcpt.config.schema import CPTConfig, DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.training import CPTConfig
 
 FILE = Path(__file__).parents[1] / "vlcpt/config/keys.json"
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "source": SourceConfig, "training": CPTConfig}
 WORDS = {bool: "true, false", int: "whole number", float: "number", str: "text", dict: "mapping"}
 WORDS |= {SourceConfig: "source"}
-PLAIN = (bool, int, float, str, NoneType, dict, list, tuple)
+PLAIN = (bool, int, float, str, NoneType, dict, list, tuple, object)
 
 
 def keys() -> dict[str, object]:
@@ -56,8 +58,12 @@ def without_words(item: Field[object], hint: object) -> Key:
 
 
 def plain_type(item: Field[object], hint: object) -> str | None:
-    """The type as Python writes it; None if it needs an import, or the field has choices besides."""
-    if "choices" in item.metadata or not is_plain(hint):
+    """The type as Python writes it, with a field's choices; None if it needs an import."""
+    enums = [one for one in get_args(hint) if isinstance(one, type) and issubclass(one, Enum)]
+    choices = [one.value for one in enums[0]] if enums else item.metadata.get("choices")
+    if choices:
+        return f"Literal{list(choices)}" + (" | None" if NoneType in get_args(hint) else "")
+    if not is_plain(hint):
         return None
     return (
         hint.__name__

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from vlcpt.model.early_checks import count_towers
-from vlcpt.model.tuning import apply_tuning
-from vlcpt.report.memory import LargestBatch, Setup, TowerParameters, estimate_memory, shape_of
+from vlcpt.config.schema import ModelConfig
+from vlcpt.model.loading import count_towers
+from vlcpt.report.memory import LargestBatch, Setup, estimate_memory, shape_of
 
 # hidden, intermediate, layers, heads, key heads, vocabulary, tied, the vision tower's intermediate
 SIZES = {
@@ -73,11 +73,7 @@ def lines(size: str) -> Iterator[str]:
     for tuning, names in WAYS.items():
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-            model = apply_tuning(model, tuning=tuning)
-        towers = {
-            one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
-            for one in count_towers(model, in_4_bits=tuning == "qlora")
-        }
+        towers = count_towers(model, ModelConfig("base", tuning=tuning))
         for name in names:
             setups = [Setup(devices=devices, **STAGES[name]) for devices in DEVICES]
             found = [estimate_memory(shape, towers, BATCH, setup) for setup in setups]

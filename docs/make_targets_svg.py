@@ -1,4 +1,4 @@
-"""Draw docs/targets.svg, the README's picture of which tokens train: ``python docs/make_targets_svg.py``."""
+"""Draw docs/targets.svg, which tokens train, for docs/training.md: ``python docs/make_targets_svg.py``."""
 
 import os
 import tempfile

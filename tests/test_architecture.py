@@ -27,7 +27,9 @@ ALLOWED = {
         *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs"),
         *("vlcpt.data.documents", "vlcpt.data.formats", "vlcpt.data.rows"),
     ),
-    "vlcpt.data": ("vlcpt.data", "vlcpt.__version__", "vlcpt.file_writes"),
+    "vlcpt.data": (
+        *("vlcpt.data", "vlcpt.__version__", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
+    ),
     "vlcpt.model": (
         *("vlcpt.model", "vlcpt.data.families", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
     ),
@@ -44,7 +46,10 @@ FORBIDDEN = {
     "vlcpt.data.markup": ("torch", "numpy", "transformers"),
     "vlcpt.data.plan.pack": ("torch", "numpy", "transformers"),
     "vlcpt.cli": ("torch", "transformers"),
+    "vlcpt.config.early": ("torch", "transformers"),
     "vlcpt.config.keys": ("torch", "transformers"),
+    "vlcpt.config.paths": ("torch", "transformers"),
+    "vlcpt.config.schema": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),
     "vlcpt.file_writes": ("torch", "transformers"),

@@ -1,9 +1,13 @@
 """What docs/ says is run as it is written."""
 
+import ast
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -13,25 +17,98 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlcpt import CPTDataset
+from vlcpt import CPTDataset, read_documents
 from vlcpt.cli import app
 from vlcpt.config.schema import as_sources
 from vlcpt.data.formats.detect import SCHEMAS, detect_format
 from vlcpt.data.plan.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
 from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
+from vlcpt.training.evaluate import SetResult
 
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs/data.md").read_text("utf-8")
 SCALE = (ROOT / "docs/scale.md").read_text("utf-8")
 KEYS = runpy.run_path(str(ROOT / "docs/make_configuration.py"))
 MEMORY_TABLE = runpy.run_path(str(ROOT / "docs/make_memory_table.py"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
+TRAINING = ("training.md", "training_zh.md")
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", DATA, re.M | re.S))
 
 
 def block(text: str, language: str) -> str:
     (found,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
     return found
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_link_of_a_page_leads_somewhere(path):
+    """A file that is there, and a heading of it."""
+    for link in re.findall(r"\]\(([^):]+)\)", path.read_text("utf-8")):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        *("span edges", "mixing", "HEIC", "resume refusal", "learning rate of each tower", "defaults"),
+        *("the card", "worker's death", "the fill of packs", "video sampling"),
+    ],
+)
+def test_the_design_names_one_file_for_a_behaviour(behaviour):
+    """A stranger finds the file at the first look: by the words that one would search for, in one line."""
+    tree = page("design.md").split("```")[1]
+
+    assert len([line for line in tree.splitlines() if behaviour in line]) == 1
+
+
+def test_the_training_pages_say_the_same_in_both_languages():
+    english, chinese = map(page, TRAINING)
+
+    def code(text: str) -> set[str]:
+        return set(re.findall(r"`([^`\n]+)`", text))
+
+    assert len(re.findall("^## ", english, re.M)) == len(re.findall("^## ", chinese, re.M))
+    assert code(english) == code(chinese)
+    assert block(english, "bash") == block(chinese, "bash")
+    assert len({ast.dump(ast.parse(block(text, "python"))) for text in (english, chinese)}) == 1
+    assert len(block(english, "json").splitlines()) == len(block(chinese, "json").splitlines())
+
+
+def test_the_python_example_of_training_runs_as_written(tmp_path):
+    example = block(page("training.md"), "python")
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+    assert (tmp_path / "out/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_the_rows_of_training_are_read(name, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(block(page(name), "json"), encoding="utf-8")
+    documents = list(read_documents(tmp_path / "rows.jsonl"))
+
+    assert [len(document.segments) for document in documents] == [3, 3, 1]
+    assert documents[1].segments[-1].weight == 0.5
+
+
+def test_every_figure_of_an_evaluation_is_explained():
+    explained = set(re.findall(r"^\| `(\w+)` \|", page("evaluation.md"), re.M))
+
+    assert explained == set(SetResult.__annotations__)
 
 
 @pytest.fixture

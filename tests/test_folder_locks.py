@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -127,3 +128,12 @@ def test_a_refusal_takes_less_than_two_seconds(tmp_path):
         with pytest.raises(ConfigError):
             hold(tmp_path).__enter__()
         assert time.monotonic() - started < 2
+
+
+def test_who_waits_has_the_folder_when_its_holder_is_killed(tmp_path):
+    with holding(tmp_path) as (process, _):
+        threading.Timer(0.8, process.kill).start()  # longer than a refusal takes
+        started = time.monotonic()
+        with hold(tmp_path, waits=True):
+            assert holder(tmp_path) is None
+        assert time.monotonic() - started > 0.7

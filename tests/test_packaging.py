@@ -56,7 +56,9 @@ def test_a_wheel_carries_every_module_and_the_known_keys(wheel: zipfile.ZipFile)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vlcpt").rglob("*.py")}
 
     assert len(modules) > 50
-    assert modules | {"vlcpt/config/keys.json", "vlcpt/py.typed"} <= set(wheel.namelist())
+    assert modules | {"vlcpt/config/keys.json", "vlcpt/config/synonyms.json", "vlcpt/py.typed"} <= set(
+        wheel.namelist()
+    )
 
 
 def test_a_wheel_carries_no_tests_and_no_caches(wheel: zipfile.ZipFile) -> None:

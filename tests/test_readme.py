@@ -1,11 +1,9 @@
 """What the READMEs say is run as it is written."""
 
-import ast
+import html
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -25,9 +23,9 @@ def blocks(readme: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / readme).read_text("utf-8"), re.M | re.S)
 
 
-def run(command: list[str], cwd: Path) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+def commands(readme: str) -> list[str]:
+    lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
+    return [line.partition("  #")[0].rstrip() for line in lines]
 
 
 def write_data(folder: Path, rows: str) -> None:
@@ -48,9 +46,7 @@ def write_data(folder: Path, rows: str) -> None:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_two_commands_come_first(readme: str) -> None:
-    commands = [line for block in blocks(readme, "bash") for line in block.splitlines()]
-
-    assert commands[:2] == ["pip install -e . && vlcpt demo", 'pip install -e ".[test]" && pytest']
+    assert commands(readme)[:2] == ["pip install -e . && vlcpt demo", 'pip install -e ".[test]" && pytest']
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
@@ -65,24 +61,23 @@ def test_both_readmes_have_the_same_headings_blocks_and_files() -> None:
     english, chinese = ((ROOT / readme).read_text("utf-8") for readme in READMES)
 
     assert len(re.findall("^## ", english, re.M)) == len(re.findall("^## ", chinese, re.M))
-    for language in ("bash", "json", "yaml", "python"):
+    for language in ("bash", "json", "yaml"):
         assert len(blocks(READMES[0], language)) == len(blocks(READMES[1], language)) > 0
 
-    def code(text: str) -> set[str]:  # what stands in backticks, but for rows that are translated
-        return {word for word in re.findall(r"`([^`\n]+)`", text) if word.isascii()}
+    def code(text: str) -> set[str]:  # what stands in backticks
+        return set(re.findall(r"`([^`\n]+)`", text))
 
     assert code(english) == code(chinese)
-    assert len({ast.dump(ast.parse(blocks(readme, "python")[0])) for readme in READMES}) == 1
+    # Without comments, the configuration and the commands are the same.
+    assert yaml.safe_load(blocks(READMES[0], "yaml")[0]) == yaml.safe_load(blocks(READMES[1], "yaml")[0])
+    assert commands(READMES[0]) == commands(READMES[1])
 
 
-def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
-    (example,) = blocks("README.md", "python")
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    result = run([sys.executable, "example.py"], tmp_path)
+def test_a_reader_gets_to_the_limits_and_to_the_end() -> None:
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
 
-    assert result.returncode == 0, result.stderr
-    assert len([line for line in example.splitlines() if line.strip()]) <= 12
-    assert (tmp_path / "out/adapter_model.safetensors").is_file()
+    assert lines.index("## Limits") < 30
+    assert sum(len(line.split()) for line in lines) < 900
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -93,16 +88,28 @@ def test_the_rows_and_the_yaml_train_with_the_commands_given(readme: str, tmp_pa
     # The published model is out of reach here; everything else is as written.
     config = config.replace("Qwen/Qwen2.5-VL-3B-Instruct", base_path())
     (tmp_path / "my.yaml").write_text(config, encoding="utf-8")
-    commands = [line for block in blocks(readme, "bash") for line in block.splitlines() if "my.yaml" in line]
-    assert [command.split()[1] for command in commands] == ["check", "inspect", "train", "eval"]
+    given = [command for command in commands(readme) if command.startswith("vlcpt")]
+    assert [command.split()[1] for command in given] == ["check", "inspect", "train", "eval", "merge", "push"]
 
-    for command in commands:
+    for command in (*given[:-1], f"{given[-1]} --dry-run"):  # the Hub is out of reach
         result = run_module(*command.split(), cwd=tmp_path)
         assert result.returncode == 0, result.stderr
 
     ledger = json.loads((tmp_path / "runs/manuals/ledger.json").read_text())
     assert ledger["sources"]["manuals"]["documents"]["used"] == 3
     assert set(json.loads((tmp_path / "eval.json").read_text())["sets"]) == {"held_out"}
+    assert (tmp_path / "merged/config.json").is_file()
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_figures_said_to_be_in_the_picture_are_in_it(readme: str) -> None:
+    (text,) = re.findall(r"!\[(.*)\]\(docs/demo.svg\)", (ROOT / readme).read_text("utf-8"))
+    drawing = (ROOT / "docs/demo.svg").read_text("utf-8")
+    picture = html.unescape(" ".join(re.findall(r">([^<>]+)</text>", drawing)))
+    figures = re.findall(r"\d+(?:\.\d+)?", text)
+
+    assert len(figures) == 5
+    assert set(figures) <= set(re.findall(r"\d+(?:\.\d+)?", picture))
 
 
 def test_every_key_of_the_yaml_is_a_field() -> None:
@@ -120,4 +127,4 @@ def test_every_file_that_is_linked_or_listed_is_there(readme: str) -> None:
     ]
 
     assert linked and listed
-    assert not [path for path in (*linked, *listed) if not (ROOT / path).exists()]
+    assert not [path for path in (*linked, *listed) if not (ROOT / path.partition("#")[0]).exists()]

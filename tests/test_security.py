@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 import vlcpt
 from tests.hub_server import TOKEN, Repository, environment, serve_hub
 from vlcpt.cli import app
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.values import redacted
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path
+from vlcpt.errors import ConfigError
 from vlcpt.model.loading import load_base, load_processor
 from vlcpt.report.screen import Screen, visible
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vlcpt.config.schema import CPTConfig, DataConfig, ModelConfig
+    from vlcpt.config.schema import DataConfig, ModelConfig
+    from vlcpt.config.training import CPTConfig
     from vlcpt.data.collator import CPTDataCollator
     from vlcpt.data.dataset import CPTDataset
     from vlcpt.data.documents import Document, DocumentError, Image, Source, Text, Video
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use: importing vlcpt, and its --help, must not wait seconds for torch.
 _HOMES = {
-    "CPTConfig": "vlcpt.config.schema",
+    "CPTConfig": "vlcpt.config.training",
     "CPTDataCollator": "vlcpt.data.collator",
     "CPTDataset": "vlcpt.data.dataset",
     "CPTTrainer": "vlcpt.training.trainer",

@@ -19,6 +19,7 @@ from vlcpt.interrupts import answered, interrupt, none_left
 if TYPE_CHECKING:
     from vlcpt.config.yaml import Configs
 
+logger = logging.getLogger(__name__)
 app = typer.Typer(
     name="vlcpt",
     help="Continued pre-training of Qwen2.5-VL on interleaved documents of images, video and text.",
@@ -49,10 +50,11 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
 ) -> None:
     """The whole main job on the embedded model and data, in minutes on a CPU."""
-    with _told():
+    with _reported():
         from vlcpt.folder_locks import require_free
 
         require_free(output_dir)
+        _say_loading(f"the demo goes to {output_dir}")
         from vlcpt.demo.run import run_demo
 
         run_demo(output_dir, overwrite=overwrite)
@@ -61,7 +63,7 @@ def demo(
 @app.command(context_settings=_OVERRIDES)
 def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
-    with _told():
+    with _reported():
         configs = _read(config, context.args, trains=True)
         from vlcpt.runs.train import train_run
         from vlcpt.training.ranks import leave_group
@@ -82,8 +84,8 @@ def check(
 ) -> None:
     """Say what would become of every document, and what to change. Loads no weights; exits with 1 if any
     would be lost."""
-    with _told():
-        configs = _read(config, context.args)
+    with _reported():
+        configs = _read(config, context.args, checks=True, computes=False)
         from vlcpt.runs.check import check_run
 
         whole = check_run(configs, decode=decode, num_processes=num_processes)
@@ -99,7 +101,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
-    with _told():
+    with _reported():
         configs = _read(config, context.args)
         from vlcpt.runs.train import eval_run
 
@@ -113,8 +115,8 @@ def inspect(
     rows: Annotated[str, typer.Option(help="Documents of each source to show, e.g. 0:20 or 7.")] = "0:5",
 ) -> None:
     """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
-    with _told():
-        numbers, configs = _slice(rows), _read(config, context.args)
+    with _reported():
+        numbers, configs = _slice(rows), _read(config, context.args, computes=False)
         from vlcpt.runs.train import inspect_run
 
         inspect_run(configs, numbers)
@@ -130,11 +132,11 @@ def prepare(
     ] = "local",
 ) -> None:
     """Encode the data once, into shards that train reads. Run again after an interruption, it goes on."""
-    with _told():
+    with _reported():
         from vlcpt.folder_locks import require_free
 
         require_free(output, "--output")
-        configs = _read(config, context.args)
+        configs = _read(config, context.args, computes=False)
         from vlcpt.runs.prepare import prepare_run
 
         prepare_run(configs, output, engine)
@@ -152,10 +154,11 @@ def merge(
     ] = "50GB",
 ) -> None:
     """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
-    with _told():
+    with _reported():
         from vlcpt.folder_locks import require_free, staging_folder
 
         require_free(staging_folder(output), "output", shown=output)
+        _say_loading(f"{checkpoint} will be merged into {output}")
         from vlcpt.model.merge import merge_adapter
         from vlcpt.report.screen import visible
 
@@ -192,7 +195,8 @@ def push(
 ) -> None:
     """Send an adapter or a model to the Hub, with its card. Private by default; the token is that of
     `hf auth login` or HF_TOKEN."""
-    with _told():
+    with _reported():
+        _say_loading(f"{checkpoint} is looked at")
         from rich.text import Text
 
         from vlcpt.hub.push import push_adapter
@@ -229,25 +233,44 @@ def env() -> None:
     print(describe())
 
 
-def _read(config: Path, overrides: list[str], *, trains: bool = False) -> Configs:
+def _read(
+    config: Path, overrides: list[str], *, trains: bool = False, checks: bool = False, computes: bool = True
+) -> Configs:
     """The configuration. Most mistakes are reported within a second, the others before a run is imported.
 
     Args:
         trains: Whether output_dir must be no other run's, and the packages of a run be there.
+        checks: Whether it is only said what ``train`` would refuse about output_dir.
+        computes: See :func:`vlcpt.config.yaml.complete`.
     """
-    from vlcpt.config.keys import check_early, check_packages, given_output
+    from vlcpt.config.early import read_early
+    from vlcpt.config.packages import require_packages
+    from vlcpt.errors import ConfigError
     from vlcpt.folder_locks import require_free
+    from vlcpt.runs.folder import require_empty
 
-    check_early(config, overrides)
+    early = read_early(config, overrides)
     if trains:
-        check_packages(config, overrides)
-    # Where one launcher started all ranks, it ends the others; else rank 0 says it to all of them later.
+        require_packages({**vars(early.model), **early.training}, early.given)
+    # Where one launcher started all ranks, it ends the others; else rank 0 reports it to all of them later.
     rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if trains and rank in (None, "0") and ranks == here:
-        require_free(given_output(config, overrides))
-    from vlcpt.config.yaml import load_config
+    if (trains or checks) and rank in (None, "0") and ranks == here:
+        try:
+            require_free(early.output)
+            require_empty(early.output, config, early.training)
+        except ConfigError as error:
+            if trains:
+                raise
+            logger.warning("vlcpt train would refuse this: %s", error)
+    _say_loading(f"{config} is read")
+    from vlcpt.config.yaml import complete
 
-    return load_config(config, overrides)
+    return complete(early, computes=computes)
+
+
+def _say_loading(done: str) -> None:
+    """Say why nothing happens for some seconds."""
+    logger.info("%s; loading torch and transformers …", done)
 
 
 def _slice(rows: str) -> slice:
@@ -263,7 +286,7 @@ def _slice(rows: str) -> slice:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _reported() -> Iterator[None]:
     """Errors that a user can fix become one message and an exit code; all others keep their trace."""
     _quiet_libraries()
     from vlcpt.data.documents import DocumentError
@@ -274,7 +297,7 @@ def _told() -> Iterator[None]:
     try:
         with shown_log(level), answered("ending", interrupt), none_left():
             yield
-    except KeyboardInterrupt:  # what was saved is told already
+    except KeyboardInterrupt:  # what was saved is reported already
         _fail("interrupted", 130)
     except SystemExit as ended:
         if ended.code == 143:

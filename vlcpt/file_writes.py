@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -154,8 +155,20 @@ def _one_refusal(error: BaseException, path: Path, *, reads: bool) -> Refusal | 
     return Refusal(os.strerror(number) + hint, is_full)
 
 
-def write_file(path: Path, content: str | bytes, what: str = "", *, todo: str | None = None) -> None:
+def write_file(
+    path: Path,
+    content: str | bytes | Sequence[bytes | memoryview],
+    what: str = "",
+    *,
+    todo: str | None = None,
+) -> None:
     """Write a file that is there whole, and on the disk, or as it was before. Its folder is made.
+
+    Args:
+        path: Of the file.
+        content: All of it, or its parts.
+        what: What it is, for the message; empty where the path says it.
+        todo: What else to do where it cannot be written.
 
     Raises:
         WriteError: If it cannot be written; nothing is left of it then.
@@ -169,12 +182,13 @@ def write_file(path: Path, content: str | bytes, what: str = "", *, todo: str | 
     """
     # A lone surrogate, of a file's name say, is written as JSON writes it.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # two may write to one name
-    with Writing(path, what, needed=len(data), todo=todo):
+    with Writing(path, what, needed=sum(map(len, parts)), todo=todo):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())  # a network's file system may say only now that it is full
             partial.replace(path)

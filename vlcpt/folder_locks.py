@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from vlcpt.errors import ConfigError
@@ -28,7 +29,9 @@ _held: set[tuple[int, str]] = set()
 
 
 @contextmanager
-def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -> Iterator[None]:
+def hold(
+    folder: Path, name: str = "output_dir", *, shown: Path | None = None, waits: bool = False
+) -> Iterator[None]:
     """Be the only process that writes into a folder, which is made if it is not there.
 
     A process that has the folder may take it again. One that was killed has let go of it. Where the file
@@ -38,6 +41,7 @@ def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -
         folder: The folder.
         name: What it is called in the message.
         shown: The folder that the message names, where that is another.
+        waits: Whether to wait for a process that holds it.
 
     Raises:
         ConfigError: If another process holds it, with its number and host, or it cannot be written.
@@ -59,7 +63,7 @@ def hold(folder: Path, name: str = "output_dir", *, shown: Path | None = None) -
         yield
         return
     is_new = not folder.exists()
-    descriptor = _take(folder, f"{name} {shown or folder}")
+    descriptor = _take(folder, f"{name} {shown or folder}", waits=waits)
     _held.add(key)
     try:
         yield
@@ -128,18 +132,18 @@ def require_free(folder: Path, name: str = "output_dir", *, shown: Path | None =
         raise _unusable(f"{name} {shown or folder}", f"{place} is read-only, or another user's")
 
 
-def _in_use(told: str, other: str) -> ConfigError:
+def _in_use(named: str, other: str) -> ConfigError:
     return ConfigError(
-        f"{told} is in use by {other}, which writes into it. Wait until that has ended, stop it, "
+        f"{named} is in use by {other}, which writes into it. Wait until that has ended, stop it, "
         "or give another folder."
     )
 
 
-def _unusable(told: str, reason: str) -> ConfigError:
-    return ConfigError(f"{told} cannot be written: {reason}. Give another folder.")
+def _unusable(named: str, reason: str) -> ConfigError:
+    return ConfigError(f"{named} cannot be written: {reason}. Give another folder.")
 
 
-def _open(folder: Path, told: str) -> int | None:
+def _open(folder: Path, named: str) -> int | None:
     """The descriptor of the file to lock; None where the folder is deleted by the process that had made it.
 
     Raises:
@@ -155,14 +159,14 @@ def _open(folder: Path, told: str) -> int | None:
         found = refusal(error, folder)
         if found is None or found.is_full:
             raise write_error(folder, "", found or Refusal(str(error), is_full=False)) from error
-        raise _unusable(told, found.reason) from error
+        raise _unusable(named, found.reason) from error
 
 
-def _take(folder: Path, told: str) -> int | None:
+def _take(folder: Path, named: str, *, waits: bool) -> int | None:
     """The descriptor of the locked file; None where the file system has no locks."""
     path = folder / LOCK
-    for _ in range(_TRIES):
-        if (descriptor := _open(folder, told)) is None:
+    for _ in count() if waits else range(_TRIES):
+        if (descriptor := _open(folder, named)) is None:
             continue
         try:
             _lock(descriptor)
@@ -180,12 +184,12 @@ def _take(folder: Path, told: str) -> int | None:
             logger.warning(
                 "%s: its file system has no locks (%s), so a second run in it would not be noticed. "
                 "Give each run a folder of its own.",
-                told,
+                named,
                 error.strerror,
             )
             return None
         os.close(descriptor)
-    raise _in_use(told, _described(path))
+    raise _in_use(named, _described(path))
 
 
 def _let_go(path: Path, descriptor: int) -> None:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # One GPU:  ./one_gpu.sh my.yaml [--key value ...]
 #
-#   GPU=1                another than the first
-#   LAUNCHER=torchrun    or deepspeed. DeepSpeed works only in a process that a launcher started, also if it is
-#                        the only one:  LAUNCHER=torchrun ./one_gpu.sh my.yaml --deepspeed zero2_offload
-#   PORT=29501           for deepspeed, where another run has the port; torchrun finds a free one
+#   GPU=1                the GPU's number (default: 0)
+#   LAUNCHER=torchrun    or deepspeed. DeepSpeed needs a process that a launcher started, even for a single
+#                        process:  LAUNCHER=torchrun ./one_gpu.sh my.yaml --deepspeed zero2_offload
+#   PORT=29501           for deepspeed, if another run uses the port; torchrun finds a free one
 #
-# Told to stop, both launchers kill what is still saving a checkpoint after 30 seconds. Of torchrun that can be
-# changed: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240; of deepspeed it cannot, so take torchrun where a step and a save take
-# longer (docs/checkpoints.md).
+# After a signal to stop, both launchers wait 30 seconds and then kill a process that is still saving a checkpoint.
+# TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 makes torchrun wait longer. DeepSpeed's launcher has no such setting, so use
+# torchrun if a step and a save take longer (docs/checkpoints.md).
 set -euo pipefail
 config=${1:?usage: one_gpu.sh CONFIG [--key value ...]}
 shift

@@ -4,14 +4,14 @@
 #   HOSTFILE              "name slots=GPUS" a line, as DeepSpeed reads it (default: hostfile beside this script)
 #   LAUNCHER=torchrun     (default) start this on every machine, with the same arguments
 #   LAUNCHER=deepspeed    start this on one; it reaches the others by pdsh and ssh without a password
-#   PORT=29501            where another run has the port
-#   RUN_ID=second         for torchrun, where another run has its machines: the same on each
+#   PORT=29501            if another run uses the port
+#   RUN_ID=second         for torchrun, if another run uses the same machines: the same value on each machine
 #
 # All machines need the same packages, the same paths, and output_dir on a disk that they share.
 #
-# Told to stop, both launchers kill what is still saving a checkpoint after 30 seconds. Of torchrun that can be
-# changed: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240; of deepspeed it cannot, so take torchrun where a step and a save take
-# longer (docs/checkpoints.md).
+# After a signal to stop, both launchers wait 30 seconds and then kill a process that is still saving a checkpoint.
+# TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 makes torchrun wait longer. DeepSpeed's launcher has no such setting, so use
+# torchrun if a step and a save take longer (docs/checkpoints.md).
 set -euo pipefail
 config=${1:?usage: several_nodes.sh CONFIG [--key value ...]}
 shift

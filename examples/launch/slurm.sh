@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # SLURM:  sbatch --nodes 4 slurm.sh my.yaml [--key value ...]
 #
-#   PORT=29501          where another run has the port
-#   SAVE_SECONDS=240    how long torchrun lets a save take, once the job is told to end
+#   PORT=29501          if another run uses the port
+#   SAVE_SECONDS=240    how long torchrun waits for a save after a signal to end
 #
 # srun starts one torchrun a machine, which starts a process for each GPU. DeepSpeed needs no launcher of its own
 # here: --deepspeed zero3 is enough. output_dir must lie on a disk that the machines share.
 #
 # Five minutes before its time is over (USR1), or when it is preempted (TERM), the job saves a checkpoint, ends, and
-# puts itself into the queue again: by itself SLURM does so where a machine failed or a job was preempted, and never
-# where the time ran out. A run that failed, is done, or was cancelled (scancel) is not queued again.
+# requeues itself. SLURM alone does this if a machine failed or a job was preempted, but not if the time ran out. A run
+# that failed, is done, or was cancelled (scancel) is not requeued.
 #SBATCH --job-name=vlcpt
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -26,19 +26,19 @@ shift
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# From SLURM 22.05 on srun takes no cpus-per-task over from sbatch.
+# From SLURM 22.05 on, srun does not take cpus-per-task from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-64}
 
-told=
-tell() {
-  told=$1
+signal=
+stop() {
+  signal=$1
   kill -TERM "$step" 2>/dev/null || true # srun passes it on to each torchrun
 }
-trap 'tell USR1' USR1
-trap 'tell TERM' TERM
+trap 'stop USR1' USR1
+trap 'stop TERM' TERM
 
-# A requeued job goes on from its newest checkpoint; where there is none, it starts. In the background, or bash
-# would heed the signal only when all is over.
+# A requeued job continues from its newest checkpoint, or starts if there is none. srun runs in the background, because
+# bash handles a signal only between two commands.
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-gpu}" \
   --rdzv_backend c10d --rdzv_endpoint "$head:${PORT:-29500}" --rdzv_id "$SLURM_JOB_ID" \
@@ -52,13 +52,13 @@ done
 code=0
 wait "$step" || code=$? # bash still knows it
 
-# Whatever the code is: torchrun, which was told to stop, ends with one of its own.
-if [ -n "$told" ] && [ "$code" -ne 0 ]; then
+# The exit code does not matter here: after a signal torchrun ends with a code of its own.
+if [ -n "$signal" ] && [ "$code" -ne 0 ]; then
   case $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null || true) in
     *JobState=CANCELLED*) ;;
     *)
-      echo "slurm.sh: interrupted by $told; job $SLURM_JOB_ID goes into the queue again"
-      scontrol requeue "$SLURM_JOB_ID" || true # SLURM may have done it: a preempted job
+      echo "slurm.sh: interrupted by $signal; requeueing job $SLURM_JOB_ID"
+      scontrol requeue "$SLURM_JOB_ID" || true # SLURM itself may have done it for a preempted job
       ;;
   esac
 fi

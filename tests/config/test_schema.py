@@ -15,11 +15,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
-from vlcpt.config.schema import ConfigError, CPTConfig, DataConfig, ModelConfig, SourceConfig
-from vlcpt.config.trainer_args import PLAIN_OPTIMIZERS, resolve_deepspeed, shipped_deepspeed
+from vlcpt.config.deepspeed import read_deepspeed, shipped_deepspeed
+from vlcpt.config.packages import OPTIMIZERS
+from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.config.values import Given, Loader, convert
 from vlcpt.config.yaml import Configs, dump_config, load_config
 from vlcpt.data.media.open import MediaLimits
+from vlcpt.errors import ConfigError
 
 ESSENTIAL = "model_name_or_path: org/model\ntrain_data: data/train.jsonl\noutput_dir: out\nuse_cpu: true\n"
 Load = Callable[..., Configs]
@@ -520,7 +523,7 @@ def test_overwriting_what_a_run_would_resume_from_is_refused(load):
     Path("out/checkpoint-5").mkdir(parents=True)
     for written in ("true", "'true'", "auto", "out/checkpoint-5"):
         told = message(load, f"resume_from_checkpoint: {written}", "--overwrite")
-        assert "overwrite would delete the checkpoints that resume_from_checkpoint goes on from" in told
+        assert "overwrite would delete the checkpoints that resume_from_checkpoint continues from" in told
         assert told.endswith("Remove one of them.")
     for written in ("false", "null", "'false'"):
         assert load(f"resume_from_checkpoint: {written}", "--overwrite").training.overwrite
@@ -530,7 +533,7 @@ def test_overwriting_what_a_run_would_resume_from_is_refused(load):
 
 
 def test_every_optimizer_that_is_allowed_takes_the_groups_of_the_towers():
-    for name in PLAIN_OPTIMIZERS:
+    for name in OPTIMIZERS:
         cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(CPTConfig("out", use_cpu=True, optim=name))
         assert issubclass(cls, torch.optim.Optimizer), name
         assert not {"params", "model", "optimizer_dict"} & set(kwargs), name
@@ -640,7 +643,7 @@ def test_a_choice_is_checked_in_python_too():
     ("gpu", "use_cpu", "on"), [(True, False, True), (True, True, False), (False, False, False)]
 )
 def test_activation_checkpointing_is_on_when_a_gpu_is_used(monkeypatch, gpu, use_cpu, on):
-    monkeypatch.setattr("vlcpt.config.schema.torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("vlcpt.config.training.torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("transformers.TrainingArguments._setup_devices", None)
 
     training = CPTConfig("out", use_cpu=use_cpu)
@@ -662,10 +665,10 @@ def test_no_workers_means_none_to_keep(load):
 
 
 def test_a_deepspeed_config_is_a_shipped_name_or_a_path(tmp_path):
-    (tmp_path / "mine.json").write_text("{}")
-    assert resolve_deepspeed("mine.json", tmp_path) == str(tmp_path / "mine.json")
-    for name in shipped_deepspeed():
-        assert Path(resolve_deepspeed(name, tmp_path)).name == f"{name}.json"
+    (tmp_path / "mine.json").write_text('{"train_batch_size": 1}')
+    assert read_deepspeed(str(tmp_path / "mine.json")) == {"train_batch_size": 1}
+    assert read_deepspeed("zero3")["zero_optimization"]["stage"] == 3
+    assert {path.name for path in shipped_deepspeed().values()} >= {"zero1.json", "zero3_offload.json"}
 
 
 def test_an_unknown_deepspeed_config_lists_those_shipped(load):
@@ -703,7 +706,7 @@ def test_training_data_that_is_not_there_is_named_where_it_was_written(load):
 
 def test_a_data_set_on_the_hub_needs_no_file_but_a_split(load):
     assert load("eval_data: {path: org/set, split: test}").data.eval_data[0].path == "org/set"
-    assert "for a data set on the Hub add its split" in message(load, "eval_data: org/set")
+    assert "for a dataset on the Hub add its split" in message(load, "eval_data: org/set")
     assert "squad: no such file or folder" in message(load, "eval_data: {path: squad, split: test}")
 
 
@@ -726,7 +729,7 @@ def test_an_output_folder_that_is_a_file_is_refused(load):
 def test_an_output_folder_that_cannot_be_made_is_refused_and_nothing_is_made(load, monkeypatch):
     Path("mine").mkdir()
     load("", "--output_dir", "mine/deep/out")
-    monkeypatch.setattr("vlcpt.config.yaml.os.access", lambda path, mode: str(path) != "mine")
+    monkeypatch.setattr("vlcpt.config.paths.os.access", lambda path, mode: str(path) != "mine")
     told = message(load, "", "--output_dir", "mine/deep/out")
     assert told == (
         "command line: output_dir mine/deep/out cannot be made: mine is not yours to write to. "
@@ -738,7 +741,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused_and_nothing_is_made(loa
 def test_a_finished_run_may_be_read_only(load, monkeypatch):
     """``vlcpt eval out/config.yaml`` writes nothing there."""
     Path("out").mkdir()
-    monkeypatch.setattr("vlcpt.config.yaml.os.access", lambda path, mode: False)
+    monkeypatch.setattr("vlcpt.config.paths.os.access", lambda path, mode: False)
     assert load().training.output_dir == "out"
 
 

@@ -9,10 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from vlcpt.config.keys import check_early, plain_types
+from vlcpt.config.early import read_early
+from vlcpt.config.keys import known_types
+from vlcpt.config.packages import OPTIMIZERS
 from vlcpt.config.schema import ModelConfig, SourceConfig
-from vlcpt.config.synonyms import BY_NAME, LAUNCHERS, SOURCE_BY_NAME, SOURCE_FIELDS, SOURCES, SYNONYMS, VALUES
-from vlcpt.config.trainer_args import PLAIN_OPTIMIZERS
+from vlcpt.config.synonyms import read_table, remarks, synonyms
 from vlcpt.config.values import Loader
 from vlcpt.config.yaml import load_config
 from vlcpt.errors import ConfigError
@@ -337,7 +338,7 @@ def told(folder, text):
     path = folder / "theirs.yaml"
     path.write_text("\n".join(line.strip() for line in text.splitlines()))
     with pytest.raises(ConfigError) as caught:
-        check_early(path)
+        read_early(path)
     return path.read_text(), str(caught.value)
 
 
@@ -346,7 +347,7 @@ def test_every_key_of_another_tools_file_is_explained_at_its_line(folder, name):
     text, message = told(folder, FILES[name][0])
 
     given = yaml.compose(text).value
-    ours = plain_types().keys() - LAUNCHERS.names
+    ours = known_types().keys() - synonyms("launchers").keys()
     for key, _ in given:
         place = f"theirs.yaml:{key.start_mark.line + 1}: {key.value}: "
         if key.value in ours:
@@ -363,7 +364,7 @@ def test_the_lines_to_paste_make_of_their_file_one_that_loads(folder, name):
     pasted = message.partition("In their place, write:\n")[2]
 
     # By hand: the keys that are ours stay, the others go, and the lines come in their place.
-    ours = plain_types().keys() - LAUNCHERS.names
+    ours = known_types().keys() - synonyms("launchers").keys()
     kept = [line for line in text.splitlines() if line.partition(":")[0] in ours]
     (folder / "ours.yaml").write_text("\n".join([*kept, pasted]))
 
@@ -429,6 +430,12 @@ def test_what_vlcpt_does_not_have_is_to_be_removed(folder, line):
     assert "Write:" not in said
 
 
+def test_overwriting_is_not_pasted_beside_a_resume_which_refuses_it(folder):
+    said = explained(folder, "overwrite_output_dir: true\nresume_from_checkpoint: true")
+
+    assert said.endswith("cannot stand with resume_from_checkpoint. Remove the key.")
+
+
 # Fields of a source, and values
 
 
@@ -443,7 +450,7 @@ def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(fo
     )
 
     with pytest.raises(ConfigError) as error:
-        check_early(folder / "run.yaml")
+        read_early(folder / "run.yaml")
 
     told = [line.removeprefix(f"{folder}/run.yaml:") for line in str(error.value).splitlines()]
     assert [line.split(": unknown")[0] for line in told] == [
@@ -470,9 +477,8 @@ def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(fo
 def test_each_field_of_a_source_is_new_here_and_has_its_place():
     ours = {field.name for field in fields(SourceConfig)}
 
-    assert not ours & SOURCE_BY_NAME.keys()
-    assert {row.key for row in SOURCE_FIELDS} - {""} <= ours
-    assert all(set(codes.split()) <= SOURCES.keys() for row in SOURCE_FIELDS for codes in row.names.values())
+    assert not ours & synonyms("source").keys()
+    assert {row.key for row in synonyms("source").values()} - {""} <= ours
 
 
 @pytest.mark.parametrize(
@@ -494,11 +500,10 @@ def test_a_value_that_another_tool_has_for_our_key_is_translated(folder, line, w
 
 
 def test_each_translated_value_is_one_that_the_key_takes():
-    for (key, _), here in VALUES.items():
-        if key == "optim":
-            assert here in PLAIN_OPTIMIZERS
-        else:
-            assert here in get_args(get_type_hints(ModelConfig)[key])
+    choices = get_type_hints(ModelConfig)
+    for key, values in read_table()["values"].items():
+        taken = OPTIMIZERS if key == "optim" else get_args(choices[key])
+        assert set(values.values()) <= set(taken)
 
 
 @pytest.mark.parametrize("line", ["xyz: 1", "train_the_tower: 1", "local_ranks: 1", "rate: 1"])
@@ -524,7 +529,7 @@ def test_a_misspelt_name_is_told_as_what_it_is_here(folder, line, hint):
     assert explained(folder, line) == f"{line.partition(':')[0]}: unknown key. {hint}"
 
 
-@pytest.mark.parametrize("key", LAUNCHERS.names)
+@pytest.mark.parametrize("key", synonyms("launchers"))
 def test_what_a_launcher_sets_is_refused_in_a_file(folder, key):
     said = explained(folder, f"{key}: 0")
 
@@ -535,7 +540,7 @@ def test_what_a_launcher_passes_on_the_command_line_is_accepted(folder):
     path = folder / "run.yaml"
     path.write_text("model_name_or_path: org/model\ntrain_data: corpus.jsonl\noutput_dir: out\n")
 
-    check_early(path, ["--local_rank", "0"])
+    read_early(path, ["--local_rank", "0"])
 
 
 def test_a_key_of_the_command_line_is_translated_as_an_option(folder):
@@ -545,7 +550,7 @@ def test_a_key_of_the_command_line_is_translated_as_an_option(folder):
     with pytest.raises(
         ConfigError, match=r"^command line: cutoff_len: unknown key .* Write: --max_length 8$"
     ):
-        check_early(path, ["--cutoff_len", "8"])
+        read_early(path, ["--cutoff_len", "8"])
 
 
 def test_a_key_that_stands_under_both_names_is_to_be_kept_once(folder):
@@ -575,16 +580,16 @@ def test_a_secret_under_another_tools_key_is_never_shown(folder, key):
 
 
 def test_each_name_is_new_here_has_its_place_and_stands_once():
-    ours = plain_types()
-    names = [name for row in (*SYNONYMS, LAUNCHERS) for name in row.names]
+    table, ours = read_table(), known_types()
+    rows = [*table["keys"], *table["launchers"]]
+    names = [name for row in rows for name in row["names"]]
 
     assert len(names) == len(set(names)) > 200
     assert {name for name in names if name in ours} == {"local_rank"}
-    assert all(
-        code in SOURCES for row in BY_NAME.values() for codes in row.names.values() for code in codes.split()
-    )
-    assert {row.key for row in SYNONYMS} - {""} <= ours.keys()
-    assert all(row.zh for row in SYNONYMS if row.en)
+    assert {row.get("key", "") for row in rows} - {""} <= ours.keys()
+    for row in (*rows, *table["source"]):
+        assert all(code in table["files"] for codes in row["names"].values() for code in codes.split())
+        assert len(remarks(row)) == 2 and all(remarks(row)) == any(remarks(row))
 
 
 @pytest.mark.parametrize(("file", "language"), [("coming-from.md", "en"), ("coming-from_zh.md", "zh")])

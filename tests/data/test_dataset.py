@@ -17,7 +17,6 @@ from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_docum
 from vlcpt.config.schema import DataConfig
 from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.failed import FailedSample
-from vlcpt.data.plan import plan as columns
 from vlcpt.data.sources import open_source
 
 
@@ -255,31 +254,23 @@ def test_the_digest_tells_texts_of_equally_many_tokens_apart(tiny_processor):
     assert len({one.digest for one in found}) == 3
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_a_plan_put_together_in_pieces_holds_what_the_items_hold(rows, tiny_processor, monkeypatch, at_once):
-    """Documents in parts, not drawn, and read again lie over the edges of pieces, too."""
+def test_a_plan_holds_what_the_items_hold(rows, tiny_processor):
+    """Documents in parts, some of them not drawn and some read again."""
     replay = [row(f"old {n} <trainable_text>{digits(9 + 20 * n, n)}</trainable_text>") for n in range(9)]
     sources = [{"path": rows, "name": "a", "share": 0.3}, {"path": rows[20:], "name": "b", "share": 0.7}]
     old = {"path": replay, "name": "old"}
 
-    def plan():
-        return CPTDataset(
-            sources, tiny_processor, max_length=72, packing=False, replay_data=old, replay_share=0.1
-        )
-
-    at_once_all = plan()
-    documents = at_once_all.ledger.total.documents
+    found = CPTDataset(
+        sources, tiny_processor, max_length=72, packing=False, replay_data=old, replay_share=0.1
+    )
+    documents = found.ledger.total.documents
     assert min(documents[kind] for kind in ("split", "repeats", "not_drawn")) > 0
-    monkeypatch.setattr(columns, "_AT_ONCE", at_once)
-    found = plan()
 
-    assert found.ledger.as_json() == at_once_all.ledger.as_json()
-    assert len(found) == len(at_once_all) == found.ledger.samples
+    assert len(found) == found.ledger.samples
     samples = [found[number][0] for number in range(len(found))]
     assert all(isinstance(sample, Sample) for sample in samples)  # none failed
     names = [found.names(number) for number in range(len(found))]
     assert names == [[sample.name] for sample in samples]
-    assert names == [at_once_all.names(number) for number in range(len(found))]
     targets = [int((sample.labels >= 0).sum()) for sample in samples]
     assert [found.targets(number) for number in range(len(found))] == targets
     assert found.pack_sizes()[:, :2].tolist() == [
@@ -287,11 +278,9 @@ def test_a_plan_put_together_in_pieces_holds_what_the_items_hold(rows, tiny_proc
     ]
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 1000])
-def test_the_longest_documents_are_those_with_the_last_targets(rows, tiny_processor, monkeypatch, at_once):
-    """One of them is in parts, which lie over the edges of pieces."""
+def test_the_longest_documents_are_those_with_the_last_targets(rows, tiny_processor):
+    """One of them is in parts."""
     rows = [*rows, rows[-1] | {"id": "twin"}, row(f"all <trainable_text>{digits(90)}</trainable_text>")]
-    monkeypatch.setattr(columns, "_AT_ONCE", at_once)
     dataset = CPTDataset(rows, tiny_processor, max_length=72)
     expected = []
     source = open_source(rows)

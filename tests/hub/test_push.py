@@ -25,9 +25,9 @@ from tests.hub_server import OWNER, TOKEN, Hub, Repository, environment, serve_h
 from tests.processes import holding
 from vlcpt import merge_adapter, push_adapter
 from vlcpt.cli import app
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path
+from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK
 from vlcpt.hub.push import open_repository, push_run
 from vlcpt.report.card import Licence

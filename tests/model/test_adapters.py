@@ -109,7 +109,9 @@ def test_an_adapter_whose_tensors_do_not_fit_is_refused(tiny_model_dir, adapter_
 
 
 def test_an_adapter_with_a_full_module_missing_is_refused(tiny_model_dir, tmp_path):
-    model = apply_tuning(load_base(str(tiny_model_dir)), train_merger=True, lora_towers=["language"])
+    model = apply_tuning(
+        load_base(str(tiny_model_dir)), ModelConfig("base", train_merger=True, lora_towers=["language"])
+    )
     model.save_pretrained(tmp_path)
     rewrite(
         tmp_path / "adapter_model.safetensors",

@@ -45,7 +45,7 @@ def trained_adapter(model, processor, inputs, folder, **way):
     model.save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
     model.name_or_path = str(folder / "base")
-    model = apply_tuning(model, **way)
+    model = apply_tuning(model, ModelConfig("base", **way))
     model(**inputs).loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
     model.save_pretrained(folder / "adapter")

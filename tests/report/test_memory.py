@@ -14,15 +14,15 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from vlcpt.config.schema import ModelConfig
 from vlcpt.model.attention import attend_by_document
+from vlcpt.model.loading import TowerParameters
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.report import memory
 from vlcpt.report.memory import (
     LargestBatch,
     ModelShape,
-    Precision,
     Setup,
-    TowerParameters,
     TowerShape,
     estimate_memory,
     language_layer,
@@ -91,7 +91,7 @@ def saved_bytes(
         attend_by_document(model)
     else:
         model.set_attn_implementation(attention)
-    model = apply_tuning(model, **tuning).train()
+    model = apply_tuning(model, ModelConfig("base", **tuning)).train()
     own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -107,11 +107,6 @@ def saved_bytes(
         loss = target_losses(model, batch()).nll.sum()
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def precision(how: str, dtype: str, autocast: bool) -> Precision:
-    hidden = 4 if how == "full" or dtype == "float32" else 2
-    return Precision(hidden, 2 if autocast else hidden, 4, autocast)
 
 
 SHAPE = shape_of(config(1, 1).text_config, config(1, 1).vision_config)
@@ -130,11 +125,8 @@ def test_a_decoder_layer_keeps_what_the_formula_says(
     how: str, dtype: str, autocast: bool, attention: str
 ) -> None:
     two, three = (saved_bytes(layers, 2, dtype, autocast, attention, **HOWS[how]) for layers in (2, 3))
-    # A frozen tower keeps the type of its weights.
-    exact = precision("lora" if how == "frozen" else how, dtype, autocast)
-    expected = language_layer(
-        SHAPE.language, how, exact, TOKENS, attention=attention, masked=True, rank=16 if how == "lora" else 0
-    )
+    setup = Setup(weight_bytes=TYPES[dtype].itemsize, autocast=autocast, attention=attention, rank=16)
+    expected = language_layer(SHAPE.language, how, setup, TOKENS)
 
     assert expected == pytest.approx(three - two, rel=0.001)
 
@@ -146,7 +138,8 @@ def test_a_trained_vision_block_keeps_what_the_formula_says(how: str, dtype: str
     two, three = (
         saved_bytes(2, blocks, dtype, autocast, "sdpa", tuning=how, train_vision=True) for blocks in (2, 3)
     )
-    expected = vision_layer(SHAPE.vision, how, precision(how, dtype, autocast), PATCHES, rank=16)
+    setup = Setup(weight_bytes=TYPES[dtype].itemsize, autocast=autocast, rank=16)
+    expected = vision_layer(SHAPE.vision, how, setup, PATCHES)
 
     assert expected == pytest.approx(three - two, rel=0.001)
 
@@ -155,7 +148,7 @@ def test_a_frozen_vision_tower_keeps_nothing() -> None:
     two, three = (saved_bytes(2, blocks, "bfloat16", False, "sdpa", tuning="lora") for blocks in (2, 3))
 
     assert two == three
-    assert vision_layer(SHAPE.vision, "frozen", precision("lora", "bfloat16", False), PATCHES) == 0
+    assert vision_layer(SHAPE.vision, "frozen", Setup(), PATCHES) == 0
 
 
 # Without the instructions a product of bfloat16 takes minutes, and these cases have no end.

@@ -22,7 +22,7 @@ from vlcpt.cli import app
 from vlcpt.config.yaml import load_config
 from vlcpt.data.plan import plan
 from vlcpt.data.plan.ledger import SourceLedger
-from vlcpt.data.plan.plan import SourceScan, enter_used
+from vlcpt.data.plan.plan import enter_used
 from vlcpt.demo import base_path
 from vlcpt.runs.check import check_run
 from vlcpt.runs.train import train_run
@@ -194,8 +194,8 @@ def test_the_ledger_is_the_one_that_training_writes(folder: Path) -> None:
 def test_an_account_that_does_not_balance_stops_the_command(
     folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose_a_token(account: SourceLedger, scan: SourceScan, repeats: np.ndarray) -> None:
-        enter_used(account, scan, repeats)
+    def lose_a_token(account: SourceLedger, lines: np.ndarray, times: np.ndarray) -> None:
+        enter_used(account, lines, times)
         account.tokens["context"] -= 1
 
     monkeypatch.setattr(plan, "enter_used", lose_a_token)

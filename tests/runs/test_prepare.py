@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from tests.processes import holding
 from tests.support import png
 from vlcpt.cli import app
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.demo import base_path
+from vlcpt.errors import ConfigError
 from vlcpt.runs.check import check_run
 from vlcpt.runs.prepare import prepare_run
 from vlcpt.runs.train import eval_run, inspect_run, train_run

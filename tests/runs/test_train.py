@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from tests.processes import holding, run_on_ranks, start_ranks
 from tests.support import png
 from vlcpt.cli import app
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.plan.scan import SourceScanner
 from vlcpt.demo import base_path
+from vlcpt.errors import ConfigError
 from vlcpt.report.card import _evaluation_file
 from vlcpt.runs.check import check_run
 from vlcpt.runs.folder import prepare_output, write_json
@@ -240,10 +240,10 @@ def test_a_folder_without_a_checkpoint_is_not_said_to_have_one(tmp_path: Path) -
     run = configs(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.yaml").touch()
-    with pytest.raises(ConfigError, match="as no checkpoint is in it, start afresh in it with --overwrite"):
+    with pytest.raises(ConfigError, match="as no checkpoint is in it, delete the run in it with --overwrite"):
         prepare_output(run)
     (tmp_path / "out/checkpoint-1").mkdir()
-    with pytest.raises(ConfigError, match="go on from its checkpoint with --resume_from_checkpoint true"):
+    with pytest.raises(ConfigError, match="resume it with --resume_from_checkpoint true"):
         prepare_output(run)
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from tests.ranks import forget_deepspeed
 from vlcpt import CPTConfig, CPTTrainer
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import load_config
+from vlcpt.errors import ConfigError
 from vlcpt.model.loading import load_base, packed_storage
 from vlcpt.runs import train
 from vlcpt.training.guards import check_launch, check_model, check_packed

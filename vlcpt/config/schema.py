@@ -1,24 +1,29 @@
-"""The three dataclasses that a run is configured by, each checked before data or weights are read."""
+"""What a run reads and trains: sources, data and model, each checked as it is made. Imports no torch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
 from os import PathLike, fspath
 from pathlib import PurePath
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import torch
-from transformers import TrainingArguments
-
-from vlcpt.config import precision as config_precision
-from vlcpt.config import trainer_args
 from vlcpt.config.values import build
 from vlcpt.data.formats.detect import check_format
 from vlcpt.data.rows.open import default_name
-from vlcpt.errors import ConfigError as ConfigError
+
+T = TypeVar("T")
+
+
+def key(default: T, help: str) -> T:
+    """A field with a default and its help text, which ``keys.json`` and the docs repeat."""
+    return field(default=default, metadata={"help": help})
+
+
+def needed_key(help: str) -> str:
+    """A field without a default."""
+    return field(metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -30,37 +35,34 @@ class SourceConfig:
         'train'
     """
 
-    path: str = field(metadata={"help": "A file, a folder, or a data set's name on the Hub."})
-    split: str | None = field(default=None, metadata={"help": "Split of a data set; files have none."})
-    format: str = field(
-        default="auto", metadata={"help": "How rows are read. auto: chosen by the fields of the first rows."}
+    path: str = needed_key("A file, a folder, a pattern (data/*.jsonl), or the name of a dataset on the Hub.")
+    split: str | None = key(None, "Split of a dataset, such as train. Files have none.")
+    format: str = key("auto", "How rows become documents. auto: chosen by the fields of the first rows.")
+    media_root: str | None = key(None, "Folder that holds all images and videos. Default: the data file's.")
+    name: str = key("", "Its name in the ledger and in results. Default: the last part of path.")
+    share: float | None = key(
+        None, "Its part of all targets, above 0 and at most 1. Set it for all of train_data, or for none."
     )
-    media_root: str | None = field(
-        default=None, metadata={"help": "Folder that media must lie in. Default: the data file's."}
+    targets: str | None = key(
+        None, "What is trained of rows without spans: assistant, last or all. Default: the format's."
     )
-    name: str = field(
-        default="", metadata={"help": "Its name in ledger and results. Default: the last part of path."}
-    )
-    share: float | None = field(
-        default=None, metadata={"help": "Its part of all targets, up to 1; of train_data, all or none."}
-    )
-    targets: str | None = field(
-        default=None,
-        metadata={"help": "What trains of formats without spans: assistant, last, all. Default: theirs."},
-    )
-    chat_template: bool = field(
-        default=False, metadata={"help": "Keep the model's turn markers, of replayed chats for example."}
-    )
-    ignore_fields: tuple[str, ...] = field(
-        default=(), metadata={"help": "Fields that are not read on purpose: nothing is said of them."}
-    )
+    chat_template: bool = key(False, "Keep the model's turn markers, of replayed chats for example.")
+    ignore_fields: tuple[str, ...] = key((), "Fields of a row that are not read and not reported.")
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore_fields, str):
             object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
         if not self.name:
             object.__setattr__(self, "name", default_name(self.path))
-        check_source(self)
+        check_format(self.format, self.targets, self.chat_template)
+        if not self.path:
+            raise ValueError("path is empty. Give a file, a folder, or the name of a dataset on the Hub.")
+        if not self.name:
+            raise ValueError(f"path {self.path} gives no name for this source. Add one with name.")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(
+                f"share {self.share} must be above 0 and at most 1: it is a part of all targets."
+            )
 
 
 SourceLike = str | PathLike[str] | Mapping[str, object] | SourceConfig
@@ -98,52 +100,41 @@ class ModelConfig:
         ('merger', 'language')
     """
 
-    model_name_or_path: str = field(metadata={"help": "A Qwen2.5-VL model: a folder, or a name on the Hub."})
-    adapter_name_or_path: str | None = field(
-        default=None, metadata={"help": "Go on training this LoRA adapter. Default: a new one."}
+    model_name_or_path: str = needed_key("A Qwen2.5-VL model: a folder, or its name on the Hub.")
+    adapter_name_or_path: str | None = key(
+        None, "Continue training this LoRA adapter: a folder, or its name on the Hub. Default: a new adapter."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Type of frozen weights; trained ones are float32."}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto",
+        "Type of the frozen weights; trained weights are float32. auto: the type in the model's files.",
     )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = field(
-        default="auto",
-        metadata={
-            "help": "auto: each document attends to itself alone, without a mask, on torch's own kernel for "
-            "GPUs where that is right."
-        },
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = key(
+        "auto",
+        "Attention kernel. auto: each document attends to itself alone, without a mask, on torch's kernel "
+        "for GPUs where that is exact.",
     )
-    tuning: Literal["full", "lora", "qlora"] = field(
-        default="lora", metadata={"help": "Train all weights, adapters, or adapters on 4-bit weights."}
+    tuning: Literal["full", "lora", "qlora"] = key(
+        "lora", "full: train all weights. lora: train adapters. qlora: adapters on weights held in 4 bits."
     )
-    train_language: bool = field(default=True, metadata={"help": "Train the language tower."})
-    train_merger: bool = field(
-        default=False, metadata={"help": "Train the merger: image patches become tokens."}
+    train_language: bool = key(True, "Train the language tower.")
+    train_merger: bool = key(False, "Train the merger, which turns image patches into tokens.")
+    train_vision: bool = key(False, "Train the vision tower.")
+    train_embeddings: bool = key(False, "Train token embeddings and output layer; always in full.")
+    lora_towers: tuple[Tower, ...] | None = key(
+        None, "Trained towers that get adapters; other trained towers train in full. Default: all of them."
     )
-    train_vision: bool = field(default=False, metadata={"help": "Train the vision tower."})
-    train_embeddings: bool = field(
-        default=False, metadata={"help": "Train token embeddings and output head, always in full."}
+    lora_r: int = key(16, "Rank of the adapters.")
+    lora_alpha: float = key(32, "Scale of the adapters: their output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = key(0.0, "Dropout on the adapters' input, from 0 to below 1.")
+    lora_target_modules: tuple[str, ...] | None = key(
+        None, "Names of layers in lora_towers that get adapters, such as q_proj. Default: every linear layer."
     )
-    lora_towers: tuple[Tower, ...] | None = field(
-        default=None,
-        metadata={"help": "Trained towers that get adapters; others train in full. Default: all."},
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: float = field(default=32, metadata={"help": "Adapters are scaled by lora_alpha / lora_r."})
-    lora_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout before the adapters, from 0 to below 1."}
-    )
-    lora_target_modules: tuple[str, ...] | None = field(
-        default=None,
-        metadata={"help": "Layers that get adapters, in lora_towers. Default: every linear one."},
-    )
-    use_dora: bool = field(
-        default=False, metadata={"help": "Learn size and direction of weights apart (DoRA)."}
-    )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale adapters by lora_alpha / sqrt(lora_r)."})
+    use_dora: bool = key(False, "Train length and direction of each weight separately (DoRA).")
+    use_rslora: bool = key(False, "Scale adapters by lora_alpha / sqrt(lora_r) instead.")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_model(self)
+        _check_model(self)
 
     @property
     def trained_towers(self) -> tuple[Tower, ...]:
@@ -158,10 +149,16 @@ class ModelConfig:
             return ()
         return tuple(t for t in self.trained_towers if self.lora_towers is None or t in self.lora_towers)
 
+    @property
+    def changed_lora(self) -> str:
+        """Keys that shape a new adapter and are not at their defaults, for a message."""
+        lora = [one for one in fields(self) if one.name.startswith(("lora_", "use_"))]
+        return ", ".join(one.name for one in lora if getattr(self, one.name) != one.default)
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which documents are read, and what is made of them.
+    """Which documents are read, and how.
 
     In Python a source may be a path or a mapping of :class:`SourceConfig` fields, and one needs no list.
 
@@ -171,180 +168,63 @@ class DataConfig:
     """
 
     train_data: tuple[SourceConfig, ...] = field(
-        metadata={"help": "Documents to learn from, each at least once an epoch."}
+        metadata={"help": "Sources to learn from. Each document is read at least once an epoch."}
     )
-    eval_data: tuple[SourceConfig, ...] = field(
-        default=(), metadata={"help": "Held-out documents; each source is measured apart."}
+    eval_data: tuple[SourceConfig, ...] = key((), "Held-out documents; each source is measured separately.")
+    retention_data: tuple[SourceConfig, ...] = key(
+        (), "Documents of what the model knew before, to measure what it forgets."
     )
-    retention_data: tuple[SourceConfig, ...] = field(
-        default=(), metadata={"help": "Documents of what the model knew before, to see what it forgets."}
+    replay_data: tuple[SourceConfig, ...] = key(
+        (), "Documents of what the model knew before, mixed in so that it forgets less. Needs replay_share."
     )
-    replay_data: tuple[SourceConfig, ...] = field(
-        default=(), metadata={"help": "Documents of what it knew before, mixed in so that it forgets less."}
+    replay_share: float = key(0.0, "Part of all targets that is drawn from replay_data, from 0 to below 1.")
+    untagged: Literal["train", "mask", "error"] = key(
+        "train", "A document without <trainable_text>: train all of its text, train none, or stop."
     )
-    replay_share: float = field(
-        default=0.0, metadata={"help": "Part of all targets drawn from replay_data, below 1."}
+    train_eos: Literal["auto", "always", "never"] = key(
+        "auto", "Train the end-of-text token. auto: where the document's last text is trained."
     )
-    untagged: Literal["train", "mask", "error"] = field(
-        default="train", metadata={"help": "Without <trainable_text>: train all text, none, or stop."}
+    on_overlong: Literal["split", "drop", "error"] = key(
+        "split", "A document longer than max_length: split it into parts, drop and count it, or stop."
     )
-    train_eos: Literal["auto", "always", "never"] = field(
-        default="auto", metadata={"help": "End of text. auto: a target where the last text is one."}
+    on_bad_data: Literal["error", "skip"] = key(
+        "error", "A document that cannot be read: stop, or skip, count and name it."
     )
-    on_overlong: Literal["split", "drop", "error"] = field(
-        default="split", metadata={"help": "Longer than max_length: train in parts, drop and count, or stop."}
+    max_bad_fraction: float = key(
+        0.01,
+        "With on_bad_data: skip, the part of a source's rows that may be bad, from 0 to 1; above it the run "
+        "stops. 100 bad rows in a row stop it as well.",
     )
-    on_bad_data: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "An unreadable document: stop, or skip, count and name it."}
+    min_pixels: int | None = key(
+        None, "Pixels of an image or frame below which it is enlarged. Default: the processor's."
     )
-    max_bad_fraction: float = field(
-        default=0.01,
-        metadata={
-            "help": "With skip, stop when more of a source's rows are bad, before or while training, from "
-            "0 to 1. 100 in a row stop the run as well."
-        },
+    max_pixels: int | None = key(
+        None, "Pixels of an image or frame above which it is shrunk. Default: the processor's."
     )
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Enlarge smaller images and frames. Default: the processor's."}
+    fps: float | None = key(None, "Frames used of each second of video. Default: the processor's, 2.")
+    max_frames: int | None = key(None, "Frames used of one video, at most. Default: the processor's.")
+    max_row_bytes: int = key(
+        256 * 2**20, "Bytes of a row (a line, a record of a CSV, a text file) above which it is refused."
     )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Shrink larger images and frames. Default: the processor's."}
+    max_file_bytes: int = key(4 * 2**30, "Bytes of a media file above which it is refused.")
+    max_image_pixels: int = key(
+        100_000_000, "Pixels of an image or frame, as stored, above which it is refused. See also max_pixels."
     )
-    fps: float | None = field(
-        default=None, metadata={"help": "Video frames used per second. Default: the processor's, 2."}
+    max_video_frames: int = key(
+        500_000, "Stored frames of a video above which it is refused. See also max_frames."
     )
-    max_frames: int | None = field(
-        default=None, metadata={"help": "Most frames used of a video. Default: the processor's."}
-    )
-    max_row_bytes: int = field(
-        default=256 * 2**20,
-        metadata={"help": "Refuse a row (a line, a record of a CSV, a text file) of more bytes."},
-    )
-    max_file_bytes: int = field(default=4 * 2**30, metadata={"help": "Refuse larger media files, in bytes."})
-    max_image_pixels: int = field(
-        default=100_000_000,
-        metadata={"help": "Refuse images and frames of more pixels, as stored; see max_pixels."},
-    )
-    max_video_frames: int = field(
-        default=500_000, metadata={"help": "Refuse longer videos, in stored frames; see max_frames."}
-    )
-    max_video_pixels: int = field(
-        default=1_000_000_000,
-        metadata={"help": "Refuse to use more pixels of one video, over its used frames."},
+    max_video_pixels: int = key(
+        1_000_000_000, "Pixels of a video, over the frames used, above which it is refused."
     )
 
     def __post_init__(self) -> None:
-        for name in ("train_data", "eval_data", "retention_data", "replay_data"):
+        for name in ROLES:
             object.__setattr__(self, name, as_sources(getattr(self, name)))
         check_choices(self)
-        check_data(self)
+        _check_data(self)
 
 
-@dataclass(repr=False)  # TrainingArguments has a __repr__ that hides tokens; a generated one would print them
-class CPTConfig(TrainingArguments):
-    """``transformers.TrainingArguments`` with what continued pre-training adds, and other defaults.
-
-    Example:
-        >>> CPTConfig(output_dir="out", use_cpu=True).per_device_train_batch_size
-        1
-    """
-
-    max_length: int = field(
-        default=4096, metadata={"help": "Tokens per packed sequence, media included. See on_overlong."}
-    )
-    packing: bool = field(
-        default=True, metadata={"help": "Join samples up to max_length; they cannot see each other."}
-    )
-    vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the vision tower. Default: learning_rate."}
-    )
-    merger_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the merger. Default: learning_rate."}
-    )
-    embedding_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of embeddings and output head. Default: learning_rate."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Start afresh in an output_dir that is not empty."}
-    )
-    # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.
-    resume_from_checkpoint: bool | str | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "false, true, a path, or auto: fresh only if there is no checkpoint."},
-    )
-    trust_checkpoint: bool = field(
-        default=False,
-        metadata={
-            "help": "Let DeepSpeed unpickle a checkpoint that this run did not write: it may hold code."
-        },
-    )
-    # Wider than in TrainingArguments: None is what nobody has said.
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Compute in bfloat16. Default: true on a GPU that has it in hardware, unless fp16 or the "
-            "DeepSpeed config says otherwise."
-        },
-    )
-    per_device_train_batch_size: int = field(
-        default=1, metadata={"help": "Packs (or samples) per device in one forward pass."}
-    )
-    per_device_eval_batch_size: int = field(
-        default=1, metadata={"help": "The same in evaluation; no result depends on it."}
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Steps from one log line to the next."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide a loss that is not a number. Off: it must be seen."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Stays false: true drops loss_weights."}
-    )
-    dataloader_num_workers: int = field(
-        default=2, metadata={"help": "Processes per device that read media; 0: none."}
-    )
-    dataloader_persistent_workers: bool = field(
-        default=True, metadata={"help": "Keep them from epoch to epoch."}
-    )
-    dataloader_timeout: int = field(
-        default=1800,
-        metadata={
-            "help": "Seconds to wait for a worker's next batch; then the run stops and names the documents. "
-            "0: for ever."
-        },
-    )
-    deepspeed: dict[str, object] | str | None = field(
-        default=None, metadata={"help": "A DeepSpeed config: path, or name of a shipped one (zero2, zero3)."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
-            self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
-        trainer_args.check_training(self)
-        _check_run(self)
-        checkpointing = trainer_args.checkpointing_kwargs(self)
-        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
-            self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
-        if self.activation_checkpointing or self.gradient_checkpointing:
-            self.activation_checkpointing_kwargs = checkpointing
-        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
-            self.greater_is_better = False  # Trainer knows it of a loss only
-        if self.dataloader_num_workers == 0:
-            self.dataloader_persistent_workers = False  # torch refuses it without workers
-        written = self.deepspeed
-        sharding = trainer_args.read_deepspeed(written)
-        asked = config_precision.read_asked(self, sharding)
-        precision = config_precision.choose_precision(asked, config_precision.device_facts())
-        # Both are asked for only where the user did so, which transformers refuses.
-        self.bf16, self.fp16 = precision == "bf16", self.fp16 or precision == "fp16"
-        if sharding is not None:
-            self.deepspeed = config_precision.with_precision(sharding)
-        super().__post_init__()
-        self.deepspeed = written  # so that no path of this installation gets into a saved configuration
-        trainer_args.check_accelerator(self)
-        if self.use_cpu and torch.distributed.is_initialized():
-            # transformers 5.23 gives ddp_timeout to every group but that of CPUs, which then waits for 30
-            # minutes; tests/training/test_ranks.py tells whether it is kept.
-            torch.distributed.set_timeout(timedelta(seconds=self.ddp_timeout))
+ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
 
 def check_choices(config: ModelConfig | DataConfig) -> None:
@@ -355,14 +235,20 @@ def check_choices(config: ModelConfig | DataConfig) -> None:
             raise ValueError(f"{name} {value!r} is none of its choices: {', '.join(get_args(hint))}.")
 
 
-def check_model(model: ModelConfig) -> None:
+def _check_model(model: ModelConfig) -> None:
     """Raise ValueError where towers, tuning and adapters contradict each other."""
     if not (model.trained_towers or model.train_embeddings):
         raise ValueError(
             "nothing would be trained. Set train_language, train_merger or train_vision to true."
         )
     if model.tuning == "full":
-        _check_no_lora(model)
+        if model.adapter_name_or_path is not None:
+            raise ValueError(
+                "adapter_name_or_path needs tuning: lora or qlora. To train all weights from there, merge "
+                "the adapter first (vlcpt merge) and give the result as model_name_or_path."
+            )
+        if changed := model.changed_lora:
+            raise ValueError(f"{changed} would not be used by tuning: full. Remove, or set tuning: lora.")
         return
     trained = ", ".join(model.trained_towers) or "none"
     if untrained := [tower for tower in model.lora_towers or () if tower not in model.trained_towers]:
@@ -385,9 +271,9 @@ def check_model(model: ModelConfig) -> None:
         raise ValueError(
             "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
         )
-    if word := _every(model.lora_target_modules):
+    if words := {"all-linear", "all"} & set(model.lora_target_modules or ()):
         raise ValueError(
-            f"lora_target_modules: {word} is the default here: every linear layer of lora_towers, and "
+            f"lora_target_modules: {min(words)} is the default here: every linear layer of lora_towers, and "
             "none of another tower. Remove the key."
         )
     if model.lora_r < 1 or model.lora_alpha <= 0:
@@ -396,56 +282,20 @@ def check_model(model: ModelConfig) -> None:
         raise ValueError(f"lora_dropout {model.lora_dropout} must be from 0 to below 1.")
 
 
-def _every(names: tuple[str, ...] | None) -> str | None:
-    """The word that peft and others have for every linear layer, where it is given."""
-    return next((name for name in names or () if name in ("all-linear", "all")), None)
+_ABOVE_0 = (
+    *("min_pixels", "max_pixels", "fps", "max_frames", "max_row_bytes"),
+    *("max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels"),
+)
 
 
-def _check_no_lora(model: ModelConfig) -> None:
-    if model.adapter_name_or_path is not None:
-        raise ValueError(
-            "adapter_name_or_path needs tuning: lora or qlora. To train all weights from there, merge the "
-            "adapter first (vlcpt merge) and give the result as model_name_or_path."
-        )
-    if changed := _changed_lora(model):
-        raise ValueError(
-            f"{', '.join(changed)} would not be used by tuning: full. Remove, or set tuning: lora."
-        )
-
-
-def _changed_lora(model: ModelConfig) -> list[str]:
-    """Fields that shape a new adapter and are not at their defaults."""
-    lora = [field for field in fields(model) if field.name.startswith(("lora_", "use_"))]
-    return [field.name for field in lora if getattr(model, field.name) != field.default]
-
-
-def check_source(source: SourceConfig) -> None:
-    """Raise ValueError for a source without path or name, or with an unknown option or impossible share."""
-    check_format(source.format, source.targets, source.chat_template)
-    if not source.path:
-        raise ValueError("path is empty. Give a file, a folder, or a data set's name on the Hub.")
-    if not source.name:
-        raise ValueError(f"path {source.path} gives no name for this source. Add one with name.")
-    if source.share is not None and not 0 < source.share <= 1:
-        raise ValueError(f"share {source.share} must be above 0 and at most 1: it is a part of all targets.")
-
-
-def check_data(data: DataConfig) -> None:
+def _check_data(data: DataConfig) -> None:
     """Raise ValueError where sources, shares and limits contradict each other."""
     if not data.train_data:
         raise ValueError("train_data is empty. Give a file, or a list of sources.")
     _check_names("train_data and replay_data", data.train_data, data.replay_data)
     _check_names("eval_data and retention_data", data.eval_data, data.retention_data)
     _check_shares(data)
-    sizes = ("min_pixels", "max_pixels", "fps", "max_frames")
-    for name in (
-        *sizes,
-        "max_row_bytes",
-        "max_file_bytes",
-        "max_image_pixels",
-        "max_video_frames",
-        "max_video_pixels",
-    ):
+    for name in _ABOVE_0:
         value = getattr(data, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} {value} must be above 0.")
@@ -495,65 +345,3 @@ def _check_shares(data: DataConfig) -> None:
             f"train_data has {len(data.train_data)} sources and the shares {shares}. "
             "Give every source a share, with the sum 1, or give none."
         )
-
-
-def check_together(model: ModelConfig, data: DataConfig, training: CPTConfig) -> None:
-    """Raise ValueError where one part of a configuration asks for what another does not give."""
-    for part in ("vision", "merger", "embedding"):
-        trained = {
-            "vision": model.train_vision,
-            "merger": model.train_merger,
-            "embedding": model.train_embeddings,
-        }
-        if getattr(training, f"{part}_learning_rate") is not None and not trained[part]:
-            switch = "train_embeddings" if part == "embedding" else f"train_{part}"
-            raise ValueError(f"{part}_learning_rate would not be used. Set {switch}: true, or remove it.")
-    check_evaluation(data, training)
-    trainer_args.check_optimizer(training)
-    if model.adapter_name_or_path is not None and (changed := _changed_lora(model)):
-        raise ValueError(
-            f"{', '.join(changed)} would not be used with adapter_name_or_path: the adapter brings its own. "
-            "Remove what you set, or start a new adapter."
-        )
-
-
-def _check_run(training: CPTConfig) -> None:
-    if training.overwrite and training.resume_from_checkpoint:
-        raise ValueError(
-            "overwrite would delete the checkpoints that resume_from_checkpoint goes on from. "
-            "Remove one of them."
-        )
-    if training.max_length < 2:
-        raise ValueError(f"max_length {training.max_length} must be 2 or more: a first token has no context.")
-
-
-def name_best_metric(data: DataConfig, training: CPTConfig) -> None:
-    """Let the best model be that with the least loss on the first set, where nothing else was asked for.
-
-    Trainer's own default, ``loss``, is never measured here: each set's numbers bear its name.
-    """
-    sets = data.eval_data + data.retention_data
-    # Trainer fills in its default wherever it needs one, but for save_strategy: best.
-    is_needed = training.metric_for_best_model is not None or training.save_strategy == "best"
-    if sets and is_needed:
-        training.metric_for_best_model = f"eval_{sets[0].name}_loss"
-        training.greater_is_better = bool(training.greater_is_better)
-
-
-def check_evaluation(data: DataConfig, training: CPTConfig) -> None:
-    """Raise ValueError for an evaluation that will not take place, or a number that none of them gives."""
-    sets = data.eval_data + data.retention_data
-    if (training.eval_strategy != "no" or training.eval_on_start) and not sets:
-        raise ValueError("eval_strategy and eval_on_start need documents: give eval_data, or remove them.")
-    if training.eval_strategy == "no":
-        needs = "save_strategy: best" if training.save_strategy == "best" else "metric_for_best_model"
-        if training.metric_for_best_model is not None or training.save_strategy == "best":
-            raise ValueError(f"{needs} needs eval_strategy: steps or epoch. Set it, or remove the key.")
-    metric = training.metric_for_best_model
-    measured = [f"eval_{one.name}_{number}" for one in sets for number in ("loss", "perplexity")]
-    if metric is not None and metric not in measured and f"eval_{metric}" not in measured:
-        raise ValueError(
-            f"metric_for_best_model {metric!r} is not measured. Measured are: {', '.join(measured)}."
-        )
-    if metric is not None and training.greater_is_better:
-        raise ValueError("greater_is_better: less loss is better, and less perplexity. Remove the key.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin,
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vlcpt.config.synonyms import VALUES
+from vlcpt.config.synonyms import read_table
 from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,14 +127,14 @@ class Given:
     origin: str
     line: int | None = None
 
-    def told(self, message: str) -> str:
+    def message(self, message: str) -> str:
         """Put the place before a message: ``run.yaml:3: max_length: …``."""
         place = self.origin if self.line is None else f"{self.origin}:{self.line}"
         return f"{place}: {message}" if message.startswith(self.key) else f"{place}: {self.key}: {message}"
 
     def error(self, message: str) -> ConfigError:
         """Make an error of a message, with the place before it."""
-        return ConfigError(self.told(message))
+        return ConfigError(self.message(message))
 
     def inside(self, key: str, node: yaml.Node) -> Given:
         """Give the value ``node`` inside this one."""
@@ -231,6 +231,14 @@ def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
     return counts[id(node)]
 
 
+def plain_value(given: Given) -> object:
+    """What a piece of YAML means; None where a tag in it is not plain YAML."""
+    try:
+        return Loader("").construct_object(given.node, deep=True)
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
 def is_nothing(node: yaml.Node) -> bool:
     """Tell whether a key has no value at all: null, or empty text."""
     return isinstance(node, yaml.ScalarNode) and (node.tag.endswith(":null") or not node.value.strip())
@@ -263,7 +271,7 @@ def convert(given: Given, hint: TypeForm[object], choices: Sequence[object] = ()
             return result
     expected = f"one of {', '.join(map(str, choices))}" if choices else _describe(hint)
     found = "something else" if is_secret(given.key) else _shown(given.node)
-    if (here := VALUES.get((given.key, found))) is not None:
+    if (here := read_table()["values"].get(given.key, {}).get(found)) is not None:
         raise given.error(f"{found} is called {here} here. Write: {given.key}: {here}")
     raise given.error(f"expected {expected}, found {found}. Correct it, or remove it.")
 

@@ -17,9 +17,9 @@ from vlcpt.data.media.whole import check_container
 
 
 class CheckingEncoder(DocumentEncoder):
-    """Encodes documents, and refuses those whose media are not whole.
+    """Encodes documents, and refuses those with a cut media file.
 
-    Training needs no such walk: it decodes the pixels. Here a cut file shows long before that.
+    Training needs no such check: it decodes the pixels. Here a cut file shows long before that.
 
     Example:
         >>> from vlcpt import load_processor, parse_markup
@@ -31,7 +31,7 @@ class CheckingEncoder(DocumentEncoder):
     decodes = False
 
     def tokens(self, document: Document) -> TokenStream:
-        """As in training; each medium's container is walked, and decoded where that is asked for."""
+        """As in training; each medium's file is checked for cuts, and decoded where that is asked for."""
         root = None if document.media_root is None else Path(document.media_root)
         # First: that a file is cut says more than what its header then lacks.
         media: tuple[Medium, ...] = (*document.images, *document.videos)
@@ -76,7 +76,7 @@ class DecodingEncoder(CheckingEncoder):
 
 
 class CheckedDataset(CPTDataset):
-    """A data set for ``vlcpt check``: planned as for training, with each medium's container walked."""
+    """A data set for ``vlcpt check``: planned as for training, with each media file checked for cuts."""
 
     _encoder_class: type[CheckingEncoder] = CheckingEncoder
     _max_bad_in_a_row = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,10 @@ from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.failed import FailedSample, Failures
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
-from vlcpt.data.plan.cache import PlanCache
 from vlcpt.data.plan.ledger import Dropped
 from vlcpt.data.plan.pack import plan_packs
-from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, SAMPLE_COLUMNS, OnBadData, Track, make_plan, untracked
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, make_plan, untracked
+from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
 from vlcpt.data.prepared.fingerprints import require_same_encoding
 from vlcpt.data.rows.jsonl import MAX_ROW_BYTES
@@ -52,9 +53,9 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
             depends on it.
         timeout: Seconds in which each of them must come to another row, or planning stops; 0: any time.
-        cache_dir: A folder for this data set alone, where processes that make it at the same time share the
-            reading, and a later start finds it. It can be deleted at any time; delete it after changing media
-            files, which are not looked at again.
+        cache_dir: A folder for this data set alone: of processes that make it at the same time one reads, and
+            the others and later starts use what it found. Delete it after changing media files, which are not
+            looked at again, and only while no run uses it.
         track: What shows the progress of planning.
 
     Raises:
@@ -113,16 +114,11 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             self._sources[: len(train)],
             self._sources[len(train) :],
             self._encoder,
-            max_length=max_length,
+            Reading(max_length, on_overlong, on_bad_data, self._max_bad_in_a_row, num_proc, timeout),
             replay_share=replay_share,
             seed=seed,
-            on_overlong=on_overlong,
-            on_bad_data=on_bad_data,
             max_bad_fraction=max_bad_fraction,
-            max_bad_in_a_row=self._max_bad_in_a_row,
-            num_proc=num_proc,
-            timeout=timeout,
-            cache=PlanCache.of(cache_dir, processor, self._encoder) if cache_dir is not None else None,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
             track=track,
         )
         self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
@@ -132,24 +128,24 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         )
         self.watch = WorkerWatch()
         # Flat arrays, which workers share with the parent instead of copying them.
-        self._plan, self._samples = plan, plan.samples()
+        self._plan = plan
         self._pack(seed)
 
     def _pack(self, seed: int) -> None:
         """Which samples each item has, and what the ledger says of it."""
         self._with_images, self._with_videos = (self._plan.rows_with(one) for one in ("images", "videos"))
         # A shuffle first: packs take samples in this order, and are as mixed as it is.
-        order = np.arange(len(self._samples), dtype=np.int32)
+        order = np.arange(len(self._plan), dtype=np.int32)
         np.random.default_rng(seed).shuffle(order)
         self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1, dtype=np.int32)
-        lengths = (self._samples["stop"] - self._samples["start"]).astype(np.int32)
+        lengths = self._plan.column("stop") - self._plan.column("start")
         fill = None
         if self.packing:
             # An array, not a list of a million objects; so are the numbers that come back.
             packed, ends = plan_packs(array("i", lengths[order].tobytes()), self.max_length)
             self._pack_of, self._pack_ends = order[np.asarray(packed)], np.asarray(ends)
-            fill = round(int(lengths.sum()) / (len(self) * self.max_length), 6)
-        self.ledger.samples, self.ledger.packs, self.ledger.fill = len(self._samples), len(self), fill
+            fill = round(int(lengths.sum(dtype=np.int64)) / (len(self) * self.max_length), 6)
+        self.ledger.samples, self.ledger.packs, self.ledger.fill = len(self._plan), len(self), fill
 
     def __len__(self) -> int:
         return len(self._pack_ends)
@@ -158,7 +154,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         """The samples of a pack. One that cannot be read after all comes as a :class:`FailedSample`."""
         numbers = self._numbers(index)
         with self.watch.working_on(index % len(self)):
-            return [self._sample_or_failure(self._samples.line(number)) for number in numbers]
+            return [self._sample_or_failure(*self._plan.sample(number)) for number in numbers]
 
     @property
     def has_media(self) -> bool:
@@ -181,7 +177,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     def digest(self) -> str:
         """The same for the same tokens and targets in the same order, on whatever machine."""
         plan = xxhash.xxh3_128()
-        columns = (self._samples[name] for name in SAMPLE_COLUMNS)
+        names = ("source", "row", "start", "stop", "repeated", "targets", "media", "checksum")
+        columns = (self._plan.column(name) for name in names)
         for part in (*columns, self._pack_of, self._pack_ends):
             plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
@@ -195,13 +192,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     def row_checksums(self) -> Iterator[np.ndarray]:
         """Of each source: int32, a checksum of each row's tokens and targets; -1 of one that is not used."""
         for scan in self._plan.scans:
-            found, done = np.full(scan.rows, -1, dtype=np.int32), 0
-            for _, documents in scan.documents.pieces():
-                parts = documents["parts"]
-                count = int(parts.sum())
-                first = np.cumsum(parts) - parts  # every part has its document's
-                found[documents["row"]] = scan.parts.lines(slice(done, done + count))["checksum"][first]
-                done += count
+            found = np.full(scan.rows, -1, dtype=np.int32)
+            found[scan.lines["row"]] = scan.lines["checksum"]
             yield found
 
     def row_name(self, source: int, row: int) -> str:
@@ -221,50 +213,38 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     def names(self, index: int) -> list[str]:
         """The documents of an item, as messages call them."""
-        samples = self._samples.lines(self._numbers(index))
-        return [
-            self._sources[source].document(row).name
-            for source, row in zip(samples["source"].tolist(), samples["row"].tolist(), strict=True)
-        ]
+        samples = map(self._plan.sample, self._numbers(index))
+        return [self._sources[source].document(int(line["row"])).name for source, line in samples]
 
     def targets(self, index: int) -> int:
         """Targets of an item."""
-        return int(self._samples.lines(self._numbers(index))["targets"].sum())
+        return sum(int(self._plan.sample(number)[1]["targets"]) for number in self._numbers(index))
 
     def pack_sizes(self) -> np.ndarray:
         """int64 (packs, 3): tokens, targets and pad tokens of each item."""
         starts = np.append(0, self._pack_ends[:-1])
-
-        def of_packs(column: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(column[self._pack_of], starts)
-
-        tokens = of_packs(self._samples["stop"]) - of_packs(self._samples["start"])
-        return np.stack(
-            [tokens, of_packs(self._samples["targets"]), of_packs(self._samples["media"])], axis=1
+        stop, start, targets, media = (
+            np.add.reduceat(self._plan.column(name)[self._pack_of], starts, dtype=np.int64)
+            for name in ("stop", "start", "targets", "media")
         )
+        return np.stack([stop - start, targets, media], axis=1)
 
     def longest(self, count: int) -> list[tuple[str, int]]:
         """Names of the longest documents, and their tokens up to the last target."""
         found: dict[tuple[int, int], int] = {}
-        for _, samples in self._samples.pieces():
-            stops = samples["stop"]
-            for _ in range(count):
-                number = int(np.argmax(stops))
-                if not stops[number]:
-                    break  # no more documents in this piece
-                source, row = int(samples["source"][number]), int(samples["row"][number])
-                found[source, row] = max(int(stops[number]), found.get((source, row), 0))
-                stops[(samples["source"] == source) & (samples["row"] == row)] = 0
-        longest = sorted(found.items(), key=lambda item: -item[1])[:count]
-        return [(self._sources[source].document(row).name, stop) for (source, row), stop in longest]
+        for number in np.argsort(-self._plan.column("stop"), kind="stable"):
+            source, line = self._plan.sample(number)
+            found.setdefault((source, int(line["row"])), int(line["stop"]))
+            if len(found) == count:
+                break
+        return [(self._sources[source].document(row).name, stop) for (source, row), stop in found.items()]
 
     def with_pixels_of(self, pixels_of: PixelsOf) -> CPTDataset:
         """The same samples with other pixels: the next document's on the same grid, or none.
 
         How much worse the text is predicted then shows how far it relies on what is seen.
         """
-        other = object.__new__(CPTDataset)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other._pixels_of = pixels_of
         return other
 
@@ -275,10 +255,10 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         first = self._pack_ends[index - 1] if index else 0
         return self._pack_of[first : self._pack_ends[index]]
 
-    def _sample_or_failure(self, planned: Mapping[str, int]) -> Sample | FailedSample:
-        source, row = planned["source"], planned["row"]
+    def _sample_or_failure(self, source: int, line: np.void) -> Sample | FailedSample:
+        row = int(line["row"])
         try:
-            return self._sample(planned)
+            return self._sample(source, row, line)
         except DocumentError as error:
             place = error.source or self._sources[source].rows.source(row)
             dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
@@ -286,12 +266,11 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             stops = self._stops or error.kind in ("changed", "source")  # the latter: a prepared one
             return FailedSample(source, row, dropped, str(error), stops)
 
-    def _sample(self, planned: Mapping[str, int]) -> Sample:
-        source, row, start, stop = (planned[name] for name in ("source", "row", "start", "stop"))
-        repeated = bool(planned["repeated"])
+    def _sample(self, source: int, row: int, line: np.void) -> Sample:
+        start, stop, repeated = (int(line[name]) for name in ("start", "stop", "repeated"))
         document = self._document(source, row)
         stream = self._encoder.tokens(document)
-        if stream.checksum != planned["checksum"]:
+        if stream.checksum != line["checksum"]:
             raise DocumentError(
                 "its tokens and targets are not those that were planned: the row or a medium was changed "
                 "since. Delete the run's folder plan and start it again.",
@@ -304,7 +283,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
                 self._next(others, source, row) if self._pixels_of == "next_document" else None
                 for others in (self._with_images, self._with_videos)
             )
-        return self._encoder.sample(document, stream, start, stop, repeated=repeated, pixels_of=pixels)
+        return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
 
     def _document(self, source: int, row: int) -> Document:
         try:

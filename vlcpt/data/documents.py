@@ -142,6 +142,10 @@ class DocumentError(ValueError):
         return (partial(DocumentError, **place), (self.reason,))
 
 
+class MissingFileError(DocumentError):
+    """A marker, or a caption, for which the row lists no file at all."""
+
+
 @dataclass(frozen=True)
 class Text:
     """A run of text that is either trained or context.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import TypedDict
 
-from vlcpt.data.plan.ledger import Dropped, list_reasons
-from vlcpt.data.plan.plan import BadDataError, Plan
+from vlcpt.data.plan.ledger import BadDataError, Dropped, list_reasons
+from vlcpt.data.plan.plan import Plan
 
 
 @dataclass(frozen=True)

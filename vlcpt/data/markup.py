@@ -10,12 +10,15 @@ from vlcpt.data.documents import (
     TAG_START,
     Document,
     DocumentError,
+    Image,
     Medium,
+    MissingFileError,
     Segment,
     Text,
+    Video,
     trailing_backslashes,
 )
-from vlcpt.data.media.references import image_from, video_from
+from vlcpt.data.media.references import medium_at
 
 Untagged = Literal["train", "mask", "error"]
 
@@ -150,25 +153,25 @@ class _Media:
             raise _error(f"{marker} is used twice. Each file is used exactly once.", offset)
         used.add(number)
         if marker[1] in "IV" and not 1 <= number <= len(files):
-            raise _error(
+            raise (DocumentError if files else MissingFileError)(
                 f"{marker} names file {number} but {field!r} lists {len(files)}. "
                 "Numbers start at 1; add the file or correct the number.",
-                offset,
+                kind="markup",
+                field="text",
+                offset=offset,
             )
-        if number > len(files):  # counted on, and told in `finish` with both numbers
+        kind = Image if field == "images" else Video
+        if number > len(files):  # counted on: `finish` says both numbers
             self.surplus.setdefault(field, offset)
-            return image_from("missing") if field == "images" else video_from("missing")
-        try:
-            return image_from(files[number - 1]) if field == "images" else video_from(files[number - 1])
-        except DocumentError as error:
-            raise error.at(None, f"{field}[{number - 1}]") from None
+            return kind("missing")
+        return medium_at(kind, files[number - 1], f"{field}[{number - 1}]")
 
     def finish(self, end: int) -> None:
         """Check that every file has its marker; one that has none is missed at the ``end`` of the text."""
         for field, marker in (("images", "<image>"), ("videos", "<video>")):
             markers, files = len(self.used[field]), len(self.files[field])
             if markers != files:
-                raise DocumentError(
+                raise (DocumentError if files else MissingFileError)(
                     f"the text has {markers} {marker} marker{'s' * (markers != 1)} but {field!r} lists "
                     f"{files} file{'s' * (files != 1)}. Give each marker one file, in reading order; "
                     rf"write \{marker} for the characters.",

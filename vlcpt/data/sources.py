@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.formats.chat import PREFERENCES
 from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.formats.turns import PREFERENCES
-from vlcpt.data.formats.unread import Unread, is_empty, may_hold_media
+from vlcpt.data.formats.unread import Unread
 from vlcpt.data.markup import Untagged
+from vlcpt.data.media.recognise import may_hold_media
 from vlcpt.data.prepared.read import PreparedRows, prepared_members
-from vlcpt.data.rows.fields import Row, id_field
+from vlcpt.data.rows.fields import Row, id_field, is_given
 from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
 from vlcpt.data.rows.open import default_name, open_rows, why_empty
 from vlcpt.data.rows.tars import TarRow, with_own_files
@@ -27,38 +28,38 @@ class DocumentSource:
         name: What the ledger calls it.
         rows: The rows.
         read: The schema's reader.
-        media_root: Folder of its media; None: paths are trusted.
-        share: The part of all targets asked for.
-        unread: Names what the schema does not read of a row; None: nothing does.
-        max_row_bytes: Above which a row is refused.
+        unread: Names what the schema does not read of a row; with the folder of the source's media.
         reading: The format and its options, by the names of the configuration.
+        share: The part of all targets asked for.
+        max_row_bytes: Above which a row is refused.
     """
 
     name: str
     rows: Rows
     read: Callable[..., Document]
-    media_root: str | None
+    unread: Unread
+    reading: Mapping[str, object]
     share: float | None = None
-    unread: Unread | None = None
     max_row_bytes: int = MAX_ROW_BYTES
-    reading: Mapping[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
+    def media_root(self) -> str | None:
+        """Folder of its media; None: paths are trusted."""
+        return self.unread.media_root
+
+    @property
     def marking(self) -> str:
         """How a row without a target gets some; empty where nothing marks them."""
-        format = None if self.unread is None else self.unread.format
-        if isinstance(self.rows, PreparedRows) and isinstance(reading := self.rows.about["reading"], dict):
-            format = reading.get("format")
-        return SCHEMAS[format].marking if isinstance(format, str) and format in SCHEMAS else ""
+        schema = SCHEMAS.get(self.unread.format)
+        return schema.marking if schema else ""
 
     def left_out(self) -> dict[str, int]:
         """Files that lie with the rows and are not read, by what they are."""
-        found = getattr(self.rows, "left_out", None)
-        ignored = frozenset() if self.unread is None else self.unread.ignored
-        return {} if found is None else {name: n for name, n in found().items() if n and name not in ignored}
+        found = self.rows.left_out() if hasattr(self.rows, "left_out") else {}
+        return {name: count for name, count in found.items() if count and name not in self.unread.ignored}
 
     def root_of(self, number: int) -> str | None:
         """The folder of a document's media: of files in several folders, its own file's."""
@@ -80,20 +81,7 @@ class DocumentSource:
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
             # With the id: all messages about the document name it.
             source = Source(source.path, source.line, id_field(row))
-            tar_row = row if isinstance(row, TarRow) else None
-            unread, root = self.unread, self.root_of(number)
-            if unread is not None and unread.media_root != root:
-                unread = replace(unread, media_root=root)
-            if unread is not None and unread.ignored:  # as if they were not there
-                row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
-            document = self._read(row, unread)
-            not_read = [*document.not_read, *(unread.of(row, document) if unread is not None else ())]
-            if tar_row is not None:
-                document, unnamed = with_own_files(document, tar_row)
-                not_read += unnamed if unread is not None and unread.format != "text" else ()
-            ignored = unread.ignored if unread is not None else ()
-            not_read = [name for name in dict.fromkeys(not_read) if name not in ignored]
-            return _placed(document, source, root, not_read)
+            return self._read(row, source, self.root_of(number))
         except DocumentError as error:
             raise error.at(source) from None
         except OSError as error:
@@ -102,22 +90,24 @@ class DocumentSource:
                 source=source,
             ) from None
 
-    def _read(self, row: Row, unread: Unread | None) -> Document:
+    def _read(self, row: Row, source: Source, root: str | None) -> Document:
+        unread = self.unread if root == self.media_root else replace(self.unread, media_root=root)
+        tar_row = row if isinstance(row, TarRow) else None
+        if unread.ignored:  # as if they were not there
+            row = {key: value for key, value in row.items() if key not in unread.ignored - unread.fields}
         try:
-            return self.read(row)
+            document = self.read(row)
         except DocumentError as error:
-            if unread is not None:
-                unread.explain(error, row)
+            unread.advise(error, row)
             raise
-
-
-def _placed(document: Document, source: Source, media_root: str | None, not_read: Sequence[str]) -> Document:
-    """The document as read from there, without ``replace``, which would look at its segments again."""
-    placed = object.__new__(Document)
-    placed.__dict__.update(
-        document.__dict__, id=source.id, source=source, media_root=media_root, not_read=tuple(not_read)
-    )
-    return placed
+        names = [*document.not_read, *unread.of(row, document)]
+        if tar_row is not None:
+            document, unnamed = with_own_files(document, tar_row)
+            names += unnamed if unread.format != "text" else ()
+        not_read = tuple(name for name in dict.fromkeys(names) if name not in unread.ignored)
+        # It is new, and nobody else has it: ``replace`` would look at its segments again.
+        vars(document).update(id=source.id, source=source, media_root=root, not_read=not_read)
+        return document
 
 
 def open_source(
@@ -165,26 +155,24 @@ def open_source(
         given |= {"format": None if format == "auto" else format, "chat_template": chat_template or None}
         return _open_prepared(str(path), [member.path for member in members], name, share, given)
     name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
+    rows: Rows
+    root = None if media_root is None else str(media_root)
     try:
         check_format(format, targets, chat_template)
-        rows: Rows
         if isinstance(path, str | Path):
-            given_root = None if media_root is None else str(media_root)
-            rows, own_root = open_rows(
+            rows, root = open_rows(
                 path,
                 split=split,
                 format=format,
-                media_root=given_root,
+                media_root=root,
                 ignored=ignore_fields,
                 max_row_bytes=max_row_bytes,
             )
             limit_rows(rows, max_row_bytes)
-            root: str | None = given_root or own_root
         else:
             if split:
                 raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
             rows = MemoryRows(path, name)
-            root = None if media_root is None else str(media_root)
         if not len(rows):
             reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
             raise DocumentError(reason, kind="source", field=str(path)[:200])
@@ -203,7 +191,7 @@ def open_source(
     targets = targets or next(iter(SCHEMAS[format].targets), None)
     reading = {"format": format, "targets": targets, "chat_template": chat_template or None}
     reading |= {"untagged": untagged} if format == "vlcpt" else {}
-    return DocumentSource(name, rows, read, root, share, unread, max_row_bytes, reading)
+    return DocumentSource(name, rows, read, unread, reading, share, max_row_bytes)
 
 
 def _only_needed(
@@ -233,7 +221,7 @@ def _only_needed(
 
 def _is_looked_at(name: str, values: Sequence[object]) -> bool:
     """Whether a column is looked at in each row: for media, or since it counts only where it has anything."""
-    return may_hold_media(name, values) or any(map(is_empty, values))
+    return may_hold_media(name, values) or not all(map(is_given, values))
 
 
 def _open_prepared(
@@ -260,10 +248,11 @@ def _open_prepared(
             )
     if name in (None, default_name(path)):
         name = str(rows.about["name"])
-    return DocumentSource(str(name), rows, _not_read, None, share)
+    unread = Unread(str(read_as.get("format")), frozenset(), frozenset(), None)
+    return DocumentSource(str(name), rows, _no_row, unread, read_as, share)
 
 
-def _not_read(row: object) -> Document:
+def _no_row(row: object) -> Document:
     raise AssertionError("rows of a prepared source are documents")
 
 
@@ -330,29 +319,22 @@ def open_sources(
         >>> [source.name for source in open_sources([{"text": "a"}, {"text": "b"}], "train")]
         ['rows']
     """
-    if isinstance(sources, str | Path):
-        return _open_entry({"path": sources}, untagged, role, max_row_bytes)
-    if _is_dataset(sources) and (isinstance(sources, Mapping) or not hasattr(sources, "__len__")):
-        return [open_source(sources, name=memory_name)]  # type: ignore[arg-type]  # says to choose a split
-    if isinstance(sources, Mapping) or is_dataclass(sources):
-        return _open_entry(_mapping(sources), untagged, role, max_row_bytes)
-    if not len(sources):
-        return []
-    is_list = isinstance(sources, list | tuple)
-    if is_list and all(isinstance(one, str | Path) or _is_source(one) for one in sources):
-        opened: list[DocumentSource] = []
-        for one in sources:
-            opened += open_sources(one, untagged, role=role, max_row_bytes=max_row_bytes)  # type: ignore[arg-type]
-        return opened
-    if is_list and all(_is_dataset(one) for one in sources):
-        names = (
-            memory_name if not number else f"{memory_name}-{number + 1}" for number in range(len(sources))
-        )
+    given: Sequence[object] = sources if isinstance(sources, list | tuple) else [sources]
+    is_one = isinstance(sources, str | Path | Mapping) or is_dataclass(sources)
+    if (is_one and not _is_dataset(sources)) or (
+        given is sources and all(isinstance(one, str | Path) or _is_source(one) for one in given)
+    ):
         return [
-            open_source(one, untagged=untagged, name=name)  # type: ignore[arg-type]
-            for one, name in zip(sources, names, strict=True)
+            open_source(untagged=untagged, max_row_bytes=max_row_bytes, **values)  # type: ignore[arg-type]
+            for one in given
+            for values in entries_of(one, role)
         ]
-    return [open_source(sources, untagged=untagged, name=memory_name)]
+    tables = given if all(map(_is_dataset, given)) else [sources]
+    return [
+        open_source(one, untagged=untagged, name=f"{memory_name}-{number}" if number > 1 else memory_name)  # type: ignore[arg-type]
+        for number, one in enumerate(tables, 1)
+        if not hasattr(one, "__len__") or len(one)
+    ]
 
 
 _SOURCE_KEYS = {
@@ -369,37 +351,33 @@ def _is_source(one: object) -> bool:
     return is_dataclass(one) and {field.name for field in fields(one)} == _SOURCE_KEYS
 
 
-def _mapping(entry: object) -> Mapping[str, object]:
-    if isinstance(entry, Mapping):
-        return entry
-    values = {field.name: getattr(entry, field.name) for field in fields(entry)}  # type: ignore[arg-type]
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def _is_dataset(one: object) -> bool:
     return type(one).__module__.split(".")[0] == "datasets"
 
 
-def _open_entry(
-    entry: Mapping[str, object], untagged: Untagged, role: str, max_row_bytes: int
-) -> list[DocumentSource]:
-    if not _is_source(entry):
+def _entry(given: object) -> dict[str, object]:
+    """One source as a mapping, without the keys that were not given."""
+    if isinstance(given, str | Path):
+        return {"path": given}
+    if not _is_source(given):
+        found = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
         raise DocumentError(
             f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
-            f"found {', '.join(map(repr, entry)) or 'nothing'}.",
+            f"found {found or 'nothing'}.",
             kind="source",
         )
-    return [
-        open_source(untagged=untagged, max_row_bytes=max_row_bytes, **values)  # type: ignore[arg-type]
-        for values in entries_of(entry, role)
-    ]
+    return (
+        {**given}
+        if isinstance(given, Mapping)
+        else {name: value for name, value in vars(given).items() if value is not None}
+    )
 
 
-def entries_of(entry: Mapping[str, object], role: str) -> list[dict[str, object]]:
-    """An entry as it is, or for a prepared set one entry for each of its sources with this role.
+def entries_of(given: object, role: str) -> list[dict[str, object]]:
+    """A source as it is, or for a prepared set one entry for each of its sources with this role.
 
     Args:
-        entry: As in ``train_data``.
+        given: A path, or a mapping as in ``train_data``.
         role: The configuration's key that it stands under.
 
     Raises:
@@ -409,10 +387,11 @@ def entries_of(entry: Mapping[str, object], role: str) -> list[dict[str, object]
         >>> entries_of({"path": "no/such/file"}, "train_data")
         [{'path': 'no/such/file'}]
     """
+    entry = _entry(given)
     path = str(entry["path"])
     members = prepared_members(path) if isinstance(entry["path"], str | Path) else None
     if members is None or members[0].role == "":
-        return [dict(entry)]
+        return [entry]
     wanted = [member for member in members if member.role == role]
     if not wanted:
         there = ", ".join(f"{member.role} {member.name}" for member in members)

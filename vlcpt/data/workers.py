@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vlcpt.file_writes import Writing
 
@@ -358,6 +358,40 @@ class Workers:
                 verb = "was reading" if note.is_busy else "had read, last,"
                 told.append(f"worker {note.worker} {verb} {_listed(names(note.item))}")
         return f"; {'; '.join(told)}" if told else "; no worker was reading a document"
+
+
+def read_by_workers(
+    items: Dataset[T],
+    numbers: Sequence[int],
+    num_proc: int,
+    timeout: float,
+    watched: Watched,
+    *,
+    in_order: bool = True,
+) -> Generator[T]:
+    """Items by their numbers, read by processes of their own.
+
+    Args:
+        items: Read in the other processes; what they give is handed over as it is.
+        numbers: Of the items.
+        num_proc: Processes to start at most.
+        timeout: Seconds in which each of them must note something new; 0: any time.
+        watched: Their board.
+        in_order: Whether items come in the order of the numbers; otherwise none waits for a slower one.
+
+    Raises:
+        LoadingError: If a process died, or stands still.
+    """
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=min(num_proc, len(numbers)),
+        prefetch_factor=4 if in_order else 1,
+        in_order=in_order,
+    )
+    with Workers(timeout, lambda: [watched], while_still=True) as workers:
+        yield from workers.batches(loader)
 
 
 class AwaitedLoader(Generic[T]):

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path, data_path
+from vlcpt.errors import ConfigError
 from vlcpt.file_writes import Writing
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor

@@ -17,8 +17,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from vlcpt import __version__
-from vlcpt.config.schema import ConfigError, CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.config.yaml import Configs
+from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import require_free
 from vlcpt.hub.files import PushedFile, is_allowed, kind_of, pushed_files
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes

@@ -11,47 +11,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import load_peft_weights
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.modeling_utils import set_zero3_state
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from vlcpt.data.families import TOWERS, is_embedding, tower_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.base import is_same_base, only_cached
+from vlcpt.model.base import bare_model, is_same_base, only_cached
 from vlcpt.model.tuning import finish_tuning
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
     WEIGHTS,
     Shapes,
+    damaged,
     first_few,
     first_not_finite,
     not_finite,
     not_loaded,
     read_json,
     read_shapes,
-    weight_files,
+    weights_in,
     without_advice,
 )
 
 if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
     from vlcpt.config.schema import ModelConfig
 
 logger = logging.getLogger(__name__)
 
 # Above any that is used, and below what would take long to compare.
 MAX_RANK = 65_536
-_TOLD = 80  # characters of a value that a message quotes
+_QUOTED = 80  # characters of a value that a message quotes
 
 
-def check_adapter_settings(path: Path) -> None:
-    """Refuse an adapter's configuration that is none, of another kind than LoRA, or has impossible values.
+def read_adapter_settings(path: Path) -> dict[str, object]:
+    """An adapter's configuration, refused if it is none, of another kind than LoRA, or has impossible values.
 
     peft would make layers of whatever rank it says, import the module that it names, and try a regular
     expression of any cost on each layer.
@@ -66,7 +66,7 @@ def check_adapter_settings(path: Path) -> None:
         >>> from tempfile import mkdtemp
         >>> path = Path(mkdtemp(), "adapter_config.json")
         >>> _ = path.write_text('{"peft_type": "LORA", "r": 0}')
-        >>> check_adapter_settings(path)  # doctest: +ELLIPSIS
+        >>> read_adapter_settings(path)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: .../adapter_config.json: r is 0, and must be a whole number from 1 to ...
     """
@@ -74,61 +74,63 @@ def check_adapter_settings(path: Path) -> None:
         found = read_json(path)
     if (kind := found.get("peft_type")) != "LORA":
         raise ConfigError(
-            f"{path}: peft_type is {_told(kind)}, and only LoRA adapters (LORA) can be used here. Give an "
+            f"{path}: peft_type is {_quoted(kind)}, and only LoRA adapters (LORA) can be used here. Give an "
             "adapter of that kind, or merge this one into its base with peft and give the result."
         )
     for key, (is_right, expected) in _EXPECTED.items():
-        if key in found and not is_right(found[key]):
+        may_be_null = key not in _NEEDED and found.get(key) is None
+        if key in found and not may_be_null and not is_right(found[key]):
             raise ConfigError(
-                f"{path}: {key} is {_told(found[key])}, and must be {expected}. Correct it, or get the file "
-                "again from where the adapter was saved."
+                f"{path}: {key} is {_quoted(found[key])}, and must be {expected}. Correct it, or get the "
+                "file again from where the adapter was saved."
             )
     for key in _UNUSED:
         if found.get(key):
             raise ConfigError(
-                f"{path}: {key} is {_told(found[key])}, which is not supported. Merge the adapter into its "
+                f"{path}: {key} is {_quoted(found[key])}, which is not supported. Merge the adapter into its "
                 "base with peft, and give the result."
             )
+    return found
 
 
-def read_adapter_shapes(folder: Path) -> Shapes | None:
-    """The shapes of a saved adapter's tensors; None where they are not in this folder.
+def read_adapter_shapes(folder: Path) -> Shapes:
+    """The shapes of a saved adapter's tensors.
 
     Raises:
-        ValueError: If the file is cut, damaged or no tensors; or holds ranks that its configuration does not.
+        ValueError: If there are none, the file is cut or damaged, or its ranks are not those of the
+            configuration.
     """
-    names = ("adapter_model.safetensors", "adapter_model.bin")
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    path = weights_in(folder, "adapter")
     if path is None:
-        return None
+        raise damaged(folder / WEIGHTS["adapter"][0], "there is no such file")
     shapes = read_shapes(path)
-    found = read_json(folder / "adapter_config.json")
+    found = read_json(folder / CONFIGS["adapter"])
     pattern = found.get("rank_pattern") or {}
     asked = {found.get("r", 8), *(pattern.values() if isinstance(pattern, Mapping) else ())}
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight") and shape}
     if ranks and not ranks & asked:
         held = ", ".join(map(str, sorted(ranks)[:4]))
         raise ValueError(
-            f"{folder / 'adapter_config.json'}: r is {_told(found.get('r', 8))}, but the tensors in "
+            f"{folder / CONFIGS['adapter']}: r is {_quoted(found.get('r', 8))}, but the tensors in "
             f"{path.name} have rank {held}. Get both files from one save of the adapter."
         )
     return shapes
-
-
-def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_share(value: object) -> bool:
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+
+
+def _is_fraction(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _is_pattern(value: object) -> bool:
-    """Whether a regular expression is none that takes for ever: its cost grows with what it repeats."""
+    """Whether a text is a regular expression that ends soon: its cost grows with what it repeats."""
     if not isinstance(value, str) or len(value) > 10_000:
         return False
     bare = re.sub(r"\\.|\[[^\]]*\]", "x", value)
@@ -141,56 +143,53 @@ def _is_pattern(value: object) -> bool:
     return True
 
 
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _may_be_none(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or is_right(value)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _are_names(value: object) -> bool:
-    return value is None or _is_names(value) or _is_pattern(value)
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
-def _is_mapping_to(is_right: Callable[[object], bool]) -> Callable[[object], bool]:
-    def check(value: object) -> bool:
-        if value is None:
-            return True
-        if not isinstance(value, dict):
-            return False
-        return all(_is_pattern(key) and is_right(one) for key, one in value.items())
-
-    return check
+def _are_layers(value: object) -> bool:
+    return _are_names(value) or _is_pattern(value)
 
 
-def _is_bool(value: object) -> bool:
+def _are_ranks(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_pattern, value)) and all(map(_is_rank, value.values()))
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_pattern, value)) and all(map(_is_number, value.values()))
+
+
+def _is_bias(value: object) -> bool:
+    return value in ("none", "all", "lora_only")
+
+
+def _is_switch(value: object) -> bool:
     return isinstance(value, bool)
 
 
-_SWITCH = (_is_bool, "true or false")
-_LAYERS = (
-    _are_names,
-    "a list of layers' names, or a regular expression that repeats no group",
-)
+_LAYERS = (_are_layers, "a list of layers' names, or a regular expression that repeats no group")
 _RANK = f"a whole number from 1 to {MAX_RANK:,}"
+_SWITCHES = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying")
 _EXPECTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "r": (_is_rank, _RANK),
     "lora_alpha": (_is_number, "a number"),
-    "lora_dropout": (_is_share, "a number from 0 to below 1"),
-    "rank_pattern": (_is_mapping_to(_is_rank), f"a mapping of layers' names to ranks, each {_RANK}"),
-    "alpha_pattern": (_is_mapping_to(_is_number), "a mapping of layers' names to numbers"),
+    "lora_dropout": (_is_fraction, "a number from 0 to below 1"),
+    "rank_pattern": (_are_ranks, f"a mapping of layers' names to ranks, each {_RANK}"),
+    "alpha_pattern": (_are_numbers, "a mapping of layers' names to numbers"),
     "target_modules": _LAYERS,
     "exclude_modules": _LAYERS,
     "layers_pattern": _LAYERS,
-    "modules_to_save": (_may_be_none(_is_names), "a list of modules' names"),
-    "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
-    "base_model_name_or_path": (_may_be_none(lambda value: isinstance(value, str)), "a folder or a Hub id"),
-    "revision": (_may_be_none(lambda value: isinstance(value, str)), "the name of a branch or commit"),
-    **dict.fromkeys(
-        ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias", "ensure_weight_tying"), _SWITCH
-    ),
+    "modules_to_save": (_are_names, "a list of modules' names"),
+    "bias": (_is_bias, "none, all or lora_only"),
+    "base_model_name_or_path": (_is_text, "a folder or a Hub id"),
+    "revision": (_is_text, "the name of a branch or commit"),
+    **dict.fromkeys(_SWITCHES, (_is_switch, "true or false")),
 }
+_NEEDED = ("r", "lora_alpha", "lora_dropout", "bias")  # the others may be null
 # What makes other layers than LoRA's, changes the base, or names a module to import.
 _UNUSED = (
     *("megatron_config", "layer_replication", "use_qalora", "alora_invocation_tokens", "arrow_config"),
@@ -198,9 +197,9 @@ _UNUSED = (
 )
 
 
-def _told(value: object) -> str:
+def _quoted(value: object) -> str:
     text = " ".join(repr(value).split())
-    return text if len(text) <= _TOLD else f"{text[:_TOLD]}…"
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
 
 
 def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: bool) -> PeftModel:
@@ -216,73 +215,64 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     Example:
         >>> from importlib.resources import files
         >>> from tempfile import mkdtemp
-        >>> from vlcpt.model.loading import load_base
-        >>> from vlcpt.model.tuning import apply_tuning
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.model.loading import load_base, load_model
         >>> base, folder = str(files("vlcpt") / "demo/base"), mkdtemp()
-        >>> apply_tuning(load_base(base)).save_pretrained(folder)
+        >>> load_model(ModelConfig(base)).save_pretrained(folder)
         >>> load_adapter(load_base(base), folder, is_trainable=False).active_adapter
         'default'
     """
+    from peft import set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
     config = read_adapter_config(name_or_path)
     try:
-        # For an adapter on the Hub this also fetches it, so that its header can be looked at.
-        weights = load_peft_weights(name_or_path, device="cpu") if _local(name_or_path) is None else None
-        if (folder := _local(name_or_path)) is not None:
-            # Before a layer is made: of what a forged rank would take, no memory can be had.
-            check_adapter_tensors(
-                skeleton(model, config, name_or_path), name_or_path, read_adapter_shapes(folder)
-            )
-        if weights is None:
-            weights = load_peft_weights(name_or_path, device="cpu")
+        folder = adapter_folder(name_or_path)
+        # Before a layer is made: a forged rank could ask for more memory than there is.
+        empty = bare_model(model.config)
+        empty.name_or_path = model.name_or_path
+        with torch.device("meta"):
+            bare = new_adapter(empty, copy.deepcopy(config), is_trainable=False, name_or_path=name_or_path)
+        check_adapter_tensors(bare, name_or_path, read_adapter_shapes(folder))
+        weights = load_peft_weights(str(folder), device="cpu")
     except (HfHubHTTPError, SafetensorError, *UNREADABLE) as error:
         if isinstance(error, ValueError) and str(error).startswith(name_or_path):
             raise
         raise ValueError(not_loaded("adapter", name_or_path, error)) from error
     _warn_of_another_base(config, model, name_or_path)
     tuned = new_adapter(model, config, is_trainable=is_trainable, name_or_path=name_or_path)
-    check_adapter_tensors(tuned, name_or_path, {key: tuple(one.shape) for key, one in weights.items()})
     if (broken := first_not_finite(weights.items())) is not None:
-        held = weight_files(name_or_path, "adapter")
-        raise not_finite(held[0] if held else name_or_path, broken)
+        raise not_finite(weights_in(folder, "adapter") or folder, broken)
     set_peft_model_state_dict(tuned, weights)
     return tuned
 
 
-def skeleton(model: PreTrainedModel, config: PeftConfig, name_or_path: str = "the adapter") -> PeftModel:
-    """The same adapter on the same model, without any numbers: its layers and their shapes.
+def adapter_folder(name_or_path: str) -> Path:
+    """The folder of a saved adapter; one on the Hub is fetched into the cache.
 
-    Example:
-        >>> from importlib.resources import files
-        >>> from peft import LoraConfig
-        >>> from vlcpt.model.loading import load_base
-        >>> model = load_base(str(files("vlcpt") / "demo/base"))
-        >>> skeleton(model, LoraConfig(r=50_000, target_modules=["q_proj"])).device.type
-        'meta'
+    Raises:
+        ValueError: If it cannot be fetched.
     """
-    bare = copy.deepcopy(model.config)
-    vars(bare).pop("quantization_config", None)  # ranks and widths are those of the whole numbers
-    bare._attn_implementation = "sdpa"
-    # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
-    with torch.device("meta"), set_zero3_state():
-        empty = AutoModelForImageTextToText.from_config(bare)
-        assert isinstance(empty, PreTrainedModel)
-        empty.name_or_path = model.name_or_path
-        return new_adapter(empty, copy.deepcopy(config), is_trainable=False, name_or_path=name_or_path)
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    wanted = [CONFIGS["adapter"], *WEIGHTS["adapter"]]
+    cached = only_cached("adapter", name_or_path)
+    return Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
 
 
-def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes | None) -> None:
+def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes) -> None:
     """Compare saved tensors with those that the adapter's configuration asks for on this model.
 
     Args:
         tuned: The adapter, with numbers or without.
         name_or_path: Where it was saved.
-        found: The saved shapes; None: they are not known yet.
+        found: The saved shapes.
 
     Raises:
         ValueError: If a tensor is missing, unexpected or of another shape.
     """
-    if found is None:
-        return
+    from peft import get_peft_model_state_dict
+
     expected = {key: tuple(one.shape) for key, one in get_peft_model_state_dict(tuned).items()}
     wrong = {
         "missing": sorted(expected.keys() - found.keys()),
@@ -299,18 +289,6 @@ def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes | N
         )
 
 
-def _local(name_or_path: str) -> Path | None:
-    """The folder of a saved adapter with weights, itself or in the Hub's cache; None before it is fetched."""
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    try:
-        found = [try_to_load_from_cache(name_or_path, name) for name in WEIGHTS["adapter"]]
-    except HFValidationError:
-        return None
-    held = next((one for one in found if isinstance(one, str)), None)
-    return None if held is None else Path(held).parent
-
-
 def read_adapter_config(name_or_path: str) -> PeftConfig:
     """The configuration of a saved adapter.
 
@@ -322,13 +300,15 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
         Traceback (most recent call last):
         vlcpt.errors.ConfigError: /none: no such folder, and no adapter of this id could be had ...
     """
+    from peft import PeftConfig
+
     cached = only_cached("adapter", name_or_path)
     path: object = Path(name_or_path, CONFIGS["adapter"])
     try:
         if not Path(name_or_path).is_dir():
             path = cached_file(name_or_path, CONFIGS["adapter"], local_files_only=cached)
         if isinstance(path, Path | str) and Path(path).is_file():
-            check_adapter_settings(Path(path))
+            read_adapter_settings(Path(path))
         return PeftConfig.from_pretrained(name_or_path, local_files_only=cached)
     except ConfigError:
         raise
@@ -356,6 +336,8 @@ def new_adapter(
         >>> any(parameter.requires_grad for parameter in tuned.parameters())
         False
     """
+    from peft import PeftModel, get_peft_model
+
     config.inference_mode = not is_trainable
     config.base_model_name_or_path = model.name_or_path  # or peft warns of any other spelling, and does this
     try:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
@@ -260,21 +260,15 @@ def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int =
         >>> from vlcpt.model.loading import read_config
         >>> check_parameters(read_config(base_path()), base_path())
     """
-    files = weight_files(name_or_path, "model", getattr(found, "_commit_hash", None))
+    files = weight_files(name_or_path, getattr(found, "_commit_hash", None))
     if not files:
         return
     held = sum(numbers_in(read_shapes(file)) for file in files)
-    bare = copy.deepcopy(found)
-    if getattr(bare, "quantization_config", None) is not None:
+    if getattr(found, "quantization_config", None) is not None:
         held = 8 * sum(file.stat().st_size for file in files)  # several numbers share a byte
-        del bare.quantization_config
-    bare._attn_implementation = "sdpa"
     config = f"{name_or_path}/config.json" if Path(name_or_path).is_dir() else f"{name_or_path}: config.json"
     try:
-        # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
-        with torch.device("meta"), set_zero3_state():
-            model = AutoModelForImageTextToText.from_config(bare)
-            needed = sum(one.numel() for one in model.parameters())
+        needed = sum(one.numel() for one in bare_model(found).parameters())
     except UNREADABLE as error:
         raise ConfigError(
             f"{config} describes a model that cannot be made ({type(error).__name__}). Get the file again "
@@ -286,6 +280,25 @@ def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int =
             f"{config} describes a model of {needed:,} parameters, but its weights hold {held:,}. Get both "
             "again from where the model is published."
         )
+
+
+def bare_model(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """The model that a configuration describes, without any numbers: its modules and their shapes.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import read_config
+        >>> bare_model(read_config(base_path())).device.type
+        'meta'
+    """
+    bare = copy.deepcopy(config)
+    vars(bare).pop("quantization_config", None)  # shapes are those of weights that are not packed
+    bare._attn_implementation = attn_implementation
+    # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
+    with torch.device("meta"), set_zero3_state():
+        model = AutoModelForImageTextToText.from_config(bare)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def _entries(value: object, key: str = "") -> Iterator[tuple[str, object]]:

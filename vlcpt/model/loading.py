@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -23,15 +25,26 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from vlcpt.data.families import family_of
+from vlcpt.data.families import TOWERS, Tower, base_name, family_of, is_embedding, tower_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.adapters import check_trained_parts, load_adapter
+from vlcpt.model.adapters import (
+    adapter_folder,
+    check_adapter_tensors,
+    check_trained_parts,
+    load_adapter,
+    new_adapter,
+    read_adapter_config,
+    read_adapter_settings,
+    read_adapter_shapes,
+)
 from vlcpt.model.attention import attend_by_document
-from vlcpt.model.base import check_config_file, check_parameters, only_cached
-from vlcpt.model.tuning import apply_tuning
+from vlcpt.model.base import bare_model, check_config_file, check_parameters, only_cached
+from vlcpt.model.tuning import adapted_layers, apply_tuning, copied_modules, is_tied
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
+    check_checkpoint,
+    check_files,
     first_few,
     not_loaded,
     require_finite_base,
@@ -39,10 +52,9 @@ from vlcpt.model.weights import (
 )
 
 if TYPE_CHECKING:
-    from vlcpt.config.schema import ModelConfig
-from typing import TYPE_CHECKING, TypeVar
+    from peft import PeftModel
 
-from vlcpt.model.weights import check_checkpoint
+    from vlcpt.config.schema import ModelConfig
 
 # Kept out of 4 bits by `qlora`: the small towers, which can then train in full, and the output layer. Each
 # pattern is matched from the start of a module's path. Embeddings are no linear layers and stay as well.
@@ -156,55 +168,26 @@ def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | Peft
         >>> [row.how for row in tower_table(model)]
         ['frozen', 'frozen', 'LoRA r=4']
     """
-    if config.adapter_name_or_path is not None and config.tuning == "full":
-        raise ValueError(
-            "adapter_name_or_path goes on with an adapter, but tuning is full. Set tuning: lora or "
-            "qlora, or merge the adapter first (vlcpt merge) and train from the result."
-        )
-    model = load_base(
-        config.model_name_or_path,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        in_4_bits=config.tuning == "qlora",
-    )
-    turn_cache_off(model)
+    model = _without_cache(config, config.model_name_or_path, in_4_bits=config.tuning == "qlora")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if config.adapter_name_or_path is None:
-            return tune(model, config)
+            return apply_tuning(model, config)
         tuned = load_adapter(model, config.adapter_name_or_path, is_trainable=True)
     check_trained_parts(tuned, config)
     return tuned
 
 
-def tune(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
-    """Freeze a model and put new adapters on it, as a configuration says.
-
-    Raises:
-        ValueError: If :func:`vlcpt.model.tuning.apply_tuning` refuses it.
-
-    Example:
-        >>> from importlib.resources import files
-        >>> from vlcpt.config.schema import ModelConfig
-        >>> base = str(files("vlcpt") / "demo/base")
-        >>> tune(load_base(base), ModelConfig(base, lora_r=4)).peft_config["default"].r
-        4
-    """
-    return apply_tuning(
-        model,
-        tuning=config.tuning,
-        train_language=config.train_language,
-        train_merger=config.train_merger,
-        train_vision=config.train_vision,
-        train_embeddings=config.train_embeddings,
-        lora_towers=config.lora_towers,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        lora_target_modules=config.lora_target_modules,
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
+def _without_cache(config: ModelConfig, name_or_path: str, *, in_4_bits: bool = False) -> PreTrainedModel:
+    """A model without a KV cache, which would let packed documents see each other."""
+    model = load_base(
+        name_or_path,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        in_4_bits=in_4_bits,
     )
+    model.config.use_cache = model.config.get_text_config().use_cache = False
+    return model
 
 
 def load_base(
@@ -299,20 +282,6 @@ def read_config(name_or_path: str, *, revision: str | None = None) -> PreTrained
     return found
 
 
-def turn_cache_off(model: PreTrainedModel) -> None:
-    """Keep forward from filling a KV cache, which would let packed documents see each other.
-
-    Example:
-        >>> from importlib.resources import files
-        >>> model = load_base(str(files("vlcpt") / "demo/base"))
-        >>> turn_cache_off(model)
-        >>> model.config.text_config.use_cache
-        False
-    """
-    model.config.use_cache = False
-    model.config.get_text_config().use_cache = False
-
-
 def with_native_dtype(config: ModelConfig, *, emulates_bf16: bool) -> ModelConfig:
     """A configuration whose ``dtype: auto`` is not bfloat16 on GPUs that only emulate it: float32 there.
 
@@ -369,9 +338,6 @@ def not_supported_here(name_or_path: str, asked: str, error: Exception) -> str:
     return f"{name_or_path}: the model cannot be loaded with attn_implementation {asked} here: {reason}"
 
 
-Model = TypeVar("Model", bound=PreTrainedModel | PeftModel)
-
-
 def load_for_evaluation(
     config: ModelConfig, checkpoint: str
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
@@ -399,28 +365,216 @@ def load_for_evaluation(
         >>> before.name_or_path == base
         True
     """
+    base, before = config.model_name_or_path, None
     if check_checkpoint(checkpoint) == "adapter":
-        base = _base(config)
+        plain = _without_cache(config, base, in_4_bits=config.tuning == "qlora")
         # Trainable, because only then are the copies float32, as they were in training.
-        return _frozen(load_adapter(base, checkpoint, is_trainable=True)), None
-    trained = load_base(checkpoint, dtype=config.dtype, attn_implementation=config.attn_implementation)
-    turn_cache_off(trained)
-    return _frozen(trained), _frozen(_base(config, whole=True))
+        model: PreTrainedModel | PeftModel = load_adapter(plain, checkpoint, is_trainable=True)
+    else:
+        model, before = _without_cache(config, checkpoint), _without_cache(config, base)
+        before.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    return model, before
 
 
-def _base(config: ModelConfig, *, whole: bool = False) -> PreTrainedModel:
-    """The model before training; ``whole``: not in 4 bits."""
-    base = load_base(
-        config.model_name_or_path,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        in_4_bits=config.tuning == "qlora" and not whole,
-    )
-    turn_cache_off(base)
-    return base
+# --- without a weight ---
 
 
-def _frozen(model: Model) -> Model:
-    model.requires_grad_(False)
-    model.eval()
+def check_model(config: ModelConfig) -> None:
+    """Load and tune the model without its weights, to find what would fail after the data is read.
+
+    Layers are those of the model itself, without any numbers (on PyTorch's meta device): a second or two
+    also for the largest. Of folders it is checked that their files are there. From the Hub only
+    configurations are fetched, and an adapter.
+
+    Raises:
+        ConfigError: If the model or the adapter is not there, or of another family; if towers, layer names
+            or attention are refused; if the adapter trains something else than ``config`` says. The
+            messages are those of :func:`load_model`.
+
+    Example:
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> check_model(ModelConfig(base_path(), lora_target_modules=("q_porj",)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: lora_target_modules names 'q_porj', which matches no layer of language, ...
+    """
+    adapter = config.adapter_name_or_path
+    if adapter is not None and Path(adapter).is_dir():
+        check_files("adapter", adapter)
+    model = _checked_base(config, config.model_name_or_path)
+    with torch.device("meta"), wrong_config():
+        if adapter is None:
+            apply_tuning(model, config)
+        else:
+            check_trained_parts(_checked_adapter(model, adapter, is_trainable=True), config)
+
+
+def check_evaluated(config: ModelConfig, checkpoint: str) -> None:
+    """Look for what would keep a checkpoint, or its base, from being loaded after the data is read.
+
+    Raises:
+        ConfigError: If there is neither an adapter nor a model in the folder, or for the base, for the
+            reasons of :func:`check_model`.
+
+    Example:
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> check_evaluated(ModelConfig(base_path()), checkpoint=base_path())
+    """
+    kind = check_checkpoint(checkpoint)
+    model = _checked_base(config, config.model_name_or_path)
+    if kind == "model":
+        _checked_base(config, checkpoint)
+        return
+    with torch.device("meta"), wrong_config():
+        _checked_adapter(model, checkpoint, is_trainable=False)
+
+
+def _checked_base(config: ModelConfig, name_or_path: str) -> PreTrainedModel:
+    found = read_config(name_or_path)
+    if Path(name_or_path).is_dir():
+        check_files("model", name_or_path)
+    with wrong_config():
+        check_parameters(found, name_or_path)
+    wanted = config.attn_implementation
+    try:
+        return bare_model(found, "sdpa" if wanted == "auto" else wanted)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(not_supported_here(name_or_path, wanted, error)) from error
+
+
+def _checked_adapter(model: PreTrainedModel, adapter: str, *, is_trainable: bool) -> PeftModel:
+    """An adapter without numbers, compared with the header of its file."""
+    config = read_adapter_config(adapter)
+    tuned = new_adapter(model, config, is_trainable=is_trainable, name_or_path=adapter)
+    check_adapter_tensors(tuned, adapter, read_adapter_shapes(adapter_folder(adapter)))
+    return tuned
+
+
+@dataclass(frozen=True)
+class TowerParameters:
+    """Parameters of a tower.
+
+    Args:
+        how: How it trains.
+        frozen: Those that do not train.
+        trained: Those that do: its own, copies of them, or its adapters'.
+        packed: Of the frozen ones, those held in 4 bits.
+        trained_head: Of the trained ones, those of the output layer.
+    """
+
+    how: Literal["frozen", "lora", "full"]
+    frozen: int
+    trained: int
+    packed: int = 0
+    trained_head: int = 0
+
+
+def empty_model(config: ModelConfig) -> PreTrainedModel:
+    """The model that training starts from in its type, without a weight and before anything is tuned.
+
+    Raises:
+        ConfigError: As ``load_model`` does, for what can be told without weights.
+
+    Example:
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> empty_model(ModelConfig(base_path(), dtype="bfloat16")).dtype
+        torch.bfloat16
+    """
+    found = read_config(config.model_name_or_path)
+    # Attention makes no parameters, and flash attention is refused where its package is missing.
+    model = bare_model(found)
+    nn.Module.to(model, resolve_dtype(config.dtype, found))  # transformers hides the type of its own
     return model
+
+
+def count_towers(model: PreTrainedModel, config: ModelConfig) -> dict[Tower, TowerParameters]:
+    """Parameters of each tower as training would hold them, counted without peft, which takes long to import.
+
+    Args:
+        model: The base, on the meta device.
+        config: What trains of it, and how.
+
+    Raises:
+        ConfigError: For layers that cannot be adapted, or a saved adapter that cannot be read.
+
+    Example:
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> config = ModelConfig(base_path(), lora_r=4)
+        >>> {tower: found.how for tower, found in count_towers(empty_model(config), config).items()}
+        {'vision': 'frozen', 'merger': 'frozen', 'language': 'lora'}
+    """
+    if config.tuning == "full":
+        apply_tuning(model, config)
+    else:
+        model.requires_grad_(False)
+    found = [(name, one.numel(), one.requires_grad) for name, one in model.named_parameters()]
+    with wrong_config():
+        found += [(name, count, True) for name, count in _added_parameters(model, config)]
+    packed = set()
+    if config.tuning == "qlora":
+        packed = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear)}
+    tied = is_tied(model, family_of(model.config.model_type))
+    counts: dict[Tower, TowerParameters] = {}
+    for tower in TOWERS:
+        frozen = {name: count for name, count, trains in found if tower_of(name) == tower and not trains}
+        trained = [(name, count) for name, count, trains in found if tower_of(name) == tower and trains]
+        has_adapter = any(".lora_" in name for name, _ in trained)
+        in_full = any(".lora_" not in name and not is_embedding(name) for name, _ in trained)
+        in_4_bits = {
+            name for name in packed & frozen.keys() if tower == "language" and not is_embedding(name)
+        }
+        counts[tower] = TowerParameters(
+            how="lora" if has_adapter else "full" if in_full else "frozen",
+            frozen=sum(frozen.values()),
+            trained=sum(count for _, count in trained),
+            packed=sum(frozen[name] for name in in_4_bits),
+            # The output layer makes the logits, or the embeddings that are tied to it.
+            trained_head=sum(n for name, n in trained if is_embedding(name) and (tied or "lm_head" in name)),
+        )
+    return counts
+
+
+def _added_parameters(model: PreTrainedModel, config: ModelConfig) -> Iterator[tuple[str, int]]:
+    """Names and numbers of what peft puts beside the base: adapters, and copies of what trains in full."""
+    if config.tuning == "full":
+        return
+    if config.adapter_name_or_path is not None:
+        family = family_of(model.config.model_type)
+        for name, shape in read_adapter_shapes(adapter_folder(config.adapter_name_or_path)).items():
+            is_head = base_name(name).startswith(family.embeddings[1]) and ".lora_" not in name
+            if not (is_head and is_tied(model, family)):  # saved twice, and held once
+                yield name, math.prod(shape)
+        return
+    pattern = re.compile(adapted_layers(model, config))
+    for path, module in model.named_modules():
+        if pattern.fullmatch(path):
+            rows, columns = module.get_parameter("weight").shape
+            magnitudes = rows if isinstance(module, nn.Linear) else columns
+            yield f"{path}.lora_A", config.lora_r * (rows + columns) + config.use_dora * magnitudes
+    copied = {
+        parameter: f"{path}.{name}"
+        for path in copied_modules(model, config)
+        for name, parameter in model.get_submodule(path).named_parameters()
+    }
+    for parameter, name in copied.items():
+        yield name, parameter.numel()
+
+
+def adapter_shape(config: ModelConfig) -> tuple[int, bool]:
+    """The rank of a run's adapters, and whether they drop some of their input; 0 without adapters.
+
+    Example:
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> adapter_shape(ModelConfig("base", lora_r=4)), adapter_shape(ModelConfig("base", tuning="full"))
+        ((4, False), (0, False))
+    """
+    if config.tuning == "full":
+        return 0, False
+    if config.adapter_name_or_path is None:
+        return config.lora_r, config.lora_dropout > 0
+    found = read_adapter_settings(adapter_folder(config.adapter_name_or_path) / CONFIGS["adapter"])
+    return int(str(found.get("r", 8))), bool(found.get("lora_dropout"))

@@ -5,14 +5,18 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from vlcpt.data.families import family_of
@@ -23,8 +27,8 @@ from vlcpt.model.adapters import load_adapter, read_adapter_config
 from vlcpt.model.base import find_base, run_settings
 from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
-from vlcpt.model.merged_weights import MergedWeight, merged_weights, whole_weights, write_weights
-from vlcpt.model.weights import check_checkpoint
+from vlcpt.model.tuning import is_tied
+from vlcpt.model.weights import check_checkpoint, first_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ def merge_adapter(
     The base of an adapter is the one that ``adapter_config.json`` names, in its own precision, not in 4
     bits; a relative path may start at the current directory, the checkpoint or its parent, or be that of
     ``config.yaml`` there. All runs on the CPU, with PyTorch's own attention, in the memory of about one copy
-    of the model: each merged weight is made, written and let go. The check runs a fixed batch of random
+    of the model: each merged weight takes the place of the base's. The check runs a fixed batch of random
     tokens and a random image through what is merged, and through what was read back from the merged files.
 
     Args:
@@ -115,6 +119,10 @@ def merge_adapter(
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
+    try:
+        split_torch_state_dict_into_shards({}, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise ConfigError(f"max_shard_size {max_shard_size!r} is no size: {error} Write 5GB, say.") from error
     source = _find_source(checkpoint, dtype)
     writing = Writing(output, "the merged model", reads=True)
     with writing, _staged(output) as staging:
@@ -275,7 +283,7 @@ def _no_base(checkpoint: Path, error: ValueError) -> ValueError:
 
 @dataclass(frozen=True)
 class _Logits:
-    """Of what is merged, and of the base alone; None: not computed."""
+    """Logits of what is merged, and of the base alone; None: not computed."""
 
     both: torch.Tensor
     base: torch.Tensor | None
@@ -290,48 +298,98 @@ def _write_merged(
     files: BaseFiles | None,
     writing: Writing,
 ) -> _Logits:
-    """Write the merged weights and their configuration, if all has room; gives the logits from before."""
-    alone: torch.Tensor | None = None
+    """Write the merged weights and their configuration, if there is room; returns the logits before."""
     if source.kind == "adapter":
         base = _load_base(source, checkpoint)
         tuned = load_adapter(base, str(checkpoint), is_trainable=False)
         both = check_logits(tuned)
         with tuned.disable_adapter():
             alone = check_logits(tuned)
-        weights = merged_weights(tuned, source.dtype)
-        dtype = source.dtype or base.dtype
+        model = add_adapter(tuned, source.dtype, tied=is_tied(base, family_of(base.config.model_type)))
     else:
-        base = load_base(str(checkpoint), attn_implementation="sdpa")
-        both = check_logits(base)
-        assert source.dtype is not None
-        weights, dtype = whole_weights(base, source.dtype), source.dtype
-    assert isinstance(dtype, torch.dtype)
-    writing.needed = sum(weight.size for weight in weights) + _small_bytes(checkpoint, files)
+        model, alone = load_base(str(checkpoint), attn_implementation="sdpa"), None
+        both = check_logits(model)
+    if source.dtype is not None:
+        cast_weights(model, source.dtype)
+    if (name := first_not_finite(model.named_parameters())) is not None:
+        raise ValueError(
+            f"{name}: the merged weight holds numbers that are not finite, so the adapter or its base is "
+            "broken. Merge an earlier checkpoint."
+        )
+    held = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    writing.needed = sum(one.nbytes for one in held.values()) + _small_bytes(checkpoint, files)
     writing.require_room()
-    write_weights(folder, base, weights, max_shard_size)
-    _write_config(folder, base, weights, dtype, files)
-    return _Logits(both, alone, dtype)
-
-
-def _write_config(
-    folder: Path,
-    base: PreTrainedModel,
-    weights: Sequence[MergedWeight],
-    dtype: torch.dtype,
-    files: BaseFiles | None,
-) -> None:
-    config = base.config
-    _, head = family_of(config.model_type).embeddings
-    # An adapter may have made tied embeddings differ.
-    tied = all(weight.name != f"{head}.weight" for weight in weights)
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
-    config.dtype = str(dtype).removeprefix("torch.")
-    config.architectures = [type(base).__name__]
-    config.save_pretrained(folder)
-    if base.generation_config is not None:
-        base.generation_config.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     if files is not None:
-        files.restore_config(folder, tied=tied)
+        files.restore_config(folder, tied=model.config.tie_word_embeddings)
+    for path in folder.iterdir():
+        sync(path)
+    return _Logits(both, alone, model.dtype)
+
+
+@torch.no_grad()
+def add_adapter(tuned: PeftModel, dtype: torch.dtype | None, *, tied: bool) -> PreTrainedModel:
+    """The model that base and adapter make together, one layer after the other in place of the base's.
+
+    What an adapter adds is computed and added in float32 by peft's own code for its kind (LoRA, DoRA,
+    rank-stabilised), and rounded once. A module that was trained in full takes the
+    place of the base's.
+
+    Args:
+        tuned: Base and adapter; neither can be used afterwards.
+        dtype: Of the merged layers; None: that of the base's.
+        tied: Whether the base's embeddings are one tensor. They stay one, unless the adapter changes one
+            of them alone.
+
+    Raises:
+        ValueError: If the adapter holds something that cannot be merged.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from vlcpt.demo import base_path
+        >>> tuned = get_peft_model(load_base(base_path()), LoraConfig(target_modules=["q_proj"]))
+        >>> any("lora" in name for name, _ in add_adapter(tuned, None, tied=False).named_parameters())
+        False
+    """
+    for path, module in tuned.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper) and not isinstance(module, ModulesToSaveWrapper):
+            raise ValueError(
+                f"{path} is changed by a {type(module).__name__} of peft, which cannot be merged here. "
+                "Merge it with peft's merge_and_unload."
+            )
+        if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer()
+            own = dict(layer.named_parameters(recurse=False))
+            for name, parameter in own.items():
+                # A new tensor: the one that is there may be that of the other embedding as well.
+                wide = parameter.to(torch.float32, copy=True)
+                setattr(layer, name, nn.Parameter(wide, requires_grad=False))
+            module.merge()
+            for name, parameter in own.items():
+                merged = layer.get_parameter(name)
+                merged.data = merged.data.to(dtype or parameter.dtype)
+    model = tuned.unload()
+    assert isinstance(model, PreTrainedModel)
+    if tied:
+        first, second = map(model.get_submodule, family_of(model.config.model_type).embeddings)
+        if tied := torch.equal(first.get_parameter("weight"), second.get_parameter("weight")):
+            second.weight = first.weight
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = tied
+    return model
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round the weights to a type, one after the other, so that no second copy of the model is held.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> model = load_base(base_path())
+        >>> cast_weights(model, torch.bfloat16)
+        >>> {weight.dtype for weight in model.parameters()}
+        {torch.bfloat16}
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def _compare(before: _Logits, folder: Path) -> Merge:

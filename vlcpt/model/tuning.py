@@ -7,15 +7,19 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlcpt.data.families import TOWERS, Family, Tower, family_of, is_embedding, tower_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from vlcpt.config.schema import ModelConfig
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -29,105 +33,80 @@ def base_model(model: nn.Module) -> PreTrainedModel:
         >>> base_model(get_peft_model(model, LoraConfig(target_modules=["q_proj"]))) is model
         True
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(model, PreTrainedModel):
+        return model
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel)
+    base = model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     return base
 
 
-def adapted_towers(trained: Sequence[Tower], lora_towers: Sequence[str] | None) -> list[Tower]:
-    """The towers that get adapters: all the trained ones, or the user's choice among them.
-
-    Raises:
-        ValueError: If no tower is left, or a chosen one is unknown or does not train.
-
-    Example:
-        >>> adapted_towers(["vision", "language"], lora_towers=None)
-        ['vision', 'language']
-        >>> adapted_towers(["vision", "language"], lora_towers=["language"])
-        ['language']
-    """
-    if not trained:
-        raise ValueError(
-            "No tower trains, so there is nothing to put an adapter on. "
-            "To train the embeddings alone, set tuning: full with train_language: false."
-        )
-    if lora_towers is None:
-        return list(trained)
-    for name in lora_towers:
-        if name not in trained:
-            remedy = f"set train_{name}: true" if name in TOWERS else f"choose from {', '.join(TOWERS)}"
-            raise ValueError(
-                f"lora_towers names {name!r}, but the towers that train are {', '.join(trained)}. "
-                f"Take it out, or {remedy}."
-            )
-    if not lora_towers:
-        raise ValueError(
-            "lora_towers is empty, so there would be no adapter. Name a tower, or set tuning: full."
-        )
-    return [tower for tower in trained if tower in lora_towers]
-
-
-def target_pattern(
-    model: PreTrainedModel, family: Family, towers: Sequence[Tower], names: Sequence[str] | None
-) -> str:
+def adapted_layers(model: PreTrainedModel, config: ModelConfig) -> str:
     """One regular expression for peft that matches the layers to adapt, and none of another tower.
 
-    Args:
-        names: Ends of module paths, such as ``q_proj`` or ``mlp.0``. None is the family's default.
-
     Raises:
-        ValueError: If a name matches no layer of ``towers``, a tower is left without any layer, or a name
-            is that of tied embeddings.
+        ValueError: If a name of ``lora_target_modules`` matches no layer of the adapted towers or is that of
+            tied embeddings, or a tower is left without any layer.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.data.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> target_pattern(model, family_of("qwen2_5_vl"), ["merger"], names=["mlp.2"])
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> way = {"train_merger": True, "lora_towers": ["merger"], "lora_target_modules": ["mlp.2"]}
+        >>> adapted_layers(load_base(base_path()), ModelConfig(base_path(), **way))
         'model\\\\.visual\\\\.merger\\\\.(?:.+\\\\.)?(?:mlp\\\\.2)'
     """
+    family, towers, names = (
+        family_of(model.config.model_type),
+        config.adapter_towers,
+        config.lora_target_modules,
+    )
     if names is None:
         return "|".join(family.lora_targets[tower] for tower in towers)
-    layers = [
-        (name, family.tower_of(name))
+    layers = {
+        name: family.tower_of(name)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Embedding) and name
-    ]
-    candidates = [(path, tower) for path, tower in layers if tower in towers]
-    matches = {name: [(p, t) for p, t in candidates if f".{p}".endswith(f".{name}")] for name in names}
-    for name, found in matches.items():
+    }
+    candidates = [path for path, tower in layers.items() if tower in towers]
+    matched = set()
+    for name in names:
+        found = [path for path in candidates if f".{path}".endswith(f".{name}")]
         if not found:
-            raise ValueError(_no_match(name, [path for path, _ in candidates], towers))
-        if is_tied(model, family) and any(path in family.embeddings for path, _ in found):
+            raise ValueError(_no_match(name, candidates, towers))
+        if is_tied(model, family) and any(path in family.embeddings for path in found):
             raise ValueError(
                 f"lora_target_modules names {name!r}, which shares its weight with the "
                 "other embedding: an adapter on one of them gives wrong merged weights. "
                 "Take it out; train_embeddings: true trains both in full and keeps them tied."
             )
+        matched |= {layers[path] for path in found}
     for tower in towers:
-        if not any(tower == owner for found in matches.values() for _, owner in found):
+        if tower not in matched:
+            one = next(path for path, owner in layers.items() if owner == tower)
             raise ValueError(
                 f"lora_target_modules {list(names)} match no layer of the {tower} tower, so it would not "
-                f"train. Name one of its layers, such as {next(p for p, t in layers if t == tower)!r}, "
-                f"or set train_{tower}: false."
+                f"train. Name one of its layers, such as {one!r}, or set train_{tower}: false."
             )
     return "|".join(_anchored(family, tower, names) for tower in towers)
 
 
-def trainable_modules(model: PreTrainedModel, family: Family, tower: Tower) -> Iterator[str]:
-    """Paths of modules that together hold each parameter of a tower once, and that peft can copy.
+def copied_modules(model: PreTrainedModel, config: ModelConfig) -> list[str]:
+    """Paths of the modules that train in full beside adapters, each of which peft can copy.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.data.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> list(trainable_modules(model, family_of("qwen2_5_vl"), "vision"))[:2]
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_base
+        >>> config = ModelConfig(base_path(), train_vision=True, lora_towers=["language"])
+        >>> copied_modules(load_base(base_path()), config)[:2]
         ['model.visual.patch_embed', 'model.visual.blocks.0']
     """
+    family = family_of(model.config.model_type)
 
-    def descend(path: str) -> Iterator[str]:
+    def descend(path: str, tower: Tower) -> Iterator[str]:
         module = model.get_submodule(path)
         owners = {family.tower_of(f"{path}.{name}") for name, _ in module.named_parameters()}
         # peft refuses lists of modules; a whole model is also called by other ways than its forward.
@@ -135,10 +114,13 @@ def trainable_modules(model: PreTrainedModel, family: Family, tower: Tower) -> I
             yield path
         elif tower in owners:
             for name, _ in module.named_children():
-                yield from descend(f"{path}.{name}")
+                yield from descend(f"{path}.{name}", tower)
 
-    for path in family.towers[tower]:
-        yield from descend(path)
+    in_full = [tower for tower in config.trained_towers if tower not in config.adapter_towers]
+    copies = [found for tower in in_full for path in family.towers[tower] for found in descend(path, tower)]
+    if config.train_embeddings:
+        copies += [path for path in family.embeddings if path not in copies]
+    return copies
 
 
 def is_tied(model: PreTrainedModel, family: Family) -> bool:
@@ -179,26 +161,8 @@ def _no_match(name: str, paths: Sequence[str], towers: Sequence[Tower]) -> str:
     )
 
 
-Tuning = Literal["full", "lora", "qlora"]
-
-
-def apply_tuning(
-    model: PreTrainedModel,
-    *,
-    tuning: Tuning = "lora",
-    train_language: bool = True,
-    train_merger: bool = False,
-    train_vision: bool = False,
-    train_embeddings: bool = False,
-    lora_towers: Sequence[str] | None = None,
-    lora_r: int = 16,
-    lora_alpha: float = 32,
-    lora_dropout: float = 0.0,
-    lora_target_modules: Sequence[str] | None = None,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> PreTrainedModel | PeftModel:
-    """Freeze the model but for what is to train, and put adapters where they belong.
+def apply_tuning(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """Freeze the model but for what is to train, and put new adapters where they belong.
 
     A tower that trains in full beside adapters does so as peft's ``modules_to_save``: a copy, saved with
     the adapter, so that the base stays as it was. Trained parameters become float32, because small
@@ -207,61 +171,45 @@ def apply_tuning(
 
     Args:
         model: A model of a supported family; in 4 bits for ``qlora``. Changed in place.
-        tuning: ``full``: the towers' own weights; ``lora`` and ``qlora``: adapters.
-        train_embeddings: Train input and output embeddings in full, whatever else trains.
-        lora_towers: Of the trained towers, those that get adapters; the others train in full. None is all.
-        lora_target_modules: Names of layers inside those towers, such as ``q_proj`` or ``mlp.0``; never
-            applied to another tower. None is each tower's attention and MLP layers.
+        config: What trains, and how; it has checked itself.
 
     Raises:
-        ValueError: If nothing would train, a tower or layer name matches nothing, an adapter
-            is asked for on tied embeddings, or 4-bit weights would have to train in full.
+        ValueError: If ``lora_target_modules`` match nothing, or an adapter is asked for on tied embeddings.
 
     Example:
-        >>> from importlib.resources import files
         >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> model = apply_tuning(model, train_merger=True, lora_r=4)
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> model = AutoModelForImageTextToText.from_pretrained(base_path())
+        >>> model = apply_tuning(model, ModelConfig(base_path(), train_merger=True, lora_r=4))
         >>> [row.how for row in tower_table(model)]
         ['frozen', 'LoRA r=4', 'LoRA r=4']
     """
     family = family_of(model.config.model_type)
-    wanted: dict[Tower, bool] = {"vision": train_vision, "merger": train_merger, "language": train_language}
-    trained = [tower for tower in TOWERS if wanted[tower]]
-    if not trained and not train_embeddings:
-        raise ValueError(
-            "Nothing would train. Set train_language, train_merger, train_vision or train_embeddings to true."
-        )
     model.requires_grad_(False)
-    if tuning == "full":
+    if config.tuning == "full":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(
-                family.tower_of(name) in trained or (train_embeddings and is_embedding(name))
+                family.tower_of(name) in config.trained_towers
+                or (config.train_embeddings and is_embedding(name))
             )
         return finish_tuning(model)
 
-    adapted = adapted_towers(trained, lora_towers)
-    full = [tower for tower in trained if tower not in adapted]
-    if tuning == "qlora" and "language" in full:
-        raise ValueError(
-            "The language tower is held in 4 bits and cannot train in full. "
-            "Add 'language' to lora_towers, or set train_language: false, or tuning: lora."
-        )
-    copies = [path for tower in full for path in trainable_modules(model, family, tower)]
-    if train_embeddings:
-        copies += [path for path in family.embeddings if path not in copies]
-    config = LoraConfig(
-        r=lora_r,
-        lora_alpha=lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
-        lora_dropout=lora_dropout,
-        target_modules=target_pattern(model, family, adapted, lora_target_modules),
-        use_dora=use_dora,
-        use_rslora=use_rslora,
+    from peft import LoraConfig, get_peft_model
+
+    copies = copied_modules(model, config)
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft only divides by it
+        lora_dropout=config.lora_dropout,
+        target_modules=adapted_layers(model, config),
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
         modules_to_save=copies or None,
         # peft warns when this is asked for and no tied module is among the copies.
         ensure_weight_tying=is_tied(model, family) and any(path in copies for path in family.embeddings),
     )
-    return finish_tuning(get_peft_model(model, config))
+    return finish_tuning(get_peft_model(model, lora))
 
 
 def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
@@ -318,13 +266,13 @@ def limit_checkpointing(model: nn.Module) -> None:
         ValueError: If checkpointing is of the reentrant kind.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> base = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> model = apply_tuning(base)
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_model
+        >>> model = load_model(ModelConfig(base_path()))
         >>> model.activation_checkpointing_enable()
         >>> limit_checkpointing(model)
-        >>> base.model.visual.blocks[0].gradient_checkpointing
+        >>> base_model(model).model.visual.blocks[0].gradient_checkpointing
         False
     """
     trained = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -367,10 +315,10 @@ def tower_table(model: nn.Module) -> list[TowerRow]:
     """What trains in each tower, and how, as the parameters say.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> rows = tower_table(apply_tuning(model, tuning="full"))
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_model
+        >>> rows = tower_table(load_model(ModelConfig(base_path(), tuning="full")))
         >>> [(row.tower, row.how, row.trained == row.total) for row in rows]
         [('vision', 'frozen', False), ('merger', 'frozen', False), ('language', 'full', True)]
     """
@@ -382,7 +330,10 @@ def _row(model: nn.Module, tower: Tower) -> TowerRow:
     base = {name: p for name, p in own if "modules_to_save" not in name and ".lora_" not in name}
     trained = {name: p for name, p in own if p.requires_grad}
     how = []
-    if any(".lora_" in name for name in trained) and isinstance(model, PeftModel):
+    if any(".lora_" in name for name in trained):
+        from peft import LoraConfig, PeftModel
+
+        assert isinstance(model, PeftModel)
         config = model.peft_config[model.active_adapter]
         assert isinstance(config, LoraConfig)
         how.append(f"{'DoRA' if config.use_dora else 'LoRA'} r={config.r}")
@@ -432,10 +383,10 @@ def parameter_groups(
         two groups of one name where only some of its parameters decay.
 
     Example:
-        >>> from importlib.resources import files
-        >>> from transformers import AutoModelForImageTextToText
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> model = apply_tuning(model, train_merger=True)
+        >>> from vlcpt.config.schema import ModelConfig
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import load_model
+        >>> model = load_model(ModelConfig(base_path(), train_merger=True))
         >>> groups = parameter_groups(model, learning_rate=1e-4, merger_learning_rate=2e-5)
         >>> [(group["name"], group["lr"]) for group in groups]
         [('merger', 2e-05), ('language', 0.0001)]

@@ -186,19 +186,26 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
         vlcpt.errors.ConfigError: ...no adapter could be loaded from this folder... It needs ...
     """
     path = Path(folder)
-    weights = next((name for name in WEIGHTS[what] if (path / name).is_file()), None)
-    config = path / CONFIGS[what]
+    weights, config = weights_in(path, what), path / CONFIGS[what]
     if config.is_file() and what == "model" and '"transformers_weights"' in config.read_text("utf-8"):
         return  # transformers then reads weights of the name that is written there
     if weights is None or not config.is_file():
-        raise ConfigError(
-            not_loaded(
-                what, folder, f"It needs {config.name} and {WEIGHTS[what][0]}, one of them is missing."
-            )
-        )
-    shards = shards_of(path / weights) if weights.endswith(".index.json") else []
+        needed = f"It needs {config.name} and {WEIGHTS[what][0]}, one of them is missing."
+        raise ConfigError(not_loaded(what, folder, needed))
+    shards = shards_of(weights) if weights.suffix == ".json" else []
     if missing := [shard for shard in shards if not (path / shard).is_file()]:
-        raise ConfigError(not_loaded(what, folder, f"{weights} lists {missing[0]}, which is not there."))
+        raise ConfigError(not_loaded(what, folder, f"{weights.name} lists {missing[0]}, which is not there."))
+
+
+def weights_in(folder: Path, what: Literal["model", "adapter"]) -> Path | None:
+    """The file of a folder that holds a model's or adapter's weights, or lists the files that do; or None.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> weights_in(Path(base_path()), "model").name
+        'model.safetensors'
+    """
+    return next((folder / name for name in WEIGHTS[what] if (folder / name).is_file()), None)
 
 
 def shards_of(index: Path) -> list[str]:
@@ -361,28 +368,14 @@ def require_finite_base(model: PreTrainedModel, name_or_path: str, dtype: torch.
     packed = any(hasattr(one, "quant_state") for one in model.parameters())
     if found is None and not packed:
         return
-    for file in weight_files(name_or_path, "model", getattr(model.config, "_commit_hash", None)):
-        require_finite_file(file)
+    for file in weight_files(name_or_path, getattr(model.config, "_commit_hash", None)):
+        if (broken := first_not_finite(_tensors_in(file))) is not None:
+            raise not_finite(file, broken)
     if found is not None:
         raise ValueError(
             f"{name_or_path}: {found} is finite in its file and not as {str(dtype).removeprefix('torch.')}, "
             f"which holds numbers up to {torch.finfo(dtype).max:,.0f}. Set dtype: bfloat16 or float32."
         )
-
-
-def require_finite_file(file: Path) -> None:
-    """Refuse a file of weights that holds a number that is not finite; its tensors are read one by one.
-
-    Raises:
-        ValueError: With the tensor's name.
-
-    Example:
-        >>> from importlib.resources import files
-        >>> require_finite_file(Path(str(files("vlcpt") / "demo/base/model.safetensors")))
-    """
-    found = first_not_finite(_tensors_in(file))
-    if found is not None:
-        raise not_finite(file, found)
 
 
 def not_finite(file: Path | str, tensor: str) -> ValueError:
@@ -403,30 +396,22 @@ def _tensors_in(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, weights.get_tensor(name)
 
 
-def weight_files(
-    name_or_path: str, what: Literal["model", "adapter"], commit: str | None = None
-) -> list[Path]:
-    """The files that a model's or an adapter's weights were loaded from: of a folder, or of the Hub's cache.
+def weight_files(name_or_path: str, commit: str | None = None) -> list[Path]:
+    """The files that a model's weights are in, of a folder or of the Hub's cache; none where none are there.
 
     Example:
         >>> from vlcpt.demo import base_path
-        >>> [file.name for file in weight_files(base_path(), "model")]
+        >>> [file.name for file in weight_files(base_path())]
         ['model.safetensors']
     """
-    for name in WEIGHTS[what]:
-        found = _local(name_or_path, name, commit)
-        if found is None:
-            continue
-        if not name.endswith(".index.json"):
-            return [found]
-        shards = [_local(name_or_path, shard, commit) for shard in shards_of(found)]
-        return [shard for shard in shards if shard is not None]
-    return []
-
-
-def _local(name_or_path: str, name: str, commit: str | None) -> Path | None:
     folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    cached = try_to_load_from_cache(name_or_path, name, revision=commit)
-    return Path(cached) if isinstance(cached, str) else None
+    if not folder.is_dir():
+        cached = [try_to_load_from_cache(name_or_path, name, revision=commit) for name in WEIGHTS["model"]]
+        found = next((one for one in cached if isinstance(one, str)), None)
+        if found is None:
+            return []
+        folder = Path(found).parent
+    weights = weights_in(folder, "model")
+    if weights is None or weights.suffix != ".json":
+        return [] if weights is None else [weights]
+    return [folder / shard for shard in shards_of(weights) if (folder / shard).is_file()]

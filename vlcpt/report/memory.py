@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vlcpt.data.families import Tower
+    from vlcpt.model.loading import TowerParameters
 
 How = Literal["frozen", "lora", "full"]
 # "documents": by their bounds and without a mask, as flash attention also does.
@@ -29,162 +35,6 @@ class TowerShape:
     heads: int
     kv_width: int
     linear: int
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Bytes of one number, by where it stands.
-
-    Args:
-        hidden: In the hidden states between layers.
-        compute: In matrix products and attention.
-        adapter: In the adapters' weights.
-        autocast: Products are cast, weights and hidden states are not.
-    """
-
-    hidden: int
-    compute: int
-    adapter: int
-    autocast: bool
-
-
-def language_layer(
-    shape: TowerShape,
-    how: How,
-    precision: Precision,
-    tokens: int,
-    *,
-    attention: Attention,
-    masked: bool,
-    rank: int = 0,
-    dropout: bool = False,
-) -> int:
-    """Bytes that one decoder layer keeps for ``tokens`` tokens of one row.
-
-    For each token, with h hidden, i intermediate, k the width of the keys, H heads, and c bytes a number in
-    products: norms 8h; attention c(2h + 2k) + 4H (with sdpa and a mask of packed documents c(4h + tokens),
-    because keys are repeated and every layer keeps a mask of its own; eager 3hc + 6H·tokens or
-    4H·tokens); MLP 3ic; inputs of layers that learn; and once a layer what ``cast_weights`` says.
-
-    Args:
-        masked: A row holds several documents, so that sdpa and eager attention need a mask.
-        rank: Of the adapters.
-        dropout: Whether adapters drop some of their input.
-
-    Example:
-        >>> shape = TowerShape(1, 256, 640, 4, 128, 10 * 256 * 256 + 256 * 128)
-        >>> bfloat16 = Precision(2, 2, 4, autocast=False)
-        >>> language_layer(shape, "frozen", bfloat16, 256, attention="sdpa", masked=True) // 256
-        8472
-    """
-    h, i, c = shape.hidden, shape.intermediate, precision.compute
-    token = 8 * h + 8 + 3 * i * c
-    if attention == "eager":
-        # The softmax is float32, with a copy where products are not. The result: where it is learnt from.
-        kept = how == "full" or (how == "lora" and _shared(precision, dropout))
-        token += (3 + kept) * h * c + shape.heads * tokens * (4 if c == 4 else 4 + c)
-    elif attention == "sdpa" and masked:
-        token += (4 * h + tokens) * c + 4 * shape.heads
-    else:
-        # Documents one by one are joined again; a kernel for all of them keeps the result once.
-        kept = how == "full" or (how == "lora" and _shared(precision, dropout))
-        token += ((2 + kept) * h + 2 * shape.kv_width) * c + 4 * shape.heads
-    if how == "full":
-        token += 2 * h * precision.hidden  # normed, for the norms' own weights
-        token += (5 if precision.hidden != c else 2) * h * c + i * c
-    elif how == "lora":
-        token += _adapter_inputs(6, 2, h, i, precision, dropout) + 7 * rank * _products(precision)
-    adapters = rank * (9 * h + 2 * shape.kv_width + 3 * i)
-    return tokens * token + cast_weights(shape, how, precision, adapters)
-
-
-def vision_layer(
-    shape: TowerShape, how: How, precision: Precision, patches: int, *, rank: int = 0, dropout: bool = False
-) -> int:
-    """Bytes that one vision block keeps for ``patches`` patches; nothing where the tower is frozen.
-
-    As in the language tower, but queries, keys and values come from one product, which stays as a whole
-    because the values are a part of it, and images are joined again after attention.
-
-    Example:
-        >>> shape = TowerShape(1, 160, 420, 4, 160, 4 * 160 * 160 + 3 * 160 * 420)
-        >>> vision_layer(shape, "frozen", Precision(2, 2, 4, autocast=False), 256)
-        0
-    """
-    if how == "frozen":
-        return 0
-    h, i, c = shape.hidden, shape.intermediate, precision.compute
-    patch = 8 * h + 8 + 3 * i * c + 6 * h * c + 4 * shape.heads
-    if how == "full":
-        # Autocast makes the patches' embedding, hence the hidden states, narrow; the norms widen them.
-        patch += 2 * h * c + (4 if precision.autocast else 3) * h * c + i * c
-    else:
-        patch += _adapter_inputs(4, 3, h, i, precision, dropout) + 5 * rank * _products(precision)
-    return patches * patch + cast_weights(shape, how, precision, rank * (9 * h + 3 * i))
-
-
-def _products(precision: Precision) -> int:
-    """Bytes of a number in an adapter's products."""
-    return precision.compute if precision.autocast else precision.adapter
-
-
-def _adapter_inputs(
-    layers: int, distinct: int, hidden: int, intermediate: int, precision: Precision, dropout: bool
-) -> int:
-    """What the adapters of a block keep of their inputs, for one token.
-
-    peft casts the input of each of the ``layers`` to the adapter's type, so that each keeps a copy; only
-    where that is no change do those of the same input share it.
-    """
-    width = _products(precision)
-    if _shared(precision, dropout):
-        return (distinct * hidden + intermediate) * width
-    return (layers * hidden + intermediate) * (width + dropout)
-
-
-def _shared(precision: Precision, dropout: bool) -> bool:
-    """Whether adapters of the same input keep it once."""
-    return not precision.autocast and precision.compute == precision.adapter and not dropout
-
-
-def cast_weights(shape: TowerShape, how: How, precision: Precision, adapters: int = 0) -> int:
-    """The copies that autocast makes of a layer's float32 matrices; bfloat16 ones need none.
-
-    Example:
-        >>> shape = TowerShape(1, 256, 640, 4, 128, linear=1000)
-        >>> cast_weights(shape, "full", Precision(4, 2, 4, autocast=True))
-        2000
-    """
-    if not precision.autocast:
-        return 0
-    is_float32 = precision.hidden == 4 or how == "full"
-    return (shape.linear * is_float32 + adapters * (how == "lora")) * precision.compute
-
-
-# NF4 with double quantisation: 4 bits a weight, 8 for each 64 of them, 32 for each 256 of those.
-FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Bytes a trained parameter in the optimizer's state, by the beginning of its name; AdamW's 8 for all others.
-OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2.1, "adamw_8bit": 2.1, "paged_": 0.0, "lion_8bit": 1.1, "lion": 4.0}
-OPTIMIZER_BYTES |= {"sgd": 0.0, "adafactor": 0.1, "adagrad": 4.0, "rmsprop": 4.0}
-
-
-@dataclass(frozen=True)
-class TowerParameters:
-    """Parameters of a tower.
-
-    Args:
-        how: How it trains.
-        frozen: Those that do not train.
-        trained: Those that do: its own, copies of them, or its adapters'.
-        packed: Of the frozen ones, those held in 4 bits.
-        trained_head: Of the trained ones, those of the output layer.
-    """
-
-    how: How
-    frozen: int
-    trained: int
-    packed: int = 0
-    trained_head: int = 0
 
 
 @dataclass(frozen=True)
@@ -225,20 +75,128 @@ class Setup:
     bucket: int = 200_000_000
     live: int = 1_000_000_000
 
+    def hidden(self, how: How) -> int:
+        """Bytes of a number in the hidden states between layers."""
+        if self.narrow:
+            return 2
+        return 4 if how == "full" else self.weight_bytes
 
-def weight_bytes(towers: Mapping[str, TowerParameters], setup: Setup) -> tuple[int, int]:
+    def compute(self, how: How) -> int:
+        """Bytes of a number in matrix products and attention."""
+        return 2 if self.autocast else self.hidden(how)
+
+    @property
+    def adapter(self) -> int:
+        """Bytes of a number in the adapters' products."""
+        return 2 if self.autocast or self.narrow else 4
+
+    def shares_inputs(self, how: How) -> bool:
+        """Whether the adapters of one input keep it once: peft casts it to their type, where that differs."""
+        return not self.autocast and self.compute(how) == self.adapter and not self.dropout
+
+
+def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> int:
+    """Bytes that one decoder layer keeps for ``tokens`` tokens of one row.
+
+    For each token, with h hidden, i intermediate, k the width of the keys, H heads, and c bytes a number in
+    products: norms 8h; attention c(2h + 2k) + 4H (with sdpa and a mask of packed documents c(4h + tokens),
+    because keys are repeated and every layer keeps a mask of its own; eager 3hc + 6H·tokens or
+    4H·tokens); MLP 3ic; inputs of layers that learn; and once a layer what ``cast_weights`` says.
+
+    Example:
+        >>> shape = TowerShape(1, 256, 640, 4, 128, 10 * 256 * 256 + 256 * 128)
+        >>> language_layer(shape, "frozen", Setup(), 256) // 256
+        8472
+    """
+    h, i, c = shape.hidden, shape.intermediate, setup.compute(how)
+    token = 8 * h + 8 + 3 * i * c
+    # The result of attention is kept once where the output layer learns from it.
+    kept = how == "full" or (how == "lora" and setup.shares_inputs(how))
+    if setup.attention == "eager":
+        # The softmax is float32, with a copy where products are not.
+        token += (3 + kept) * h * c + shape.heads * tokens * (4 if c == 4 else 4 + c)
+    elif setup.attention == "sdpa" and setup.masked:
+        token += (4 * h + tokens) * c + 4 * shape.heads
+    else:
+        # Documents one by one are joined again; a kernel for all of them keeps the result once.
+        token += ((2 + kept) * h + 2 * shape.kv_width) * c + 4 * shape.heads
+    if how == "full":
+        token += 2 * h * setup.hidden(how)  # normed, for the norms' own weights
+        token += (5 if setup.hidden(how) != c else 2) * h * c + i * c
+    elif how == "lora":
+        token += _adapter_inputs(6, 2, shape, setup) + 7 * setup.rank * setup.adapter
+    adapters = setup.rank * (9 * h + 2 * shape.kv_width + 3 * i)
+    return tokens * token + cast_weights(shape, how, setup, adapters)
+
+
+def vision_layer(shape: TowerShape, how: How, setup: Setup, patches: int) -> int:
+    """Bytes that one vision block keeps for ``patches`` patches; nothing where the tower is frozen.
+
+    As in the language tower, but queries, keys and values come from one product, which stays as a whole
+    because the values are a part of it, and images are joined again after attention.
+
+    Example:
+        >>> shape = TowerShape(1, 160, 420, 4, 160, 4 * 160 * 160 + 3 * 160 * 420)
+        >>> vision_layer(shape, "frozen", Setup(), 256)
+        0
+    """
+    if how == "frozen":
+        return 0
+    h, i, c = shape.hidden, shape.intermediate, setup.compute(how)
+    patch = 8 * h + 8 + 3 * i * c + 6 * h * c + 4 * shape.heads
+    if how == "full":
+        # Autocast makes the patches' embedding, hence the hidden states, narrow; the norms widen them.
+        patch += 2 * h * c + (4 if setup.autocast else 3) * h * c + i * c
+    else:
+        patch += _adapter_inputs(4, 3, shape, setup) + 5 * setup.rank * setup.adapter
+    return patches * patch + cast_weights(shape, how, setup, setup.rank * (9 * h + 3 * i))
+
+
+def _adapter_inputs(layers: int, distinct: int, shape: TowerShape, setup: Setup) -> int:
+    """What the adapters of a block keep of their inputs, for one token.
+
+    peft casts the input of each of the ``layers`` to the adapter's type, so that each keeps a copy; only
+    where that is no change do those of the same input share it.
+    """
+    if setup.shares_inputs("lora"):
+        return (distinct * shape.hidden + shape.intermediate) * setup.adapter
+    return (layers * shape.hidden + shape.intermediate) * (setup.adapter + setup.dropout)
+
+
+def cast_weights(shape: TowerShape, how: How, setup: Setup, adapters: int = 0) -> int:
+    """The copies that autocast makes of a layer's float32 matrices; bfloat16 ones need none.
+
+    Example:
+        >>> cast_weights(TowerShape(1, 256, 640, 4, 128, linear=1000), "full", Setup(autocast=True))
+        2000
+    """
+    if not setup.autocast:
+        return 0
+    is_float32 = setup.hidden(how) == 4
+    return (shape.linear * is_float32 + adapters * (how == "lora")) * setup.compute(how)
+
+
+# NF4 with double quantisation: 4 bits a weight, 8 for each 64 of them, 32 for each 256 of those.
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Bytes a trained parameter in the optimizer's state, by the beginning of its name; AdamW's 8 for all others.
+OPTIMIZER_BYTES = {"adamw_bnb_8bit": 2.1, "adamw_8bit": 2.1, "paged_": 0.0, "lion_8bit": 1.1, "lion": 4.0}
+OPTIMIZER_BYTES |= {"sgd": 0.0, "adafactor": 0.1, "adagrad": 4.0, "rmsprop": 4.0}
+
+
+def weight_bytes(towers: Mapping[Tower, TowerParameters], setup: Setup) -> tuple[int, int]:
     """Bytes of all weights on a device, and of those that ZeRO-3 gathers for a while.
 
     Example:
+        >>> from vlcpt.model.loading import TowerParameters
         >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
         (2040, 0)
     """
-    narrow = setup.stage is not None and setup.narrow
     held = 0.0
     for tower in towers.values():
         plain = tower.frozen - tower.packed
-        held += plain * (2 if narrow else setup.weight_bytes) + tower.packed * FOUR_BITS
-        held += tower.trained * (2 if narrow else 4)
+        held += (
+            plain * setup.hidden("frozen") + tower.packed * FOUR_BITS + tower.trained * setup.hidden("full")
+        )
     if setup.stage != 3:
         return round(held), 0
     numbers = sum(tower.frozen + tower.trained for tower in towers.values())
@@ -315,35 +273,12 @@ def _part(trained: int, setup: Setup) -> int:
 def _state_bytes(setup: Setup) -> float:
     prefixes = [prefix for prefix in OPTIMIZER_BYTES if setup.optimizer.startswith(prefix)]
     state = OPTIMIZER_BYTES[max(prefixes, key=len)] if prefixes else 8.0
-    return state + (4 if setup.stage is not None and setup.narrow else 0)
+    return state + 4 * setup.narrow
 
 
 Moment = Literal["looking", "learning", "stepping"]
 
 CONTEXT = 2**30  # what CUDA and its libraries take for themselves, about; not in any figure
-
-
-class VisionConfig(Protocol):
-    """What is read of a model's ``vision_config``."""
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    patch_size: int
-    temporal_patch_size: int
-    in_channels: int
-
-
-class TextConfig(Protocol):
-    """What is read of a model's ``text_config``."""
-
-    num_hidden_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -405,16 +340,13 @@ class MemoryEstimate:
         return sum(parts)
 
 
-def shape_of(text: TextConfig, vision: VisionConfig) -> ModelShape:
+def shape_of(text: PreTrainedConfig, vision: PreTrainedConfig) -> ModelShape:
     """The shape of a Qwen2.5-VL model from its ``config.json``.
 
     Example:
-        >>> from types import SimpleNamespace as Config
-        >>> text = Config(num_hidden_layers=36, hidden_size=2048, intermediate_size=11008,
-        ...               num_attention_heads=16, num_key_value_heads=2, vocab_size=151936)
-        >>> vision = Config(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14,
-        ...                 temporal_patch_size=2, in_channels=3)
-        >>> shape_of(text, vision).patch
+        >>> from transformers import Qwen2_5_VLConfig
+        >>> config = Qwen2_5_VLConfig()
+        >>> shape_of(config.text_config, config.vision_config).patch
         1176
     """
     h, i = text.hidden_size, text.intermediate_size
@@ -432,7 +364,7 @@ def shape_of(text: TextConfig, vision: VisionConfig) -> ModelShape:
 
 
 def estimate_memory(
-    shape: ModelShape, towers: Mapping[str, TowerParameters], batch: LargestBatch, setup: Setup
+    shape: ModelShape, towers: Mapping[Tower, TowerParameters], batch: LargestBatch, setup: Setup
 ) -> MemoryEstimate:
     """The most bytes a device holds at once, and what they are.
 
@@ -448,6 +380,7 @@ def estimate_memory(
         towers: ``vision``, ``merger`` and ``language``.
 
     Example:
+        >>> from vlcpt.model.loading import TowerParameters
         >>> tower = TowerShape(2, 64, 128, 4, 32, 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
         >>> shape = ModelShape(tower, tower, vocabulary=1000, patch=1176)
         >>> frozen, full = TowerParameters("frozen", 10_000, 0), TowerParameters("full", 0, 1_000_000)
@@ -459,13 +392,15 @@ def estimate_memory(
     weights, gathered = weight_bytes(towers, setup)
     gradients, at_step = gradient_bytes(trained, setup)
     optimizer = optimizer_bytes(trained, setup)
-    language = _precision(setup, towers["language"].how)
-    kept, work = _language(shape, towers["language"].how, batch, setup, language)
+    kept, work = _language(shape, towers["language"].how, batch, setup)
     seen, looking = _vision(shape, towers, batch, setup)
     logits = 12 * batch.targets * shape.vocabulary
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
     waiting = gradients if setup.accumulates else bucket_bytes(trained, setup)
-    inputs = batch.patches * shape.patch * (4 + language.compute) + batch.rows * batch.tokens * 60
+    inputs = (
+        batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
+        + batch.rows * batch.tokens * 60
+    )
     inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "documents")
     moments: dict[Moment, tuple[int, int, int]] = {
         "looking": (waiting, looking + gathered, 0),
@@ -478,48 +413,30 @@ def estimate_memory(
     return MemoryEstimate(name, weights, now, optimizer, activations, logits, inputs, host)
 
 
-def _precision(setup: Setup, how: How) -> Precision:
-    if setup.stage is not None and setup.narrow:
-        return Precision(2, 2, 2, autocast=False)
-    hidden = 4 if how == "full" else setup.weight_bytes
-    return Precision(hidden, 2 if setup.autocast else hidden, 4, setup.autocast)
-
-
-def _language(
-    shape: ModelShape, how: How, batch: LargestBatch, setup: Setup, precision: Precision
-) -> tuple[int, int]:
+def _language(shape: ModelShape, how: How, batch: LargestBatch, setup: Setup) -> tuple[int, int]:
     """Bytes that the language tower keeps, and those of one layer's backward pass beside them."""
-    tower = shape.language
-    layer = batch.rows * language_layer(
-        tower,
-        how,
-        precision,
-        batch.tokens,
-        attention=setup.attention,
-        masked=setup.masked,
-        rank=setup.rank,
-        dropout=setup.dropout,
-    )
+    tower, hidden = shape.language, setup.hidden(how)
+    layer = batch.rows * language_layer(tower, how, setup, batch.tokens)
     tokens = batch.rows * batch.tokens
-    ends = tokens * tower.hidden * (4 + 2 * precision.hidden)
-    work = tokens * (4 * tower.hidden + 3 * tower.intermediate) * precision.compute
+    ends = tokens * tower.hidden * (4 + 2 * hidden)
+    work = tokens * (4 * tower.hidden + 3 * tower.intermediate) * setup.compute(how)
     if setup.checkpointing:
         # Autocast remembers its copies of trained weights until the forward pass is over.
-        casts = cast_weights(tower, how, precision) if how == "full" else 0
-        return ends + tower.layers * (tokens * tower.hidden * precision.hidden + casts), layer + work
+        casts = cast_weights(tower, how, setup) if how == "full" else 0
+        return ends + tower.layers * (tokens * tower.hidden * hidden + casts), layer + work
     return ends + tower.layers * layer, work
 
 
 def _vision(
-    shape: ModelShape, towers: Mapping[str, TowerParameters], batch: LargestBatch, setup: Setup
+    shape: ModelShape, towers: Mapping[Tower, TowerParameters], batch: LargestBatch, setup: Setup
 ) -> tuple[int, int]:
     """Bytes that the vision tower and the merger keep, and those at work in the forward pass."""
     tower, how = shape.vision, towers["vision"].how
-    precision = _precision(setup, how)
-    work = batch.patches * tower.hidden * (28 + 4 * precision.compute)
+    compute = setup.compute(how)
+    work = batch.patches * tower.hidden * (28 + 4 * compute)
     if how == "frozen":
         return 0, work
-    layer = vision_layer(tower, how, precision, batch.patches, rank=setup.rank, dropout=setup.dropout)
     if setup.checkpointing:
-        return tower.layers * batch.patches * tower.hidden * precision.compute, work
-    return tower.layers * layer, tower.layers * layer + work
+        return tower.layers * batch.patches * tower.hidden * compute, work
+    kept = tower.layers * vision_layer(tower, how, setup, batch.patches)
+    return kept, kept + work

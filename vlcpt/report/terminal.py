@@ -83,7 +83,7 @@ class Sheet:
         return table
 
 
-# Two shades, so that neighbouring tokens can be told apart.
+# Two shades, so that neighbouring tokens can be distinguished.
 _TARGET = ("black on green3", "black on dark_sea_green2")
 _CONTEXT = ("", "dim")
 
@@ -161,18 +161,18 @@ def towers_table(rows: Sequence[Mapping[str, object]]) -> Table:
 def results_table(results: Mapping[str, SetResult]) -> Sheet:
     """Evaluation, a column a set: perplexity, and how the loss changes without the adapter or the images."""
 
-    def told(value: float | None, digits: int = 4) -> str:
+    def shown(value: float | None, digits: int = 4) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
     found = list(results.values())
     rows = [
         ("targets", [f"{one['targets']:,}" for one in found]),
-        ("loss", [told(one["loss"]) for one in found]),
+        ("loss", [shown(one["loss"]) for one in found]),
         ("perplexity", [number(one["perplexity"]) for one in found]),
-        ("bits/byte", [told(one["bits_per_byte"], 3) for one in found]),
-        ("base", [told(one["base_loss"]) for one in found]),
-        ("shuffled", [told(one["shuffled_images_loss"]) for one in found]),
-        ("blank", [told(one["blank_images_loss"]) for one in found]),
+        ("bits/byte", [shown(one["bits_per_byte"], 3) for one in found]),
+        ("base", [shown(one["base_loss"]) for one in found]),
+        ("shuffled", [shown(one["shuffled_images_loss"]) for one in found]),
+        ("blank", [shown(one["blank_images_loss"]) for one in found]),
     ]
     caption = "loss in nats per target; base: without this training; shuffled: the next document's images"
     return Sheet("evaluation", [*results], rows, caption)

@@ -9,31 +9,35 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
+from vlcpt.config.deepspeed import read_deepspeed
 from vlcpt.config.precision import slow_products, used_devices
 from vlcpt.config.schema import DataConfig
-from vlcpt.config.trainer_args import read_deepspeed
 from vlcpt.config.yaml import Configs
 from vlcpt.data.checking import CheckedDataset, DecodedDataset
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.plan.ledger import Ledger
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.families import Tower
+from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
-from vlcpt.model.early_checks import adapter_of, count_towers, empty_model
-from vlcpt.model.loading import has_sliding_window, load_processor, with_native_dtype
-from vlcpt.model.tuning import base_model
+from vlcpt.model.loading import (
+    TowerParameters,
+    adapter_shape,
+    count_towers,
+    empty_model,
+    has_sliding_window,
+    load_processor,
+    with_native_dtype,
+)
 from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines, unread_lines
 from vlcpt.report.memory import (
     Attention,
     LargestBatch,
     MemoryEstimate,
     Setup,
-    TowerParameters,
     estimate_memory,
     shape_of,
 )
@@ -48,35 +52,41 @@ _CANDIDATES = 20
 
 
 def foresee(
-    configs: Configs, model: PreTrainedModel | PeftModel, packs: np.ndarray, *, devices: int, merge: int
+    configs: Configs,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
+    packs: np.ndarray,
+    *,
+    devices: int,
+    merge: int,
 ) -> dict[str, MemoryEstimate]:
     """The estimate for the run, and where activation checkpointing is off, also with it.
 
     Args:
-        model: On the meta device, see :func:`vlcpt.model.early_checks.empty_model`.
+        model: On the meta device, see :func:`vlcpt.model.loading.empty_model`.
+        towers: What of it trains.
         packs: int64 (packs, 3): tokens, targets and pad tokens of each.
         devices: Processes that share the work.
         merge: Patches that make a token.
     """
     setup = _setup(configs, model, devices)
-    found = {"as configured": _largest(configs, model, packs, setup, merge)}
+    found = {"as configured": _largest(configs, model, towers, packs, setup, merge)}
     if not setup.checkpointing:
         checkpointed = replace(setup, checkpointing=True)
-        found["checkpointing"] = _largest(configs, model, packs, checkpointed, merge)
+        found["checkpointing"] = _largest(configs, model, towers, packs, checkpointed, merge)
     return found
 
 
 def _largest(
-    configs: Configs, model: PreTrainedModel | PeftModel, packs: np.ndarray, setup: Setup, merge: int
+    configs: Configs,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
+    packs: np.ndarray,
+    setup: Setup,
+    merge: int,
 ) -> MemoryEstimate:
     """The estimate of the pack that needs most, in every row of a batch."""
-    config = base_model(model).config
-    shape = shape_of(config.text_config, config.vision_config)
-    counts = count_towers(model, in_4_bits=configs.model.tuning == "qlora")
-    towers: dict[str, TowerParameters] = {
-        one.tower: TowerParameters(one.how, one.frozen, one.trained, one.packed, one.trained_head)
-        for one in counts
-    }
+    shape = shape_of(model.config.text_config, model.config.vision_config)
     rows = configs.training.per_device_train_batch_size
     tops = np.unique(np.argsort(-packs, axis=0, kind="stable")[:_CANDIDATES])
     estimates = []
@@ -86,25 +96,26 @@ def _largest(
     return max(estimates, key=lambda one: one.total)
 
 
-def _setup(configs: Configs, model: PreTrainedModel | PeftModel, devices: int) -> Setup:
-    training, base, adapter = configs.training, base_model(model), adapter_of(model)
+def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
+    training = configs.training
+    rank, dropout = adapter_shape(configs.model)
     sharding = read_deepspeed(training.deepspeed) or {}
     zero = _section(sharding, "zero_optimization")
     mixed = bool(training.bf16 or training.fp16)
     wanted = configs.model.attn_implementation
-    if wanted == "auto" and has_sliding_window(base.config):
+    if wanted == "auto" and has_sliding_window(model.config):
         wanted = "sdpa"
     attention: Attention = wanted if wanted == "sdpa" or wanted == "eager" else "documents"
     return Setup(
-        weight_bytes=4 if base.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
+        weight_bytes=4 if model.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
         autocast=mixed and not sharding,
         checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),
         attention=attention,
         masked=bool(training.packing or training.per_device_train_batch_size > 1),
         optimizer=str(training.optim.value if hasattr(training.optim, "value") else training.optim),
         accumulates=training.gradient_accumulation_steps > 1,
-        rank=adapter.r if adapter else 0,
-        dropout=bool(adapter and adapter.lora_dropout),
+        rank=rank,
+        dropout=dropout,
         devices=devices,
         stage=int(str(zero.get("stage", 0))) if sharding else None,
         narrow=bool(sharding) and mixed,
@@ -165,7 +176,8 @@ def check_run(
         configs,
         model=with_native_dtype(configs.model, emulates_bf16=used_devices(configs.training).emulates_bf16),
     )
-    model = empty_model(configs.model)  # before the data: a wrong model is told at once
+    model = empty_model(configs.model)  # before the data: a wrong model is reported at once
+    towers = count_towers(model, configs.model)
     lenient = replace(configs, data=_lenient(configs.data))
     track, kind = shown(console), DecodedDataset if decode else CheckedDataset
     dataset, ledger = _planned(lambda: train_dataset(lenient, processor, track, kind))
@@ -184,7 +196,7 @@ def check_run(
         _show_problems(name, one, console)
     console.print()
     if dataset is not None:
-        _show_plan(configs, dataset, model, processor, devices, console)
+        _show_plan(configs, dataset, model, towers, processor, devices, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
     _write(ledger, Path(str(configs.training.output_dir)), console)
     if dataset is not None:
@@ -214,7 +226,8 @@ def _planned(plan: Callable[[], CPTDataset]) -> tuple[CPTDataset | None, Ledger]
 def _show_plan(
     configs: Configs,
     dataset: CPTDataset,
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
     processor: ProcessorMixin,
     devices: int,
     console: Console,
@@ -231,7 +244,8 @@ def _show_plan(
     )
     longest, packs = dataset.longest(LONGEST), dataset.pack_sizes()
     console.print(course_table(course, ledger, longest, training.max_length))
-    memory = foresee(configs, model, packs, devices=devices, merge=processor.image_processor.merge_size**2)
+    merge = processor.image_processor.merge_size**2
+    memory = foresee(configs, model, towers, packs, devices=devices, merge=merge)
     console.print(memory_table(memory))
     if (slow := slow_products(training, used_devices(training))) is not None:
         _say(console, slow)

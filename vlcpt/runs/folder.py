@@ -7,15 +7,16 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlcpt.config.schema import ConfigError
-from vlcpt.config.yaml import RESOLVED_HEADER, Configs
-from vlcpt.data.plan.cache import remove_plans
+from vlcpt.config.paths import RESOLVED_HEADER
+from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_file
 from vlcpt.folder_locks import LOCK
-from vlcpt.training.checkpoints.disk import delete_checkpoint
 from vlcpt.training.checkpoints.files import RECORD
-from vlcpt.training.progress import has_steps
+
+if TYPE_CHECKING:
+    from vlcpt.config.yaml import Configs
 
 # What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
 RUN_FILES = (
@@ -32,42 +33,65 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> list[st
     """Refuse an output folder that holds another run's work, or empty it if that is asked for.
 
     Args:
-        config_path: The file that the configuration was read from, which the run must not replace.
+        config_path: See :func:`require_empty`.
 
     Returns:
         The checkpoints that were deleted.
     """
-    training = configs.training
-    output = Path(str(training.output_dir))
-    gone: list[str] = []
-    if not output.exists():
-        return gone
+    # Not at the top: the command line looks at the folder before it waits for torch.
+    from vlcpt.data.plan.cache import remove_plans
+    from vlcpt.training.checkpoints.disk import delete_checkpoint
+
+    output = Path(str(configs.training.output_dir))
+    require_empty(output, config_path, vars(configs.training))
+    if not configs.training.overwrite:
+        return []
+    found = {
+        number: folder for folder in output.glob("checkpoint-*") if (number := _step_of(folder)) is not None
+    }
+    for folder in found.values():
+        delete_checkpoint(folder)
+    for path in (path for name in RUN_FILES for path in output.glob(name)):
+        if path.is_file():
+            path.unlink()
+    remove_plans(output / PLANS)
+    return [found[number].name for number in sorted(found, key=lambda number: number or 0)]
+
+
+def require_empty(output: Path, config_path: Path | None, training: Mapping[str, object]) -> None:
+    """Refuse an output folder that holds another run's work, unless it is resumed or overwritten.
+
+    Args:
+        config_path: The file that the configuration was read from, which the run must not replace.
+        training: The settings ``overwrite`` and ``resume_from_checkpoint``, where they are set.
+
+    Raises:
+        ConfigError: With what to do.
+    """
     written = output / "config.yaml"
     if config_path and written.exists() and written.samefile(config_path) and not is_resolved(written):
         raise ConfigError(
             f"output_dir {output}: the run would write its own config.yaml over {config_path}. "
             "Rename your file, or choose another output_dir."
         )
-    if not output.is_dir():
+    if output.exists() and not output.is_dir():
         raise ConfigError(f"output_dir {output} is a file. Give a folder.")
-    if training.overwrite:
-        for folder in output.glob("checkpoint-*"):
-            if folder.is_dir() and re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", folder.name):
-                delete_checkpoint(folder)
-                gone.append(folder.name)
-        for path in (path for name in RUN_FILES for path in output.glob(name)):
-            if path.is_file():
-                path.unlink()
-        remove_plans(output / PLANS)
-    elif not training.resume_from_checkpoint and any(not is_leftover(path) for path in output.iterdir()):
-        go_on = "go on from its checkpoint with --resume_from_checkpoint true, or "
+    resumes = training.get("resume_from_checkpoint") not in (None, False, "false")
+    if resumes or training.get("overwrite") or not output.exists():
+        return
+    if any(not is_leftover(path) for path in output.iterdir()):
+        resume = "resume it with --resume_from_checkpoint true, or "
         if not any(output.glob("checkpoint-*")):
-            go_on = "or, as no checkpoint is in it, "
+            resume = "or, as no checkpoint is in it, "
         raise ConfigError(
-            f"output_dir {output} is not empty. Give another folder, {go_on}start afresh in it with "
+            f"output_dir {output} is not empty. Give another folder, {resume}delete the run in it with "
             "--overwrite."
         )
-    return sorted(gone, key=lambda name: int(name.rpartition("-")[2]))
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", checkpoint.name)
+    return int(found[1]) if found and checkpoint.is_dir() else None
 
 
 def is_leftover(path: Path) -> bool:
@@ -84,16 +108,21 @@ def is_leftover(path: Path) -> bool:
         case "config.yaml":
             return path.is_file() and is_resolved(path)
         case "train_log.jsonl":
-            return path.is_file() and not has_steps(path)
+            return path.is_file() and not _has_steps(path)
         case "runs":
             files = [one for one in path.rglob("*") if not one.is_dir()]
             return path.is_dir() and all(one.name.startswith("events.out.tfevents.") for one in files)
     return path.name in NO_RUN or re.fullmatch(r"\..*\.partial", path.name) is not None
 
 
+def _has_steps(log: Path) -> bool:
+    """Whether a log has a line of a step, and not only of an evaluation before the first."""
+    return any('"step": 0,' not in line for line in log.read_text(encoding="utf-8").splitlines())
+
+
 def is_resolved(path: Path) -> bool:
     """Whether a configuration was written by a run."""
-    return path.read_text(encoding="utf-8").startswith(RESOLVED_HEADER.splitlines()[0])
+    return path.read_text(encoding="utf-8").startswith(RESOLVED_HEADER.partition("\n")[0])
 
 
 def write_json(path: Path, content: Mapping[str, object], what: str = "") -> None:

@@ -13,15 +13,15 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from vlcpt.config.schema import ConfigError, DataConfig, SourceConfig
+from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.checking import CheckingEncoder
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.prepared.engines import Engine
 from vlcpt.data.prepared.fingerprints import fingerprint
-from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, Folder, prepared_members
-from vlcpt.data.prepared.write import prepare_source, remove_prepared
+from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
+from vlcpt.data.prepared.write import Engine, prepare_source, remove_prepared
 from vlcpt.data.sources import open_source
+from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
 from vlcpt.report.screen import Screen
@@ -114,7 +114,7 @@ def _check(output: Path, engine: Engine) -> None:
         raise ConfigError('--engine ray needs Ray: pip install "vlcpt[ray]". Or leave the option away.')
     if not output.exists() or all(path.name == LOCK for path in output.iterdir()):
         return
-    if all(Folder(str(output)).json(name, (SET_KIND,)) is None for name in (WHOLE, BEGUN)):
+    if all(read_json(str(output), name, (SET_KIND,)) is None for name in (WHOLE, BEGUN)):
         raise ConfigError(
             f"--output {output} is not empty, and holds nothing that was prepared. Give another folder."
         )

@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vlcpt.config.packages import NEEDING, require_packages
+from vlcpt.config.packages import require_packages
 from vlcpt.config.precision import autocast_type, slow_products, used_devices
-from vlcpt.config.schema import ConfigError
 from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
@@ -23,16 +22,17 @@ from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.cache import remove_plans
 from vlcpt.data.plan.ledger import Ledger, list_reasons
-from vlcpt.data.plan.plan import untracked
 from vlcpt.data.plan.split import split_stream
 from vlcpt.data.prepared.fingerprints import require_same_encoding
 from vlcpt.data.sources import open_sources
+from vlcpt.errors import ConfigError
 from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
 from vlcpt.interrupts import finished_first
-from vlcpt.model.early_checks import check_evaluated, check_model
 from vlcpt.model.loading import (
+    check_evaluated,
+    check_model,
     load_for_evaluation,
     load_model,
     load_processor,
@@ -65,7 +65,7 @@ def train_run(
     """
     console = console or Screen()
     training = configs.training
-    require_packages({key: getattr(configs.model, key, getattr(training, key, None)) for key in NEEDING})
+    require_packages({**vars(configs.model), **vars(training)})
     check_launch(training)
     output = Path(str(training.output_dir))
     ranks = RankWatch(training)
@@ -151,7 +151,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         check_packed(stored, training)
     check_model(configs.model)
     ranks.at(0, "reading the data")
-    track = shown(console) if is_main else untracked
+    track = shown(console)  # one rank reads, whichever that is
     dataset = train_dataset(configs, processor, track, plans=output / PLANS)
     require_equal(training, dataset.digest, "the plan of train_data")
     if is_main:

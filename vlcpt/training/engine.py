@@ -10,10 +10,11 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.config.precision import autocast_type, slow_products, used_devices
-from vlcpt.config.schema import ConfigError, CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.encoder import Modality
 from vlcpt.data.families import Tower, tower_of
+from vlcpt.errors import ConfigError
 from vlcpt.model.attention import describe_kernels
 from vlcpt.model.tuning import base_model, limit_checkpointing
 

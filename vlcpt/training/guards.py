@@ -13,9 +13,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config.schema import ConfigError, CPTConfig
-from vlcpt.config.trainer_args import check_optimizer
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.encode.vision import VisionEncoder
+from vlcpt.errors import ConfigError
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import first_not_finite, tensors_of
@@ -169,7 +169,6 @@ def check_settings(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
             "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
             "call vlcpt.push_adapter after trainer.save_model()."
         )
-    check_optimizer(args)
     for name in ("label_smoothing_factor", "use_liger_kernel", "neftune_noise_alpha", "batch_eval_metrics"):
         if getattr(args, name):
             raise ValueError(f"{name} does not work with the loss at the targets. Leave it out.")

@@ -133,11 +133,6 @@ class RunProgress(TrainerCallback):
             self.console.print(shown, highlight=False, soft_wrap=True, markup=False)
 
 
-def has_steps(path: Path) -> bool:
-    """Whether a log tells of a step, and not only of an evaluation before the first."""
-    return any(_step(line) > 0 for line in path.read_text(encoding="utf-8").splitlines())
-
-
 def _keep_steps(path: Path, last: int) -> None:
     """Take from the log the lines past step ``last``: a resumed run writes them again."""
     if not path.is_file():

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from vlcpt.config.schema import CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.model.tuning import base_model, parameter_groups

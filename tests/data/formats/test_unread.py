@@ -17,7 +17,7 @@ from tests.support import png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.formats.marked import OTHER_BRACKETS
 from vlcpt.data.formats.unread import LINKS, list_unread
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.rows import tars
 from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path

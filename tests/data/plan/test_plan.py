@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.data.strategies import texts
 from tests.support import digits, png
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text
-from vlcpt.data.plan.plan import BadDataError
+from vlcpt.data.plan.ledger import BadDataError
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ("targets", "context", "media", "special", "trimmed", "not_drawn")

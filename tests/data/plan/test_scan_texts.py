@@ -12,7 +12,7 @@ from vlcpt.data.encode import tokens
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.plan import scan as scanning
-from vlcpt.data.plan.scan import COLUMNS, Scan, SourceScanner
+from vlcpt.data.plan.scan import Reading, Scan, SourceScanner
 from vlcpt.data.sources import open_source
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,8 +30,8 @@ rows = st.lists(
 
 def scan(encoder: DocumentEncoder, documents: list[object], max_length: int, *, stops: bool) -> Scan:
     source = open_source(documents, format="vlcpt")
-    scanner = SourceScanner(source, encoder, max_length=max_length, on_overlong="split", stops=stops)
-    return scanner[0]
+    reading = Reading(max_length, on_bad_data="error" if stops else "skip")
+    return SourceScanner(source, encoder, reading)[0]
 
 
 @pytest.fixture(scope="module", params=["with offsets", "in batches"])
@@ -64,8 +64,7 @@ def test_texts_scanned_together_equal_texts_scanned_alone(
         patch.setattr(scanning, "_is_text", lambda document: False)
         alone = scan(encoders[train_eos], documents, max_length, stops=stops)
 
-    assert np.array_equal(together.documents, alone.documents)
-    assert np.array_equal(together.parts, alone.parts)
+    assert np.array_equal(together.lines, alone.lines)
     assert (together.marks, together.dropped_tokens) == (alone.marks, alone.dropped_tokens)
     assert together.unused == alone.unused
     assert str(together.error) == str(alone.error)
@@ -81,7 +80,7 @@ def test_no_text_is_encoded_twice_where_no_edge_cuts_a_token(tiny_processor, mon
     ] * 50
     found = scan(encoder, rows, 2048, stops=True)
     assert found.error is None
-    assert len(found.documents) == 150
+    assert found.lines["first"].sum() == 150
 
 
 def test_a_text_without_targets_too_long_or_cut_is_not_encoded_again(tiny_processor, monkeypatch):
@@ -97,7 +96,7 @@ def test_a_text_without_targets_too_long_or_cut_is_not_encoded_again(tiny_proces
     found = scan(encoder, rows, 64, stops=True)
     assert found.error is None
     assert [unused.row for unused in found.unused] == [0]
-    assert found.documents[0, COLUMNS.index("parts")] > 1
+    assert found.lines["first"].tolist().index(True, 1) > 1  # its first document is in parts
     assert found.marks["cut_edges"] > 0
 
 
@@ -110,11 +109,11 @@ def test_a_word_that_spans_cut_too_often_is_a_bad_row(tiny_processor, monkeypatc
     )
     if stops:
         assert str(found.error).startswith("rows:2: text: its spans cut a word of")
-        assert len(found.documents) == 1
+        assert len(found.lines) == 1
     else:
         (unused,) = found.unused
         assert (unused.row, unused.dropped.reason, unused.is_bad) == (1, "markup", True)
-        assert len(found.documents) == 2
+        assert len(found.lines) == 2
     with pytest.raises(DocumentError, match="its spans cut a word of"):
         DocumentEncoder(tiny_processor).tokens(parse_markup(cut))
 

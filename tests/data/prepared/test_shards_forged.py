@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import xxhash
 
 from tests.support import digits, png
 from vlcpt import CPTDataset, DocumentError
@@ -17,12 +17,11 @@ from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.failed import FailedSample
 from vlcpt.data.prepared.fingerprints import fingerprint
-from vlcpt.data.prepared.shards import INDEX_SCHEMA, PLACES_SCHEMA
-from vlcpt.data.prepared.write import ShardFile, arrow_bytes, prepare_source
+from vlcpt.data.prepared.shards import SCHEMA
+from vlcpt.data.prepared.write import prepare_source
 from vlcpt.data.sources import open_source
 
 OPTIONS = {"train_eos": "auto", "min_pixels": None, "max_pixels": None, "fps": None, "max_frames": None}
-LARGE = {"height": 10**6, "width": 10**6, "total_frames": 4, "video_fps": 1.0, "indices": [0] * 100}
 
 
 @pytest.fixture
@@ -44,53 +43,32 @@ def found(tmp_path, tiny_processor):
 class Forged:
     def __init__(self, folder, processor):
         self.folder, self._processor = folder, processor
-        self.rows, self.index, self.places = (
-            pa.ipc.open_file(pa.py_buffer((folder / name).read_bytes())).read_all().to_pylist()
-            for name in ("00000.arrow", "index.arrow", "places.arrow")
-        )
+        self.rows = pq.read_table(folder / "00000.parquet").to_pylist()
         self.about = json.loads((folder / "prepared.json").read_text())
+        self.schema = SCHEMA
 
     @property
     def medium(self):
-        return self.rows[0]["media"][0]
+        return self.rows[0]["files"][0]
 
     def read(self):
         """What reading it gives: its samples and failures."""
-        shard = self.folder / "00000.arrow"
-        with shard.open("wb") as file:
-            written = ShardFile(file, 0, 0, 0)
-            written._rows, written.index = self.rows, [list(line.values()) for line in self.index]
-            written.close(shard)
-        place = {name: written.places[0][name] for name in ("size", "digest")}
-        self.places = [
-            {**place, **{k: v for k, v in one.items() if k not in place or v < 0}} for one in self.places
-        ]
-        for name, lines, schema in (
-            ("index.arrow", self.index, INDEX_SCHEMA), ("places.arrow", self.places, PLACES_SCHEMA),
-        ):  # fmt: skip
-            content = arrow_bytes([pa.RecordBatch.from_pylist(lines, schema)], schema)
-            (self.folder / name).write_bytes(content)
-            if isinstance(self.about.get("digests"), dict) and name in self.about["digests"]:
-                self.about["digests"][name] = xxhash.xxh3_64_hexdigest(content)
-        if isinstance(self.about.get("files"), dict):
-            self.about["files"] = {name: (self.folder / name).stat().st_size for name in self.about["files"]}
+        shard = self.folder / "00000.parquet"
+        pq.write_table(pa.Table.from_pylist(self.rows, self.schema), shard, write_page_checksum=True)
+        if isinstance(self.about.get("files"), dict) and self.about["files"]:
+            self.about["files"] = {"00000.parquet": shard.stat().st_size}
         (self.folder / "prepared.json").write_text(json.dumps(self.about))
         dataset = CPTDataset([self.folder], self._processor, max_length=100, **OPTIONS)
         return [one for item in range(len(dataset)) for one in dataset[item]]
 
-    def agree(self, number=0):
-        """Bring the integers of a row that was changed in line with it, as a careful forger would."""
-        row, line = self.rows[number], self.index[number]
+    def agree(self):
+        """Bring the numbers of the first row in line with its tokens, as a careful forger would."""
+        row = self.rows[0]
         weights = np.repeat(np.array(row["run_weights"], np.float32), row["run_lengths"])
-        ids = np.array(row["input_ids"])
-        media = [(one["grid_thw"], one["interval"]) for one in row["media"]]
-        grids = tuple(SimpleNamespace(grid_thw=grid, interval=interval) for grid, interval in media)
-        line["checksum"] = TokenStream(ids, ids, weights, grids, 0, 0).checksum
-        targets = np.flatnonzero(weights)
-        line.update(targets=len(targets), length=int(targets[-1]) + 1)
-        if row["media"]:
-            videos = sum(one["is_video"] for one in row["media"])
-            line.update(images=len(row["media"]) - videos, videos=videos)
+        ids, targets = np.array(row["input_ids"]), np.flatnonzero(weights)
+        grids = (SimpleNamespace(grid_thw=(1, 4, 4), interval=1.0),)
+        row["checksum"] = TokenStream(ids, ids, weights, grids, 0, 0).checksum
+        row.update(tokens=len(ids), targets=len(targets), length=int(targets[-1]) + 1)
 
     def failure(self):
         (failed,) = [one for one in self.read() if isinstance(one, FailedSample)]
@@ -112,33 +90,42 @@ def test_no_file_is_opened_by_its_path(found, tmp_path, is_video):
 
 @pytest.mark.parametrize(
     "medium",
-    [
-        {"start": -1}, {"start": 999}, {"grid_thw": [1, 4]}, {"grid_thw": None}, {"grid_thw": [1, -4, -4]},
-        {"grid_thw": [1, 10**9, 10**9]}, {"merge": 0}, {"patch": None}, {"interval": float("nan")},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_medium_that_cannot_stand_there_is_told(found, medium):
-    found.medium.update(medium)
-
-    assert "row 1 is not as it was prepared (" in found.failure()
-
-
-@pytest.mark.parametrize(
-    "medium", [{"min_pixels": 10**14}, {"is_video": True, "clip": LARGE}], ids=["image", "video"]
+    [{"is_video": True}, {"max_pixels": 28 * 28}, {"data": png(2, 84, 84)}],
+    ids=["kind", "pixels", "bytes"],
 )
-def test_a_medium_that_would_take_all_memory_is_refused(found, tiny_processor, medium):
+def test_a_medium_of_another_grid_than_its_tokens_is_reported(found, medium):
     found.medium.update(medium)
-    if "clip" in medium:
-        image, video = tiny_processor.image_token_id, tiny_processor.video_token_id
-        found.rows[0]["input_ids"] = [video if one == image else one for one in found.rows[0]["input_ids"]]
-        found.agree()
 
-    assert "max_" in found.failure()
+    failure = found.failure()
+    assert (
+        "the tokens of its media are not those of their grids" in failure or "a.png is not an MP4" in failure
+    )
+
+
+def test_a_medium_that_would_take_all_memory_is_refused(found):
+    found.medium.update(min_pixels=10**14)
+
+    assert "max_image_pixels" in found.failure()
+
+
+def test_more_media_than_tokens_of_them_are_reported(found):
+    found.rows[0]["files"] *= 2
+
+    assert "its tokens have 1 media, and its row 2" in found.failure()
+
+
+GRIDS = "the tokens of its media are not those of their grids"
 
 
 def swap(found, place, token):
     found.rows[0]["input_ids"][place] = token
+
+
+def cut(found, tokens):
+    """Fewer tokens than its medium has; none is a target."""
+    ids = found.rows[0]["input_ids"][:tokens]
+    found.rows[0].update(input_ids=ids, run_lengths=[tokens - 1, 1], run_weights=[0.0, 1.0])
+    found.rows[0].update(pads=0, media=0)
 
 
 def weigh(found, place):
@@ -153,13 +140,14 @@ def weigh(found, place):
     [
         (lambda found, p: swap(found, -2, len(p.tokenizer)), r"token \d+ is not among the tokenizer's"),
         (lambda found, p: swap(found, -2, 2**31 - 1), r"token 2147483647 is not among"),
-        (lambda found, p: swap(found, -2, p.image_token_id), "a token of a medium stands outside of it"),
-        (lambda found, p: swap(found, -2, p.video_token_id), "a token of a medium stands outside of it"),
-        (lambda found, p: swap(found, 1, p.video_token_id), r"tokens of a\.png are not those of its grid"),
-        (lambda found, p: swap(found, 0, 5), r"tokens of a\.png are not those of its grid"),
-        (lambda found, p: found.medium.update(merge=1), r"a medium does not stand|not those of its grid"),
-        (lambda found, p: weigh(found, 1), r"a\.png is a target"),
-        (lambda found, p: weigh(found, 0), "its first token is a target"),
+        (lambda found, p: swap(found, -2, p.image_token_id), GRIDS),
+        (lambda found, p: swap(found, -2, p.video_token_id), GRIDS),
+        (lambda found, p: swap(found, 1, p.video_token_id), GRIDS),
+        (lambda found, p: swap(found, 1, 5), GRIDS),
+        (lambda found, p: swap(found, 0, 5), "its tokens have 0 media, and its row 1"),
+        (lambda found, p: cut(found, 3), GRIDS),
+        (lambda found, p: weigh(found, 1), "its first token, or a medium, is a target"),
+        (lambda found, p: weigh(found, 0), "its first token, or a medium, is a target"),
     ],
 )  # fmt: skip
 def test_tokens_that_would_fail_only_in_the_model_are_told(found, tiny_processor, change, message):
@@ -172,22 +160,25 @@ def test_tokens_that_would_fail_only_in_the_model_are_told(found, tiny_processor
 
 @pytest.mark.parametrize(
     "line",
-    [{"empty_spans": 2}, {"targets": 3}, {"pads": 1}, {"videos": 1}, {"cut_edges": 4}, {"checksum": 1}],
+    [{"targets": 3}, {"pads": 1}, {"videos": 1}, {"checksum": 1}],
     ids=str,
 )
-def test_integers_that_are_not_those_of_the_row_are_told(found, line):
-    found.index[0].update(line)
+def test_numbers_that_are_not_those_of_the_row_are_reported(found, line):
+    found.rows[0].update(line)
 
     failure = found.failure()
-    assert f"{found.folder}: row 1 is not as it was prepared (index.arrow says otherwise of it)" in failure
+    assert str(found.folder) in failure
+    assert "what it says for planning is not what its tokens give" in failure
 
 
-@pytest.mark.parametrize("line", [{"length": 999}, {"targets": 99}, {"pads": -1}, {"media": 50}], ids=str)
-def test_integers_that_no_row_has_are_told_at_opening(found, line):
-    found.index[1].update(line)
+@pytest.mark.parametrize(
+    "line", [{"length": 999}, {"targets": 99}, {"pads": -1}, {"media": 50}, {"targets": None}], ids=str
+)
+def test_numbers_that_no_row_has_are_reported_at_opening(found, line):
+    found.rows[1].update(line)
 
     with pytest.raises(
-        DocumentError, match=r"index\.arrow is not as it was prepared \(the numbers of row 2 do"
+        DocumentError, match=r"row 2 is not as it was prepared \(its numbers do not fit together"
     ):
         found.read()
 
@@ -196,7 +187,8 @@ def test_integers_that_no_row_has_are_told_at_opening(found, line):
     "row",
     [
         {"run_lengths": [2**31 - 1]}, {"run_lengths": [-1]}, {"run_weights": [float("nan")]},
-        {"run_weights": [1e30]}, {"input_ids": [-5] * 10}, {"input_ids": None}, {"media": None},
+        {"run_weights": [1e30]}, {"input_ids": [-5] * 10}, {"input_ids": None}, {"files": None},
+        {"files": [None]}, {"run_lengths": None},
     ],
     ids=str,
 )  # fmt: skip
@@ -213,27 +205,25 @@ def test_tokens_that_do_not_fit_together_are_told(found, row):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda found: found.index.pop(),
-        lambda found: found.places.clear(),
-        lambda found: found.places[0].update(first=1),
-        lambda found: found.places[0].update(shard=7),
-        lambda found: found.places[0].update(offset=-5),
-        lambda found: found.places[0].update(size=-5),
-        lambda found: found.places[0].update(offset=10**12),
+        lambda found: found.rows.pop(),
+        lambda found: found.about.update(rows=3),
         lambda found: found.about.update(files={}),
+        lambda found: setattr(found, "schema", SCHEMA.set(0, pa.field("path", pa.int64()))),
+        lambda found: setattr(found, "schema", SCHEMA.remove(SCHEMA.get_field_index("pads"))),
+        lambda found: setattr(found, "schema", SCHEMA.append(pa.field("more", pa.int64()))),
     ],
 )
-def test_places_and_integers_that_do_not_fit_the_rows_are_told(found, change):
+def test_files_of_other_rows_or_columns_are_reported(found, change):
     change(found)
+    for row in found.rows if found.schema.field(0).type == pa.int64() else ():
+        row["path"] = 7
 
-    with pytest.raises(DocumentError, match=r"(places|index|0000\d)\.arrow is not as it was prepared"):
+    with pytest.raises(DocumentError, match=r"(prepared\.json|00000\.parquet) is not as it was prepared"):
         found.read()
 
 
 @pytest.mark.parametrize("value", [None, "x", -1, []])
-@pytest.mark.parametrize(
-    "key", ["rows", "shard_rows", "files", "digests", "fingerprint", "layout", "reading"]
-)
+@pytest.mark.parametrize("key", ["rows", "shard_rows", "files", "fingerprint", "layout", "reading"])
 def test_what_it_says_of_itself_is_checked(found, key, value):
     found.about[key] = value
 

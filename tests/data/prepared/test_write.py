@@ -12,22 +12,20 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-import xxhash
 
 from tests.support import avi, digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.checking import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.options import EncodingOptions
-from vlcpt.data.plan.plan import BadDataError
-from vlcpt.data.prepared import engines
-from vlcpt.data.prepared.engines import run_pieces
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.prepared.fingerprints import fingerprint
 from vlcpt.data.prepared.read import PreparedRows
 from vlcpt.data.prepared.shards import SCHEMA
-from vlcpt.data.prepared.write import prepare_source
+from vlcpt.data.prepared.write import _write_shards, prepare_source
 from vlcpt.data.sources import open_source
 
 MAX_LENGTH = 60
@@ -83,7 +81,7 @@ def small_shards(monkeypatch):
     """Shards of 10 rows in batches of some documents, so that there are several of each."""
     monkeypatch.setattr("vlcpt.data.prepared.write.SHARD_ROWS", (10, 8192))
     monkeypatch.setattr("vlcpt.data.plan.scan.PREPARED_ROWS", 20)
-    monkeypatch.setattr("vlcpt.data.prepared.write.BATCH_BYTES", 3000)
+    monkeypatch.setattr("vlcpt.data.prepared.write.GROUP_BYTES", 3000)
 
 
 def prepared(path, folder, processor, *, untagged="train", options=OPTIONS, **settings):
@@ -104,7 +102,7 @@ def whole(rows, tiny_processor, tmp_path_factory):
     """The rows, prepared without an interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vlcpt.data.prepared.write.SHARD_ROWS", (10, 8192))
-        patch.setattr("vlcpt.data.prepared.write.BATCH_BYTES", 3000)
+        patch.setattr("vlcpt.data.prepared.write.GROUP_BYTES", 3000)
         return prepared(rows, tmp_path_factory.mktemp("whole") / "train", tiny_processor)
 
 
@@ -124,7 +122,7 @@ def assert_equal_datasets(found, expected):
 
 def shard_tables(folder):
     """Every shard, whole."""
-    return [pa.ipc.open_file(path.read_bytes()).read_all() for path in sorted(folder.glob("0*.arrow"))]
+    return [pq.read_table(path) for path in sorted(folder.glob("0*.parquet"))]
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": False}, {"on_overlong": "drop"}, {"max_length": 40}])
@@ -248,7 +246,7 @@ def test_each_row_of_the_source_is_one_row_of_the_shards(rows, whole):
 def test_several_processes_write_the_same_shards(rows, whole, tiny_processor, tmp_path):
     found = prepared(rows, tmp_path / "train", tiny_processor, num_proc=2)
 
-    for path in whole.glob("*.arrow"):
+    for path in whole.glob("*.parquet"):
         assert (found / path.name).read_bytes() == path.read_bytes()
     assert (found / "prepared.json").read_bytes() == (whole / "prepared.json").read_bytes()
 
@@ -269,7 +267,7 @@ def test_ray_writes_the_same_shards(rows, whole, tiny_processor, tmp_path):
     with pytest.raises(DocumentError, match=r"train\.jsonl:9: id open"):
         prepared(rows, tmp_path / "other", tiny_processor, engine="ray", stops=True)
 
-    for path in whole.glob("*.arrow"):
+    for path in whole.glob("*.parquet"):
         assert (found / path.name).read_bytes() == path.read_bytes()
 
 
@@ -279,17 +277,17 @@ def test_ray_writes_the_same_shards(rows, whole, tiny_processor, tmp_path):
 def test_either_engine_goes_on_where_one_was_stopped(
     rows, whole, tiny_processor, tmp_path, monkeypatch, engines
 ):
-    def stopped(work, pieces, *rest):
-        run_pieces(work, pieces[1:3], *rest)
+    def stopped(write, shards, **how):
+        yield from _write_shards(write, shards[1:3], **how)
         raise KeyboardInterrupt
 
     folder = tmp_path / "train"
     with monkeypatch.context() as patch:
-        patch.setattr("vlcpt.data.prepared.write.run_pieces", stopped)
+        patch.setattr("vlcpt.data.prepared.write._write_shards", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepared(rows, folder, tiny_processor, engine=engines[0])
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("0*.arrow")}
-    assert sorted(path.name for path in before) == ["00001.arrow", "00002.arrow"]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
+    assert sorted(path.name for path in before) == ["00001.parquet", "00002.parquet"]
 
     prepared(rows, folder, tiny_processor, engine=engines[1])
 
@@ -325,17 +323,16 @@ def test_a_loader_s_workers_open_it_themselves(whole, tiny_processor):
 @pytest.mark.slow
 def test_a_killed_prepare_goes_on_without_a_document_twice_or_missing(rows, whole, tiny_processor, tmp_path):
     """About 10 seconds: a process that imports transformers."""
-    folder, last = tmp_path / "train", tmp_path / "train" / "00001.arrow"
+    folder, last = tmp_path / "train", tmp_path / "train" / "00001.parquet"
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "import vlcpt.data.prepared.write as module\n"
-        "from vlcpt.data.prepared import write as shard_writer\n"
         "from tests.data.prepared.test_write import prepared\n"
         "from vlcpt import load_processor\n"
-        "module.SHARD_ROWS, module.BATCH_BYTES = (10, 8192), 3000\n"
-        "add = shard_writer.ShardFile.add\n"
-        "shard_writer.ShardFile.add = lambda self, row, index: (time.sleep(0.1), add(self, row, index))\n"
+        "module.SHARD_ROWS, module.GROUP_BYTES = (10, 8192), 3000\n"
+        "made = module.document_row\n"
+        "module.document_row = lambda *parts: (time.sleep(0.1), made(*parts))[1]\n"
         "prepared(Path(sys.argv[1]), Path(sys.argv[2]), load_processor(sys.argv[3]))\n"
     )
     command = [sys.executable, "-c", script, str(rows), str(folder), tiny_processor.tokenizer.name_or_path]
@@ -343,7 +340,7 @@ def test_a_killed_prepare_goes_on_without_a_document_twice_or_missing(rows, whol
     wait_for(lambda: last.exists() and any(folder.glob(".*.partial")), 100)  # amid the third shard
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("0*.arrow")}
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("0*.parquet")}
     assert len(before) in (2, 3)
     with pytest.raises(DocumentError, match=r"not prepared to its end\. Run the same vlcpt prepare again"):
         CPTDataset(folder, tiny_processor, **PLANNED)
@@ -423,8 +420,8 @@ def test_what_was_decided_cannot_be_decided_again(whole, options, told):
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["00001.arrow", "index.arrow", "places.arrow"])
-def test_a_damaged_file_is_told(whole, tiny_processor, tmp_path, name):
+def test_a_damaged_file_is_reported(whole, tmp_path):
+    name = "00001.parquet"
     for path in whole.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = bytearray((tmp_path / name).read_bytes())
@@ -437,33 +434,40 @@ def test_a_damaged_file_is_told(whole, tiny_processor, tmp_path, name):
         open_source(tmp_path)
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DocumentError, match=rf"{name} is not as it was prepared \(it was changed since\)"):
+    with pytest.raises(DocumentError, match=rf"{name} is not as it was prepared \(row group \d .*CRC"):
         [open_source(tmp_path).rows.source(number) for number in range(38)]
 
 
-def test_a_forged_shard_gives_errors_and_no_crash(whole, tmp_path):
-    """Two bytes of a batch are changed at a time, and its checksum made to fit."""
+def test_no_changed_byte_gives_another_document_or_a_crash(whole, tiny_processor, tmp_path):
+    """Each time two bytes of a shard are changed: of its pages, of what lies between them, or of its end."""
     for path in whole.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    content = (whole / "00000.arrow").read_bytes()
-    rows, rng = PreparedRows(str(tmp_path)), np.random.default_rng(0)
-    start, size = int(rows._offset[0]), int(rows._size[0])
-    rows._digest = rows._digest.copy()
-    told = 0
-    for _ in range(400):
+    content, rng = (whole / "00000.parquet").read_bytes(), np.random.default_rng(0)
+    encoder = DocumentEncoder(tiny_processor, EncodingOptions(**OPTIONS))
+    expected = [stream_or_error(encoder, PreparedRows(str(whole)), number) for number in range(10)]
+    reported = 0
+    for _ in range(200):
         forged = bytearray(content)
-        for place in rng.integers(start, start + size, 2):
-            forged[place] = rng.integers(256)
-        (tmp_path / "00000.arrow").write_bytes(forged)
-        rows._digest[0] = xxhash.xxh3_64_intdigest(bytes(forged[start : start + size]))
-        rows._kept = None
-        try:
-            rows.row(0)
-        except DocumentError as error:
-            assert "is not as it was prepared" in str(error)  # noqa: PT017
-            told += 1
+        for place in rng.integers(0, len(content), 2):
+            forged[place] ^= rng.integers(1, 256)
+        (tmp_path / "00000.parquet").write_bytes(forged)
+        for number in range(10):
+            found = stream_or_error(encoder, PreparedRows(str(tmp_path)), number)
+            if isinstance(found, str) and found != expected[number]:
+                assert "is not as " in found  # it was prepared, or vlcpt prepares it
+                reported += 1
+            else:
+                assert found == expected[number]
 
-    assert told > 10
+    assert reported > 200
+
+
+def stream_or_error(encoder, rows, number):
+    try:
+        stream = encoder.tokens(rows.row(number))
+    except DocumentError as error:
+        return str(error)
+    return stream.checksum, [placed.medium.data for placed in stream.media]
 
 
 def test_a_bad_row_stops_it_by_its_name(rows, tiny_processor, tmp_path):
@@ -505,8 +509,8 @@ def test_progress_counts_the_shards(rows, tiny_processor, tmp_path):
 def test_nothing_in_it_is_a_pickle(whole):
     for path in whole.iterdir():
         content = path.read_bytes()
-        assert content.startswith(b"ARROW1") if path.suffix == ".arrow" else json.loads(content)
-    assert pa.ipc.open_file((whole / "00000.arrow").read_bytes()).schema == SCHEMA
+        assert content.startswith(b"PAR1") if path.suffix == ".parquet" else json.loads(content)
+    assert pq.read_schema(whole / "00000.parquet") == SCHEMA
 
 
 def test_its_rows_go_to_another_process_as_a_path(whole):
@@ -515,8 +519,3 @@ def test_its_rows_go_to_another_process_as_a_path(whole):
     assert rows.__reduce__() == (PreparedRows, (str(whole),))
     assert rows.index(range(4))["tokens"].shape == rows.index(range(9))["tokens"].shape == (38,)
     assert rows.index(range(1, 2))["tokens"].shape == (10,)
-
-
-def test_an_engine_s_own_failure_stays_what_it_is():
-    with pytest.raises(ZeroDivisionError):
-        engines.run_pieces(lambda batch: 1 / 0, [0], "local", 0)

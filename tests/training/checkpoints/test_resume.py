@@ -105,7 +105,7 @@ def test_a_full_checkpoint_with_other_tensors_is_refused_by_name(saved, make_tin
 
 @pytest.mark.parametrize("message", EDITS)
 def test_an_adapter_with_other_tensors_is_refused_by_name(make_tiny_model, tmp_path, message):
-    tuned = apply_tuning(make_tiny_model())
+    tuned = apply_tuning(make_tiny_model(), ModelConfig("base"))
     tuned.save_pretrained(tmp_path)
     check_adapter(tuned, str(tmp_path))
     edit_tensors(tmp_path / "adapter_model.safetensors", EDITS[message])
@@ -200,7 +200,7 @@ def test_a_full_model_on_a_bfloat16_base_is_saved_to_load_as_it_was_trained(
 ):
     """A plain from_pretrained reads the type from config.json, and must not round trained weights."""
     model = make_tiny_model(dtype=torch.bfloat16)
-    apply_tuning(model, tuning="full")
+    apply_tuning(model, ModelConfig("base", tuning="full"))
     rows = [{"text": "one <trainable_text>two</trainable_text>"}]
     dataset = CPTDataset(rows, tiny_processor, max_length=64)
     args = CPTConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, dataloader_num_workers=0)

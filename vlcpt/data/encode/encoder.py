@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -20,7 +19,7 @@ from vlcpt.data.encode.streams import (
     EncodedDocument,
     TokenStream,
     closed_stream,
-    require_sound_tokens,
+    numbers_of,
 )
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
 from vlcpt.data.encode.vision import PlacedMedium, VisionEncoder
@@ -118,7 +117,8 @@ class DocumentEncoder:
 
     def __init__(self, processor: ProcessorMixin, options: EncodingOptions = DEFAULT_OPTIONS) -> None:
         tokenizer = processor.tokenizer
-        self._require_sound = _sound_tokens(processor)
+        self.processor = processor
+        self._vocabulary = len(tokenizer)
         self.options = options
         self.train_eos = options.train_eos
         self.runs = RunTokenizer(tokenizer)
@@ -139,8 +139,7 @@ class DocumentEncoder:
             DocumentError: If a medium cannot be used, or such tokens could not have been made here.
         """
         if isinstance(document, EncodedDocument):
-            self._require_sound(document)
-            return document.stream
+            return self._kept_tokens(document)
         ids: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
@@ -164,15 +163,47 @@ class DocumentEncoder:
                     length += 1
                 elif isinstance(other, Image | Video):
                     placed = self.vision.place(other, length, document)
-                    pads = np.full(placed.tokens + 2, self._pads[type(other)], dtype=np.int64)
-                    pads[0], pads[-1] = self._start, self._end
-                    ids.append(pads)
-                    weights.append(np.zeros(len(pads), dtype=np.float32))
+                    ids.append(self._medium_ids(placed))
+                    weights.append(np.zeros(placed.tokens + 2, dtype=np.float32))
                     media.append(placed)
-                    length += len(pads)
+                    length += placed.tokens + 2
         return closed_stream(
             ids, weights, self.eos, self.eos_weight(document), media=media, cut_edges=cut_edges
         )
+
+    def _medium_ids(self, placed: PlacedMedium) -> np.ndarray:
+        """The start token, the pads and the end token of a medium."""
+        ids = np.full(placed.tokens + 2, self._pads[type(placed.medium)], dtype=np.int64)
+        ids[0], ids[-1] = self._start, self._end
+        return ids
+
+    def _kept_tokens(self, document: EncodedDocument) -> TokenStream:
+        """The tokens that came with a document, if this encoder could have made them."""
+        ids, weights = document.stream.input_ids, document.stream.loss_weights
+        # Far quicker than np.isin, for the few hundred tokens of most documents.
+        is_control = np.any([ids == one for one in (self._start, self._end, *self._pads.values())], axis=0)
+        starts = np.flatnonzero(ids == self._start).tolist()
+        segments = [one for one in document.segments if isinstance(one, Image | Video)]
+        if len(starts) != len(segments):
+            raise _unsound(document, f"its tokens have {len(starts)} media, and its row {len(segments)}")
+        # A medium's tokens follow from its header, as when it was prepared.
+        media = [
+            self.vision.place(medium, start, document) for medium, start in zip(segments, starts, strict=True)
+        ]
+        expected = np.where(is_control, -1, ids)
+        for placed in media:
+            if placed.stop <= len(ids):
+                expected[placed.start : placed.stop] = self._medium_ids(placed)
+        if not np.array_equal(ids, expected):
+            raise _unsound(document, "the tokens of its media are not those of their grids")
+        if int(ids.max()) >= self._vocabulary:
+            raise _unsound(document, f"token {ids.max()} is not among the tokenizer's {self._vocabulary:,}")
+        if weights[0] > 0 or weights[is_control].any():
+            raise _unsound(document, "its first token, or a medium, is a target")
+        stream = replace(document.stream, media=tuple(media))
+        if numbers_of(document, stream) != document.numbers:
+            raise _unsound(document, "what it says for planning is not what its tokens give")
+        return stream
 
     def sample(
         self,
@@ -283,18 +314,12 @@ def encode_document(
 _encoders: weakref.WeakKeyDictionary[ProcessorMixin, DocumentEncoder] = weakref.WeakKeyDictionary()
 
 
-def _sound_tokens(processor: ProcessorMixin) -> partial[None]:
-    start, end, _, image, video, _, _ = (_token_id(processor, token) for token in _CONTROL_TOKENS)
-    images, videos = processor.image_processor, processor.video_processor
-    return partial(
-        require_sound_tokens,
-        vocabulary=len(processor.tokenizer),
-        edges=(start, end),
-        pads={Image: image, Video: video},
-        squares={
-            Image: (images.merge_size, images.patch_size),
-            Video: (videos.merge_size, videos.patch_size),
-        },
+def _unsound(document: EncodedDocument, reason: str) -> DocumentError:
+    return DocumentError(
+        f"it is not as vlcpt prepares it ({reason}). Copy it again, or run vlcpt prepare again.",
+        kind="source",
+        source=document.source,
+        field=document.folder,
     )
 
 

@@ -1,4 +1,4 @@
-"""A document's tokens; also of one that was encoded before, if it could have been encoded here."""
+"""A document's tokens, also of one that was encoded before, and what planning needs of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from zlib import crc32
 
 import numpy as np
 
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import Document
 from vlcpt.data.encode.vision import PlacedMedium
 
 IGNORE_INDEX = -100
+# `length` ends with the last target; `pads` and `media` lie before it.
+NUMBERS = ("tokens", "length", "targets", "pads", "media", "images", "videos", "without_context", "cut_edges",
+           "untagged", "empty_spans", "checksum")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +84,41 @@ def closed_stream(
     )
 
 
+def numbers_of(document: Document, stream: TokenStream) -> dict[str, int]:
+    """What planning needs of a document, by the names of ``NUMBERS``.
+
+    Example:
+        >>> stream = closed_stream([np.array([5, 6])], [np.array([1.0, 1.0])], 2, 0.0)
+        >>> found = numbers_of(Document(()), stream)
+        >>> found["tokens"], found["length"], found["targets"]
+        (3, 2, 1)
+    """
+    targets = np.flatnonzero(stream.labels >= 0)
+    length = int(targets[-1]) + 1 if len(targets) else 0
+    kept = [placed.tokens for placed in stream.media if placed.stop <= length]
+    return {
+        "tokens": len(stream),
+        "length": length,
+        "targets": len(targets),
+        "pads": sum(kept),
+        "media": len(kept),
+        "images": len(document.images),
+        "videos": len(document.videos),
+        "without_context": stream.without_context,
+        "cut_edges": stream.cut_edges,
+        "untagged": int(not document.tagged),
+        "empty_spans": document.empty_spans,
+        "checksum": stream.checksum,
+    }
+
+
 @dataclass(frozen=True)
 class EncodedDocument(Document):
     """A document of a prepared data set: its media with their bytes, and its tokens in place of its text.
 
     Args:
-        stream: Its tokens.
+        stream: Its tokens; the encoder places its media among them, as it does for any document.
+        numbers: What planning was given of it, by the names of ``NUMBERS``.
         folder: Of the prepared source, for messages.
 
     Example:
@@ -97,56 +129,5 @@ class EncodedDocument(Document):
     """
 
     stream: TokenStream = field(kw_only=True, compare=False, repr=False)
+    numbers: Mapping[str, int] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
     folder: str = field(default="", kw_only=True, compare=False, repr=False)
-
-
-def require_sound_tokens(
-    document: EncodedDocument,
-    *,
-    vocabulary: int,
-    edges: tuple[int, int],
-    pads: Mapping[type, int],
-    squares: Mapping[type, tuple[int, int]],
-) -> None:
-    """Raise for tokens that would fail only in the model, or train on a medium.
-
-    Args:
-        document: What is looked at.
-        vocabulary: Tokens that the tokenizer has.
-        edges: Ids of vision start and end.
-        pads: Of each kind of medium, the id of its pad token.
-        squares: Of each kind, its processor's ``merge_size`` and ``patch_size``.
-
-    Raises:
-        DocumentError: With the folder of the prepared source.
-    """
-    stream = document.stream
-    ids, weights, inside = stream.input_ids, stream.loss_weights, 0
-    if int(ids.max()) >= vocabulary:
-        raise _error(document, f"token {int(ids.max())} is not among the tokenizer's {vocabulary:,}")
-    if weights[0] > 0:
-        raise _error(document, "its first token is a target")
-    for placed in stream.media:
-        kind = type(placed.medium)
-        expected = np.full(placed.stop - placed.start, pads[kind])
-        expected[0], expected[-1] = edges
-        _, height, width = placed.grid_thw
-        is_whole = (placed.merge, placed.patch) == squares[kind]
-        is_whole &= not height % placed.merge and not width % placed.merge
-        if not is_whole or not np.array_equal(ids[placed.start : placed.stop], expected):
-            raise _error(document, f"the tokens of {placed.medium} are not those of its grid")
-        if weights[placed.start : placed.stop].any():
-            raise _error(document, f"{placed.medium} is a target")
-        inside += len(expected)
-    # Far quicker than np.isin, for the few hundred tokens of most documents.
-    if sum(np.count_nonzero(ids == one) for one in (*edges, *pads.values())) != inside:
-        raise _error(document, "a token of a medium stands outside of it")
-
-
-def _error(document: EncodedDocument, reason: str) -> DocumentError:
-    return DocumentError(
-        f"it is not as vlcpt prepares it ({reason}). Copy it again, or run vlcpt prepare again.",
-        kind="source",
-        source=document.source,
-        field=document.folder,
-    )

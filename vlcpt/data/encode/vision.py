@@ -178,8 +178,6 @@ class VisionEncoder:
             self._size(medium) if own else {"shortest_edge": height * width, "longest_edge": height * width}
         )
         try:
-            if own:  # pixels of others are brought to a grid that was looked at
-                self._refuse_forged(placed, size["shortest_edge"])
             if isinstance(medium, Image):
                 stored = placed.size if own else image_size(medium, media_root=root, limits=self._limits)
                 with giants_in_turn(stored[0] * stored[1]):
@@ -240,13 +238,6 @@ class VisionEncoder:
                     f"{medium}: min_pixels asks for more than {most:,} pixels{of}, which {name} forbids. "
                     "Lower min_pixels, or raise the limit."
                 )
-
-    def _refuse_forged(self, placed: PlacedMedium, low: int) -> None:
-        """A row is placed inside the limits; one that was placed elsewhere may claim to be."""
-        clip, most = placed.clip, self._limits.max_video_pixels
-        self._refuse_enlarging(placed.medium, low, len(clip.indices) if clip else 1)
-        if clip and len(clip.indices) * clip.height * clip.width > most:
-            raise MediaError(f"{placed.medium} takes more than max_video_pixels = {most:,} from its frames.")
 
     @staticmethod
     def _grid(

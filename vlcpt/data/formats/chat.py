@@ -1,36 +1,299 @@
-"""Formats of conversations: messages, ShareGPT, Alpaca, query and response, Docmatix."""
+"""Conversations: messages, ShareGPT, Alpaca, query and response, Docmatix; turns become one document."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
-from vlcpt.data.formats.markers import Piece, Spoken, media_files, place_media, refuse_unread, split_markers
-from vlcpt.data.formats.turns import (
-    TURN_WEIGHTS,
-    Targets,
-    Turn,
-    document_of_turns,
-    filled_turns,
-    refuse_preferences,
-    spoken,
-    system_turn,
-    turn_entry,
-    turn_role,
-    turn_weight,
-    with_template_sizes,
-)
-from vlcpt.data.media.references import HINTS, image_from, video_from, with_keys
+from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
+from vlcpt.data.formats.markers import Piece, Slot, place_media, refuse_unread, split_markers
+from vlcpt.data.media.references import HINTS, medium_at, with_keys
 from vlcpt.data.rows.fields import (
     Row,
+    field_names,
     is_given,
     list_field,
     optional_text,
     required_field,
     required_list,
+    text_at,
     text_field,
 )
+
+Targets = Literal["assistant", "last", "all"]
+TARGETS = ("assistant", "last", "all")
+
+# Each role by the names that data sets give it, and whether the model is the one who speaks.
+ROLES = {
+    **dict.fromkeys(("assistant", "gpt", "function_call", "tool_call"), True),
+    **dict.fromkeys(("system", "developer", "user", "human"), False),
+    **dict.fromkeys(("observation", "tool", "tool_response", "function"), False),
+}
+
+
+# Keys of a turn that turn its loss on or off; others scale it.
+_SWITCHES = ("loss", "train")
+TURN_WEIGHTS = (*_SWITCHES, "loss_scale", "weight", "loss_weight")
+# Fields that say of a whole row that its text is not one to learn from.
+PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "rejected_messages")
+
+# ms-swift's arguments of its template, which a row may have.
+TEMPLATE = "chat_template_kwargs"
+
+# What the model's chat template calls a role. Of tools it writes more than the turn says.
+_IN_CHAT = {
+    **dict.fromkeys(("assistant", "gpt"), "assistant"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn, its media in place.
+
+    Args:
+        place: Where it stands in the row, e.g. ``"messages[2]"``.
+        role: One of :data:`ROLES`.
+        pieces: Text, media and slots for the row's files, in reading order.
+        weight: What the turn itself says: the weight of its loss, 0 for context; None: nothing.
+    """
+
+    place: str
+    role: str
+    pieces: Sequence[Piece]
+    weight: float | None = None
+
+
+def conversation(
+    turns: Iterable[Turn],
+    row: Row,
+    field: str,
+    targets: Targets,
+    *,
+    chat_template: bool,
+    files_first: bool = True,
+) -> Document:
+    """One document of all turns, joined by newlines that belong to the turn before.
+
+    Args:
+        turns: In order, read from the row after it is known to be one to learn from; an empty one adds
+            nothing, and is counted if it would have been trained.
+        row: Has the files for slots, and perhaps a ``system`` text and sizes.
+        field: Where the turns stand, for messages.
+        targets: ``assistant``: what the model says; ``last``: only its last turn; ``all``: every turn's
+            text. A turn that has a weight of its own follows that.
+        chat_template: Whether each turn keeps the model's markers instead: context, but for the one that
+            ends a trained turn.
+        files_first: Where no turn has a slot, all files go before the first turn that is not the system's.
+
+    Example:
+        >>> turns = [Turn("query", "user", ["What?"]), Turn("response", "assistant", ["A cat."])]
+        >>> conversation(turns, {"image": "a.png"}, "query", "assistant", chat_template=False).to_markup()
+        '<image>What?\\n<trainable_text>A cat.</trainable_text>'
+    """
+    refuse_unread(row)
+    refuse_preferences(row)
+    turns = [*turns]
+    asks = (number for number, turn in enumerate(turns) if turn.role not in ("system", "developer"))
+    pieces = [turn.pieces for turn in turns]
+    placed = place_media(pieces, row, field, missing_first=next(asks, 0) if files_first else None)
+    turns = [replace(turn, pieces=found) for turn, found in zip(turns, placed, strict=True)]
+    if system := optional_text(row, "system"):
+        turns.insert(0, Turn("system", "system", (system,)))
+    spoken = [number for number, turn in enumerate(turns) if ROLES[turn.role]]
+    chosen = {"assistant": spoken, "last": spoken[-1:], "all": range(len(turns))}[targets]
+    last = max((number for number, turn in enumerate(turns) if turn.pieces), default=0)
+    segments: list[Segment] = []
+    empty_spans = 0
+    for number, turn in enumerate(turns):
+        weight = turn.weight if turn.weight is not None else float(number in chosen)
+        empty_spans += weight > 0 and not turn.pieces
+        if not turn.pieces:
+            continue
+        joint = () if chat_template or number == last else ("\n",)
+        try:
+            said = [
+                Text(piece, weight > 0, weight or 1.0) if isinstance(piece, str) else piece
+                for piece in (*turn.pieces, *joint)
+                if not isinstance(piece, Slot)  # each has its file by now
+            ]
+        except DocumentError as error:
+            raise error.at(None, turn.place) from None
+        segments += _in_chat(turn, said, weight) if chat_template else said
+    return _with_template_sizes(Document(tuple(segments), empty_spans=empty_spans), row)
+
+
+def _in_chat(turn: Turn, said: Sequence[Segment], weight: float) -> list[Segment]:
+    if turn.role not in _IN_CHAT:
+        raise DocumentError(
+            f"chat_template has no form for the role {turn.role!r}. Roles: {', '.join(_IN_CHAT)}.",
+            kind="row",
+            field=turn.place,
+        )
+    end = TurnEdge("end", weight > 0, weight or 1.0)
+    return [TurnEdge("start"), Text(_IN_CHAT[turn.role] + "\n"), *said, end, Text("\n")]
+
+
+def entries(row: Row, field: str, of: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Each turn as the row has it, with its place.
+
+    Example:
+        >>> [*entries({"messages": [{"role": "user"}]}, "messages", "turns")]
+        [('messages[0]', {'role': 'user'})]
+    """
+    for number, entry in enumerate(required_list(row, field, of)):
+        place = f"{field}[{number}]"
+        if not isinstance(entry, Mapping):
+            raise DocumentError(
+                f"expected a turn in {{}}, found {type(entry).__name__}.", kind="row", field=place
+            )
+        yield place, entry
+
+
+def turn_role(entry: Mapping[str, object], key: str, place: str) -> str:
+    """The role of a turn, by any name that data sets give it.
+
+    Example:
+        >>> turn_role({"from": "gpt"}, "from", "conversations[1]")
+        'gpt'
+    """
+    role = entry.get(key)
+    if isinstance(role, str) and role in ROLES:
+        return role
+    found = repr(role)[:60] if key in entry else f"no {key!r} among {field_names(entry)}"
+    raise DocumentError(
+        f"expected one of {', '.join(ROLES)}; found {found}.", kind="row", field=f"{place}.{key}"
+    )
+
+
+def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
+    """What a turn says about its loss: ``loss``, ``loss_scale`` (ms-swift), ``weight`` (OpenAI, Mistral),
+    ``loss_weight`` (LLaMA-Factory) or ``train`` (axolotl).
+
+    Returns:
+        The weight, 0 for context, None where it says nothing.
+
+    Example:
+        >>> turn_weight({"loss": False}, "messages[0]"), turn_weight({"loss_scale": 0.5}, "messages[0]")
+        (0.0, 0.5)
+    """
+    weights = {}
+    for key in TURN_WEIGHTS:
+        value = entry.get(key)
+        if value is None:
+            continue
+        # JSON has booleans, tables often 0 and 1.
+        if not isinstance(value, bool | int | float) or (key in _SWITCHES and value not in (0, 1)):
+            wanted = "true or false" if key in _SWITCHES else "a number from 0 to 100"
+            raise DocumentError(
+                f"expected {wanted}, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
+            )
+        if not 0 <= value <= 100:
+            raise DocumentError(
+                f"expected a number from 0 to 100, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
+            )
+        weights[key] = float(value)
+    if len({bool(weight) for weight in weights.values()}) > 1:
+        found = " and ".join(f"{key} {entry[key]}" for key in weights)
+        raise DocumentError(f"{found} contradict each other. Keep one.", kind="row", field=place)
+    # `loss: true` beside a scale only says that there is one.
+    scales = [weight for key, weight in weights.items() if key not in _SWITCHES]
+    return next(iter(scales or weights.values()), None)
+
+
+def spoken(text: str, entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
+    """The pieces of a turn that is a string, and its weight; axolotl's ``train_detail`` trains parts of it.
+
+    As there, characters that no entry trains are context, ``train: false`` of the turn wins, and what comes
+    after the text is trained if its end is.
+
+    Example:
+        >>> detail = [{"begin_offset": 0, "end_offset": 1, "train": True}]
+        >>> spoken("So it is.", {"train_detail": detail}, "messages[1]")[0][0]
+        Text(text='So', trainable=True, weight=1.0)
+    """
+    weight = turn_weight(entry, place)
+    details = entry.get("train_detail")
+    if details is None or weight == 0:
+        return split_markers(text), weight
+    trained = _trained_characters(details, len(text), f"{place}.train_detail")
+    pieces: list[Piece] = []
+    start = 0
+    for is_trained, run in groupby(trained):
+        stop = start + sum(1 for _ in run)
+        for piece in split_markers(text[start:stop]):
+            if isinstance(piece, str):
+                piece = Text(piece, is_trained, (is_trained and weight) or 1.0)
+            pieces.append(piece)
+        start = stop
+    return pieces, (weight or 1.0) if trained and trained[-1] else 0.0
+
+
+def _trained_characters(details: object, length: int, place: str) -> list[bool]:
+    """Of each character whether it is trained; ``end_offset`` is the last one's."""
+    trained = [False] * length
+    for number, detail in enumerate(details if isinstance(details, list | tuple) else (details,)):
+        found = detail if isinstance(detail, Mapping) else {}
+        begin, end, trains = (found.get(key) for key in ("begin_offset", "end_offset", "train"))
+        if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end) or trains not in (
+            0,
+            1,
+        ):
+            raise DocumentError(
+                'expected {"begin_offset", "end_offset", "train"}: its first and last character, from 0, and '
+                f"true or false; found {detail!r:.80}.",
+                kind="row",
+                field=f"{place}[{number}]",
+            )
+        if trains:
+            places = range(length)[begin : end + 1]
+            trained[places.start : places.stop] = [True] * len(places)
+    return trained
+
+
+def refuse_preferences(row: Mapping[str, object]) -> None:
+    """An error for a conversation that is a bad example (KTO), or has a better and a worse answer (DPO).
+
+    Example:
+        >>> refuse_preferences({"label": "physics", "kto_tag": True})
+    """
+    for name in PREFERENCES:
+        value = row.get(name)
+        if value is False and name in ("label", "kto_tag"):
+            reason = "false marks a bad answer (KTO), which is no text to learn from."
+        elif name not in ("label", "kto_tag") and is_given(value):
+            reason = "the row is a pair of a better and a worse answer (DPO), no text to learn from."
+        else:
+            continue
+        raise DocumentError(
+            f"{reason} Remove the row, or set ignore_fields: [{name}] for the source if the field means "
+            "something else.",
+            kind="row",
+            field=name,
+        )
+
+
+def _with_template_sizes(document: Document, row: Row) -> Document:
+    """ms-swift's ``min_pixels`` and ``max_pixels``, for media that have none of their own."""
+    given = row.get(TEMPLATE)
+    if not is_given(given):
+        return document
+    if not isinstance(given, Mapping):
+        raise DocumentError(f"expected a {{}}, found {type(given).__name__}.", kind="row", field=TEMPLATE)
+    sizes = {key: given[key] for key in ("min_pixels", "max_pixels") if given.get(key) is not None}
+    medium_at(Image, {"path": "any", **sizes}, TEMPLATE)  # also where the row has no medium
+    segments = tuple(
+        medium_at(type(one), with_keys(one, sizes), TEMPLATE) if isinstance(one, Image | Video) else one
+        for one in document.segments
+    )
+    others = tuple(
+        f"{TEMPLATE}.{key}"[:60] for key, value in given.items() if key not in sizes and is_given(value)
+    )
+    return replace(document, segments=segments, not_read=(*document.not_read, *others))
+
 
 # Where a part of each type holds what it is about: the first key that is set.
 _MEDIA_KEYS = {
@@ -57,13 +320,12 @@ def read_messages(row: Row, *, targets: Targets = "assistant", chat_template: bo
         >>> read_messages(row, targets="all").to_markup()
         '<image><trainable_text>What?</trainable_text>'
     """
-    refuse_unread(row)
-    refuse_preferences(row)
-    turns: list[Turn] = []
-    pieces: list[list[Piece]] = []
-    for number, one in enumerate(required_list(row, "messages", "turns")):
-        place = f"messages[{number}]"
-        entry = turn_entry(one, place)
+    turns = _messages(row)
+    return conversation(turns, row, "messages", targets, chat_template=chat_template, files_first=False)
+
+
+def _messages(row: Row) -> Iterator[Turn]:
+    for place, entry in entries(row, "messages", "turns"):
         role = turn_role(entry, "role", place)
         for key in _UNREAD:
             value = entry.get(key)
@@ -74,127 +336,32 @@ def read_messages(row: Row, *, targets: Targets = "assistant", chat_template: bo
                     kind="row",
                     field=f"{place}.{key}",
                 )
-        said, weight = _said(entry, place)
-        turns.append(Turn(place, role, (), weight))
-        pieces.append(said)
-    row = _ordered(row, row["messages"])  # type: ignore[arg-type]
-    placed = place_media(pieces, row, "messages")
-    filled = [
-        replace(turn, pieces=tuple(_sized(one, found, turn.place)))
-        for turn, one, found in zip(turns, row["messages"], placed, strict=True)  # type: ignore[call-overload]
-    ]
-    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
-    return with_template_sizes(document, row)
-
-
-def _sized(turn: Mapping[str, object], pieces: Sequence[Spoken], place: str) -> list[Spoken]:
-    """The pieces of a turn, with the sizes of parts that took a file of the row."""
-    content = turn.get("content")
-    if isinstance(content, str):
-        return list(pieces)
-    assert isinstance(content, Sequence)
-    parts: list[tuple[Mapping[str, object], str]] = [
-        (part, f"{place}.content[{number}]")
-        for number, part in enumerate(content)
-        if isinstance(part, Mapping) and part.get("type") in _MEDIA_KEYS
-    ]
-    of_media = iter(parts)  # each of them is a medium by now
-    found: list[Spoken] = []
-    for piece in pieces:
-        if isinstance(piece, Image | Video):
-            part, part_place = next(of_media)
-            try:
-                piece = _with_sizes(piece, part)
-            except DocumentError as error:
-                raise error.at(None, part_place) from None
-        found.append(piece)
-    return found
-
-
-def _with_sizes(medium: Medium, part: Mapping[str, object]) -> Medium:
-    used = _SIZES[:2] if isinstance(medium, Image) else _SIZES
-    sizes = {name: part[name] for name in used if part.get(name) is not None}
-    if not sizes:
-        return medium
-    wanted = with_keys(medium, sizes)
-    return image_from(wanted) if isinstance(medium, Image) else video_from(wanted)
-
-
-def _slots(messages: Sequence[object], kind: str) -> Iterator[tuple[object, str]]:
-    """What takes a file of the row, in order: a part's ``index`` and its place, or of a marker nothing."""
-    marker = Image if kind == "image" else Video
-    for number, entry in enumerate(messages):
-        content = entry.get("content") if isinstance(entry, Mapping) else None
+        content = entry.get("content")
         if isinstance(content, str):
-            yield from ((None, "") for piece in split_markers(content) if piece is marker)
-        for place, part in enumerate(content if isinstance(content, list | tuple) else ()):
-            if not isinstance(part, Mapping) or part.get("type") != kind:
-                continue
-            if not any(is_given(part.get(key)) for key in _MEDIA_KEYS[kind]):
-                yield part.get("index"), f"messages[{number}].content[{place}]"
-
-
-def _ordered(row: Row, messages: Sequence[object]) -> Row:
-    """The row with its files in the order in which parts take them, where they say which by ``index``."""
-    for kind, field in (("image", "images"), ("video", "videos")):
-        slots = [*_slots(messages, kind)]
-        if all(index is None for index, _ in slots):
-            continue
-        images, videos = media_files(row)
-        files: Sequence[Medium] = images if kind == "image" else videos
-        if files:  # or an error about markers without files says more
-            row = {**row, field: _by_index(slots, files, field), kind: None}
-    return row
-
-
-def _by_index(slots: Sequence[tuple[object, str]], files: Sequence[Medium], field: str) -> list[Medium]:
-    """The files in the order in which slots take them; markers in strings take what no index names."""
-    named: set[int] = set()
-    for index, place in slots:
-        is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(files)
-        if place and (not is_known or index in named):
-            raise DocumentError(
-                f"expected the place of {'an image' if field == 'images' else 'a video'} in {field!r}, 0 to "
-                f"{len(files) - 1}, each once; found {index!r:.60}.",
-                kind="row",
-                field=f"{place}.index",
+            yield Turn(place, role, *spoken(content, entry, place))
+        else:
+            _refuse_detail(
+                entry, place, "it counts the characters of a content that is a string, and this one is none."
             )
-        named |= {index} if isinstance(index, int) else set()
-    others = [file for number, file in enumerate(files) if number not in named]
-    chosen = [
-        files[index] if isinstance(index, int) else others.pop(0)
-        for index, _ in slots
-        if isinstance(index, int) or others
-    ]
-    return [*chosen, *others]
+            yield Turn(place, role, _parts(content, f"{place}.content"), turn_weight(entry, place))
 
 
-def _said(entry: Mapping[str, object], place: str) -> tuple[list[Piece], float | None]:
-    """The pieces of a turn and its weight."""
-    content = entry.get("content")
-    if isinstance(content, str):
-        return spoken(content, entry, place)
+def _refuse_detail(entry: Mapping[str, object], place: str, reason: str) -> None:
     if is_given(entry.get("train_detail")):
         raise DocumentError(
-            "it counts the characters of a content that is a string, and this one is none. Write the row as "
-            "format segments, where each text says whether it is trained.",
+            f"{reason} Write the row as format segments, where each text says whether it is trained.",
             kind="row",
             field=f"{place}.train_detail",
         )
-    return _content(content, f"{place}.content"), turn_weight(entry, place)
 
 
-def _content(content: object, place: str) -> list[Piece]:
-    if isinstance(content, Mapping) or not isinstance(content, Sequence) or isinstance(content, bytes):
+def _parts(content: object, place: str) -> list[Piece]:
+    if isinstance(content, Mapping | bytes) or not isinstance(content, Sequence):
         raise DocumentError(
             f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
         )
-    pieces: list[Piece] = []
-    for number, part in enumerate(content):
-        piece = _part(part, f"{place}[{number}]")
-        if piece != "":
-            pieces.append(piece)
-    return pieces
+    pieces = (_part(part, f"{place}[{number}]") for number, part in enumerate(content))
+    return [piece for piece in pieces if piece != ""]
 
 
 def _part(part: object, place: str) -> Piece:
@@ -202,48 +369,35 @@ def _part(part: object, place: str) -> Piece:
         return part
     if not isinstance(part, Mapping):
         raise DocumentError(f"expected a part in {{}}, found {type(part).__name__}.", kind="row", field=place)
-    kind = part.get("type")
-    if kind == "text":
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise DocumentError(
-                f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.text"
-            )
-        return text
-    if not isinstance(kind, str) or kind not in _MEDIA_KEYS:
+    type_ = part.get("type")
+    if type_ == "text":
+        return text_at(part.get("text"), f"{place}.text")
+    if not isinstance(type_, str) or type_ not in _MEDIA_KEYS:
         raise DocumentError(
-            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {kind!r:.60}.",
+            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {type_!r:.60}.",
             kind="row",
             field=f"{place}.type",
         )
-    known = {"type", "text", "index", *_MEDIA_KEYS[kind], *_SIZES, *HINTS}
+    known = {"type", "text", "index", *_MEDIA_KEYS[type_], *_SIZES, *HINTS}
     unknown = [key for key, value in part.items() if key not in known and is_given(value)]
     if unknown:
         raise DocumentError(
-            f"a part of type {kind!r} has no such key. Known: {', '.join(sorted(known))}.",
+            f"a part of type {type_!r} has no such key. Known: {', '.join(sorted(known))}.",
             kind="row",
             field=f"{place}.{unknown[0]!s:.60}",
         )
-    is_image = kind.startswith("image")
-    key = next((key for key in _MEDIA_KEYS[kind] if is_given(part.get(key))), None)
-    used = _SIZES[:2] if is_image else _SIZES  # Qwen's tools write fps into parts of images, too
+    kind = Image if type_.startswith("image") else Video
+    used = _SIZES[:2] if kind is Image else _SIZES  # Qwen's tools write fps into parts of images, too
     sizes = {name: part[name] for name in used if part.get(name) is not None}
-    if key is None:
-        if kind.endswith("_url"):
-            raise DocumentError(
-                f"expected a reference under {_MEDIA_KEYS[kind][0]!r}, found none.", kind="row", field=place
-            )
-        return Image if is_image else Video
-    reference = part[key]
-    if kind.endswith("_url") and isinstance(reference, Mapping):
-        reference = {("path" if name == "url" else name): value for name, value in reference.items()}
-    if key == "bytes":
-        reference = {"bytes": reference}
-    reference = with_keys(reference, sizes)
-    try:
-        return image_from(reference) if is_image else video_from(reference)
-    except DocumentError as error:
-        raise error.at(None, f"{place}.{key}") from None
+    key = next((key for key in _MEDIA_KEYS[type_] if is_given(part.get(key))), None)
+    if key is not None:
+        reference = {"bytes": part[key]} if key == "bytes" else part[key]
+        if type_.endswith("_url") and isinstance(reference, Mapping):
+            reference = {("path" if name == "url" else name): value for name, value in reference.items()}
+        return medium_at(kind, with_keys(reference, sizes), f"{place}.{key}")
+    if type_.endswith("_url"):
+        raise DocumentError(f"expected a reference under {type_!r}, found none.", kind="row", field=place)
+    return Slot(kind, place, part.get("index"), sizes)
 
 
 def read_sharegpt(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
@@ -256,29 +410,16 @@ def read_sharegpt(row: Row, *, targets: Targets = "assistant", chat_template: bo
         >>> read_sharegpt({"conversations": turns, "image": "cat.png"}).to_markup()
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
-    refuse_unread(row)
-    refuse_preferences(row)
-    turns: list[Turn] = []
-    pieces: list[list[Piece]] = []
-    for number, one in enumerate(required_list(row, "conversations", "turns")):
-        place = f"conversations[{number}]"
-        entry = turn_entry(one, place)
+    return conversation(_sharegpt(row), row, "conversations", targets, chat_template=chat_template)
+
+
+def _sharegpt(row: Row) -> Iterator[Turn]:
+    for place, entry in entries(row, "conversations", "turns"):
         # Some data sets write OpenAI's keys under ShareGPT's name.
         role_key, text_key = ("role", "content") if entry.get("role") is not None else ("from", "value")
         role = turn_role(entry, role_key, place)
-        text = entry.get(text_key)
-        if not isinstance(text, str):
-            raise DocumentError(
-                f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}.{text_key}"
-            )
-        said, weight = spoken(text, entry, place)
-        turns.append(Turn(place, role, (), weight))
-        pieces.append(said)
-    asks = [number for number, turn in enumerate(turns) if turn.role not in ("system", "developer")]
-    placed = place_media(pieces, row, "conversations", missing_first=asks[0] if asks else 0)
-    filled = [replace(turn, pieces=tuple(found)) for turn, found in zip(turns, placed, strict=True)]
-    document = document_of_turns([*system_turn(row), *filled], targets, chat_template=chat_template)
-    return with_template_sizes(document, row)
+        text = text_at(entry.get(text_key), f"{place}.{text_key}")
+        yield Turn(place, role, *spoken(text, entry, place))
 
 
 def read_alpaca(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
@@ -291,38 +432,20 @@ def read_alpaca(row: Row, *, targets: Targets = "assistant", chat_template: bool
         >>> read_alpaca({"instruction": "Add.", "input": "1 + 1", "output": "2"}).to_markup()
         'Add.\\n1 + 1\\n<trainable_text>2</trainable_text>'
     """
-    refuse_unread(row)
-    refuse_preferences(row)
+    return conversation(_alpaca(row), row, "instruction", targets, chat_template=chat_template)
+
+
+def _alpaca(row: Row) -> Iterator[Turn]:
     if "input" not in row:
         required_field(row, "instruction")
-    asked = [text for name in ("instruction", "input") if (text := optional_text(row, name))]
-    turns = [
-        *history_turns(row),
-        Turn("instruction", "user", tuple(["\n".join(asked)] if asked else [])),
-        answer_turn(row, "output"),
-    ]
-    return filled_turns(turns, row, "instruction", targets, chat_template=chat_template)
+    asked = "\n".join(filter(None, (optional_text(row, name) for name in ("instruction", "input"))))
+    yield from _history(row)
+    yield Turn("instruction", "user", split_markers(asked))
+    yield Turn("output", "assistant", split_markers(text_field(row, "output")))
 
 
-def answer_turn(row: Row, name: str) -> Turn:
-    """The answer, which has to be there.
-
-    Example:
-        >>> answer_turn({"output": "2"}, "output").role
-        'assistant'
-    """
-    text = text_field(row, name)
-    return Turn(name, "assistant", (text,) if text else ())
-
-
-def history_turns(row: Row) -> list[Turn]:
-    """Earlier questions and answers: a list of pairs; in a pair, null is an empty turn.
-
-    Example:
-        >>> [turn.role for turn in history_turns({"history": [["Why?", "So."]]})]
-        ['user', 'assistant']
-    """
-    turns = []
+def _history(row: Row) -> Iterator[Turn]:
+    """Earlier questions and answers: a list of pairs; in a pair, null is an empty turn."""
     for number, pair in enumerate(list_field(row, "history", "pairs of question and answer")):
         place = f"history[{number}]"
         if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -333,12 +456,8 @@ def history_turns(row: Row) -> list[Turn]:
                 field=place,
             )
         for side, (role, text) in enumerate(zip(("user", "assistant"), pair, strict=True)):
-            if text is not None and not isinstance(text, str):
-                raise DocumentError(
-                    f"expected a string, found {type(text).__name__}.", kind="row", field=f"{place}[{side}]"
-                )
-            turns.append(Turn(f"{place}[{side}]", role, (text,) if text else ()))
-    return turns
+            said = "" if text is None else text_at(text, f"{place}[{side}]")
+            yield Turn(f"{place}[{side}]", role, split_markers(said))
 
 
 def read_query(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
@@ -349,24 +468,19 @@ def read_query(row: Row, *, targets: Targets = "assistant", chat_template: bool 
         >>> read_query(row).to_markup()
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
-    refuse_unread(row)
-    refuse_preferences(row)
     name = "instruction" if row.get("query") is None and "instruction" in row else "query"
+    return conversation(_query(row, name), row, name, targets, chat_template=chat_template)
+
+
+def _query(row: Row, name: str) -> Iterator[Turn]:
     required_field(row, name)
     if name == "query" and is_given(row.get("instruction")):
         raise DocumentError(
             "'query' and 'instruction' are both given. Keep one.", kind="row", field="instruction"
         )
-    asked = optional_text(row, name)
-    turns = [
-        *history_turns(row),
-        Turn(name, "user", (asked,) if asked else ()),
-        answer_turn(row, "response"),
-    ]
-    return filled_turns(turns, row, name, targets, chat_template=chat_template)
-
-
-_READ = ("user", "assistant", *TURN_WEIGHTS, "train_detail")
+    yield from _history(row)
+    yield Turn(name, "user", split_markers(optional_text(row, name)))
+    yield Turn("response", "assistant", split_markers(text_field(row, "response")))
 
 
 def read_docmatix(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
@@ -377,33 +491,19 @@ def read_docmatix(row: Row, *, targets: Targets = "assistant", chat_template: bo
         >>> read_docmatix({"images": ["cat.png"], "texts": texts}).to_markup()
         '<image>What?\\n<trainable_text>A cat.</trainable_text>'
     """
-    refuse_unread(row)
-    refuse_preferences(row)
-    turns: list[Turn] = []
-    others: dict[str, None] = {}
-    for number, one in enumerate(required_list(row, "texts", "questions and answers")):
-        place = f"texts[{number}]"
-        entry = turn_entry(one, place)
+    return conversation(_docmatix(row), row, "texts", targets, chat_template=chat_template)
+
+
+def _docmatix(row: Row) -> Iterator[Turn]:
+    for place, entry in entries(row, "texts", "questions and answers"):
         weight = turn_weight(entry, place)
-        if is_given(entry.get("train_detail")):
-            raise DocumentError(
-                "spans of characters are not read here. Write the row as format segments, where each text "
-                "says whether it is trained.",
-                kind="row",
-                field=f"{place}.train_detail",
-            )
-        for name, speaks in (("user", weight == 0), ("assistant", True)):
+        _refuse_detail(entry, place, "spans of characters are not read here.")
+        for role in ("user", "assistant"):
             try:
-                required_field(entry, name)
-                text = optional_text(entry, name)
+                required_field(entry, role)
+                said = split_markers(optional_text(entry, role))
             except DocumentError as error:
-                raise DocumentError(error.reason, kind="row", field=f"{place}.{name}") from None
+                raise DocumentError(error.reason, kind="row", field=f"{place}.{role}") from None
             # What scales an answer says nothing of the question before it; what switches it off, does.
-            turns.append(Turn(f"{place}.{name}", name, (text,) if text else (), weight if speaks else None))
-        others |= {
-            f"texts[].{key}"[:60]: None
-            for key, value in entry.items()
-            if key not in _READ and is_given(value)
-        }
-    document = filled_turns(turns, row, "texts", targets, chat_template=chat_template)
-    return replace(document, not_read=(*others, *document.not_read)) if others else document
+            speaks = role == "assistant" or weight == 0
+            yield Turn(f"{place}.{role}", role, said, weight if speaks else None)

@@ -9,8 +9,15 @@ from functools import partial
 from itertools import islice
 
 from vlcpt.data.documents import TAG_START, Document, DocumentError
-from vlcpt.data.formats import turns
-from vlcpt.data.formats.chat import read_alpaca, read_docmatix, read_messages, read_query, read_sharegpt
+from vlcpt.data.formats.chat import (
+    TARGETS,
+    TEMPLATE,
+    read_alpaca,
+    read_docmatix,
+    read_messages,
+    read_query,
+    read_sharegpt,
+)
 from vlcpt.data.formats.marked import read_marked, read_segments, read_text
 from vlcpt.data.formats.web import read_caption, read_mmc4, read_obelics
 from vlcpt.data.markup import Untagged
@@ -19,11 +26,6 @@ from vlcpt.data.rows.jsonl import Rows, TextRows
 
 logger = logging.getLogger(__name__)
 
-_CONVERSATION = (
-    *("images", "image", "videos", "video", "audios", "audio"),
-    *("system", "objects", "chat_template_kwargs"),
-)
-_ANSWERS = "Targets are the assistant's turns: check roles and loss switches, or set targets: all."
 _LOOKED_AT = 20  # readable rows, of the first 100
 
 
@@ -33,85 +35,91 @@ class Schema:
 
     Args:
         read: Makes a row a Document.
-        fields: What it reads of a row, besides ``id``; the first ones tell the format.
-        targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
+        fields: What it reads of a row, besides ``id``; the first one holds the text or the turns.
         sample: What messages show of a row.
-        chat: Whether it has turns, and so ``chat_template``.
+        targets: What ``targets`` may be, the default first; empty: rows mark their targets themselves.
+        remedy: Where a row of it has its media, as an order.
         marking: How a row without a target gets some; empty: all its text is one, so it has no text.
+        chat: Whether it has turns, and so ``chat_template``.
     """
 
     read: Callable[..., Document]
     fields: tuple[str, ...]
-    targets: tuple[str, ...]
     sample: str
-    chat: bool = False
+    targets: tuple[str, ...] = ("all",)
+    remedy: str = ""
     marking: str = ""
+    chat: bool = False
 
 
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+_LISTED = "list it in 'images' or 'videos'"
+
+
+def _chat(read: Callable[..., Document], *fields: str, sample: str, marker: str) -> Schema:
+    return Schema(
+        read,
+        (*fields, *_MEDIA, "system", "objects", TEMPLATE),
+        sample,
+        TARGETS,
+        remedy=_LISTED + marker,
+        marking="Targets are the assistant's turns: check roles and loss switches, or set targets: all.",
+        chat=True,
+    )
+
+
+_IN_TURN = " and put <image> or <video> into a turn"
+_IN_TEXT = ", perhaps with <image> in the text"
 SCHEMAS: dict[str, Schema] = {
     "vlcpt": Schema(
         read_marked,
         ("text", "images", "videos"),
-        (),
         "text, marked or not",
+        (),
+        remedy=f"{_LISTED} and put <image> or <video> into the text",
         marking="Mark targets with <trainable_text>.",
     ),
     "segments": Schema(
         read_segments,
         ("segments",),
-        (),
         "segments",
+        (),
+        remedy='give it a segment of its own: {"type": "image", "image": …}',
         marking='Set "trainable": true in the text segments that are targets.',
     ),
-    "sharegpt": Schema(
-        read_sharegpt,
-        ("conversations", *_CONVERSATION),
-        turns.TARGETS,
-        "conversations of from and value",
-        True,
-        _ANSWERS,
+    "sharegpt": _chat(
+        read_sharegpt, "conversations", sample="conversations of from and value", marker=_IN_TURN
     ),
-    "messages": Schema(
-        read_messages,
-        ("messages", *_CONVERSATION),
-        turns.TARGETS,
-        "messages of role and content",
-        True,
-        _ANSWERS,
-    ),
-    "alpaca": Schema(
+    "messages": _chat(read_messages, "messages", sample="messages of role and content", marker=_IN_TURN),
+    "alpaca": _chat(
         read_alpaca,
-        ("instruction", "output", "input", "history", *_CONVERSATION),
-        turns.TARGETS,
-        "instruction and output",
-        True,
-        _ANSWERS,
+        *("instruction", "output", "input", "history"),
+        sample="instruction and output",
+        marker=_IN_TEXT,
     ),
-    "query": Schema(
+    "query": _chat(
         read_query,
-        ("query", "response", "instruction", "history", *_CONVERSATION),
-        turns.TARGETS,
-        "query or instruction, and response",
-        True,
-        _ANSWERS,
+        *("query", "response", "instruction", "history"),
+        sample="query or instruction, and response",
+        marker=_IN_TEXT,
     ),
-    "docmatix": Schema(
-        read_docmatix,
-        ("texts", *_CONVERSATION),
-        turns.TARGETS,
-        "texts of user and assistant",
-        True,
-        _ANSWERS,
-    ),
+    "docmatix": _chat(read_docmatix, "texts", sample="texts of user and assistant", marker=_IN_TEXT),
     "caption": Schema(
-        read_caption,
-        ("caption", "text", "image", "images", "video", "videos", "audio", "audios", "objects"),
-        ("all",),
-        "image and caption, or image and text",
+        read_caption, ("caption", "text", *_MEDIA, "objects"), "image and caption, or image and text"
     ),
-    "obelics": Schema(read_obelics, ("texts", "images", "image_files"), ("all",), "images and texts"),
-    "mmc4": Schema(read_mmc4, ("text_list", "image_info"), ("all",), "text_list and image_info"),
-    "text": Schema(read_text, ("text",), ("all",), "files of plain text"),
+    "obelics": Schema(
+        read_obelics,
+        ("texts", "images", "image_files"),
+        "images and texts",
+        remedy="put it into 'images', where 'texts' has null",
+    ),
+    "mmc4": Schema(
+        read_mmc4,
+        ("text_list", "image_info"),
+        "text_list and image_info",
+        remedy="put it into 'image_info', as 'image_name'",
+    ),
+    "text": Schema(read_text, ("text",), "files of plain text"),
 }
 FORMATS = ("auto", *SCHEMAS)
 
@@ -159,7 +167,7 @@ def check_format(format: str, targets: str | None = None, chat_template: bool = 
         raise ValueError(f"chat_template does not apply to format {format}, only to {having}. Remove it.")
     if targets is None:
         return
-    known = SCHEMAS[format].targets if format != "auto" else turns.TARGETS
+    known = SCHEMAS[format].targets if format != "auto" else TARGETS
     if not known:
         raise ValueError(
             f"targets {targets!r} does not apply to format {format}: its rows mark what trains. Remove it."
@@ -223,12 +231,10 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
 
 def _misnamed(row: Row) -> str:
     """Which field seems to have a medium, for rows of which no field has a known name for one."""
-    from vlcpt.data.formats.unread import medium_in  # not before there is an error: it opens images
+    from vlcpt.data.media.recognise import medium_in  # not before there is an error: it opens images
 
-    for name, value in row.items():
-        if medium_in(value, str(name), None) is not None:
-            return f" {str(name)[:60]!r} seems to have a medium: call it 'image' or 'video'."
-    return ""
+    names = (str(name)[:60] for name, value in row.items() if medium_in(value, str(name), None) is not None)
+    return next((f" {name!r} seems to have a medium: call it 'image' or 'video'." for name in names), "")
 
 
 def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from vlcpt.data.documents import DocumentError, Image, Medium, Text, Video, trailing_backslashes
-from vlcpt.data.media.references import image_from, is_picture, video_from
+from vlcpt.data.documents import (
+    DocumentError,
+    Image,
+    Medium,
+    MissingFileError,
+    Text,
+    Video,
+    trailing_backslashes,
+)
+from vlcpt.data.media.references import is_picture, medium_at, with_keys
 from vlcpt.data.rows.fields import Row, is_given, list_field
 
-Marker = type[Image] | type[Video]
-"""The class stands for "the next file of this kind"."""
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one of the row's files goes.
+
+    Args:
+        kind: What the file is.
+        place: Where the slot stands in the row; empty: it is a marker in a text.
+        index: Which file it takes, from 0; None: the next one.
+        sizes: Limits for the file, where it has none of its own.
+    """
+
+    kind: type[Image] | type[Video]
+    place: str = ""
+    index: object = None
+    sizes: Mapping[str, object] = field(default_factory=dict)
+
 
 Spoken = str | Text | Medium
 """A part of a turn: text without markers, which may say itself whether it is trained, or a medium."""
 
-Piece = Spoken | Marker
-"""The same, or a marker that still needs its file."""
+Piece = Spoken | Slot
+"""The same, or a slot that still needs its file."""
 
+# Of each kind of medium, the fields of a row that list its files.
+_FIELDS: dict[type[Image] | type[Video], tuple[str, str]] = {
+    Image: ("images", "image"),
+    Video: ("videos", "video"),
+}
 MEDIA_FIELDS = ("images", "image", "videos", "video")
 
-M = TypeVar("M", Image, Video)
-
-_MARKERS: dict[str, Marker] = {"<image>": Image, "<video>": Video}
+_MARKERS = {"<image>": Slot(Image), "<video>": Slot(Video)}
 _MARKER = re.compile("<image>|<video>")
 
 
@@ -31,8 +57,8 @@ def split_markers(text: str) -> list[Piece]:
     r"""Text cut at its markers. Backslashes before one are as in markup: an odd number makes it text.
 
     Example:
-        >>> split_markers("a<image>b")
-        ['a', <class 'vlcpt.data.documents.Image'>, 'b']
+        >>> split_markers("a<image>b")[1].kind
+        <class 'vlcpt.data.documents.Image'>
         >>> split_markers(r"write \<image> for it")
         ['write <image> for it']
     """
@@ -51,55 +77,77 @@ def split_markers(text: str) -> list[Piece]:
     return [*pieces, said] if said else pieces
 
 
-def media_files(row: Row) -> tuple[list[Image], list[Video]]:
-    """The images and videos that a row lists, under the plural or the singular name, as list or alone.
-
-    Example:
-        >>> media_files({"image": "a.png"})[0]
-        [Image(path='a.png', min_pixels=None, max_pixels=None)]
-    """
-    images = [_read(image_from, *named) for named in _references(row, "images", "image")]
-    videos = [_read(video_from, *named) for named in _references(row, "videos", "video")]
-    return images, videos
-
-
 def place_media(
     turns: Sequence[Sequence[Piece]], row: Row, field: str, *, missing_first: int | None = None
 ) -> list[list[Spoken]]:
-    """Every marker replaced by its file, in reading order.
+    """Every slot replaced by its file, in reading order.
 
     Args:
         turns: The pieces of each turn.
-        row: Lists the files.
+        row: Lists the files, under the plural or the singular name, as a list or alone.
         field: Where the turns stand, for messages.
-        missing_first: The turn that all files are put before, images first, where no turn has a marker;
+        missing_first: The turn that all files are put before, images first, where no turn has a slot;
             None: such a row is an error.
 
     Raises:
-        DocumentError: If markers and files do not agree in number.
+        DocumentError: If slots and files do not agree in number, or an ``index`` names no file.
 
     Example:
         >>> place_media([["a"], ["b"]], {"image": "x.png"}, "conversations", missing_first=0)[0]
         [Image(path='x.png', min_pixels=None, max_pixels=None), 'a']
     """
-    images, videos = media_files(row)
-    pieces = [piece for turn in turns for piece in turn]
-    turns = [list(turn) for turn in turns]
-    if missing_first is not None and not any(isinstance(piece, type) for piece in pieces):
-        turns[missing_first] = [*images, *videos, *turns[missing_first]]
-        return turns  # type: ignore[return-value]
-    for marker, kind, files in (("<image>", Image, images), ("<video>", Video, videos)):
-        markers = pieces.count(kind)
-        if markers != len(files):
-            raise DocumentError(
-                f"there are {markers} {marker} marker{'s' * (markers != 1)} but the row lists {len(files)} "
-                f"{kind.__name__.lower()}{'s' * (len(files) != 1)}. Give each marker one file, in order; "
-                rf"write \{marker} for the characters.",
-                kind="markers",
-                field=field,
-            )
-    of_kind = {Image: iter(images), Video: iter(videos)}
-    return [[next(of_kind[piece]) if isinstance(piece, type) else piece for piece in turn] for turn in turns]  # type: ignore[misc]
+    files: dict[type[Image] | type[Video], list[Medium]] = {
+        kind: [medium_at(kind, *named) for named in _references(row, *names)]
+        for kind, names in _FIELDS.items()
+    }
+    slots = [piece for turn in turns for piece in turn if isinstance(piece, Slot)]
+    if missing_first is not None and not slots:
+        filled: list[list[Spoken]] = [[*turn] for turn in turns]  # type: ignore[list-item]
+        filled[missing_first][:0] = [*files[Image], *files[Video]]
+        return filled
+    of_kind = {
+        kind: iter(_in_order([slot for slot in slots if slot.kind is kind], kind, listed, field))
+        for kind, listed in files.items()
+    }
+    return [
+        [
+            medium_at(piece.kind, with_keys(next(of_kind[piece.kind]), piece.sizes), piece.place)
+            if isinstance(piece, Slot)
+            else piece
+            for piece in turn
+        ]
+        for turn in turns
+    ]
+
+
+def _in_order(
+    slots: Sequence[Slot], kind: type[Image] | type[Video], files: list[Medium], field: str
+) -> list[Medium]:
+    """The files in the order in which slots take them; markers in a text take what no index names."""
+    name = kind.__name__.lower()
+    named: set[object] = set()
+    if files and any(slot.index is not None for slot in slots):
+        for slot in slots:
+            index = slot.index
+            is_known = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(files)
+            if slot.place and (not is_known or index in named):
+                raise DocumentError(
+                    f"expected the place of {'an' if kind is Image else 'a'} {name} in '{name}s', 0 to "
+                    f"{len(files) - 1}, each once; found {index!r:.60}.",
+                    kind="row",
+                    field=f"{slot.place}.index",
+                )
+            named.add(index)
+    if len(slots) != len(files):
+        raise (DocumentError if files else MissingFileError)(
+            f"there are {len(slots)} <{name}> marker{'s' * (len(slots) != 1)} but the row lists {len(files)} "
+            f"{name}{'s' * (len(files) != 1)}. Give each marker one file, in order; "
+            rf"write \<{name}> for the characters.",
+            kind="markers",
+            field=field,
+        )
+    others = iter([file for number, file in enumerate(files) if number not in named])
+    return [files[slot.index] if isinstance(slot.index, int) else next(others) for slot in slots]
 
 
 def refuse_unread(row: Row) -> None:
@@ -108,11 +156,9 @@ def refuse_unread(row: Row) -> None:
     Example:
         >>> refuse_unread({"audios": []})
     """
-    for name, reason in (
-        ("audios", "audio is not read. Remove the row, or the field and its <audio> markers."),
-        ("audio", "audio is not read. Remove the row, or the field and its <audio> markers."),
-        ("objects", "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."),
-    ):
+    audio = "audio is not read. Remove the row, or the field and its <audio> markers."
+    boxes = "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."
+    for name, reason in (("audios", audio), ("audio", audio), ("objects", boxes)):
         if row.get(name) and is_given(row[name]):
             raise DocumentError(reason, kind="row", field=name)
 
@@ -133,10 +179,3 @@ def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]
     if isinstance(value, Image | Video) or is_picture(value):
         return [(value, name)]
     return [(one, f"{name}[{number}]") for number, one in enumerate(list_field(row, name))]
-
-
-def _read(read: Callable[[object], M], reference: object, place: str) -> M:
-    try:
-        return read(reference)
-    except DocumentError as error:
-        raise error.at(None, place) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text
+from vlcpt.data.documents import Document, DocumentError, Image, MissingFileError, Segment, Text
 from vlcpt.data.formats.markers import MEDIA_FIELDS, place_media, refuse_unread, split_markers
 from vlcpt.data.media.references import image_from, shown_url
 from vlcpt.data.rows.fields import Row, field_names, is_given, list_field, required_list, text_field
@@ -169,7 +169,7 @@ def read_caption(row: Row) -> Document:
     field = "caption" if row.get("caption") is not None or "text" not in row else "text"
     text = text_field(row, field)
     if not any(is_given(row.get(name)) for name in MEDIA_FIELDS):
-        raise DocumentError(
+        raise MissingFileError(
             f"expected an image or a video. Fields found: {field_names(row)}.", kind="row", field="image"
         )
     (pieces,) = place_media([split_markers(text)], row, field, missing_first=0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 # HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
 IMAGE_SUFFIXES = (
@@ -12,7 +15,11 @@ IMAGE_SUFFIXES = (
 VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "webm", "mkv", "avi")
 MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
 
+# What files that are not read are called, where their suffix says less; counted by files.
 BESIDE = "media files beside the rows"
+LONE_MEDIA = "pictures and videos without a text"
+LONE_TEXTS = "texts without a picture or video"
+UNNAMED = "media files that no row names"
 _MOST_BESIDE = 10_000  # entries of a folder, and of those in it
 _MOST_BELOW = 3  # as images/train/000/
 
@@ -72,3 +79,13 @@ def media_beside(media_root: str) -> int:
         except OSError:
             continue
     return found
+
+
+def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
+    """Files that are not read, counted by their suffixes, as :func:`list_unread` shows them.
+
+    Example:
+        >>> suffixes_of([Path("a_stats.json"), Path("b.JSON"), Path("LICENSE")])
+        {'.json': 2, '. (no suffix)': 1}
+    """
+    return dict(Counter(file.suffix.lower() or ". (no suffix)" for file in files))

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import numpy as np
 import PIL.Image
 from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+from PIL.ImageFile import ImageFile
 
 from vlcpt.data.documents import Image, Medium
 from vlcpt.data.media.references import IMAGE_FORMATS, PILLOW_ERRORS, UPRIGHT, orientation, shown_url
@@ -175,7 +176,7 @@ def image_size(
         >>> image_size(Image(data=file.getvalue()), media_root=None)
         (20, 30)
     """
-    with _opened(image, media_root, limits) as opened:
+    with opened_image(image, media_root, limits) as opened:
         width, height = opened.size
         return (width, height) if orientation(opened) >= 5 else (height, width)
 
@@ -198,7 +199,7 @@ def read_image(
         >>> read_image(Image(data=file.getvalue()), media_root=None).getpixel((0, 0))
         (255, 255, 255)
     """
-    with _opened(image, media_root, limits) as opened:
+    with opened_image(image, media_root, limits) as opened:
         turn = UPRIGHT.get(orientation(opened))
         opened.load()
         rgb = _to_rgb(opened)
@@ -243,7 +244,7 @@ def _give_memory_back() -> None:
 
 
 @contextmanager
-def _opened(image: Image, media_root: Path | None, limits: MediaLimits) -> Iterator[PIL.Image.Image]:
+def opened_image(image: Image, media_root: Path | None, limits: MediaLimits) -> Iterator[ImageFile]:
     """The image, its header read and checked. What goes wrong inside leaves as a MediaError."""
     with open_medium(image, media_root, limits) as file, _without_pillows_own_limit():
         try:

@@ -17,7 +17,7 @@ import PIL.Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
 
-from vlcpt.data.documents import DocumentError, Image, Video
+from vlcpt.data.documents import DocumentError, Image, Medium, Video
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # all others off: EPS starts Ghostscript
 
@@ -185,6 +185,21 @@ def video_from(reference: object) -> Video:
         1.0
     """
     return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
+
+
+def medium_at(kind: type[Image] | type[Video], reference: object, place: str) -> Medium:
+    """:func:`image_from` or :func:`video_from`, with the place in the row in its errors.
+
+    Example:
+        >>> medium_at(Image, "", "images[0]")
+        Traceback (most recent call last):
+        ...
+        vlcpt.data.documents.DocumentError: images[0]: a media reference is an empty path.
+    """
+    try:
+        return image_from(reference) if kind is Image else video_from(reference)
+    except DocumentError as error:
+        raise error.at(None, place) from None
 
 
 def with_keys(reference: object, keys: Mapping[str, object]) -> object:

@@ -87,7 +87,7 @@ def clip_of(
     """
     fps = fps if video.fps is None else video.fps
     max_frames = max_frames if video.max_frames is None else video.max_frames
-    with _opened(video, media_root, limits) as (container, stream):
+    with opened_video(video, media_root, limits) as (container, stream):
         total = _frames_in_header(container, stream)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         frame, walked, measured = _walk(container, stream, 0 if total else limits.max_video_frames)
@@ -118,9 +118,10 @@ def clip_of(
 def sample_indices(total_frames: int, video_fps: float, *, fps: float, max_frames: int) -> tuple[int, ...]:
     """Numbers of the frames to take: evenly spaced, first and last included, an even count.
 
-    The rule of ``qwen_vl_utils``, written out because importing that loads torch. It refuses a video of
-    one frame; here that is taken twice. Its float32 ``linspace`` is off by a frame here and there in
-    videos of many thousand frames; this is exact.
+    The rule of ``qwen_vl_utils``, written out: its own function logs a warning for each video that has fewer
+    frames a second than ``fps``, and refuses a video of one frame, which is taken twice here. Its positions
+    are off by a frame here and there in very long videos; these are exact. The two are compared in
+    ``tests/data/media/test_videos_as_qwen_vl_utils.py``.
 
     Raises:
         MediaError: If ``fps`` or ``max_frames`` leaves no frames.
@@ -168,7 +169,7 @@ def read_video(
     """
     taken = np.empty((len(clip.indices), clip.height, clip.width, 3), np.uint8)
     done = shown = packets = 0
-    with _opened(video, media_root, limits) as (container, stream):
+    with opened_video(video, media_root, limits) as (container, stream):
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 raise MediaError(f"{video} is cut short or damaged. Copy or encode it again.")
@@ -190,7 +191,7 @@ def read_video(
 
 
 @contextmanager
-def _opened(
+def opened_video(
     video: Video, media_root: Path | None, limits: MediaLimits
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its picture stream. What goes wrong inside leaves as a MediaError."""

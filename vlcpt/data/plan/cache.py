@@ -1,61 +1,76 @@
-"""Where a data set's planning is kept, under a key of all that it depends on."""
+"""Where what was read of a source is kept: a file under a key of all that it depends on."""
 
 from __future__ import annotations
 
 import json
+import logging
+import mmap
 import re
-from dataclasses import asdict, is_dataclass
-from functools import lru_cache
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import xxhash
-from transformers import ProcessorMixin
 
 from vlcpt import __version__
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.plan.pieces import LONG_AGO, remove_work, unused_for
-from vlcpt.data.plan.scan import COLUMNS, MAX_PIECES, PART_COLUMNS, PIECE_ROWS
+from vlcpt.data.plan.ledger import Dropped
+from vlcpt.data.plan.scan import LINE, BadRow, Reading, Scan, SourceScanner, joined
+from vlcpt.data.rows.jsonl import FileState
 from vlcpt.data.sources import DocumentSource
+from vlcpt.errors import ConfigError
+from vlcpt.file_writes import WriteError, remove, write_file
+from vlcpt.folder_locks import LOCK, hold
+
+logger = logging.getLogger(__name__)
 
 # Their releases may count tokens, or find a file broken, in another way.
 _COUNTING = ("transformers", "tokenizers", "qwen-vl-utils", "pillow", "av")
+_FILE = re.compile(r"[0-9a-f]{32}\.scan")
+_LENGTH, _DIGEST = 8, 16  # bytes
+LONG_AGO = 600.0  # seconds after which a file that no source asks for goes; clocks of machines differ
 
 
-def key_of(*parts: object) -> str:
-    """32 hexadecimal digits that stand for plain values.
+def scan_file(
+    folder: Path, source: DocumentSource, encoder: DocumentEncoder, reading: Reading
+) -> Path | None:
+    """The file of a source's scan; None for a source that nothing tells the state of.
 
     Args:
-        parts: Texts, numbers, None, and lists and mappings of these; dataclasses too.
-
-    Example:
-        >>> key_of("a", 1) == key_of("a", 1), key_of("a", 1) == key_of("a", 2)
-        (True, False)
-    """
-    text = json.dumps(parts, sort_keys=True, default=_plain)
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def encoding_key(processor: ProcessorMixin, encoder: DocumentEncoder) -> str:
-    """What a document's tokens depend on besides the document: the processor, options and versions.
+        folder: Of one data set.
+        source: The source, as it is now.
+        encoder, reading: What the scan depends on besides the rows.
 
     Example:
         >>> from vlcpt import load_processor
-        >>> from vlcpt.data.encode.options import EncodingOptions
+        >>> from vlcpt.data.sources import open_source
         >>> from vlcpt.demo import base_path
-        >>> processor = load_processor(base_path())
-        >>> one, other = (DocumentEncoder(processor, EncodingOptions(fps=fps)) for fps in (1, 2))
-        >>> encoding_key(processor, one) == encoding_key(processor, other)
-        False
+        >>> encoder = DocumentEncoder(load_processor(base_path()))
+        >>> scan_file(Path("plan"), open_source([{"text": "in memory"}]), encoder, Reading(64)) is None
+        True
     """
-    return key_of(
+    if (state := source_key(source)) is None:
+        return None
+    processor = encoder.processor
+    key = _key_of(
+        state,
+        (reading.max_length, reading.on_overlong, reading.on_bad_data),
+        LINE.descr,
         __version__,
-        _versions(),
+        [version(name) for name in _COUNTING],
         processor.tokenizer.backend_tokenizer.to_str(),
-        *(_settings(getattr(processor, name)) for name in ("image_processor", "video_processor")),
+        [
+            (type(one).__name__, one.to_json_string())
+            for one in (processor.image_processor, processor.video_processor)
+        ],
         f"{type(encoder).__module__}.{type(encoder).__qualname__}",
-        encoder.options,
+        asdict(encoder.options),
     )
+    return folder / f"{key}.scan"
 
 
 def source_key(source: DocumentSource) -> str | None:
@@ -73,72 +88,94 @@ def source_key(source: DocumentSource) -> str | None:
     found = None if state is None else state()
     if found is None:
         return None
-    ignored = [] if source.unread is None else sorted(source.unread.ignored)
-    return key_of(found, len(source), source.reading, source.media_root, ignored, source.max_row_bytes)
+    ignored = sorted(source.unread.ignored)
+    return _key_of(found, len(source), source.reading, source.media_root, ignored, source.max_row_bytes)
 
 
-def _settings(processor: object) -> object:
-    return [type(processor).__name__, processor.to_json_string()]  # type: ignore[attr-defined]
+def _key_of(*parts: object) -> str:
+    """32 hexadecimal digits that stand for plain values."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
-@lru_cache
-def _versions() -> list[str]:
-    return [version(name) for name in _COUNTING]
+def scanned(scanner: SourceScanner, pieces: Iterable[Scan], path: Path | None) -> Scan:
+    """What reading a source gave: from its file, or read now by one process, while others wait for the file.
 
-
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(f"{type(value).__name__} has no key")
-
-
-_FOLDER = re.compile(r"[0-9a-f]{32}")
-
-
-class PlanCache:
-    """What one data set's sources gave when they were read, for other processes and later starts.
+    A process that ends while it reads, however that happens, leaves no file, and the next one reads. Where
+    the folder cannot be written, each process reads for itself.
 
     Args:
-        path: A folder for this data set alone; made when needed, and free to be deleted at any time.
-        encoding: What tokens depend on besides the documents, see
-            :func:`vlcpt.data.plan.cache.encoding_key`.
-
-    Example:
-        >>> from vlcpt.data.sources import open_source
-        >>> source = open_source([{"text": "in memory"}])
-        >>> PlanCache(Path("plan"), "").folder(source, "any option") is None  # nothing tells if it changed
-        True
+        scanner: Says whether a stored scan still holds.
+        pieces: Those of the scanner, read as they are asked for.
+        path: Of the file; None: it is not kept.
     """
+    if path is None:
+        return joined(pieces)
+    if (found := _load(path, scanner)) is not None:
+        return found
+    try:
+        with hold(path.parent, waits=True):
+            found = _load(path, scanner)  # another process may have read it in the meantime
+            if found is None:
+                found = joined(pieces)
+                _save(path, found)
+                found = _load(path, scanner) or found  # mapped: other processes have the same memory
+            return found
+    except (ConfigError, WriteError) as error:
+        logger.warning("%s Until then each process and each start reads the data itself.", error)
+        return found or joined(pieces)
 
-    def __init__(self, path: Path, encoding: str) -> None:
-        self._path = path
-        self._encoding = encoding
-        self._used: set[str] = set()
 
-    @classmethod
-    def of(cls, path: str | Path, processor: ProcessorMixin, encoder: DocumentEncoder) -> PlanCache:
-        """The cache of documents as this encoder encodes them."""
-        return cls(Path(path), encoding_key(processor, encoder))
+def _save(path: Path, scan: Scan) -> None:
+    """Write a scan: its lines, the rest as JSON and the size of that, and a hash of all."""
+    about = {
+        "rows": scan.rows,
+        "marks": scan.marks,
+        "dropped_tokens": scan.dropped_tokens,
+        "unused": [[one.row, vars(one.dropped), one.message, one.is_bad, one.files] for one in scan.unused],
+    }
+    text = json.dumps(about).encode()
+    content: list[bytes | memoryview] = [scan.lines.view(np.uint8).data, text, len(text).to_bytes(_LENGTH)]
+    digest = xxhash.xxh3_128()
+    for part in content:
+        digest.update(part)
+    write_file(path, [*content, digest.digest()], "what reading the data gave, for other processes")
 
-    def folder(self, source: DocumentSource, *options: object) -> Path | None:
-        """Where a source's pieces are; None for one that nobody could know again.
 
-        Args:
-            source: The source, as it is now.
-            options: All else that its scan depends on.
-        """
-        state = source_key(source)
-        if state is None:
-            return None
-        name = key_of(self._encoding, state, options, COLUMNS, PART_COLUMNS, PIECE_ROWS, MAX_PIECES)
-        self._used.add(name)
-        return self._path / name
+def _load(path: Path, scanner: SourceScanner) -> Scan | None:
+    """A stored scan, its lines mapped into memory; None where none is sound and still true."""
+    try:
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # not there, or empty
+        return None
+    if xxhash.xxh3_128_digest(memoryview(content)[:-_DIGEST]) != content[-_DIGEST:]:
+        return None
+    end = len(content) - _DIGEST - _LENGTH
+    start = end - int.from_bytes(content[end : end + _LENGTH])
+    about = json.loads(content[start:end])
+    unused = [
+        BadRow(row, Dropped(**dropped), message, is_bad, tuple(FileState(*file) for file in files))
+        for row, dropped, message, is_bad, files in about["unused"]
+    ]
+    scan = Scan(
+        rows=about["rows"],
+        lines=np.frombuffer(content, LINE, start // LINE.itemsize),
+        marks=Counter(about["marks"]),
+        dropped_tokens=Counter(about["dropped_tokens"]),
+        unused=unused,
+    )
+    return scan if scanner.holds(scan) else None
 
-    def remove_old(self) -> None:
-        """Delete what no source has asked for, unless it is so new that another machine may need it."""
-        for folder in _folders(self._path):
-            if folder.name not in self._used and unused_for(folder) > LONG_AGO:
-                remove_work(folder)
+
+def remove_old(folder: Path, used: Iterable[Path | None]) -> None:
+    """Delete the scans of other states of the data, but for such as another machine may be writing."""
+    for path in set(folder.glob("*.scan")) - {*used}:
+        try:
+            is_old = time.time() - path.stat().st_mtime > LONG_AGO
+        except OSError:  # another process has just deleted it
+            continue
+        if is_old and _FILE.fullmatch(path.name):
+            remove(path)
 
 
 def remove_plans(path: Path) -> None:
@@ -148,14 +185,11 @@ def remove_plans(path: Path) -> None:
         >>> remove_plans(Path("no/such/folder"))
     """
     for folder in [*path.glob("*/"), path]:
-        works = _folders(folder)
-        for work in works:
-            remove_work(work)
-        if works and not any(folder.iterdir()):
+        found = [*folder.glob("*"), *folder.glob(".*")] if folder.is_dir() else []
+        for file in found:
+            if _FILE.fullmatch(file.name) or file.suffix == ".partial" or file.name == LOCK:
+                remove(file)
+        try:
             folder.rmdir()
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
-
-
-def _folders(path: Path) -> list[Path]:
-    return [folder for folder in path.glob("*/") if _FOLDER.fullmatch(folder.name)]
+        except OSError:  # it is not there, or something else is in it
+            continue

@@ -53,14 +53,14 @@ class TokenCounts(NamedTuple):
         repeated: Opening tokens of later parts; outside the sum.
     """
 
-    read: int
-    targets: int
-    context: int
-    media: int
-    special: int
-    trimmed: int
-    targets_without_context: int
-    repeated: int
+    read: int = 0
+    targets: int = 0
+    context: int = 0
+    media: int = 0
+    special: int = 0
+    trimmed: int = 0
+    targets_without_context: int = 0
+    repeated: int = 0
 
 
 def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:
@@ -174,6 +174,18 @@ class Dropped:
         """
         whole = {**vars(self), "id": self.id or f"{self.source}:{self.line}"}
         return json.dumps(whole, ensure_ascii=False) + "\n"
+
+
+class BadDataError(ValueError):
+    """More unusable rows than ``max_bad_fraction`` allows, or no usable one.
+
+    Args:
+        ledger: The account of all rows, where all were read.
+    """
+
+    def __init__(self, message: str, ledger: Ledger | None = None) -> None:
+        super().__init__(message)
+        self.ledger = ledger
 
 
 class Ledger:

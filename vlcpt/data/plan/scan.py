@@ -1,48 +1,92 @@
-"""Rows are read once: what each document costs, and what is lost of it."""
+"""A source is read once: each document becomes lines of one array, and what is lost of it is counted."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Text, TurnEdge
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, TurnEdge
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import TokenStream, closed_stream
 from vlcpt.data.encode.tokens import Run
 from vlcpt.data.media.open import MediaError, resolve
-from vlcpt.data.plan.ledger import NOT_READ, Dropped, TokenCounts, count_tokens
-from vlcpt.data.plan.split import OnOverlong, split_stream
+from vlcpt.data.plan.ledger import NOT_READ, BadDataError, Dropped, TokenCounts, count_tokens
+from vlcpt.data.plan.split import OnOverlong, Part, split_stream
 from vlcpt.data.prepared.read import PreparedRows
 from vlcpt.data.rows.jsonl import FileState, file_state
 from vlcpt.data.sources import DocumentSource
-from vlcpt.data.workers import Watched, WorkerWatch
+from vlcpt.data.workers import Watched, WorkerWatch, read_by_workers
+
+OnBadData = Literal["error", "skip"]
+PIECE_ROWS = 512  # that a worker reads before it hands them over
+PREPARED_ROWS = 1 << 15  # the same where only integers are read
+WORTH_WORKERS = 1.0  # seconds of reading; to start workers takes a part of one
+# So many rows are read before their texts are encoded, all in one call; or so many characters and bytes of
+# media, as all of them are held.
+AHEAD, MOST_AHEAD = 64, 1 << 16
+_MARKS = ("untagged", "empty_spans", "cut_edges")
+
+# A line is a part of a document, in the order of rows. What is said of a whole document stands in the line of
+# its first part, and is 0 in the others: so sums over lines are sums over documents.
+LINE = np.dtype(
+    [
+        ("row", "i4"),
+        ("first", "?"),  # whether it is the first part of its document
+        ("images", "i4"),
+        ("videos", "i4"),
+        *((name, "i4") for name in TokenCounts._fields),
+        ("start", "i4"),
+        ("stop", "i4"),
+        # Of the whole document. 31 bits are enough: a row that was rewritten escapes once in two billion, and
+        # the first that does not stops the run.
+        ("checksum", "i4"),
+    ]
+)
 
 
-class TextScan(NamedTuple):
-    """What one document costs; it is one part, of its first ``stop`` tokens.
+class Cost(NamedTuple):
+    """What a document that can be trained on costs.
 
     Args:
-        stop: Its tokens up to the last target.
-        checksum: See :attr:`TokenStream.checksum`.
         counts: Its tokens, by what becomes of them.
+        parts: Its parts, at least one.
+        checksum: See :attr:`TokenStream.checksum`.
+        images, videos: How many it has.
     """
 
-    stop: int
-    checksum: int
     counts: TokenCounts
+    parts: Sequence[Part]
+    checksum: int
+    images: int = 0
+    videos: int = 0
+
+    def lines(self, row: int) -> Iterator[tuple[int, ...]]:
+        """One for each part, as ``LINE`` has them."""
+        about = (self.images, self.videos)
+        counts = self.counts
+        for number, part in enumerate(self.parts):
+            own = counts._replace(targets=part.targets, media=part.media, repeated=part.repeated)
+            yield (row, not number, *about, *own, part.start, part.stop, self.checksum)
+            about, counts = (0, 0), TokenCounts()
+
+
+Opened = Document | DocumentError
+Encoded = Cost | TokenStream | None  # None: not yet
 
 
 def scan_texts(
     encoder: DocumentEncoder, documents: Sequence[Document], max_length: int
-) -> list[TextScan | TokenStream | DocumentError]:
+) -> list[Cost | TokenStream | DocumentError]:
     """Encode many documents that hold text and nothing else.
 
     Args:
@@ -77,50 +121,28 @@ def scan_texts(
     stops = np.maximum.reduceat(places, starts) - starts
     counts = np.stack([ends - starts, targets, stops, without_context, starts, ends], axis=1)
     of_ids, of_weights = ids.data.cast("B"), weights.data.cast("B")
-    found: list[TextScan | TokenStream | DocumentError] = []
+    found: list[Cost | TokenStream | DocumentError] = []
     for number, (read, trained, stop, lost, start, end) in enumerate(counts.tolist()):
-        if not (runs.is_uncut[number] and trained and stop <= max_length):
-            of_text = slice(start - number, end - number - 1)
-            run = Run(runs.ids[of_text], runs.weights[of_text], 0)
-            if not runs.is_uncut[number]:
-                try:
-                    run = encoder.runs.cut(texts[number])
-                except DocumentError as error:
-                    found.append(error.at(documents[number].source))
-                    continue
-            closing = float(closings[number])
-            found.append(
-                closed_stream([run.ids], [run.weights], encoder.eos, closing, cut_edges=run.cut_edges)
+        if runs.is_uncut[number] and trained and stop <= max_length:
+            of_both = crc32(of_weights[4 * start : 4 * end], crc32(of_ids[4 * start : 4 * end]))
+            tokens = TokenCounts(
+                read, trained, context=stop - trained, trimmed=read - stop, targets_without_context=lost
             )
+            found.append(Cost(tokens, [Part(0, stop, False, trained)], of_both & 0x7FFFFFFF))
             continue
-        of_both = crc32(of_weights[4 * start : 4 * end], crc32(of_ids[4 * start : 4 * end])) & 0x7FFFFFFF
-        tokens = TokenCounts(
-            read=read,
-            targets=trained,
-            context=stop - trained,
-            media=0,
-            special=0,
-            trimmed=read - stop,
-            targets_without_context=lost,
-            repeated=0,
+        of_text = slice(start - number, end - number - 1)
+        run = Run(runs.ids[of_text], runs.weights[of_text], 0)
+        try:
+            if not runs.is_uncut[number]:
+                run = encoder.runs.cut(texts[number])
+        except DocumentError as error:
+            found.append(error.at(documents[number].source))
+            continue
+        closing_weight = float(closings[number])
+        found.append(
+            closed_stream([run.ids], [run.weights], encoder.eos, closing_weight, cut_edges=run.cut_edges)
         )
-        found.append(TextScan(stop, of_both, tokens))
     return found
-
-
-# A piece is at least so many rows, and there are at most so many pieces: each becomes a file.
-PIECE_ROWS = 512
-MAX_PIECES = 512
-# So many rows are read before their texts are encoded, all in one call; or so many characters and bytes of
-# media, as all of them are held.
-AHEAD, MOST_AHEAD = 64, 1 << 16
-Opened = Document | DocumentError
-Encoded = TextScan | TokenStream | DocumentError | None  # None: not yet
-# One row a document that can be trained on. Its tokens follow the ledger's names.
-COLUMNS = ("row", "parts", "images", "videos", *TokenCounts._fields)
-# The checksum is that of the whole document. Its 31 bits are enough: a row that was rewritten escapes once in
-# two billion, and the first that does not stops the run.
-PART_COLUMNS = ("start", "stop", "repeated", "targets", "media", "checksum")
 
 
 class BadRow(NamedTuple):
@@ -129,10 +151,10 @@ class BadRow(NamedTuple):
     Args:
         row: Its number in the source.
         dropped: Its line of ``dropped.jsonl``.
-        message: The error whole.
+        message: The complete error.
         is_bad: Whether it counts against ``max_bad_fraction``: not if only its targets are missing, or
             if it is too long and such documents are to be dropped.
-        files: Its media as they were, by the paths that the row has, where one of them is what is wrong.
+        files: The state of its media, by the paths that the row has, where one of them may be what is wrong.
     """
 
     row: int
@@ -144,72 +166,145 @@ class BadRow(NamedTuple):
 
 @dataclass
 class Scan:
-    """What reading some rows of one source gave.
+    """What reading some rows of one source gave, or all of them.
 
     Args:
-        documents: int32 (N, len(COLUMNS)), those that can be trained on, in order.
-        parts: int32 (P, len(PART_COLUMNS)), theirs, in order.
         rows: How many rows were read.
-        marks: ``untagged``, ``empty_spans``, ``cut_edges`` of all documents that could be encoded.
+        lines: ``LINE`` (N,), of the documents that can be trained on, in order.
+        marks: ``untagged``, ``empty_spans``, ``cut_edges`` of all documents that could be encoded, and the
+            fields that were not read.
         dropped_tokens: Tokens of documents that could be encoded and are not used, by reason.
         unused: The documents that are not used, in order.
         error: What stops the run, if anything; nothing after it was read.
     """
 
-    documents: np.ndarray
-    parts: np.ndarray
-    rows: int
+    rows: int = 0
+    lines: np.ndarray = field(default_factory=lambda: np.zeros(0, LINE))
     marks: Counter[str] = field(default_factory=Counter)
     dropped_tokens: Counter[str] = field(default_factory=Counter)
     unused: list[BadRow] = field(default_factory=list)
     error: DocumentError | None = None
 
+    @property
+    def targets(self) -> np.ndarray:
+        """Targets of each document: int64 (documents,)."""
+        return np.add.reduceat(self.lines["targets"], np.flatnonzero(self.lines["first"]), dtype=np.int64)
+
+
+def joined(scans: Iterable[Scan]) -> Scan:
+    """One scan from those of neighbouring pieces.
+
+    Example:
+        >>> joined([Scan(3), Scan(4)]).rows
+        7
+    """
+    total, content = Scan(), bytearray()
+    for scan in scans:
+        content += scan.lines.tobytes()
+        total.rows += scan.rows
+        total.marks += scan.marks
+        total.dropped_tokens += scan.dropped_tokens
+        total.unused += scan.unused
+    total.lines = np.frombuffer(content, LINE)
+    return total
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Args:
+        max_length: Tokens of a sample.
+        on_overlong: What becomes of longer documents.
+        on_bad_data: Whether the first unusable row stops the run.
+        max_bad_in_a_row: With ``skip``, how many unusable rows in a row stop it; None: no number does.
+        num_proc: Processes that read, where enough is left to read; 0: this one alone.
+        timeout: Seconds in which each of them must come to another row; 0: any time.
+    """
+
+    max_length: int
+    on_overlong: OnOverlong = "split"
+    on_bad_data: OnBadData = "error"
+    max_bad_in_a_row: int | None = None
+    num_proc: int = 0
+    timeout: float = 0.0
+
 
 class SourceScanner(Dataset[Scan]):
-    """The rows of one source in pieces: item k reads piece k. Pieces can be read in any process.
+    """The rows of one source in pieces: item k reads piece k, in any process. Iterate over it to read all.
+
+    Of a source that was encoded before, the integers are enough, unless media are to be checked: only rows of
+    which there is more to say are read.
 
     Args:
         source: Where the rows are.
         encoder: Encodes documents; only headers of media are read.
-        max_length: Tokens of a sample.
-        on_overlong: What becomes of longer documents.
-        stops: Whether the first unusable row stops the run.
+        reading: How they are read.
     """
 
-    def __init__(
-        self,
-        source: DocumentSource,
-        encoder: DocumentEncoder,
-        *,
-        max_length: int,
-        on_overlong: OnOverlong,
-        stops: bool,
-    ) -> None:
+    def __init__(self, source: DocumentSource, encoder: DocumentEncoder, reading: Reading) -> None:
         self._source = source
         self._encoder = encoder
-        self._max_length = max_length
-        self._on_overlong = on_overlong
-        self._stops = stops
-        self._piece_rows = self._rows_of_a_piece()
+        self._reading = reading
+        self._stops = reading.on_bad_data == "error"
+        is_plain = type(encoder) is DocumentEncoder
+        self._prepared = source.rows if is_plain and isinstance(source.rows, PreparedRows) else None
+        self._piece_rows = PIECE_ROWS
+        if self._prepared is not None:  # neighbouring shards
+            shard_rows = self._prepared.shard_rows
+            self._piece_rows = shard_rows * max(1, PREPARED_ROWS // shard_rows)
         self._watch = WorkerWatch()
-
-    @property
-    def watched(self) -> Watched:
-        """Which row each worker is at."""
-        return Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
-
-    def _rows_of_a_piece(self) -> int:
-        return max(PIECE_ROWS, -(-len(self._source) // MAX_PIECES))
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._piece_rows)
 
     def __getitem__(self, piece: int) -> Scan:
         rows = range(piece * self._piece_rows, min((piece + 1) * self._piece_rows, len(self._source)))
-        return self._read(rows, len(rows))
+        try:
+            if self._prepared is None:
+                return self._read(rows, len(rows))
+            return self._read_prepared(self._prepared, rows)
+        finally:
+            self._watch.done()
+
+    def __iter__(self) -> Iterator[Scan]:
+        """The scans of all pieces in order, whoever reads them.
+
+        Raises:
+            DocumentError: At a row that stops the run.
+            BadDataError: If too many rows in a row cannot be used.
+            LoadingError: If a process that reads died, or stands still.
+        """
+        last, length = -1, 0  # the last unusable row, and how many there are in a row
+        with closing(self._pieces()) as pieces:  # so that workers end with an error
+            for scan in pieces:
+                if scan.error is not None:
+                    raise scan.error
+                for unused in scan.unused:
+                    if not unused.is_bad:
+                        continue
+                    length = length + 1 if unused.row == last + 1 else 1
+                    last = unused.row
+                    if length == self._reading.max_bad_in_a_row:
+                        raise BadDataError(f"{length} unusable rows in a row, the last: {unused.message}")
+                yield scan
+
+    def _pieces(self) -> Generator[Scan]:
+        for piece in range(len(self)):
+            start = time.perf_counter()
+            yield self[piece]
+            following = range(piece + 1, len(self))
+            num_proc = self._reading.num_proc
+            if num_proc and (time.perf_counter() - start) * len(following) > WORTH_WORKERS:
+                watched = Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
+                yield from read_by_workers(self, following, num_proc, self._reading.timeout, watched)
+                return
 
     def holds(self, scan: Scan) -> bool:
-        """Whether a stored scan is still true: a medium that failed may have been put right."""
+        """Whether a stored scan is still true: a medium that failed may have been put right.
+
+        Media that did not fail are not looked at.
+        """
         return all(
             _media_state(file.path, self._source.root_of(row.row)) == file
             for row in scan.unused
@@ -218,49 +313,25 @@ class SourceScanner(Dataset[Scan]):
 
     def _read(self, rows: Iterable[int], total: int) -> Scan:
         """What these rows of a piece of ``total`` gave."""
-        try:
-            return self._scan(rows, total)
-        finally:
-            self._watch.done()
-
-    def _scan(self, rows: Iterable[int], total: int) -> Scan:
-        documents: list[tuple[int, ...]] = []
-        parts: list[tuple[int, ...]] = []
-        scan = Scan(np.zeros(0), np.zeros(0), total)
-        columns: tuple[int, ...] | str
-        for row, found, text in self._opened(rows):
+        scan, lines = Scan(total), list[tuple[int, ...]]()
+        for row, found, encoded in self._encoded(rows):
             self._watch.at(row)
-            document = found if isinstance(found, Document) else None
             try:
-                if isinstance(found, DocumentError):
-                    raise found
-                if isinstance(text, DocumentError):
-                    raise text
-                assert document is not None
-                scan.marks.update(NOT_READ + name for name in document.not_read)
-                if isinstance(text, TextScan):
-                    columns = self._text(found, row, text, parts, scan)
-                else:
-                    columns = self._document(found, row, text, parts, scan)
+                lines += self._cost(found, encoded, scan).lines(row)
             except DocumentError as error:
-                is_bad = error.kind != "overlong" or self._on_overlong != "drop"
+                is_dropped = error.kind == "overlong" and self._reading.on_overlong == "drop"
+                is_bad = error.kind != "without_targets" and not is_dropped
                 if is_bad and (self._stops or error.kind == "overlong"):
                     scan.error = error
                     break
-                dropped = self._dropped(row, error.source, error.kind, error.detail)
-                files = _media_files(document) if document else ()
+                place = error.source or self._source.rows.source(row)
+                dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
+                files = _media_files(found) if is_bad and isinstance(found, Document) else ()
                 scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
-                continue
-            if isinstance(columns, str):
-                dropped = self._dropped(row, found.source, "without_targets", columns)
-                scan.unused.append(BadRow(row, dropped, columns, False))
-            else:
-                documents.append(columns)
-        scan.documents = np.array(documents, dtype=np.int32).reshape(-1, len(COLUMNS))
-        scan.parts = np.array(parts, dtype=np.int32).reshape(-1, len(PART_COLUMNS))
+        scan.lines = np.array(lines, dtype=LINE)
         return scan
 
-    def _opened(self, rows: Iterable[int]) -> Iterator[tuple[int, Opened, Encoded]]:
+    def _encoded(self, rows: Iterable[int]) -> Iterator[tuple[int, Opened, Encoded]]:
         """Each row's document, or what is wrong with it, and what is known by now of its tokens."""
         ahead: list[tuple[int, Opened]] = []
         held = 0
@@ -275,64 +346,74 @@ class SourceScanner(Dataset[Scan]):
             ahead.append((row, found))
             is_last = self._stops and isinstance(found, DocumentError)
             if is_last or len(ahead) == AHEAD or held > MOST_AHEAD:
-                yield from self._scanned(ahead)
+                yield from self._with_texts(ahead)
                 ahead, held = [], 0
-        yield from self._scanned(ahead)
+        yield from self._with_texts(ahead)
 
-    def _scanned(self, opened: list[tuple[int, Opened]]) -> Iterator[tuple[int, Opened, Encoded]]:
+    def _with_texts(self, opened: list[tuple[int, Opened]]) -> Iterator[tuple[int, Opened, Encoded]]:
+        """The same, those that hold text alone encoded together."""
         texts = {row: found for row, found in opened if isinstance(found, Document) and _is_text(found)}
-        scans = scan_texts(self._encoder, [*texts.values()], self._max_length) if texts else []
-        of_row = dict(zip(texts, scans, strict=True))
+        costs = scan_texts(self._encoder, [*texts.values()], self._reading.max_length) if texts else []
+        of_row = dict(zip(texts, costs, strict=True))
         for row, found in opened:
-            yield row, found, of_row.get(row)
+            encoded = of_row.get(row)
+            yield (row, encoded, None) if isinstance(encoded, DocumentError) else (row, found, encoded)
 
-    def _text(
-        self, document: Document, row: int, text: TextScan, parts: list[tuple[int, ...]], scan: Scan
-    ) -> tuple[int, ...]:
-        """The same as :meth:`_document` of a document that :func:`scan_texts` has found to be one part."""
+    def _cost(self, document: Opened, encoded: Encoded, scan: Scan) -> Cost:
+        """What a document costs; its marks are entered in the scan, and its tokens if it cannot be used."""
+        if isinstance(document, DocumentError):
+            raise document
+        scan.marks.update(NOT_READ + name for name in document.not_read)
+        found = self._encoder.tokens(document) if encoded is None else encoded
         scan.marks["untagged"] += not document.tagged
         scan.marks["empty_spans"] += document.empty_spans
-        parts.append((0, text.stop, False, text.counts.targets, 0, text.checksum))
-        return (row, 1, 0, 0, *text.counts)
-
-    def _document(
-        self,
-        document: Document,
-        row: int,
-        stream: TokenStream | None,
-        parts: list[tuple[int, ...]],
-        scan: Scan,
-    ) -> tuple[int, ...] | str:
-        """The document's columns, or why it has no target; its parts and marks are entered on the way."""
-        if stream is None:
-            stream = self._encoder.tokens(document)
+        if isinstance(found, Cost):
+            return found
+        scan.marks["cut_edges"] += found.cut_edges
+        reading = self._reading
         try:
-            found = split_stream(
-                stream, self._max_length, on_overlong=self._on_overlong, source=document.source
+            parts = split_stream(
+                found, reading.max_length, on_overlong=reading.on_overlong, source=document.source
             )
+            if not parts:
+                is_lost = found.without_context
+                raise DocumentError(
+                    "its only target is its first token, which nothing predicts"
+                    if is_lost
+                    else "no token of it is a target",
+                    kind="without_targets",
+                    source=document.source,
+                )
         except DocumentError as error:
-            scan.dropped_tokens[error.kind] += len(stream)
+            scan.dropped_tokens[error.kind] += len(found)
             raise
-        finally:
-            scan.marks["untagged"] += not document.tagged
-            scan.marks["empty_spans"] += document.empty_spans
-            scan.marks["cut_edges"] += stream.cut_edges
-        if not found:
-            scan.dropped_tokens["without_targets"] += len(stream)
-            if stream.without_context:
-                return "its only target is its first token, which nothing predicts"
-            return "no token of it is a target"
-        counts = count_tokens(stream, found)
-        checksum = stream.checksum
-        parts += [
-            (part.start, part.stop, part.repeated, part.targets, part.media, checksum) for part in found
-        ]
-        images = sum(isinstance(placed.medium, Image) for placed in stream.media)
-        return (row, len(found), images, len(stream.media) - images, *counts)
+        images = sum(isinstance(placed.medium, Image) for placed in found.media)
+        return Cost(
+            count_tokens(found, parts), parts, found.checksum, images, videos=len(found.media) - images
+        )
 
-    def _dropped(self, row: int, source: Source | None, reason: str, detail: str) -> Dropped:
-        place = source or self._source.rows.source(row)
-        return Dropped(place.path, place.line, place.id, reason, detail)
+    def _read_prepared(self, prepared: PreparedRows, rows: range) -> Scan:
+        first, shard_rows = rows[0], prepared.shard_rows
+        index = prepared.index(range(first // shard_rows, -(-(first + self._piece_rows) // shard_rows)))
+        is_plain = (index["targets"] > 0) & (index["length"] <= self._reading.max_length)
+        scan = self._read((np.flatnonzero(~is_plain) + first).tolist(), len(rows))
+        if scan.error is not None:
+            return scan
+        index = {name: column[is_plain] for name, column in index.items()}
+        for mark in _MARKS:
+            scan.marks[mark] += int(index[mark].sum())
+        lines = np.zeros(len(index["length"]), LINE)
+        lines["row"], lines["first"] = np.flatnonzero(is_plain) + first, True
+        for name in ("images", "videos", "targets", "checksum"):
+            lines[name] = index[name]
+        lines["read"], lines["stop"], lines["media"] = index["tokens"], index["length"], index["pads"]
+        lines["special"] = 2 * index["media"]
+        lines["context"] = lines["stop"] - lines["targets"] - lines["media"] - lines["special"]
+        lines["trimmed"] = lines["read"] - lines["stop"]
+        lines["targets_without_context"] = index["without_context"]
+        together = np.concatenate([scan.lines, lines])
+        scan.lines = together[np.argsort(together["row"], kind="stable")]
+        return scan
 
 
 def _is_text(document: Document) -> bool:
@@ -363,75 +444,3 @@ def _media_state(path: str, media_root: str | None) -> FileState:
     except MediaError:
         found = os.path.join(root or "", path)
     return file_state(found)._replace(path=path)
-
-
-PREPARED_ROWS = 1 << 15  # arrays of so many numbers leave no holes behind when they are joined
-
-
-class PreparedScanner(SourceScanner):
-    """As :class:`SourceScanner`, with equal results: an item is the scan of some neighbouring shards.
-
-    Only rows of which there is more to say are read: those that are no document, have no target, or are
-    longer than ``max_length``.
-    """
-
-    def _rows_of_a_piece(self) -> int:
-        return self._rows.shard_rows * self._shards_of_a_piece
-
-    @property
-    def _shards_of_a_piece(self) -> int:
-        return max(1, PREPARED_ROWS // self._rows.shard_rows)
-
-    @property
-    def _rows(self) -> PreparedRows:
-        assert isinstance(self._source.rows, PreparedRows)
-        return self._source.rows
-
-    def __getitem__(self, piece: int) -> Scan:
-        shards = self._shards_of_a_piece
-        index = self._rows.index(range(piece * shards, (piece + 1) * shards))
-        first, length, targets = piece * self._piece_rows, index["length"], index["targets"]
-        plain = (targets > 0) & (length <= self._max_length)
-        scan = self._read((np.flatnonzero(~plain) + first).tolist(), len(length))
-        if scan.error is not None:
-            return scan
-        for mark in ("untagged", "empty_spans", "cut_edges"):
-            scan.marks[mark] += int(index[mark][plain].sum())
-        row = np.flatnonzero(plain) + first
-        index = {name: column[plain] for name, column in index.items()}
-        length, nothing = index["length"], np.zeros_like(index["length"])
-        counts = {
-            "row": row,
-            "parts": nothing + 1,
-            "images": index["images"],
-            "videos": index["videos"],
-            "read": index["tokens"],
-            "targets": index["targets"],
-            "context": length - index["targets"] - index["pads"] - 2 * index["media"],
-            "media": index["pads"],
-            "special": 2 * index["media"],
-            "trimmed": index["tokens"] - length,
-            "targets_without_context": index["without_context"],
-            "repeated": nothing,
-        }
-        parts = {
-            "start": nothing,
-            "stop": length,
-            "repeated": nothing,
-            "targets": index["targets"],
-            "media": index["pads"],
-            "checksum": index["checksum"],
-        }
-        read_row, read_parts = (scan.documents[:, COLUMNS.index(name)] for name in ("row", "parts"))
-        of_part = np.concatenate([np.repeat(read_row, read_parts), row])
-        scan.documents = _in_order(scan.documents, counts, COLUMNS, np.concatenate([read_row, row]))
-        scan.parts = _in_order(scan.parts, parts, PART_COLUMNS, of_part)
-        return scan
-
-
-def _in_order(
-    read: np.ndarray, columns: dict[str, np.ndarray], names: tuple[str, ...], rows: np.ndarray
-) -> np.ndarray:
-    """Lines that were read one by one, and those of the columns, in the order of their rows."""
-    together = np.concatenate([read, np.stack([columns[name] for name in names], axis=1)])
-    return together[np.argsort(rows, kind="stable")].astype(np.int32)

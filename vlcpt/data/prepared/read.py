@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.encode.streams import EncodedDocument
+from vlcpt.data.encode.streams import NUMBERS, EncodedDocument
 from vlcpt.data.media.references import shown_url
-from vlcpt.data.prepared.shards import INDEX, SCHEMA, as_numpy, index_line, row_document, row_source
+from vlcpt.data.prepared.shards import SCHEMA, row_document, row_source
+from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.open import default_name
+from vlcpt.data.rows.tables import ParquetRows, as_numpy, file_system, is_address
 
-WHOLE = "prepared.json"  # written last: without it, a folder is not whole
+WHOLE = "prepared.json"  # written last: without it, preparing has not ended
 BEGUN = "preparing.json"
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
+LAYOUT = 3
+_KINDS = {"name": str, "fingerprint": dict, "reading": dict}
 
 
 @dataclass(frozen=True)
@@ -40,67 +44,19 @@ class Member:
     share: float | None
 
 
-def is_address(path: str) -> bool:
-    """Whether a path is one for ``fsspec``.
+def read_json(folder: str, name: str, kinds: tuple[str, ...]) -> dict[str, object] | None:
+    """A JSON file of one of these kinds, in a folder or at an address; None where there is none.
 
     Example:
-        >>> is_address("s3://bucket/set"), is_address("data/set")
-        (True, False)
+        >>> read_json("no/such/folder", WHOLE, (SOURCE_KIND,)) is None
+        True
     """
-    return "://" in path
-
-
-class Folder:
-    """A folder's files, on a disk or at an address.
-
-    Args:
-        path: A path, or an address that ``fsspec`` knows.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path.rstrip("/")
-
-    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """A file, or a part of it.
-
-        Raises:
-            OSError: If it is not there or cannot be read.
-        """
-        if not is_address(self.path):
-            with open(f"{self.path}/{name}", "rb") as file:
-                file.seek(start or 0)
-                return file.read() if stop is None else file.read(stop - (start or 0))
-        files, root = self._files()
-        found = files.cat_file(f"{root}/{name}", start, stop)
-        return bytes(found)
-
-    def open(self, name: str) -> pa.NativeFile:
-        """A file to read from; one at an address is fetched whole. Arrow reads at places, not where another
-        process has left off."""
-        if is_address(self.path):
-            return pa.BufferReader(self.read(name))
-        return pa.OSFile(f"{self.path}/{name}")
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file in it."""
-        if not is_address(self.path):
-            return {entry.name: entry.stat().st_size for entry in Path(self.path).iterdir()}
-        files, root = self._files()
-        return {one["name"].rpartition("/")[2]: one["size"] for one in files.ls(root, detail=True)}
-
-    def json(self, name: str, kinds: tuple[str, ...]) -> dict[str, object] | None:
-        """A JSON file of one of these kinds; None where there is none."""
-        try:
-            found = json.loads(self.read(name))
-        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
-            return None
-        return found if isinstance(found, dict) and found.get("kind") in kinds else None
-
-    def _files(self):  # type: ignore[no-untyped-def]
-        from fsspec.core import url_to_fs
-
-        # fsspec keeps what it opens, for each process anew: a connection does not survive a fork.
-        return url_to_fs(self.path)
+    try:
+        files, root = file_system(folder)
+        found = json.loads(files.cat_file(f"{root}/{name}"))
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return found if isinstance(found, dict) and found.get("kind") in kinds else None
 
 
 def prepared_members(path: str) -> list[Member] | None:
@@ -109,7 +65,7 @@ def prepared_members(path: str) -> list[Member] | None:
     A source alone is its own only member, with the role "".
 
     Raises:
-        DocumentError: If it is not whole, or an address cannot be read.
+        DocumentError: If preparing has not ended, or an address cannot be read.
 
     Example:
         >>> prepared_members("no/such/folder") is None
@@ -117,34 +73,31 @@ def prepared_members(path: str) -> list[Member] | None:
     """
     if is_address(path) and default_name(path) != Path(path).name:
         return None  # a data file, which is not fetched
-    folder = Folder(path)
     try:
-        about = folder.json(WHOLE, (SOURCE_KIND, SET_KIND))
-        begun = about is None and folder.json(BEGUN, (SOURCE_KIND, SET_KIND)) is not None
+        about = read_json(path, WHOLE, (SOURCE_KIND, SET_KIND))
+        begun = about is None and read_json(path, BEGUN, (SOURCE_KIND, SET_KIND)) is not None
     except (OSError, ValueError, ImportError) as error:
         if not is_address(path):
             return None
-        raise prepared_error(
-            f"the address cannot be read ({short(error)}). Check it, and your access.", path
-        ) from None
+        reason = f"the address cannot be read ({_short(error)}). Check it, and your access."
+        raise _error(reason, path) from None
     if begun:
-        raise prepared_error(
+        raise _error(
             "it was not prepared to its end. Run the same vlcpt prepare again: it goes on where it stopped.",
             path,
         )
     if about is None:
         return None
+    folder = path.rstrip("/")
     try:
         if about["kind"] == SOURCE_KIND:
-            return [Member(folder.path, "", str(about["name"]), None)]
+            return [Member(folder, "", str(about["name"]), None)]
         return [_member(folder, one) for one in about["sources"]]  # type: ignore[attr-defined]
     except (LookupError, TypeError, ValueError):
-        raise prepared_error(
-            f"{WHOLE} is damaged. Copy it again, or run vlcpt prepare again.", path
-        ) from None
+        raise _error(f"{WHOLE} is damaged. Copy it again, or run vlcpt prepare again.", path) from None
 
 
-def _member(folder: Folder, one: Mapping[str, object]) -> Member:
+def _member(folder: str, one: Mapping[str, object]) -> Member:
     """One source of a set, which lies inside its folder whoever wrote the list."""
     inner, role, name, share = (one[key] for key in ("folder", "role", "name", "share"))
     if not isinstance(inner, str) or not isinstance(role, str) or not isinstance(name, str):
@@ -154,27 +107,7 @@ def _member(folder: Folder, one: Mapping[str, object]) -> Member:
     path = PurePosixPath(inner)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in inner or "\0" in inner:
         raise ValueError("a folder outside of it")
-    return Member(f"{folder.path}/{inner}", role, name, share)
-
-
-def short(error: Exception) -> str:
-    """An error in one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def prepared_error(reason: str, path: str) -> DocumentError:
-    """What is wrong with a prepared folder."""
-    return DocumentError(reason, kind="source", field=shown_url(path) if is_address(path) else path)
-
-
-INDEX_FILE = "index.arrow"
-PLACES_FILE = "places.arrow"
-LAYOUT = 2
-_CHUNK = 1 << 20
-# What a batch gives that no vlcpt wrote.
-_MALFORMED = (pa.ArrowException, OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-_KINDS = {"name": str, "rows": int, "shard_rows": int, "files": dict, "digests": dict, "fingerprint": dict,
-          "reading": dict}  # fmt: skip
+    return Member(f"{folder}/{inner}", role, name, share)
 
 
 class PreparedRows:
@@ -184,51 +117,34 @@ class PreparedRows:
         path: Its folder, or an address.
 
     Raises:
-        DocumentError: If it is not there, not whole, or of another release's layout.
+        DocumentError: If it is not there, a file of it is missing or cut, or another release wrote it.
     """
 
     def __init__(self, path: str) -> None:
-        self._folder = Folder(path)
-        about = self._folder.json(WHOLE, (SOURCE_KIND,))
+        self._path = path.rstrip("/")
+        about = read_json(path, WHOLE, (SOURCE_KIND,))
         if about is None:
-            raise prepared_error("it is no prepared source. Run vlcpt prepare again.", path)
+            raise _error("it is no prepared source. Run vlcpt prepare again.", path)
         if (layout := about.get("layout")) != LAYOUT:
-            raise prepared_error(
+            raise _error(
                 f"it has layout {layout}, and this release reads {LAYOUT}. Run vlcpt prepare again.", path
             )
         self.about: Mapping[str, object] = about
-        if wrong := [key for key, kind in _KINDS.items() if not isinstance(about.get(key), kind)]:
-            raise self._damaged(WHOLE, f"no {', '.join(wrong)}")
-        try:
-            self._check_files()
-            self._index = pa.ipc.open_file(self._verified(INDEX_FILE))
-            places = pa.ipc.open_file(self._verified(PLACES_FILE)).get_batch(0)
-            places.validate(full=True)
-            self._first, self._shard, self._offset, self._size, self._digest = (
-                as_numpy(places.column(name)) for name in ("first", "shard", "offset", "size", "digest")
-            )
-        except DocumentError:
-            raise
-        except _MALFORMED as error:
-            raise self._damaged(WHOLE, short(error)) from None
-        self._check_places()
-        begins = np.append(self._first, int(about["rows"]))  # type: ignore[call-overload]
-        sound = begins[0] == 0 and (np.diff(begins) > 0).all() and (self._size > 0).all()
-        if not sound or self.shard_rows < 1:
-            raise self._damaged(PLACES_FILE, f"it is not that of {about['rows']} rows")
-        self._kept: tuple[int, pa.RecordBatch] | None = None
-        self._kept_index: tuple[int, pa.RecordBatch] | None = None
+        rows, shard_rows, sizes = (about.get(key) for key in ("rows", "shard_rows", "files"))
+        is_sound = all(isinstance(about.get(key), kind) for key, kind in _KINDS.items())
+        if not (
+            is_sound and isinstance(rows, int) and isinstance(shard_rows, int) and isinstance(sizes, dict)
+        ):
+            raise self._damaged(WHOLE, "a key is missing, or its value is of another type")
+        self._rows, self.shard_rows, self._sizes = rows, shard_rows, sizes
+        self._check_files()
+        self._open: tuple[int, ParquetRows] | None = None
 
     def __len__(self) -> int:
-        return int(self.about["rows"])  # type: ignore[call-overload]
+        return self._rows
 
     def __reduce__(self) -> tuple[object, ...]:  # another process opens it itself
-        return (PreparedRows, (self._folder.path,))
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of each shard but the last."""
-        return int(self.about["shard_rows"])  # type: ignore[call-overload]
+        return (PreparedRows, (self._path,))
 
     @property
     def not_read(self) -> dict[str, int]:
@@ -239,121 +155,79 @@ class PreparedRows:
         raise self._damaged(WHOLE, "no counts of what was not read")
 
     def index(self, shards: range) -> dict[str, np.ndarray]:
-        """The integers of the rows of these shards, as far as there are so many: int32 by the names of
-        ``INDEX``."""
-        found = self._columns(shards[: max(self._index.num_record_batches - shards[0], 0)])
-        first = shards[0] * self.shard_rows
-        if len(found["length"]) != min(len(self) - first, len(shards) * self.shard_rows):
-            raise self._damaged(INDEX_FILE, f"it is not that of {len(self):,} rows")
+        """The numbers of the rows of these shards, as far as there are so many: int32 by the names of
+        ``NUMBERS``."""
+        shards = shards[: max(len(self._sizes) - shards[0], 0)]
+        tables = []
+        for shard in shards:
+            with self._as_damaged(shard_name(shard)):
+                tables.append(self._shard(shard).table(NUMBERS))
+        table = pa.concat_tables(tables)
+        found = {name: as_numpy(table[name].combine_chunks().fill_null(-2)) for name in NUMBERS}
         wide = {name: column.astype(np.int64) for name, column in found.items()}
         kept = wide["targets"] + wide["pads"] + 2 * wide["media"]
         is_sound = (kept <= wide["length"]) & (wide["length"] <= np.maximum(wide["tokens"], 0))
-        is_sound &= np.all([column >= 0 for name, column in wide.items() if name != "tokens"], axis=0)
+        is_sound &= np.all([column >= -(name == "tokens") for name, column in wide.items()], axis=0)
         if not is_sound.all():
-            row = first + int(np.argmin(is_sound)) + 1
-            raise self._damaged(INDEX_FILE, f"the numbers of row {row:,} do not fit together")
+            row = shards[0] * self.shard_rows + int(np.argmin(is_sound)) + 1
+            raise self._damaged(f"row {row:,}", "its numbers do not fit together")
         return found
 
-    def _numbers(self, number: int) -> list[object]:
-        """The integers of one row."""
-        shard, line = divmod(number, self.shard_rows)
-        try:
-            if self._kept_index is None or self._kept_index[0] != shard:
-                self._kept_index = (shard, self._index.get_batch(shard))
-            return [self._kept_index[1].column(name)[line].as_py() for name in INDEX]
-        except _MALFORMED as error:
-            raise self._damaged(INDEX_FILE, short(error)) from None
-
-    def _columns(self, shards: range) -> dict[str, np.ndarray]:
-        """The integers of these shards, as they are."""
-        try:
-            batches = [self._index.get_batch(shard) for shard in shards]
-            for batch in batches:
-                batch.validate(full=True)
-            return {
-                name: np.concatenate([as_numpy(batch.column(name)) for batch in batches]) for name in INDEX
-            }
-        except _MALFORMED as error:
-            raise self._damaged(INDEX_FILE, short(error)) from None
-
     def source(self, number: int) -> Source:
-        batch, place = self._batch(number)
-        return row_source(batch, place)
+        return row_source(self._row(number))
 
     def row(self, number: int) -> EncodedDocument:
-        batch, place = self._batch(number)
+        row = self._row(number)
         try:
-            document = row_document(batch, place, self._folder.path)
+            return row_document(row, self._path)
         except DocumentError:
             raise
-        except _MALFORMED as error:
-            raise self._damaged(f"row {number + 1}", short(error)) from None
-        found = self._numbers(number)
-        if found != index_line(document, document.stream):
-            raise self._damaged(f"row {number + 1}", f"{INDEX_FILE} says otherwise of it")
-        return document
+        except (ValueError, TypeError) as error:  # of a row that no vlcpt wrote
+            raise self._damaged(f"row {number + 1}", _short(error)) from None
 
-    def _batch(self, number: int) -> tuple[pa.RecordBatch, int]:
-        """The batch that holds a row, and the row's place in it."""
-        place = int(np.searchsorted(self._first, number, side="right")) - 1
-        if self._kept is None or self._kept[0] != place:
-            self._kept = (place, self._read(place))
-        return self._kept[1], number - int(self._first[place])
+    def _row(self, number: int) -> Row:
+        shard, line = divmod(number, self.shard_rows)
+        with self._as_damaged(shard_name(shard)):
+            return self._shard(shard).row(line)
 
-    def _read(self, place: int) -> pa.RecordBatch:
-        shard, start = int(self._shard[place]), int(self._offset[place])
+    def _shard(self, shard: int) -> ParquetRows:
+        """The file of a shard; one is open at a time, so that memory stays flat."""
+        if self._open is None or self._open[0] != shard:
+            rows = ParquetRows(f"{self._path}/{shard_name(shard)}")
+            if rows.schema != SCHEMA or len(rows) != min(
+                self.shard_rows, self._rows - shard * self.shard_rows
+            ):
+                raise self._damaged(shard_name(shard), "its columns, or the number of its rows, are others")
+            self._open = (shard, rows)
+        return self._open[1]
+
+    @contextmanager
+    def _as_damaged(self, name: str) -> Iterator[None]:
+        """What a table's reader finds wrong with a file, as an error of the folder."""
         try:
-            content = self._folder.read(shard_name(shard), start, start + int(self._size[place]))
-        except OSError as error:
-            raise self._damaged(shard_name(shard), short(error)) from None
-        if xxhash.xxh3_64_intdigest(content) != int(self._digest[place]):
-            raise self._damaged(shard_name(shard), "it was changed since")
-        try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(content), SCHEMA)
-            batch.validate(full=True)  # a stranger's file may have a fitting checksum
-        except _MALFORMED as error:
-            raise self._damaged(shard_name(shard), short(error)) from None
-        return batch
-
-    def _verified(self, name: str) -> pa.NativeFile:
-        digests = self.about["digests"]
-        assert isinstance(digests, dict)
-        file, digest = self._folder.open(name), xxhash.xxh3_64()
-        for start in range(0, file.size(), _CHUNK):
-            digest.update(file.read_at(min(_CHUNK, file.size() - start), start))
-        if digest.hexdigest() != digests[name]:
-            raise self._damaged(name, "it was changed since")
-        return file
+            yield
+        except DocumentError as error:
+            raise error if error.field == self._path else self._damaged(name, error.reason) from None
 
     def _check_files(self) -> None:
-        """All files are there, at their length; that their content is whole shows when it is read."""
-        wanted = self.about["files"]
-        assert isinstance(wanted, dict)
+        """All files are there, with their length; pages show when they are read whether they changed."""
+        shards = -(-self._rows // max(self.shard_rows, 1))
+        if self.shard_rows < 1 or shards < 1 or [*self._sizes] != [*map(shard_name, range(shards))]:
+            raise self._damaged(WHOLE, f"its shards are not those of {self._rows:,} rows")
         try:
-            found = self._folder.sizes()
+            files, root = file_system(self._path)
+            found = {one["name"].rpartition("/")[2]: one["size"] for one in files.ls(root, detail=True)}
         except OSError as error:
-            raise self._damaged("the folder", short(error)) from None
-        for name, size in wanted.items():
+            raise self._damaged("the folder", _short(error)) from None
+        for name, size in self._sizes.items():
             if found.get(name) != size:
                 what = f"{found[name]:,} bytes of {size:,}" if name in found else "it is missing"
                 raise self._damaged(name, what)
 
-    def _check_places(self) -> None:
-        """All batches lie inside files that were prepared."""
-        sizes = self.about["files"]
-        assert isinstance(sizes, dict)
-        for shard in np.unique(self._shard).tolist():
-            name, mine = shard_name(shard), self._shard == shard
-            if name not in sizes:
-                raise self._damaged(PLACES_FILE, f"{WHOLE} lists no {name}")
-            ends = self._offset[mine] + self._size[mine]
-            if (self._offset[mine] < 0).any() or (ends > sizes[name]).any():
-                raise self._damaged(PLACES_FILE, f"it goes beyond {name}")
-
     def _damaged(self, name: str, reason: str) -> DocumentError:
-        return prepared_error(
+        return _error(
             f"{name} is not as it was prepared ({reason}). Copy it again, or run vlcpt prepare again.",
-            self._folder.path,
+            self._path,
         )
 
 
@@ -362,6 +236,15 @@ def shard_name(shard: int) -> str:
 
     Example:
         >>> shard_name(7)
-        '00007.arrow'
+        '00007.parquet'
     """
-    return f"{shard:05d}.arrow"
+    return f"{shard:05d}.parquet"
+
+
+def _short(error: Exception) -> str:
+    """An error in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _error(reason: str, path: str) -> DocumentError:
+    return DocumentError(reason, kind="source", field=shown_url(path) if is_address(path) else path)

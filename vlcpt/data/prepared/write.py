@@ -1,120 +1,67 @@
-"""``vlcpt prepare``'s shards: each a piece of its source, whole or not there."""
+"""``vlcpt prepare``'s shards: each a piece of its source, there from first to last row or not at all."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import xxhash
+import pyarrow.parquet as pq
+from torch.utils.data import Dataset
 
 from vlcpt import __version__
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.cache import source_key
-from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, BadDataError, Track, files_beside, untracked
-from vlcpt.data.prepared.engines import Engine, Pieces, progress, run_pieces
+from vlcpt.data.plan.ledger import BadDataError
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
 from vlcpt.data.prepared.fingerprints import differences
-from vlcpt.data.prepared.read import (
-    BEGUN,
-    INDEX_FILE,
-    LAYOUT,
-    PLACES_FILE,
-    SOURCE_KIND,
-    WHOLE,
-    Folder,
-    shard_name,
-)
-from vlcpt.data.prepared.shards import INDEX_SCHEMA, PLACES_SCHEMA, SCHEMA, Row, document_row, error_row
+from vlcpt.data.prepared.read import BEGUN, LAYOUT, SOURCE_KIND, WHOLE, read_json, shard_name
+from vlcpt.data.prepared.shards import SCHEMA, document_row, error_row, row_bytes
+from vlcpt.data.rows.fields import Row
 from vlcpt.data.sources import DocumentSource
-from vlcpt.data.workers import LoadingError, Watched, WorkerWatch
+from vlcpt.data.workers import LoadingError, Watched, WorkerWatch, read_by_workers
 from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_file
 
-_MAGIC = 8  # bytes before the schema of an Arrow file
-PARTS = ".parts"  # what the index will hold of each shard that is done
-_PART = "what the index will hold of a shard"
+Engine = Literal["local", "ray"]
+Failed = DocumentError | BadDataError | WriteError
 AGAIN = "Then start it again: it goes on where it stopped."
+# A shard is at least so many rows, and at most so many; between them there are some hundred shards.
+SHARD_ROWS = (512, 8192)
+_SHARDS = 512
+# A row group, which is read to get one document, is closed when it holds so much. Small, because over a
+# network all of it comes for that document; what Parquet adds is some kB of it.
+GROUP_BYTES = 1 << 17
+_PARQUET = {
+    "compression": "none",  # media are compressed already, and tokens hardly get smaller
+    "use_dictionary": ["path"],
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
+_OURS = re.compile(r"(\d{5,}|index|places)\.(parquet|arrow)|\..*\.partial")  # .arrow: of releases before
+_PARTIAL = ".*.partial"
 
 
-class ShardFile:
-    """Writes one shard, and keeps what the index holds of it.
+class ShardWriter(Dataset[Failed | None]):
+    """Encodes shards by number, in whatever process, or on whatever machine.
 
-    Args:
-        file: Open for writing, empty.
-        first: Number of its first row in the source.
-        shard: Its own number.
-        batch_bytes: A batch is closed when it holds so much; with a large document it holds more.
-    """
-
-    def __init__(self, file: BinaryIO, first: int, shard: int, batch_bytes: int) -> None:
-        self._sink = pa.PythonFile(file, "w")
-        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
-        self._offset = _MAGIC + SCHEMA.serialize().size
-        self._file = file
-        self._first, self._shard, self._batch_bytes = first, shard, batch_bytes
-        self._rows: list[Row] = []
-        self._bytes = 0
-        self.index: list[list[int]] = []
-        self.places: list[Mapping[str, int]] = []
-        self.not_read: Counter[str] = Counter()
-
-    def add(self, row: Row, index: list[int]) -> None:
-        """One more row."""
-        self._rows.append(row)
-        self.index.append(index)
-        media = row.get("media", ())
-        assert isinstance(media, list | tuple)
-        self._bytes += 200 + 4 * max(index[0], 0) + sum(len(one["data"]) for one in media)
-        if self._bytes >= self._batch_bytes:
-            self._flush()
-
-    def close(self, path: Path) -> None:
-        """End the file, which lies at ``path``, and find where its batches are."""
-        self._flush()
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        with path.open("rb") as file:
-            for number, place in enumerate(self.places):
-                file.seek(place["offset"])
-                content = file.read(place["size"])
-                self.places[number] = {**place, "digest": xxhash.xxh3_64_intdigest(content)}
-
-    def foreseen(self, rows: int) -> int:
-        """Bytes of the whole shard, by the rows that are there."""
-        return round((self._offset + self._bytes) / max(len(self.index), 1) * rows)
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
-        end = self._sink.tell()
-        first = self._first + len(self.index) - len(self._rows)
-        self.places.append(
-            {"first": first, "shard": self._shard, "offset": self._offset, "size": end - self._offset}
-        )
-        self._offset, self._rows, self._bytes = end, [], 0
-
-
-class ShardWriter:
-    """Encodes the shards with these numbers: the one function that every engine runs.
+    Item n is None once shard n is written, or its error, into whose text torch would put a trace.
 
     Args:
         source: Where the rows are.
         encoder: Makes the encoder, in the process that needs it.
         folder: Where the shards go.
         shard_rows: Rows of each but the last.
-        batch_bytes: Of a batch, which is what is read to get one document.
         stops: Whether the first unusable row stops it.
     """
 
@@ -125,7 +72,6 @@ class ShardWriter:
         folder: Path,
         *,
         shard_rows: int,
-        batch_bytes: int,
         stops: bool,
     ) -> None:
         self._source = source
@@ -133,7 +79,6 @@ class ShardWriter:
         self._encoder: DocumentEncoder | None = None
         self._folder = folder
         self._shard_rows = shard_rows
-        self._batch_bytes = batch_bytes
         self._stops = stops
         self._watch = WorkerWatch()
 
@@ -145,74 +90,71 @@ class ShardWriter:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
 
-    def __call__(self, pieces: Pieces) -> Pieces:
+    def __getitem__(self, shard: int) -> Failed | None:
         try:
-            for piece in pieces["piece"]:
-                name = shard_name(int(piece))
-                with Writing(self._folder, f"its shard {name}", todo=AGAIN, reads=True) as writing:
-                    self._write(int(piece), name, writing)
-        finally:
-            self._watch.done()
-        return pieces
+            self.write(shard)
+        except (DocumentError, BadDataError, WriteError) as error:
+            return error
+        return None
 
-    def _write(self, shard: int, name: str, writing: Writing) -> None:
+    def __call__(self, shards: dict[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+        """Write ``{"shard": [number, …]}`` and give it back, as Ray wants it."""
+        for shard in shards["shard"]:
+            self.write(int(shard))
+        return shards
+
+    def write(self, shard: int) -> None:
+        """Write a shard.
+
+        Raises:
+            DocumentError: At an unusable row, if that stops it.
+            BadDataError: At many unusable rows in a row.
+            WriteError: If it cannot be written.
+        """
+        name, unfinished = shard_name(shard), self._folder / f".{uuid.uuid4().hex}.partial"
         first = shard * self._shard_rows
-        unfinished = self._folder / f".{uuid.uuid4().hex}.partial"
-        last, bad = min(first + self._shard_rows, len(self._source)), 0
-        try:
-            with unfinished.open("wb") as file:
-                written = ShardFile(file, first, shard, self._batch_bytes)
-                for number in range(first, last):
-                    self._watch.at(number)
-                    try:
-                        bad = self._add(written, number, bad)
-                    except DocumentError as error:
-                        if self._stops:
-                            raise
-                        bad += 1
-                        written.add(*error_row(error, self._source.rows.source(number)))
-                        if bad >= MAX_BAD_IN_A_ROW:
-                            raise BadDataError(f"{bad} unusable rows in a row, the last: {error}") from None
-                    finally:
-                        writing.needed = written.foreseen(last - first)
-                written.close(unfinished)
-            index = pa.record_batch(
-                [pa.array(column, pa.int32()) for column in zip(*written.index, strict=True)], INDEX_SCHEMA
-            )
-            told = {"places": json.dumps(written.places), "not_read": json.dumps(written.not_read)}
-            schema = INDEX_SCHEMA.with_metadata(told)
-            write_file(self._folder / PARTS / name, arrow_bytes([index], schema), _PART, todo=AGAIN)
-            unfinished.replace(self._folder / name)
-        finally:
-            remove(unfinished)
+        rows = range(first, min(first + self._shard_rows, len(self._source)))
+        with Writing(self._folder, f"its shard {name}", todo=AGAIN, reads=True) as writing:
+            try:
+                with unfinished.open("wb") as file:
+                    self._write(rows, file, writing)
+                    file.flush()
+                    os.fsync(file.fileno())
+                unfinished.replace(self._folder / name)
+            finally:
+                self._watch.done()
+                remove(unfinished)
 
-    def _add(self, written: ShardFile, number: int, bad: int) -> int:
+    def _write(self, rows: range, file: BinaryIO, writing: Writing) -> None:
+        group: list[Row] = []
+        not_read: Counter[str] = Counter()
+        size = written = bad = 0
+        with pq.ParquetWriter(file, SCHEMA, **_PARQUET) as writer:
+            for number in rows:
+                self._watch.at(number)
+                try:
+                    row, bad = self._row(number, not_read), 0
+                except DocumentError as error:
+                    if self._stops:
+                        raise
+                    row, bad = error_row(error, self._source.rows.source(number)), bad + 1
+                    if bad >= MAX_BAD_IN_A_ROW:
+                        raise BadDataError(f"{bad} unusable rows in a row, the last: {error}") from None
+                group.append(row)
+                size += row_bytes(row)
+                writing.needed = (written + size) * len(rows) // (number - rows[0] + 1)
+                if size >= GROUP_BYTES or number == rows[-1]:
+                    writer.write_batch(pa.RecordBatch.from_pylist(group, SCHEMA))
+                    written, group, size = written + size, [], 0
+            writer.add_key_value_metadata({"not_read": json.dumps(not_read)})
+
+    def _row(self, number: int, not_read: Counter[str]) -> Row:
         if self._encoder is None:
             self._encoder = self._make_encoder()
         document = self._source.document(number)
-        written.not_read.update(document.not_read)
-        stream = self._encoder.tokens(document)
+        not_read.update(document.not_read)
         source = document.source or self._source.rows.source(number)
-        written.add(*document_row(document, stream, source, self._encoder.options.limits))
-        return 0
-
-
-def arrow_bytes(batches: list[pa.RecordBatch], schema: pa.Schema) -> bytes:
-    """Batches as an Arrow file."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    return bytes(sink.getvalue())
-
-
-# A shard is at least so many rows, and at most so many; between them there are some hundred shards.
-SHARD_ROWS = (512, 8192)
-_SHARDS = 512
-# Small, because over a network a whole batch comes for one document; what Arrow adds is some kB of it.
-BATCH_BYTES = 1 << 17
-_PARTIAL = re.compile(r"\..*\.partial")
-_SHARD = re.compile(r"\d{5,}\.arrow")
+        return document_row(document, self._encoder.tokens(document), source, self._encoder.options.limits)
 
 
 def prepare_source(
@@ -235,7 +177,9 @@ def prepare_source(
         folder: Empty, new, or holding the same source as far as it is prepared.
         fingerprint: See :func:`vlcpt.data.prepared.fingerprints.fingerprint`.
         stops: Whether the first unusable row stops it; others are kept with their reason.
-        engine, num_proc, timeout: See :func:`vlcpt.data.prepared.engines.run_pieces`.
+        engine: ``local``: processes of this machine; ``ray``: Ray Data's ``map_batches``.
+        num_proc: Processes of the local engine; 0 and 1: this one.
+        timeout: Seconds in which each of them must come to another row; 0: any time.
         track: What shows the progress.
 
     Raises:
@@ -258,7 +202,7 @@ def prepare_source(
         ...     encoder = partial(DocumentEncoder, processor, options)
         ...     prepare_source(source, encoder, Path(folder), fingerprint=made_with)
         ...     sorted(path.name for path in Path(folder).iterdir())
-        ['00000.arrow', 'index.arrow', 'places.arrow', 'prepared.json']
+        ['00000.parquet', 'prepared.json']
     """
     shard_rows = min(max(SHARD_ROWS[0], -(-len(source) // _SHARDS)), SHARD_ROWS[1])
     about: dict[str, object] = {
@@ -273,40 +217,100 @@ def prepare_source(
     }
     if _is_whole(folder, about):
         return
-    with Writing(folder, "the shards of a source", todo=AGAIN):
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    write_file(folder / BEGUN, _json_bytes(about), "what is being prepared", todo=AGAIN)
-    shards = range(-(-len(source) // shard_rows))
-    missing = [shard for shard in shards if not _is_done(folder, shard)]
-    write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, batch_bytes=BATCH_BYTES, stops=stops)
-    with progress(partial(_count_done, folder), len(shards), track, f"encoding {source.name}"):
-        try:
-            run_pieces(write, missing, engine, num_proc, timeout)
-        except WriteError as error:
-            raise WriteError(f"{error} {_rest(folder, len(shards))}") from error
-        except LoadingError as error:
-            raise LoadingError(f"{error} The same command goes on where this one stopped.") from error
-        finally:
-            _remove_partial(folder)
-    _finish(folder, about, len(shards), source)
+    _write_json(folder / BEGUN, about, "what is being prepared")
+    shards = [folder / shard_name(number) for number in range(-(-len(source) // shard_rows))]
+    write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, stops=stops)
+    written = _Written(
+        shards, partial(_write_shards, write, engine=engine, num_proc=num_proc, timeout=timeout)
+    )
+    try:
+        for _ in track(written, f"encoding {source.name}"):
+            pass
+    except WriteError as error:
+        raise WriteError(f"{error} {_rest(shards)}") from error
+    except LoadingError as error:
+        raise LoadingError(f"{error} The same command goes on where this one stopped.") from error
+    finally:  # what processes that were killed had begun; all that have worked here have ended
+        for path in folder.glob(_PARTIAL):
+            path.unlink(missing_ok=True)
+    _finish(folder, about, shards, source)
+
+
+class _Written:
+    """Shards as they become written, first those that are there."""
+
+    def __init__(self, shards: Sequence[Path], write: Callable[[Sequence[int]], Iterable[int]]) -> None:
+        self._shards, self._write = shards, write
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __iter__(self) -> Iterator[int]:
+        missing = [number for number, path in enumerate(self._shards) if not path.is_file()]
+        yield from set(range(len(self))) - {*missing}
+        if missing:
+            yield from self._write(missing)
+
+
+def _write_shards(
+    write: ShardWriter, shards: Sequence[int], *, engine: Engine, num_proc: int, timeout: float
+) -> Iterator[int]:
+    """Write shards, each once, and give the number of each when it is done."""
+    if engine == "ray":
+        yield from _write_on_ray(write, shards)
+        return
+    if num_proc < 2 or len(shards) < 2:
+        for shard in shards:
+            write.write(shard)
+            yield shard
+        return
+    with closing(
+        read_by_workers(write, shards, num_proc, timeout, write.watched, in_order=False)
+    ) as written:  # so that workers end with an error
+        for number, failed in enumerate(written):
+            if failed is not None:
+                raise failed
+            yield number
+
+
+def _write_on_ray(write: ShardWriter, shards: Sequence[int]) -> Iterator[int]:
+    import ray
+
+    started = not ray.is_initialized()
+    if started:  # RAY_ADDRESS names a cluster; without it one is started here
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    before = (context.enable_progress_bars, context.raise_original_map_exception)
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    try:
+        # Blocks are dealt out as processors become free: several each, so that none waits for the last.
+        blocks = min(len(shards), 8 * int(ray.cluster_resources().get("CPU", 1)))
+        numbers = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=blocks)
+        for done in numbers.map_batches(write, batch_size=1).iter_batches(batch_size=None):
+            yield from done["shard"]
+    except ray.exceptions.RayTaskError as error:
+        # Ray's class derives from that of the writer's error; its message is a whole trace.
+        raise error.cause if isinstance(error.cause, Failed) else error from None
+    finally:
+        context.enable_progress_bars, context.raise_original_map_exception = before
+        if started:
+            ray.shutdown()
 
 
 def remove_prepared(folder: Path) -> None:
-    """Delete what was prepared in a folder, whole or not, and nothing else that may be there.
+    """Delete what was prepared in a folder, to its end or not, and nothing else that may be there.
 
     Example:
         >>> remove_prepared(Path("no/such/folder"))
     """
     if not any((folder / name).is_file() for name in (WHOLE, BEGUN)):
         return
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
     for path in folder.iterdir():
-        ours = path.name in (INDEX_FILE, PLACES_FILE) or _SHARD.fullmatch(path.name)
-        if ours or _PARTIAL.fullmatch(path.name):
+        if _OURS.fullmatch(path.name) and path.is_file():
             path.unlink()
     for name in (WHOLE, BEGUN):
         (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
+    with suppress(OSError):  # something else is there
         folder.rmdir()
 
 
@@ -315,8 +319,8 @@ def _is_whole(folder: Path, about: Mapping[str, object]) -> bool:
     otherwise."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    whole = Folder(str(folder)).json(WHOLE, (SOURCE_KIND,))
-    there = whole or Folder(str(folder)).json(BEGUN, (SOURCE_KIND,))
+    whole = read_json(str(folder), WHOLE, (SOURCE_KIND,))
+    there = whole or read_json(str(folder), BEGUN, (SOURCE_KIND,))
     todo = "Give another folder, or start afresh in it with --overwrite."
     if there is None:
         raise _error(f"the folder is not empty, and holds nothing that was prepared. {todo}", folder)
@@ -336,65 +340,41 @@ def _flat(about: Mapping[str, object]) -> dict[str, object]:
     return {**own, **reading, **fingerprint}
 
 
-def _is_done(folder: Path, shard: int) -> bool:
-    return (folder / shard_name(shard)).is_file() and (folder / PARTS / shard_name(shard)).is_file()
-
-
-def _count_done(folder: Path) -> int:
-    return sum(_SHARD.fullmatch(name) is not None for name in os.listdir(folder))
-
-
-def _rest(folder: Path, shards: int) -> str:
+def _rest(shards: Sequence[Path]) -> str:
     """How much is still to be written, by the shards that are there."""
-    done = [(folder / shard_name(shard)).stat().st_size for shard in range(shards) if _is_done(folder, shard)]
-    rest = human_size(round(sum(done) / max(len(done), 1) * (shards - len(done))))
-    return f"{len(done):,} of its {shards:,} shards are there" + (
+    done = [path.stat().st_size for path in shards if path.is_file()]
+    rest = human_size(round(sum(done) / max(len(done), 1) * (len(shards) - len(done))))
+    return f"{len(done):,} of its {len(shards):,} shards are there" + (
         f", and the rest takes about {rest}." if done else "."
     )
 
 
-def _finish(folder: Path, about: Mapping[str, object], shards: int, source: DocumentSource) -> None:
-    """Join what is beside the shards, and say that all is there."""
-    index: list[pa.RecordBatch] = []
-    places: list[Mapping[str, int]] = []
-    not_read: Counter[str] = Counter()
-    for shard in range(shards):
-        part = pa.ipc.open_file(pa.py_buffer((folder / PARTS / shard_name(shard)).read_bytes()))
-        index.append(part.get_batch(0))
-        places += json.loads(part.schema.metadata[b"places"])
-        not_read.update(json.loads(part.schema.metadata.get(b"not_read", b"{}")))
-    joined = {
-        INDEX_FILE: arrow_bytes([batch.replace_schema_metadata() for batch in index], INDEX_SCHEMA),
-        PLACES_FILE: arrow_bytes([pa.RecordBatch.from_pylist(places, PLACES_SCHEMA)], PLACES_SCHEMA),
-    }
-    for name, content in joined.items():
-        write_file(folder / name, content, "an index of the shards", todo=AGAIN)
-    trained = pa.Table.from_batches(index).filter(pc.field("targets") > 0)
-    media = pc.sum(trained["images"]).as_py() or pc.sum(trained["videos"]).as_py()
-    beside = files_beside(source, documents=trained.num_rows, media=media or 0)
-    names = [*map(shard_name, range(shards)), *joined]
+def _finish(
+    folder: Path, about: Mapping[str, object], shards: Sequence[Path], source: DocumentSource
+) -> None:
+    """Count what the shards hold, and say that all is there."""
+    not_read, documents, media = Counter[str](), 0, 0
+    for path in shards:
+        with pq.ParquetFile(path) as file:
+            not_read.update(json.loads(file.metadata.metadata[b"not_read"]))
+            numbers = file.read(columns=["targets", "images", "videos"], use_threads=False).to_pylist()
+        trained = [row for row in numbers if row["targets"]]
+        documents += len(trained)
+        media += sum(row["images"] + row["videos"] for row in trained)
+    beside = files_beside(source, documents=documents, media=media)
     made_by = {name: version(name) for name in ("transformers", "tokenizers", "pillow", "av")}
     whole = {
         **about,
-        "files": {name: (folder / name).stat().st_size for name in names},
+        "files": {path.name: path.stat().st_size for path in shards},
         "not_read": {**not_read, **beside},
-        "digests": {name: xxhash.xxh3_64_hexdigest(content) for name, content in joined.items()},
         "versions": {"vlcpt": __version__, **made_by},
     }
-    write_file(folder / WHOLE, _json_bytes(whole), "what is prepared", todo=AGAIN)
-    shutil.rmtree(folder / PARTS)
+    _write_json(folder / WHOLE, whole, "what is prepared")
     (folder / BEGUN).unlink()
 
 
-def _remove_partial(folder: Path) -> None:
-    """Remove what processes that were killed had begun; all that have worked here have ended."""
-    for path in folder.iterdir():
-        if _PARTIAL.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-def _json_bytes(content: Mapping[str, object]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+def _write_json(path: Path, content: Mapping[str, object], what: str) -> None:
+    write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", what, todo=AGAIN)
 
 
 def _error(reason: str, folder: Path) -> DocumentError:

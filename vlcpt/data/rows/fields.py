@@ -36,10 +36,18 @@ def optional_text(row: Row, name: str) -> str:
         ''
     """
     value = row.get(name)
-    if value is None:
-        return ""
+    return "" if value is None else text_at(value, name)
+
+
+def text_at(value: object, place: str) -> str:
+    """The value, which has to be a string.
+
+    Example:
+        >>> text_at("a", "texts[0]")
+        'a'
+    """
     if not isinstance(value, str):
-        raise DocumentError(f"expected a string, found {type(value).__name__}.", kind="row", field=name)
+        raise DocumentError(f"expected a string, found {type(value).__name__}.", kind="row", field=place)
     return value
 
 
@@ -125,7 +133,7 @@ def id_field(row: Row) -> str | None:
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise DocumentError(f"expected a string, found {type(value).__name__}.", kind="row", field="id")
+    return text_at(value, "id")
 
 
 def field_names(row: Row) -> str:

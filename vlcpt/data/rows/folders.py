@@ -14,8 +14,7 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.formats.markers import MEDIA_FIELDS
-from vlcpt.data.formats.unread import LONE_MEDIA, LONE_TEXTS, UNNAMED, suffixes_of
-from vlcpt.data.media.names import is_media_name, is_video_name
+from vlcpt.data.media.names import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_name, is_video_name, suffixes_of
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.jsonl import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vlcpt.data.documents import Document, DocumentError, Source
-from vlcpt.data.media.names import is_media_name
+from vlcpt.data.media.names import is_media_name, suffixes_of
 from vlcpt.data.rows.decoding import inner_name, unpacked
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.jsonl import (
@@ -294,7 +294,6 @@ def why_empty(path: str | Path) -> str:
     """
     if not os.path.isdir(path):
         return "there is no row in it."
-    from vlcpt.data.formats.unread import suffixes_of
 
     files = files_inside(Path(path))
     media = sum(is_media_name(file.name) for file in files)
@@ -393,14 +392,12 @@ def _pattern_rows(pattern: str, opening: _Opening) -> tuple[Rows, str]:
         )
     parts = [_folder_rows(folder, None, opening) for folder in folders]
     roots = None if opening.media_root else [str(folder) for folder in folders]
-    from vlcpt.data.formats.unread import suffixes_of
 
     return ChainRows(parts, suffixes_of(described), roots), opening.media_root or base
 
 
 def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | None, opening: _Opening) -> Rows:
     """The rows of a folder's files, or of some of them: of one kind, or of what a tool leaves together."""
-    from vlcpt.data.formats.unread import suffixes_of
     from vlcpt.data.rows.tables import loaded_rows
 
     is_whole = shown == str(folder)  # and no pattern, which names its files on purpose

@@ -8,7 +8,7 @@ import re
 import sys
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,9 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.rows.decoding import check_wide, looks_like, not_utf8
@@ -35,22 +38,24 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 class ParquetRows:
     """A Parquet file by row groups: a row costs reading its group, the last ones are kept.
 
+    Checksums of pages are compared where the file has them.
+
     Args:
-        path: The file.
+        path: The file, or its address.
         columns: The columns to read; None: all.
     """
 
-    def __init__(self, path: Path, columns: Iterable[str] | None = None) -> None:
+    def __init__(self, path: Path | str, columns: Iterable[str] | None = None) -> None:
         self._path = path
         try:
-            with pq.ParquetFile(path) as file:
+            with self._opened() as file:
                 groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-                names = file.schema_arrow.names
-        except (pa.ArrowException, OSError) as error:
+                self.schema = file.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:  # the last: names that are not UTF-8
             raise _damaged(path, "Parquet", error) from None
-        _check_names(path, names)
+        _check_names(path, self.schema.names)
         wanted = None if columns is None else set(columns)
-        self._columns = [name for name in names if wanted is None or name in wanted]
+        self._columns = [name for name in self.schema.names if wanted is None or name in wanted]
         self._ends = np.cumsum(groups, dtype=np.int64)
         self._file: tuple[int, pq.ParquetFile] | None = None
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
@@ -71,16 +76,21 @@ class ParquetRows:
     def row(self, number: int) -> Row:
         group = int(np.searchsorted(self._ends, number, side="right"))
         start = int(self._ends[group - 1]) if group else 0
-        try:
+        with _unreadable(f"row group {group}"):
             return _row(self._group(group), number - start)
-        except (pa.ArrowException, OSError, IndexError) as error:  # the last: fewer rows than it had
-            raise DocumentError(
-                f"row group {group} cannot be read: {error}. Write the file again.", kind="row"
-            ) from None
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """All rows, of these columns."""
+        with _unreadable("the table"), self._opened() as file:
+            return file.read(columns=list(columns), use_threads=False)
 
     def only(self, columns: Iterable[str]) -> ParquetRows:
         """The same rows with these columns alone, so that nothing else is read."""
         return ParquetRows(self._path, columns)
+
+    def _opened(self) -> pq.ParquetFile:
+        files, path = file_system(str(self._path)) if is_address(str(self._path)) else (None, self._path)
+        return pq.ParquetFile(path, filesystem=files, page_checksum_verification=True)
 
     def _group(self, group: int) -> pa.Table:
         if group in self._groups:
@@ -88,7 +98,7 @@ class ParquetRows:
             return self._groups[group]
         # A forked worker opens the file itself: the parent's place in it is shared.
         if self._file is None or self._file[0] != os.getpid():
-            self._file = (os.getpid(), pq.ParquetFile(self._path))
+            self._file = (os.getpid(), self._opened())
         table = self._file[1].read_row_group(group, columns=self._columns, use_threads=False)
         while (
             self._groups and table.nbytes + sum(kept.nbytes for kept in self._groups.values()) > _KEPT_BYTES
@@ -148,6 +158,38 @@ class ArrowRows:
     def only(self, columns: Iterable[str]) -> ArrowRows:
         """The same rows with these columns alone."""
         return ArrowRows(self._path, columns)
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is one for ``fsspec``.
+
+    Example:
+        >>> is_address("s3://bucket/set"), is_address("data/set")
+        (True, False)
+    """
+    return "://" in path
+
+
+def file_system(path: str) -> tuple[AbstractFileSystem, str]:
+    """Where a path or an address is, and what it is called there.
+
+    fsspec keeps what it opens, for each process anew: a connection does not survive a fork.
+
+    Example:
+        >>> file_system("memory://bucket/set")[1]
+        '/bucket/set'
+    """
+    return url_to_fs(path) if is_address(path) else (LocalFileSystem(), path.rstrip("/"))
+
+
+def as_numpy(array: pa.Array) -> np.ndarray:
+    """Numbers without a copy; ``to_numpy`` would import pandas, in every worker.
+
+    Example:
+        >>> as_numpy(pa.array([1, 2])).tolist()
+        [1, 2]
+    """
+    return np.from_dlpack(array)
 
 
 def is_hub_id(path: str) -> bool:
@@ -245,7 +287,16 @@ def _row(table: pa.Table | pa.RecordBatch, number: int) -> Row:
     return table.slice(number, 1).to_pylist()[0]
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+@contextmanager
+def _unreadable(what: str) -> Iterator[None]:
+    """What Arrow, or the disk, says of a part of a file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, IndexError) as error:  # the last: fewer rows than it had
+        raise DocumentError(f"{what} cannot be read: {error}. Write the file again.", kind="row") from None
+
+
+def _check_names(path: Path | str, names: list[str]) -> None:
     """Raise if two columns have one name: only one of them would be read."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DocumentError(
@@ -261,7 +312,7 @@ def _check_end(path: Path) -> None:
             raise pa.ArrowInvalid("the stream has no end mark: it is cut short. Write it again.")
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> DocumentError:
+def _damaged(path: Path | str, kind: str, error: Exception) -> DocumentError:
     reason = " ".join(str(error).split())[:300]
     return DocumentError(f"cannot be read as {kind}: {reason}", kind="source", field=str(path))
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from vlcpt.config.schema import CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.file_writes import free_bytes, human_size, refusal, sync
 from vlcpt.folder_locks import hold
 from vlcpt.model.base_files import BaseFiles, find_base_files

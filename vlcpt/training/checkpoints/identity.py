@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from vlcpt.config.precision import autocast_type
-from vlcpt.config.schema import CPTConfig
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
 from vlcpt.training.checkpoints.files import CheckpointError

@@ -23,7 +23,6 @@ from transformers.modeling_utils import str_to_torch_dtype
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
 from vlcpt.model.weights import (
     UNREADABLE,
-    damaged,
     first_few,
     not_loaded,
     read_shapes,
@@ -50,7 +49,7 @@ def restore_weights(model: PreTrainedModel | PeftModel, checkpoint: str) -> None
     config = copy.deepcopy(model.config)
     config._attn_implementation = "sdpa"
     try:
-        for file in weight_files(checkpoint, "model"):
+        for file in weight_files(checkpoint):
             read_shapes(file)
         # float32 holds every bfloat16 exactly, and copying into the model rounds back to the same number.
         loaded = type(model).from_pretrained(
@@ -89,10 +88,6 @@ def check_adapter(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
         saved = read_adapter_shapes(Path(checkpoint))
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    if saved is None:
-        raise CheckpointError(
-            str(damaged(Path(checkpoint) / "adapter_model.safetensors", "there is no such file"))
-        )
     mine = model.peft_config[model.active_adapter]
     if other := differences(lora_facts(config), lora_facts(mine)):
         raise CheckpointError(

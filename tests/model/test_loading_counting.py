@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlcpt.config.schema import ModelConfig
-from vlcpt.model.early_checks import adapter_of, count_towers, empty_model
-from vlcpt.model.loading import load_model
+from vlcpt.model.loading import adapter_shape, count_towers, empty_model, load_model
 from vlcpt.model.tuning import tower_table
 
 CONFIGS = [
@@ -23,7 +22,7 @@ CONFIGS = [
 @pytest.mark.parametrize("options", CONFIGS)
 def test_the_counts_are_those_of_the_loaded_model(tiny_model_dir: Path, options: dict[str, object]) -> None:
     config = ModelConfig(str(tiny_model_dir), **options)
-    counts = count_towers(empty_model(config), in_4_bits=config.tuning == "qlora")
+    counts = count_towers(empty_model(config), config).values()
     rows = tower_table(load_model(config))
 
     assert [one.trained for one in counts] == [row.trained for row in rows]
@@ -48,10 +47,13 @@ def test_the_counts_are_those_of_the_loaded_model(tiny_model_dir: Path, options:
 def test_a_trained_matrix_that_makes_the_logits_is_counted_once(
     tiny_model_dir: Path, options: dict[str, object], matrices: int
 ) -> None:
-    model = empty_model(ModelConfig(str(tiny_model_dir), **options))
-    *_, language = count_towers(model)
+    config = ModelConfig(str(tiny_model_dir), **options)
+    model = empty_model(config)
 
-    assert language.trained_head == matrices * model.get_input_embeddings().weight.numel()
+    assert (
+        count_towers(model, config)["language"].trained_head
+        == matrices * model.get_input_embeddings().weight.numel()
+    )
 
 
 def test_the_frozen_weights_keep_the_configured_type(tiny_model_dir: Path) -> None:
@@ -62,20 +64,24 @@ def test_the_frozen_weights_keep_the_configured_type(tiny_model_dir: Path) -> No
 
 
 def test_only_the_language_towers_layers_are_packed(tiny_model_dir: Path) -> None:
-    model = empty_model(ModelConfig(str(tiny_model_dir), tuning="qlora"))
-    packed = {one.tower: one.packed for one in count_towers(model, in_4_bits=True)}
+    config = ModelConfig(str(tiny_model_dir), tuning="qlora")
+    packed = {tower: one.packed for tower, one in count_towers(empty_model(config), config).items()}
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
 
     assert packed == {"vision": 0, "merger": 0, "language": 2 * layer}
 
 
-def test_an_adapters_own_shape_counts(tiny_model_dir: Path, tmp_path: Path) -> None:
-    load_model(ModelConfig(str(tiny_model_dir), lora_r=4)).save_pretrained(tmp_path)
-    model = empty_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(tmp_path)))
-    fresh = empty_model(ModelConfig(str(tiny_model_dir), lora_r=4))
+@pytest.mark.parametrize("layout", ["saved", "3B", "7B"], indirect=True)
+@pytest.mark.parametrize("options", [one for one in CONFIGS if one["tuning"] == "lora"])
+def test_an_adapters_own_shape_counts(
+    tiny_model_dir: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    made = ModelConfig(str(tiny_model_dir), lora_r=4, lora_dropout=0.1, **options)
+    load_model(made).save_pretrained(tmp_path)
+    saved = ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(tmp_path))
 
-    assert adapter_of(model).r == 4
-    assert count_towers(model) == count_towers(fresh)
+    assert adapter_shape(saved) == adapter_shape(made) == (4, True)
+    assert count_towers(empty_model(saved), saved) == count_towers(empty_model(made), made)
 
 
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:

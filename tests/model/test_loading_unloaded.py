@@ -1,4 +1,4 @@
-"""Tests of vlcpt/model/early_checks.py."""
+"""Tests of what vlcpt/model/loading.py says without loading a weight."""
 
 import json
 import shutil
@@ -12,8 +12,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from vlcpt.config.schema import ModelConfig
 from vlcpt.errors import ConfigError
-from vlcpt.model.early_checks import check_evaluated, check_model
-from vlcpt.model.loading import load_model
+from vlcpt.model.loading import check_evaluated, check_model, load_model
 
 
 @pytest.fixture

@@ -7,8 +7,16 @@ from hypothesis import strategies as st
 from tests.data.strategies import texts
 from tests.support import png
 from vlcpt import DocumentError, Image, Text, Video, encode_document
-from vlcpt.data.formats.chat import read_alpaca, read_docmatix, read_messages, read_query, read_sharegpt
-from vlcpt.data.formats.turns import ROLES, TARGETS, turn_weight
+from vlcpt.data.formats.chat import (
+    ROLES,
+    TARGETS,
+    read_alpaca,
+    read_docmatix,
+    read_messages,
+    read_query,
+    read_sharegpt,
+    turn_weight,
+)
 
 turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
 

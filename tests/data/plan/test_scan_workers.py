@@ -1,4 +1,4 @@
-"""Tests of vlcpt/data/plan/pieces.py: workers that end or stop, also those of ``vlcpt prepare``."""
+"""Tests of the workers of vlcpt/data/plan/scan.py that end or stop, also those of ``vlcpt prepare``."""
 
 import json
 import multiprocessing
@@ -14,7 +14,7 @@ from vlcpt import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.options import EncodingOptions
-from vlcpt.data.plan import pieces, scan
+from vlcpt.data.plan import scan
 from vlcpt.data.prepared import write
 from vlcpt.data.prepared.fingerprints import fingerprint
 from vlcpt.data.sources import open_source
@@ -37,7 +37,7 @@ def rows(tmp_path):
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(scan, "PIECE_ROWS", 4)
-    monkeypatch.setattr(pieces, "WORTH_WORKERS", 0.0)
+    monkeypatch.setattr(scan, "WORTH_WORKERS", 0.0)
     monkeypatch.setattr(write, "SHARD_ROWS", (4, 8))
 
 
