@@ -108,7 +108,7 @@ def test_inspect_shows_the_targets_of_the_rows_asked_for(project: Path) -> None:
     run = vlcpt("inspect", "my.yaml", "--rows", "0", cwd=project)
 
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("«trained» context  ┊ the rest is left away")
+    assert run.stdout.startswith("«trained» context  ┊ the rest is dropped")
     assert "one« two<|endoftext|>»" in run.stdout.replace("one «two", "one« two")
     assert "three" not in run.stdout
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
+from typer.models import OptionInfo
 
 from vlcpt import __version__
 from vlcpt.interrupts import answered, interrupt, none_left
@@ -28,6 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _option(name: str, help: str, least: int | None = None) -> OptionInfo:
+    """An option that is known with underscores and with dashes."""
+    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    option: OptionInfo = typer.Option(*names, help=help, min=least)
+    return option
+
+
 # What follows the options of a command is --key value for the configuration.
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
@@ -44,9 +54,7 @@ def _main(
 
 @app.command()
 def demo(
-    output_dir: Annotated[
-        Path, typer.Option("--output_dir", "--output-dir", help="Folder for all that it writes.")
-    ] = Path("vlcpt-demo"),
+    output_dir: Annotated[Path, _option("output_dir", "Folder for all that it writes.")] = Path("vlcpt-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
 ) -> None:
     """The whole main job on the embedded model and data, in minutes on a CPU."""
@@ -64,7 +72,7 @@ def demo(
 def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     with _reported():
-        configs = _read(config, context.args, trains=True)
+        configs = _read(context, config)
         from vlcpt.runs.train import train_run
         from vlcpt.training.ranks import leave_group
 
@@ -76,20 +84,19 @@ def train(context: typer.Context, config: Config) -> None:
 def check(
     context: typer.Context,
     config: Config,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode every image and video, too.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image and video as well.")] = False,
     num_processes: Annotated[
-        int | None,
-        typer.Option("--num_processes", "--num-processes", min=1, help="GPUs that will share the work."),
+        int | None, _option("num_processes", "GPUs that will share the work.", least=1)
     ] = None,
 ) -> None:
-    """Say what would become of every document, and what to change. Loads no weights; exits with 1 if any
-    would be lost."""
+    """Show what would become of every document, and what to change. Loads no weights; exits with 1 if any
+    document would be lost."""
     with _reported():
-        configs = _read(config, context.args, checks=True, computes=False)
+        configs = _read(context, config)
         from vlcpt.runs.check import check_run
 
-        whole = check_run(configs, decode=decode, num_processes=num_processes)
-    if not whole:
+        is_complete = check_run(configs, decode=decode, num_processes=num_processes)
+    if not is_complete:
         raise typer.Exit(1)
 
 
@@ -102,8 +109,11 @@ def evaluate(
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
     with _reported():
-        configs = _read(config, context.args)
-        from vlcpt.runs.train import eval_run
+        from vlcpt.runs.folder import require_paths
+
+        require_paths(checkpoint, output)
+        configs = _read(context, config)
+        from vlcpt.runs.evaluate import eval_run
 
         eval_run(configs, checkpoint, output)
 
@@ -116,8 +126,8 @@ def inspect(
 ) -> None:
     """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
     with _reported():
-        numbers, configs = _slice(rows), _read(config, context.args, computes=False)
-        from vlcpt.runs.train import inspect_run
+        numbers, configs = _slice(rows), _read(context, config)
+        from vlcpt.runs.inspect import inspect_run
 
         inspect_run(configs, numbers)
 
@@ -131,12 +141,12 @@ def prepare(
         Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
     ] = "local",
 ) -> None:
-    """Encode the data once, into shards that train reads. Run again after an interruption, it goes on."""
+    """Encode the data once, into shards that train reads. Run it again to continue after an interruption."""
     with _reported():
         from vlcpt.folder_locks import require_free
 
         require_free(output, "--output")
-        configs = _read(config, context.args, computes=False)
+        configs = _read(context, config)
         from vlcpt.runs.prepare import prepare_run
 
         prepare_run(configs, output, engine)
@@ -149,9 +159,7 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: that of the base.")
     ] = None,
-    max_shard_size: Annotated[
-        str, typer.Option("--max_shard_size", "--max-shard-size", help="Size of a file of weights at most.")
-    ] = "50GB",
+    max_shard_size: Annotated[str, _option("max_shard_size", "Size of a file of weights, at most.")] = "50GB",
 ) -> None:
     """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
     with _reported():
@@ -170,26 +178,18 @@ def merge(
 def push(
     checkpoint: Annotated[Path, typer.Argument(help="Run's folder or checkpoint: an adapter or a model.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub: owner/name.")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--dry_run", help="Print exactly what would go, and send nothing.")
-    ] = False,
+    dry_run: Annotated[bool, _option("dry_run", "Print exactly what would be sent; send nothing.")] = False,
     public: Annotated[bool, typer.Option("--public", help="For all to see. Default: private.")] = False,
-    base_model: Annotated[
-        str | None,
-        typer.Option("--base_model", "--base-model", help="Hub id of the base, if it was a folder."),
-    ] = None,
+    base_model: Annotated[str | None, _option("base_model", "Hub id of a base that was a folder.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run that the card tells of: for a merged model, its adapter's.")
+        Path | None, _option("run", "Run that the card describes; for a merged model its adapter's.")
     ] = None,
-    license: Annotated[
-        str | None, typer.Option("--license", help="Licence of what is pushed, e.g. apache-2.0.")
-    ] = None,
+    license: Annotated[str | None, _option("license", "Licence of what is pushed, e.g. apache-2.0.")] = None,
     license_link: Annotated[
-        str | None,
-        typer.Option("--license_link", "--license-link", help="Its text, if the Hub does not know it."),
+        str | None, _option("license_link", "Its text, if the Hub does not know it.")
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="What `vlcpt eval --output` wrote, for the card.")
+        Path | None, _option("evaluation", "What `vlcpt eval --output` wrote, for the card.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.")] = None,
 ) -> None:
@@ -228,20 +228,16 @@ def push(
 @app.command()
 def env() -> None:
     """Versions and devices, for a bug report."""
-    from vlcpt.report.environment import describe
+    with _reported():
+        _say_loading("versions and devices are looked at")
+        from vlcpt.report.environment import describe
 
-    print(describe())
+        print(describe())
 
 
-def _read(
-    config: Path, overrides: list[str], *, trains: bool = False, checks: bool = False, computes: bool = True
-) -> Configs:
-    """The configuration. Most mistakes are reported within a second, the others before a run is imported.
-
-    Args:
-        trains: Whether output_dir must be no other run's, and the packages of a run be there.
-        checks: Whether it is only said what ``train`` would refuse about output_dir.
-        computes: See :func:`vlcpt.config.yaml.complete`.
+def _read(context: typer.Context, config: Path) -> Configs:
+    """The configuration of a command. Most mistakes are reported within a second, the others before its work
+    is imported. What train refuses about output_dir, check only reports.
     """
     from vlcpt.config.early import read_early
     from vlcpt.config.packages import require_packages
@@ -249,23 +245,23 @@ def _read(
     from vlcpt.folder_locks import require_free
     from vlcpt.runs.folder import require_empty
 
-    early = read_early(config, overrides)
-    if trains:
+    command, early = context.info_name, read_early(config, context.args)
+    if command == "train":
         require_packages({**vars(early.model), **early.training}, early.given)
     # Where one launcher started all ranks, it ends the others; else rank 0 reports it to all of them later.
     rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    if (trains or checks) and rank in (None, "0") and ranks == here:
+    if command in ("train", "check") and rank in (None, "0") and ranks == here:
         try:
             require_free(early.output)
             require_empty(early.output, config, early.training)
         except ConfigError as error:
-            if trains:
+            if command == "train":
                 raise
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
     from vlcpt.config.yaml import complete
 
-    return complete(early, computes=computes)
+    return complete(early, computes=command in ("train", "eval"))
 
 
 def _say_loading(done: str) -> None:
@@ -290,6 +286,7 @@ def _reported() -> Iterator[None]:
     """Errors that a user can fix become one message and an exit code; all others keep their trace."""
     _quiet_libraries()
     from vlcpt.data.documents import DocumentError
+    from vlcpt.errors import ConfigError
     from vlcpt.report.screen import shown_log
 
     # Which format was chosen, and why: once, not on every rank.
@@ -303,14 +300,10 @@ def _reported() -> Iterator[None]:
         if ended.code == 143:
             _fail("interrupted", 143)
         raise
-    except DocumentError as error:
-        _fail(str(error), 1)
+    except ConfigError as error:
+        _fail(str(error), 2)
     except ValueError as error:
-        from vlcpt.errors import ConfigError
-
-        if isinstance(error, ConfigError):
-            _fail(str(error), 2)
-        if not _is_ours(error):
+        if not isinstance(error, DocumentError) and not _is_ours(error):
             raise
         _fail(str(error), 1)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The one error that every part may raise: what is wrong was asked for, and no data or weight is to blame."""
+"""ConfigError: the error that every part raises where the configuration or command is wrong, not the data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and one message for whatever hinders that."""
+"""Files are written in full or not at all; one message says what prevents that."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# What a disk says that takes no more.
+# The errors of a disk that is full.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # torch writes its files from C++, and names neither the file nor the number of the error.
 _TORCH = re.compile(r"inline_container\.cc|PytorchStreamWriter|iostream error|file write failed")
-# Of Rust's libraries, in shutil's lists, and of torch's shared memory.
+# As Rust's libraries, shutil's lists and torch's shared memory write it.
 _NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]|unable to (?:resize|allocate)[^\n]*\((\d+)\)")
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _HINTS = {
@@ -44,7 +44,7 @@ class Refusal:
 
 
 class Writing:
-    """A block that writes, itself or through a library: what hinders that becomes a :class:`WriteError`.
+    """A block that writes, itself or through a library: what prevents that becomes a :class:`WriteError`.
 
     Args:
         path: The file or folder that is written.
@@ -228,8 +228,6 @@ def append_lines(path: Path, text: str, what: str = "", *, todo: str | None = No
 
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # folders cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -283,7 +281,5 @@ def _existing(path: Path) -> Path:
 
 def _free_names(path: Path) -> bool:
     """Whether the file system can take another file; some do not count them, and say 0 of 0."""
-    if not hasattr(os, "statvfs"):
-        return True
     found = os.statvfs(_existing(path))
     return not found.f_files or found.f_favail > 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 LOCK = ".vlcpt.lock"
 _TRIES, _PAUSE = 6, 0.1  # another process may just be looking at the lock, or letting go of it
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # what it leads to would be emptied
 
 # What this process holds. Processes that it forks have another number, and hold nothing.
 _held: set[tuple[int, str]] = set()
@@ -152,7 +150,8 @@ def _open(folder: Path, named: str) -> int | None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+        # A link would be followed, and what it leads to emptied.
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -194,11 +193,6 @@ def _take(folder: Path, named: str, *, waits: bool) -> int | None:
 
 def _let_go(path: Path, descriptor: int) -> None:
     """Delete the file while it is locked, so that nobody can lock one that has no name any more."""
-    if sys.platform == "win32":  # where an open file cannot be deleted
-        os.close(descriptor)
-        with suppress(OSError):
-            path.unlink()
-        return
     with suppress(OSError):
         if _is_at(path, descriptor):
             path.unlink()
@@ -221,20 +215,7 @@ def _described(path: Path) -> str:
     return f"process {process} on host {host}"
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # what is locked there cannot be read: not the text
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        finally:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        # Not flock: a forked worker of a loader would inherit that, and hold the folder after a run that
-        # was killed. These locks are one process's alone, and reach other machines over NFS.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _lock(descriptor: int) -> None:
+    # Not flock: a forked worker of a loader would inherit that, and hold the folder after a run that
+    # was killed. These locks are one process's alone, and reach other machines over NFS.
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -81,7 +81,7 @@ def test_a_configuration_that_may_be_right_is_passed(file):
     assert early.unchecked == []
 
 
-NO_RUN = {"check": [], "inspect": [], "eval": ["--checkpoint", "out"], "prepare": ["--output", "shards"]}
+NO_RUN = {"check": [], "inspect": [], "eval": ["--checkpoint", "full"], "prepare": ["--output", "shards"]}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,7 @@ NO_RUN = {"check": [], "inspect": [], "eval": ["--checkpoint", "out"], "prepare"
             (command, "eval_data: b.jsonl", "eval_data[0]: b.jsonl: no such file")
             for command in ("train", *NO_RUN)
         ),
+        ("eval --checkpoint none", "seed: 1", "--checkpoint none: no such folder"),
         ("train", "deepspeed: zero9", "deepspeed 'zero9' is no file"),
         ("train", "lora_r: 0", "lora_r 0 and lora_alpha 32 must be above 0"),
         ("train", "output_dir: a.jsonl", "output_dir a.jsonl: a.jsonl is no folder"),
@@ -112,7 +113,7 @@ def test_a_mistake_is_reported_without_torch_or_transformers(file, command, line
         "assert not {'torch', 'transformers', 'peft', 'datasets', 'pyarrow'} & set(sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, command, str(path), *NO_RUN.get(command, [])],
+        [sys.executable, "-c", code, *command.split(), str(path), *NO_RUN.get(command, [])],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(vlcpt.__file__).parents[1])},

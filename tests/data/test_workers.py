@@ -15,28 +15,32 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vlcpt.data.workers import LoadingError, Watched, Workers, WorkerWatch, end_persistent_workers
+from vlcpt.data.workers import LoadingError, WorkerBoard, Workers, end_persistent_workers
 
 ROOT = Path(__file__).parents[2]
+
+
+def row_names(item):
+    return [f"rows:{item}"]
 
 
 class Items(Dataset):
     """Tensors, each read by a worker that may then do something else."""
 
     def __init__(self, act=lambda item: None, count=12):
-        self.act, self.count, self.watch = act, count, WorkerWatch()
+        self.act, self.count, self.board = act, count, WorkerBoard(row_names)
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, item):
-        with self.watch.working_on(item):
+        with self.board.working_on(item):
             self.act(item)
             return torch.full((1000,), item)
 
 
 def workers(items, timeout=30.0, **options):
-    return Workers(timeout, lambda: [Watched(items.watch, lambda item: [f"rows:{item}"])], **options)
+    return Workers(timeout, lambda: [items.board], **options)
 
 
 def at_3(act):
@@ -153,9 +157,9 @@ def test_slow_items_are_waited_for_as_long_as_others_come(tmp_path):
 
     def read(self, item):
         for row in range(8):
-            self.watch.at(row)
+            self.board.at(row)
             time.sleep(0.4)
-        self.watch.done()
+        self.board.at(None)
         return torch.tensor(item)
 
     class Slow(Items):
@@ -203,12 +207,11 @@ def test_an_error_of_the_items_stays_what_it_is():
 
 
 def test_few_names_stand_for_many():
-    watch = WorkerWatch()
-    watch.at(0)
-    names = [f"rows:{row}" for row in range(500)]
+    board = WorkerBoard(lambda _: [f"rows:{row}" for row in range(500)])
+    board.at(0)
     with (
         pytest.raises(LoadingError) as raised,
-        Workers(0, lambda: [Watched(watch, lambda _: names)]) as waits,
+        Workers(0, lambda: [board]) as waits,
     ):
         list(waits.batches(raising(MemoryError())))
     assert "rows:9 and 490 more" in str(raised.value)
@@ -223,7 +226,7 @@ def raising(error):
 def test_a_worker_s_place_shows_in_the_process_that_waits():
     class Who(Items):
         def __getitem__(self, item):
-            with self.watch.working_on(item):
+            with self.board.working_on(item):
                 return torch.tensor([get_worker_info().id, os.getpid()])
 
     items = Who(count=4)
@@ -231,7 +234,7 @@ def test_a_worker_s_place_shows_in_the_process_that_waits():
         seen = {
             tuple(one.tolist()) for one in waits.batches(DataLoader(items, batch_size=None, num_workers=2))
         }
-    assert {(note.worker, note.process) for note in items.watch.notes()} == seen
+    assert {(note.worker, note.process) for note in items.board.notes()} == seen
     assert Path("/proc").exists() and len(seen) == 2
 
 

@@ -224,7 +224,7 @@ def test_a_kernel_may_be_compared_inside_a_layer_that_is_computed_again(unproven
     query, key, value = random_inputs(rows=1, tokens=6, width=16)
 
     def attend(query, key, value):
-        attention._proof(device, torch.bfloat16, 16, 2, True)
+        attention.kernel_for(device, torch.bfloat16, 16, 2, True)
         out, _ = by_document(layer(True, 2), query, key, value, None)
         return out
 
@@ -265,9 +265,9 @@ def unproven(monkeypatch):
     monkeypatch.setattr(
         attention, "compare", lambda one, lengths, device, *rest: compare(one, lengths, on_cpu, *rest)
     )
-    attention._proof.cache_clear()
+    attention.kernel_for.cache_clear()
     yield
-    attention._proof.cache_clear()
+    attention.kernel_for.cache_clear()
 
 
 class OnGpu:
@@ -296,7 +296,7 @@ def test_a_gpu_without_a_right_kernel_falls_back_and_says_so(unproven, monkeypat
 
     monkeypatch.setattr(attention, "_varlen_kernel", find)
     with caplog.at_level(logging.WARNING):
-        proof = attention._proof(OnGpu(), torch.bfloat16, 16, 2, True)
+        proof = attention.kernel_for(OnGpu(), torch.bfloat16, 16, 2, True)
 
     assert proof.kernel is None
     assert proof.reason.startswith(reason)
@@ -307,7 +307,7 @@ def test_a_gpu_without_a_right_kernel_falls_back_and_says_so(unproven, monkeypat
 def test_a_gpu_with_a_right_kernel_uses_it(unproven, monkeypatch):
     monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
 
-    assert attention._proof(OnGpu(), torch.bfloat16, 16, 2, True).kernel is exact
+    assert attention.kernel_for(OnGpu(), torch.bfloat16, 16, 2, True).kernel is exact
 
 
 def test_the_proof_leaves_the_runs_random_numbers_alone():

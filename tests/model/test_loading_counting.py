@@ -1,5 +1,7 @@
 """Parameters counted without weights are those of the model that training loads."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,22 @@ def test_an_adapters_own_shape_counts(
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model could be loaded from this folder"):
         empty_model(ModelConfig(str(tmp_path)))
+
+
+COUNTED = """
+import sys
+from vlcpt.config.schema import ModelConfig
+from vlcpt.model.loading import count_towers, empty_model
+
+config = ModelConfig(sys.argv[1], use_dora=True)
+assert count_towers(empty_model(config), config)["language"].trained > 0
+assert not {"peft", "transformers.trainer"} & sys.modules.keys()
+"""
+
+
+def test_counting_imports_neither_peft_nor_a_trainer(tiny_model_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED, str(tiny_model_dir)], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr

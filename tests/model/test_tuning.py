@@ -246,14 +246,6 @@ def test_checkpointing_changes_no_gradient_and_still_checkpoints_what_trains(
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
-def test_reentrant_checkpointing_is_refused(tiny_model):
-    model = apply_tuning(tiny_model, ModelConfig("base"))
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
-
-    with pytest.raises(ValueError, match="use_reentrant: false"):
-        limit_checkpointing(model)
-
-
 @pytest.mark.parametrize("way", WAYS, ids=IDS)
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 def test_each_trained_parameter_is_in_exactly_one_group(make_tiny_model, way, tie):

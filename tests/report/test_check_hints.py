@@ -39,8 +39,15 @@ def test_all_well_means_no_advice() -> None:
 
 
 def test_bad_rows_stop_training_unless_they_are_skipped() -> None:
-    assert "3 of 100 rows cannot be used, and training would stop at the first" in advice(dropped_medium=3)
-    assert "set max_bad_fraction above 0.03" in advice(dropped_medium=3, on_bad_data="skip")
+    """With all that must be set, at once."""
+    rows = "3 of 100 rows cannot be used, and training would stop"
+    assert advice(dropped_medium=3) == (
+        f"{rows} at the first: repair them, or set on_bad_data: skip and max_bad_fraction: 0.03."
+    )
+    assert advice(dropped_medium=1).endswith("set on_bad_data: skip.")
+    assert advice(dropped_medium=3, on_bad_data="skip") == (
+        f"{rows} above max_bad_fraction 0.01: repair them, or set max_bad_fraction: 0.03."
+    )
     assert "would be skipped" in advice(dropped_medium=1, on_bad_data="skip")
 
 
@@ -64,7 +71,7 @@ def test_steps_that_do_not_read_all_are_told() -> None:
 
 
 def test_many_split_documents_ask_for_the_length_that_holds_the_longest() -> None:
-    assert "with max_length 1,536 the longest would stay whole" in advice(split=10)
+    assert "with max_length 1,536 the longest would stay in one" in advice(split=10)
     assert advice(split=2) == ""
 
 

@@ -20,8 +20,10 @@ from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.runs.check import check_run
+from vlcpt.runs.evaluate import eval_run
+from vlcpt.runs.inspect import inspect_run
 from vlcpt.runs.prepare import prepare_run
-from vlcpt.runs.train import eval_run, inspect_run, train_run
+from vlcpt.runs.train import train_run
 
 QUIET = Console(file=StringIO(), width=100)
 DATA = {

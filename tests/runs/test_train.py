@@ -17,8 +17,10 @@ from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.report.card import _evaluation_file
 from vlcpt.runs.check import check_run
+from vlcpt.runs.evaluate import eval_run
 from vlcpt.runs.folder import prepare_output, write_json
-from vlcpt.runs.train import eval_run, inspect_run, train_run
+from vlcpt.runs.inspect import inspect_run
+from vlcpt.runs.train import train_run
 
 QUIET = Console(file=StringIO(), width=100)
 

@@ -166,3 +166,14 @@ def test_targets_are_counted_over_accumulated_batches(tiny_model, tiny_processor
 
     assert seen == [sum(FOUR_TARGETS)]
     assert "fill" not in read_log(tmp_path)[0]  # unpacked
+
+
+@pytest.mark.parametrize(("steps", "logged"), [(3, [3]), (5, [5]), (6, [5])])
+def test_a_run_shorter_than_logging_steps_logs_its_last_step(
+    tiny_model, tiny_processor, tmp_path, steps, logged
+):
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=128)
+    trainer = make_trainer(tiny_model, dataset, tiny_processor, tmp_path, max_steps=steps, logging_steps=5)
+    trainer.train()
+
+    assert [one["step"] for one in read_log(tmp_path)] == logged

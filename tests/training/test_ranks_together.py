@@ -62,6 +62,17 @@ def test_two_ranks_read_each_row_once_and_have_one_plan(folder):
 
 
 @pytest.mark.slow
+def test_a_row_that_cannot_be_used_stops_both_ranks_and_leaves_no_plan(folder):
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"text": 7}\n')
+    done = on_two_ranks(folder)
+    assert done.returncode != 0
+    assert f"train.jsonl:{ROWS + 1}: text" in done.stdout
+    assert not list(folder.glob("out/plan/**/*.scan"))
+    assert not list(folder.glob("plans-*"))
+
+
+@pytest.mark.slow
 def test_a_folder_that_is_not_free_stops_both_ranks_before_they_read(folder):
     (folder / "out").mkdir()
     (folder / "out" / "mine.txt").write_text("precious")

@@ -92,7 +92,7 @@ def _build(cls: type[T], values: dict[str, object]) -> T:
     return cls(**{key: values.pop(key) for key in get_type_hints(cls) if key in values})
 
 
-def read_value(given: Given, hint: TypeForm[object], choices: Sequence[object] = ()) -> object:
+def read_value(given: Given, hint: TypeForm[object]) -> object:
     """Turn what is written under a key into a value of its type, with paths from the current folder.
 
     Raises:
@@ -106,7 +106,7 @@ def read_value(given: Given, hint: TypeForm[object], choices: Sequence[object] =
             return ()
         nodes = given.node.value if isinstance(given.node, yaml.SequenceNode) else [given.node]
         return [_read_source(given.inside(f"[{number}]", node)) for number, node in enumerate(nodes)]
-    value = convert(given, hint, choices)
+    value = convert(given, hint)
     if key.endswith("name_or_path") and isinstance(value, str) and not HUB_NAME.fullmatch(value):
         folder = given.base / Path(value).expanduser()
         if not folder.is_dir():

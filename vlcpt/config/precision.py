@@ -19,11 +19,11 @@ _FIRST_WITH_BF16 = 8  # major compute capability of NVIDIA's Ampere
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What is known of the GPUs of a process.
+    """The GPUs of a process.
 
     Args:
         names: One for each GPU that the process sees.
-        capabilities: NVIDIA's compute capability of each; of AMD's GPUs they say something else.
+        capabilities: Compute capability of each NVIDIA GPU; for AMD's the numbers mean something else.
         is_hip: Whether they are AMD's, driven by ROCm.
         torch_says: ``torch.cuda.is_bf16_supported(including_emulation=False)``, which is of one GPU alone.
 
@@ -52,7 +52,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class AskedPrecision:
-    """What a user said about it.
+    """What a user asks for.
 
     Args:
         bf16: As in the configuration; None where it says nothing.
@@ -179,7 +179,7 @@ def with_precision(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def slow_products(training: TrainingArguments, facts: DeviceFacts) -> str | None:
-    """What is to be said of products that are slow on this GPU; None where they are as fast as they can be.
+    """A warning about matrix products that are slow on this GPU; None where they are as fast as they can be.
 
     Args:
         facts: See :func:`used_devices`.

@@ -1,13 +1,12 @@
-"""A piece of YAML becomes a value of a field's type, or an error with its line that shows no secret."""
+"""A YAML value becomes a value of a field's type, or an error with its line that shows no secret."""
 
 from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -60,13 +59,15 @@ def _texts(node: yaml.Node, seen: set[int]) -> Iterator[str]:
     seen.add(id(node))
     if isinstance(node, yaml.ScalarNode):
         yield node.value
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _texts(item, seen)
-    elif isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            for item in pair:
-                yield from _texts(item, seen)
+    for item in _inside(node):
+        yield from _texts(item, seen)
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    """The items of a list; the keys and values of a mapping."""
+    if isinstance(node, yaml.MappingNode):
+        return [item for pair in node.value for item in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 NULL = "tag:yaml.org,2002:null"
@@ -193,11 +194,7 @@ def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int], repeated:
     if id(node) in depths:  # an alias, which may point back to what it stands in
         return depths[id(node)]
     depths[id(node)] = 0
-    inside: list[yaml.Node] = []
-    if isinstance(node, yaml.SequenceNode):
-        inside = node.value
     if isinstance(node, yaml.MappingNode):
-        inside = [value for _, value in node.value]
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -212,7 +209,7 @@ def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int], repeated:
                 )
             lines.setdefault(name, line)
     depth = isinstance(node, yaml.CollectionNode) + max(
-        (_check_nodes(item, origin, depths, repeated) for item in inside), default=0
+        (_check_nodes(item, origin, depths, repeated) for item in _inside(node)), default=0
     )
     if depth > _DEEPEST:
         raise ConfigError(f"{origin}:{node.start_mark.line + 1}: {_TOO_DEEP}")
@@ -224,15 +221,12 @@ def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
     """How many values there are with each alias replaced by what it names: a few lines can make billions."""
     if id(node) not in counts:
         counts[id(node)] = 0  # an alias inside what it names
-        inside: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
-        if isinstance(node, yaml.MappingNode):
-            inside = [one for pair in node.value for one in pair]
-        counts[id(node)] = 1 + sum(_written_out(one, counts) for one in inside)
+        counts[id(node)] = 1 + sum(_written_out(one, counts) for one in _inside(node))
     return counts[id(node)]
 
 
 def plain_value(given: Given) -> object:
-    """What a piece of YAML means; None where a tag in it is not plain YAML."""
+    """What a YAML value means; None where a tag in it is not plain YAML."""
     try:
         return Loader("").construct_object(given.node, deep=True)
     except (yaml.YAMLError, ValueError):
@@ -244,13 +238,12 @@ def is_nothing(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and (node.tag.endswith(":null") or not node.value.strip())
 
 
-def convert(given: Given, hint: TypeForm[object], choices: Sequence[object] = ()) -> object:
+def convert(given: Given, hint: TypeForm[object]) -> object:
     """Turn YAML into a value of the type ``hint``: ``'5'`` is an int where one is wanted, ``true`` never is.
 
     Args:
         given: What the user wrote.
         hint: The type of the field, as ``typing.get_type_hints`` gives it.
-        choices: The only values allowed, where the type does not say so.
 
     Raises:
         ConfigError: With what was expected and found.
@@ -264,20 +257,17 @@ def convert(given: Given, hint: TypeForm[object], choices: Sequence[object] = ()
     """
     for value in _readings(given, hint):
         try:
-            result = _validated(value, hint)
+            return _validated(value, hint)
         except (ValidationError, TypeError):
             continue
-        if not choices or result is None or result in choices:
-            return result
-    expected = f"one of {', '.join(map(str, choices))}" if choices else _describe(hint)
     found = "something else" if is_secret(given.key) else _shown(given.node)
     if (here := read_table()["values"].get(given.key, {}).get(found)) is not None:
         raise given.error(f"{found} is called {here} here. Write: {given.key}: {here}")
-    raise given.error(f"expected {expected}, found {found}. Correct it, or remove it.")
+    raise given.error(f"expected {_describe(hint)}, found {found}. Correct it, or remove it.")
 
 
 def _readings(given: Given, hint: object) -> Iterator[object]:
-    """Give what a piece of YAML may mean: its value, the text itself, the only item of a list."""
+    """What a YAML value may mean: its value, the text itself, the only item of a list."""
     members = _members(hint)
     try:
         value = Loader("").construct_object(given.node, deep=True)
@@ -300,11 +290,7 @@ def _validated(value: object, hint: TypeForm[object]) -> object:
         member is bool or (get_origin(member) is Literal and value in get_args(member)) for member in members
     ):
         raise TypeError("pydantic would take true for 1")
-    # TrainingArguments types a choice as "Enum or text"; only the Enum knows which text is right.
-    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
-    adapter: TypeAdapter[object] = TypeAdapter(
-        enums[0] if enums else hint, config=ConfigDict(allow_inf_nan=False)
-    )
+    adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
     return adapter.validate_python(value)
 
 
@@ -314,12 +300,8 @@ def _members(hint: object) -> tuple[object, ...]:
 
 def _describe(hint: object) -> str:
     """Name a type for a person: ``a whole number or null``."""
-    members = _members(hint)
-    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
-    if enums:
-        return "one of " + ", ".join(str(choice.value) for choice in enums[0])
-    if len(members) > 1:
-        return " or ".join(_describe(member) for member in members)
+    if len(_members(hint)) > 1:
+        return " or ".join(map(_describe, _members(hint)))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(hint))
     if get_origin(hint) in (list, tuple):

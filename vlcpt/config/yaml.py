@@ -91,11 +91,8 @@ def complete(early: EarlyConfig, *, computes: bool = True) -> Configs:
         ConfigError: As :func:`load_config`.
     """
     given, values = early.given, dict(early.training)
-    for item in fields(CPTConfig):
-        if item.name in early.unchecked:
-            choices = item.metadata.get("choices", ())
-            hint = get_type_hints(CPTConfig)[item.name]
-            values[item.name] = read_value(given[item.name], hint, choices)
+    for key in early.unchecked:
+        values[key] = read_value(given[key], get_type_hints(CPTConfig)[key])
     lacks_bf16 = (
         values.get("bf16") and not values.get("use_cpu") and not training_args.is_torch_bf16_gpu_available()
     )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.documents import Document, DocumentError, Image, Medium
+from vlcpt.data.documents import Document, Image, Medium
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import TokenStream
-from vlcpt.data.encode.vision import PlacedMedium
-from vlcpt.data.media.open import MediaError, giants_in_turn, read_image, without_cache
+from vlcpt.data.encode.vision import PlacedMedium, medium_errors
+from vlcpt.data.media.open import MediaError, giants_in_turn, read_image
 from vlcpt.data.media.videos import read_video
 from vlcpt.data.media.whole import check_container
 
@@ -36,19 +34,19 @@ class CheckingEncoder(DocumentEncoder):
         # First: that a file is cut says more than what its header then lacks.
         media: tuple[Medium, ...] = (*document.images, *document.videos)
         for medium in media:
-            with _told(medium, document):
+            with medium_errors(medium, document):
                 check_container(medium, media_root=root, limits=self.options.limits)
         stream = super().tokens(document)
         for placed in stream.media if self.decodes else ():
-            with _told(placed.medium, document):
+            with medium_errors(placed.medium, document):
                 self._decode(placed, root)
         return stream
 
     def _decode(self, placed: PlacedMedium, root: Path | None) -> None:
-        if placed.clip is not None and not isinstance(placed.medium, Image):
+        if not isinstance(placed.medium, Image):
+            assert placed.clip is not None
             read_video(placed.medium, placed.clip, media_root=root, limits=self.options.limits)
             return
-        assert isinstance(placed.medium, Image)
         with giants_in_turn(placed.size[0] * placed.size[1]):
             width, height = read_image(placed.medium, media_root=root, limits=self.options.limits).size
         if (height, width) != placed.size:
@@ -56,17 +54,6 @@ class CheckingEncoder(DocumentEncoder):
                 f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "
                 f"{placed.size[0]} × {placed.size[1]}. Write the file again."
             )
-
-
-@contextmanager
-def _told(medium: Medium, document: Document) -> Iterator[None]:
-    """What is wrong with a medium becomes the document's error."""
-    try:
-        yield
-    except MediaError as error:
-        field = "images" if isinstance(medium, Image) else "videos"
-        reason = without_cache(str(error))
-        raise DocumentError(reason, kind="medium", source=document.source, field=field) from None
 
 
 class DecodingEncoder(CheckingEncoder):

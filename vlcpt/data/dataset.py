@@ -26,8 +26,8 @@ from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
 from vlcpt.data.prepared.fingerprints import require_same_encoding
 from vlcpt.data.rows.jsonl import MAX_ROW_BYTES
-from vlcpt.data.sources import DocumentSource, Sources, distinct, open_sources
-from vlcpt.data.workers import WorkerWatch
+from vlcpt.data.sources import Sources, distinct, open_sources
+from vlcpt.data.workers import WorkerBoard
 
 PixelsOf = Literal["document", "next_document", "blank"]
 
@@ -101,12 +101,15 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         cache_dir: str | Path | None = None,
         track: Track = untracked,
     ) -> None:
-        _check_numbers(replay_share, max_length)
+        if not 0 <= replay_share < 1:
+            raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
         given = replay_data if replay_share else ()
         replay = open_sources(given, untagged, "replay", "replay_data", max_row_bytes)
         self._sources = distinct([*train, *replay])
-        self._states = [_state(source) for source in self._sources]  # before they are read
+        self._states = [source.state() for source in self._sources]  # before they are read
         options = EncodingOptions(train_eos, min_pixels, max_pixels, fps, max_frames, limits or MediaLimits())
         require_same_encoding(self._sources, processor, untagged, options)
         self._encoder = self._encoder_class(processor, options)
@@ -126,7 +129,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.failures = Failures(
             plan, [source.name for source in self._sources], max_bad_fraction, self._max_bad_in_a_row
         )
-        self.watch = WorkerWatch()
+        self.board = WorkerBoard(self.names)
         # Flat arrays, which workers share with the parent instead of copying them.
         self._plan = plan
         self._pack(seed)
@@ -153,8 +156,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     def __getitem__(self, index: int) -> list[Sample | FailedSample]:
         """The samples of a pack. One that cannot be read after all comes as a :class:`FailedSample`."""
         numbers = self._numbers(index)
-        with self.watch.working_on(index % len(self)):
-            return [self._sample_or_failure(*self._plan.sample(number)) for number in numbers]
+        with self.board.working_on(index % len(self)):
+            return [self._sample_or_failure(number) for number in numbers]
 
     @property
     def has_media(self) -> bool:
@@ -216,10 +219,6 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         samples = map(self._plan.sample, self._numbers(index))
         return [self._sources[source].document(int(line["row"])).name for source, line in samples]
 
-    def targets(self, index: int) -> int:
-        """Targets of an item."""
-        return sum(int(self._plan.sample(number)[1]["targets"]) for number in self._numbers(index))
-
     def pack_sizes(self) -> np.ndarray:
         """int64 (packs, 3): tokens, targets and pad tokens of each item."""
         starts = np.append(0, self._pack_ends[:-1])
@@ -255,20 +254,30 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         first = self._pack_ends[index - 1] if index else 0
         return self._pack_of[first : self._pack_ends[index]]
 
-    def _sample_or_failure(self, source: int, line: np.void) -> Sample | FailedSample:
+    def _sample_or_failure(self, number: int) -> Sample | FailedSample:
+        source, line = self._plan.sample(number)
         row = int(line["row"])
         try:
             return self._sample(source, row, line)
         except DocumentError as error:
-            place = error.source or self._sources[source].rows.source(row)
-            dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
+            dropped = Dropped.by(error, self._sources[source].rows.source(row))
             # What was changed is no bad row: nobody knows what else is another one now.
             stops = self._stops or error.kind in ("changed", "source")  # the latter: a prepared one
             return FailedSample(source, row, dropped, str(error), stops)
 
     def _sample(self, source: int, row: int, line: np.void) -> Sample:
         start, stop, repeated = (int(line[name]) for name in ("start", "stop", "repeated"))
-        document = self._document(source, row)
+        try:
+            document = self._sources[source].document(row)
+        except DocumentError as error:
+            if self._sources[source].state() == self._states[source]:
+                raise
+            raise DocumentError(
+                f"its file was changed since the run was planned, and now gives: {error.reason} Put it back "
+                "as it was, or delete the run's folder plan and start it again.",
+                kind="changed",
+                source=error.source or self._sources[source].rows.source(row),
+            ) from None
         stream = self._encoder.tokens(document)
         if stream.checksum != line["checksum"]:
             raise DocumentError(
@@ -285,19 +294,6 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             )
         return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
 
-    def _document(self, source: int, row: int) -> Document:
-        try:
-            return self._sources[source].document(row)
-        except DocumentError as error:
-            if _state(self._sources[source]) == self._states[source]:
-                raise
-            raise DocumentError(
-                f"its file was changed since the run was planned, and now gives: {error.reason} Put it back "
-                "as it was, or delete the run's folder plan and start it again.",
-                kind="changed",
-                source=error.source or self._sources[source].rows.source(row),
-            ) from None
-
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
         """The document after this one among those with the medium; None if there is no other."""
         if len(found) < 2:
@@ -307,16 +303,3 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
-
-
-def _state(source: DocumentSource) -> object:
-    """What tells whether a source's files changed; None where nothing does."""
-    state = getattr(source.rows, "state", None)
-    return None if state is None else state()
-
-
-def _check_numbers(replay_share: float, max_length: int) -> None:
-    if not 0 <= replay_share < 1:
-        raise ValueError(f"replay_share must be at least 0 and below 1; found {replay_share}.")
-    if max_length < 2:
-        raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")

@@ -18,7 +18,7 @@ class FailedSample:
     Args:
         source, row: Numbers of its source and its row.
         dropped: Its line of ``dropped.jsonl``.
-        message: The error whole.
+        message: The complete error.
         stops: Whether the run stops here, as ``on_bad_data`` says.
     """
 
@@ -62,7 +62,7 @@ class Failures:
     def enter(self, failed: FailedSample) -> bool:
         """Enter a document in the ledger; False if it is there already.
 
-        It moves from used to dropped whole, also where other parts of it have been trained.
+        It moves from used to dropped with all its tokens, also where other parts of it have been trained.
         """
         key = (failed.source, failed.row)
         self._in_a_row[key] = failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from vlcpt.data.documents import (
@@ -43,7 +43,7 @@ def parse_markup(
         text: The markup.
         images: One reference (path, ``data:`` URI, dict or :class:`Image`) for each image marker.
         videos: The same for videos.
-        untagged: What becomes of text without any tag: trained whole, context, or an error.
+        untagged: What becomes of text without any tag: all is trained, all is context, or it is an error.
 
     Returns:
         The document, without id and source.
@@ -60,125 +60,107 @@ def parse_markup(
         ...
         vlcpt.data.documents.DocumentError: text, character 0: </trainable_text> closes nothing. Put <trainable_text> before it, or write \</trainable_text> for the characters.
     """  # noqa: E501
-    segments: list[Segment] = []
-    media = _Media(images, videos)
+    segments: list[Segment | None] = []  # None: a marker, filled below
+    markers: list[re.Match[str]] = []
     span: tuple[int, float] | None = None  # where the open span began, and its weight
-    tagged, empty_spans, done = False, 0, 0
-    span_has_text = False
-
-    def add(piece: str) -> None:
-        nonlocal span_has_text
-        if piece:
+    tagged, empty_spans, done, span_has_text = False, 0, 0, False
+    for match in (*TAG_START.finditer(text), None):
+        start = len(text) if match is None else match.start()
+        slashes = 0 if match is None else trailing_backslashes(text, done, start)
+        said = text[done : start - slashes] + "\\" * (slashes // 2)
+        is_tag = match is not None and slashes % 2 == 0
+        if match is not None:
+            said += "" if is_tag else match.group()
+            done = match.end()
+        if said:
             span_has_text = True
-            segments.append(Text(piece) if span is None else Text(piece, True, span[1]))
-
-    for match in TAG_START.finditer(text):
-        start = match.start()
-        slashes = trailing_backslashes(text, done, start)
-        add(text[done : start - slashes] + "\\" * (slashes // 2))
-        if slashes % 2:
-            add(match.group())
-            done = match.end()
+            segments.append(Text(said) if span is None else Text(said, True, span[1]))
+        if match is None or not is_tag:
             continue
-        found = match.group()
-        if match["misspelt"]:
-            raise _malformed(text, start)
-        if found == "<trainable_text":
-            tag = _whole(_OPEN, text, start)
-            if span is not None:
-                raise _error(
-                    f"<trainable_text> opens inside the span that opened at character {span[0]}. "
-                    "Close that one first; spans do not nest.",
-                    start,
-                )
-            span, span_has_text, tagged = (start, _weight(tag.group(1), start)), False, True
-            done = tag.end()
-        elif found == "</trainable_text":
-            tag = _whole(_CLOSE, text, start)
-            if span is None:
-                raise _error(
-                    "</trainable_text> closes nothing. Put <trainable_text> before it, "
-                    r"or write \</trainable_text> for the characters.",
-                    start,
-                )
-            empty_spans += not span_has_text
-            span, done = None, tag.end()
+        if match.group() in ("<trainable_text", "</trainable_text") or match["misspelt"]:
+            opening, closing = _OPEN.match(text, start), _CLOSE.match(text, start)
+            if opening:
+                if span is not None:
+                    raise _error(
+                        f"<trainable_text> opens inside the span that opened at character {span[0]}. "
+                        "Close that one first; spans do not nest.",
+                        start,
+                    )
+                span, span_has_text, tagged = (start, _weight(opening[1], start)), False, True
+                done = opening.end()
+            elif closing:
+                if span is None:
+                    raise _error(
+                        "</trainable_text> closes nothing. Put <trainable_text> before it, "
+                        r"or write \</trainable_text> for the characters.",
+                        start,
+                    )
+                empty_spans += not span_has_text
+                span, done = None, closing.end()
+            else:
+                raise _malformed(text, start)
         else:
-            segments.append(media.take(found, start))
-            done = match.end()
-    add(text[done:])
+            segments.append(None)
+            markers.append(match)
     if span is not None:
         raise _error("<trainable_text> is not closed. Add </trainable_text>.", span[0])
-    media.finish(len(text))
+    media = iter(_media(markers, {Image: images, Video: videos}, len(text)))
+    filled = [next(media) if segment is None else segment for segment in segments]
     if not tagged:
-        segments = _treat_untagged(segments, untagged)
-    return Document(tuple(segments), tagged=tagged, empty_spans=empty_spans)
+        filled = _treat_untagged(filled, untagged)
+    return Document(tuple(filled), tagged=tagged, empty_spans=empty_spans)
 
 
-def _whole(tag: re.Pattern[str], text: str, start: int) -> re.Match[str]:
-    """The tag that begins there."""
-    found = tag.match(text, start)
-    if found is None:
-        raise _malformed(text, start)
-    return found
+_NEXT = ("<image>", "<video>")
 
 
-class _Media:
-    """Hands out the files of a row to its markers, and checks that they agree."""
-
-    def __init__(self, images: Sequence[object], videos: Sequence[object]) -> None:
-        self.files: dict[str, Sequence[object]] = {"images": images, "videos": videos}
-        for field, files in self.files.items():
-            if isinstance(files, str | bytes):
-                reason = f"expected a list of media references, found {type(files).__name__}."
-                raise DocumentError(reason, kind="row", field=field)
-        self.used: dict[str, set[int]] = {"images": set(), "videos": set()}
-        self.first: tuple[str, int] | None = None  # the first marker: it decides the style
-        self.surplus: dict[str, int] = {}  # where the first marker without a file stands
-
-    def take(self, marker: str, offset: int) -> Medium:
-        """The file that ``marker`` stands for."""
-        if self.first is None:
-            self.first = (marker, offset)
-        elif (self.first[0] in ("<image>", "<video>")) != (marker in ("<image>", "<video>")):
+def _media(
+    markers: Sequence[re.Match[str]], files: Mapping[type[Image] | type[Video], Sequence[object]], end: int
+) -> list[Medium]:
+    """The file that each marker stands for; markers and files have to agree."""
+    for kind, given in files.items():
+        if isinstance(given, str | bytes):
+            reason = f"expected a list of media references, found {type(given).__name__}."
+            raise DocumentError(reason, kind="row", field=f"{kind.__name__.lower()}s")
+    used: dict[type[Image] | type[Video], dict[int, int]] = {Image: {}, Video: {}}  # number: place
+    order: list[tuple[type[Image] | type[Video], int]] = []
+    for match in markers:
+        marker, offset, first = match.group(), match.start(), markers[0]
+        if (first.group() in _NEXT) != (marker in _NEXT):
             raise _error(
-                f"{marker} follows {self.first[0]} at character {self.first[1]}: a document uses either "
+                f"{marker} follows {first.group()} at character {first.start()}: a document uses either "
                 "<image>/<video> in order or <IMG1>/<VID2> by number, not both.",
                 offset,
             )
-        field = "images" if marker == "<image>" or marker.startswith("<IMG") else "videos"
-        used, files = self.used[field], self.files[field]
-        number = len(used) + 1 if marker in ("<image>", "<video>") else int(marker[4:-1])
-        if number in used:
+        kind = Image if marker[1] in "iI" else Video
+        listed = len(files[kind])
+        number = len(used[kind]) + 1 if marker in _NEXT else int(marker[4:-1])
+        if number in used[kind]:
             raise _error(f"{marker} is used twice. Each file is used exactly once.", offset)
-        used.add(number)
-        if marker[1] in "IV" and not 1 <= number <= len(files):
-            raise (DocumentError if files else MissingFileError)(
-                f"{marker} names file {number} but {field!r} lists {len(files)}. "
+        if marker not in _NEXT and not 1 <= number <= listed:
+            raise _error(
+                f"{marker} names file {number} but '{kind.__name__.lower()}s' lists {listed}. "
                 "Numbers start at 1; add the file or correct the number.",
-                kind="markup",
-                field="text",
-                offset=offset,
+                offset,
+                missing=not listed,
             )
-        kind = Image if field == "images" else Video
-        if number > len(files):  # counted on: `finish` says both numbers
-            self.surplus.setdefault(field, offset)
-            return kind("missing")
-        return medium_at(kind, files[number - 1], f"{field}[{number - 1}]")
-
-    def finish(self, end: int) -> None:
-        """Check that every file has its marker; one that has none is missed at the ``end`` of the text."""
-        for field, marker in (("images", "<image>"), ("videos", "<video>")):
-            markers, files = len(self.used[field]), len(self.files[field])
-            if markers != files:
-                raise (DocumentError if files else MissingFileError)(
-                    f"the text has {markers} {marker} marker{'s' * (markers != 1)} but {field!r} lists "
-                    f"{files} file{'s' * (files != 1)}. Give each marker one file, in reading order; "
-                    rf"write \{marker} for the characters.",
-                    kind="markers",
-                    field="text",
-                    offset=self.surplus.get(field, end),
-                )
+        used[kind][number] = offset
+        order.append((kind, number))
+    for kind, places in used.items():
+        name, listed = kind.__name__.lower(), len(files[kind])
+        if len(places) != listed:
+            raise _error(
+                f"the text has {len(places)} <{name}> marker{'s' * (len(places) != 1)} but '{name}s' lists "
+                f"{listed} file{'s' * (listed != 1)}. Give each marker one file, in reading order; "
+                rf"write \<{name}> for the characters.",
+                next((place for number, place in places.items() if number > listed), end),
+                kind="markers",
+                missing=not listed,
+            )
+    return [
+        medium_at(kind, files[kind][number - 1], f"{kind.__name__.lower()}s[{number - 1}]")
+        for kind, number in order
+    ]
 
 
 def _treat_untagged(segments: list[Segment], untagged: Untagged) -> list[Segment]:
@@ -210,5 +192,6 @@ def _malformed(text: str, offset: int) -> DocumentError:
     )
 
 
-def _error(reason: str, offset: int) -> DocumentError:
-    return DocumentError(reason, kind="markup", field="text", offset=offset)
+def _error(reason: str, offset: int, *, kind: str = "markup", missing: bool = False) -> DocumentError:
+    error = MissingFileError if missing else DocumentError
+    return error(reason, kind=kind, field="text", offset=offset)

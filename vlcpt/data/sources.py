@@ -14,7 +14,7 @@ from vlcpt.data.markup import Untagged
 from vlcpt.data.media.recognise import may_hold_media
 from vlcpt.data.prepared.read import PreparedRows, prepared_members
 from vlcpt.data.rows.fields import Row, id_field, is_given
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows, limit_rows
+from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows
 from vlcpt.data.rows.open import default_name, open_rows, why_empty
 from vlcpt.data.rows.tars import TarRow, with_own_files
 from vlcpt.file_writes import WriteError
@@ -56,16 +56,25 @@ class DocumentSource:
         schema = SCHEMAS.get(self.unread.format)
         return schema.marking if schema else ""
 
+    def state(self) -> object:
+        """What tells whether its files changed; None where nothing does."""
+        return self.rows.state() if hasattr(self.rows, "state") else None
+
+    def names(self, number: int) -> list[str]:
+        """File and line of a row, as messages call it."""
+        return [str(self.rows.source(number))]
+
     def left_out(self) -> dict[str, int]:
         """Files that lie with the rows and are not read, by what they are."""
-        found = self.rows.left_out() if hasattr(self.rows, "left_out") else {}
-        return {name: count for name, count in found.items() if count and name not in self.unread.ignored}
+        return {
+            name: count
+            for name, count in self.rows.left_out().items()
+            if count and name not in self.unread.ignored
+        }
 
     def root_of(self, number: int) -> str | None:
         """The folder of a document's media: of files in several folders, its own file's."""
-        found = getattr(self.rows, "media_root", None)
-        own: str | None = None if found is None else found(number)
-        return own or self.media_root
+        return self.rows.media_root(number) or self.media_root
 
     def document(self, number: int) -> Document:
         """Document ``number``.
@@ -168,7 +177,7 @@ def open_source(
                 ignored=ignore_fields,
                 max_row_bytes=max_row_bytes,
             )
-            limit_rows(rows, max_row_bytes)
+            rows.limit(max_row_bytes)
         else:
             if split:
                 raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
@@ -198,8 +207,7 @@ def _only_needed(
     rows: Rows, format: str, fields: frozenset[str], ignored: frozenset[str]
 ) -> tuple[Rows, tuple[str, ...]]:
     """Of tables, the columns that the schema reads and those that may hold media; the names of the others."""
-    only = getattr(rows, "only", None)
-    if only is None:
+    if not rows.has_columns:
         return rows, ()
     first: list[Row] = []
     for number in range(min(len(rows), 20)):
@@ -216,7 +224,7 @@ def _only_needed(
         or (SCHEMAS[format].chat and name in PREFERENCES)
     ]
     # What cannot hold a medium, and is full, is never read: a column of texts may be larger than all others.
-    return only((*fields, *looked_at)), tuple(name for name in others if name not in looked_at)
+    return rows.only((*fields, *looked_at)), tuple(name for name in others if name not in looked_at)
 
 
 def _is_looked_at(name: str, values: Sequence[object]) -> bool:

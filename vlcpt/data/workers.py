@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -29,84 +28,6 @@ MAX_WORKERS = 256
 _SHARED = Path("/dev/shm")
 _TODO = "In a container, start it with more: docker --shm-size 8g, or --ipc host."
 _PROCESS, _ITEM, _BUSY, _CHANGES = range(4)
-
-
-class Note(NamedTuple):
-    """What a worker does.
-
-    Args:
-        worker: Its number.
-        process: Its process.
-        item: What it reads, or read last.
-        is_busy: Whether it still reads it.
-        changes: Moves on with every note of this worker.
-    """
-
-    worker: int
-    process: int
-    item: int
-    is_busy: bool
-    changes: int
-
-
-class WorkerWatch:
-    """A board in shared memory: worker w writes the item that it reads into place w.
-
-    Example:
-        >>> watch = WorkerWatch()
-        >>> with watch.working_on(7):
-        ...     watch.busy()
-        {0: 7}
-        >>> watch.busy(), watch.notes()[0].item
-        ({}, 7)
-    """
-
-    def __init__(self) -> None:
-        board = torch.zeros((MAX_WORKERS, 4), dtype=torch.int64)
-        with Writing(_SHARED, "memory that processes share", needed=board.nbytes, todo=_TODO):
-            self._board = board.share_memory_()
-
-    def at(self, item: int) -> None:
-        """Note that an item is being read now."""
-        own = self._own()
-        own[_PROCESS], own[_ITEM], own[_BUSY] = os.getpid(), item, 1
-        own[_CHANGES] += 1
-
-    def done(self) -> None:
-        """Note that it was read."""
-        own = self._own()
-        own[_BUSY] = 0
-        own[_CHANGES] += 1
-
-    @contextmanager
-    def working_on(self, item: int) -> Iterator[None]:
-        """Note the item while it is read; a process that dies leaves its note."""
-        self.at(item)
-        try:
-            yield
-        finally:
-            self.done()
-
-    def notes(self) -> list[Note]:
-        """What each worker noted that has read anything, by its number."""
-        return [
-            Note(worker, process, item, bool(is_busy), changes)
-            for worker, (process, item, is_busy, changes) in enumerate(self._board.tolist())
-            if changes
-        ]
-
-    def busy(self) -> dict[int, int]:
-        """The item of each worker that is reading one."""
-        return {note.worker: note.item for note in self.notes() if note.is_busy}
-
-    def _own(self) -> np.ndarray:
-        worker = get_worker_info()
-        place = min(worker.id if worker else 0, MAX_WORKERS - 1)
-        own: np.ndarray = self._board.numpy()[place]
-        return own
-
-
-T_co = TypeVar("T_co", covariant=True)
 _TORCH = "torch.utils.data._utils.signal_handling"
 _SHOWN = 10  # documents of a worker that a message names at most
 _SETTLES = 2.0  # seconds from a connection that breaks to the exit code of the process behind it
@@ -128,6 +49,86 @@ class LoadingError(ValueError):
     """A loader worker died or did not answer."""
 
 
+class Note(NamedTuple):
+    """What a worker does.
+
+    Args:
+        worker: Its number.
+        process: Its process.
+        item: What it reads, or read last.
+        is_busy: Whether it still reads it.
+        changes: Another number with every note of this worker.
+    """
+
+    worker: int
+    process: int
+    item: int
+    is_busy: bool
+    changes: int
+
+
+class WorkerBoard:
+    """A board in shared memory: worker w writes the item that it reads into place w.
+
+    Args:
+        names: Of the documents of an item.
+
+    Example:
+        >>> board = WorkerBoard(lambda item: [f"train.jsonl:{item}"])
+        >>> with board.working_on(7):
+        ...     board.in_flight()
+        ['worker 0 was reading train.jsonl:7']
+        >>> board.in_flight()
+        []
+    """
+
+    def __init__(self, names: Callable[[int], Sequence[str]]) -> None:
+        self._names = names
+        board = torch.zeros((MAX_WORKERS, 4), dtype=torch.int64)
+        with Writing(_SHARED, "memory that processes share", needed=board.nbytes, todo=_TODO):
+            self._board = board.share_memory_()
+
+    def at(self, item: int | None) -> None:
+        """Note the item that is being read now; None: it was read."""
+        worker = get_worker_info()
+        own = self._board.numpy()[min(worker.id if worker else 0, MAX_WORKERS - 1)]
+        own[_BUSY] = item is not None
+        if item is not None:
+            own[_PROCESS], own[_ITEM] = os.getpid(), item
+        own[_CHANGES] += 1
+
+    @contextmanager
+    def working_on(self, item: int) -> Iterator[None]:
+        """Note the item while it is read; a process that dies leaves its note."""
+        self.at(item)
+        try:
+            yield
+        finally:
+            self.at(None)
+
+    def notes(self) -> list[Note]:
+        """What each worker noted that has read anything, by its number."""
+        return [
+            Note(worker, process, item, bool(is_busy), changes)
+            for worker, (process, item, is_busy, changes) in enumerate(self._board.tolist())
+            if changes
+        ]
+
+    def in_flight(self, dead: Iterable[int] = ()) -> list[str]:
+        """What each worker is reading, and what the dead processes had read last, for a message."""
+        found = []
+        for note in self.notes():
+            if note.is_busy or note.process in dead:
+                verb = "was reading" if note.is_busy else "had read, last,"
+                names = self._names(note.item)
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                found.append(f"worker {note.worker} {verb} {', '.join(names[:_SHOWN])}{more}")
+        return found
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
 class Loader(Protocol[T_co]):
     """What a ``DataLoader`` is to who reads from it."""
 
@@ -136,24 +137,12 @@ class Loader(Protocol[T_co]):
     def __len__(self) -> int: ...
 
 
-class Watched(NamedTuple):
-    """A board on which workers note what they read.
-
-    Args:
-        watch: The board.
-        names: Of the documents of an item.
-    """
-
-    watch: WorkerWatch
-    names: Callable[[int], Sequence[str]]
-
-
 class Workers:
     """The loader workers that are started while this context is open, as the process that waits for them.
 
     Args:
         timeout: Seconds that a wait may take; 0: any time.
-        watched: The boards of these workers.
+        boards: Those of these workers.
         while_still: Whether only seconds count in which a worker notes nothing new.
 
     Example:
@@ -165,12 +154,12 @@ class Workers:
     def __init__(
         self,
         timeout: float,
-        watched: Callable[[], Sequence[Watched]] = lambda: (),
+        boards: Callable[[], Sequence[WorkerBoard]] = lambda: (),
         *,
         while_still: bool = False,
     ) -> None:
         self._timeout = timeout
-        self._watched = watched
+        self._boards = boards
         self._while_still = while_still
         self._since: float | None = None  # since when this process waits
         self._late = ""  # why this has ended the workers
@@ -181,9 +170,7 @@ class Workers:
     def __enter__(self) -> Workers:
         self._before = active_children()
         self._ended = threading.Event()
-        self._late = ""
-        self._known = {}
-        self._retired = set()
+        self._late, self._known, self._retired = "", {}, set()
         self._is_outer = not _held.holds
         _hold_back()
         if self._timeout:
@@ -223,7 +210,7 @@ class Workers:
         return AwaitedLoader(loader, self)
 
     def end(self) -> None:
-        """Kill these workers: one that is stopped heeds nothing else."""
+        """Kill these workers: a stopped one reacts to nothing else."""
         children = self._children()
         for child in children:
             child.kill()
@@ -238,6 +225,7 @@ class Workers:
         try:
             self._look()  # one may have died since the last wait
             yield
+            _hold_back()  # while what torch's handler raises, if it is there again, is still caught here
         except MemoryError as error:
             raise LoadingError(
                 f"no memory was left to read a document{self._documents()}. {_MEMORY}"
@@ -250,7 +238,7 @@ class Workers:
             raise LoadingError(message) from error
         finally:
             self._since, _held.waits = None, outer
-            _hold_back()  # an iterator that was made here may have put torch's handler in its place
+            _hold_back()
             self._known |= {child.pid or 0: child for child in self._children()}
 
     def _look(self) -> None:
@@ -321,8 +309,8 @@ class Workers:
             int(pid) for part in re.findall(r"\(pid(?:\(s\))? ([\d, ]+)\)", text) for pid in part.split(",")
         }
         codes = [self._known[pid].exitcode for pid in dead if pid in self._known]
-        code = next(filter(None, codes), None) or _told_code(text)
-        what, todo = _told_end(code)
+        code = next(filter(None, codes), None) or _code_of(text)
+        what, todo = _end_of(code)
         return f"a process that read documents {what}: {self._named(dead)}{self._documents(dead)}. {todo}"
 
     def _named(self, processes: Iterable[int]) -> str:
@@ -330,7 +318,7 @@ class Workers:
         return ", ".join(f"{workers.get(pid, '')}(pid {pid})" for pid in sorted(processes))
 
     def _broken_by(self) -> str:
-        """What there is to say of the worker whose end has broken a connection; empty if none has ended."""
+        """What is known of the worker whose end broke a connection; empty if none has ended."""
         end = time.monotonic() + _SETTLES
         while time.monotonic() < end:
             try:
@@ -346,18 +334,11 @@ class Workers:
         return ""
 
     def _notes(self) -> list[Note]:
-        return [note for one in self._watched() for note in one.watch.notes()]
+        return [note for board in self._boards() for note in board.notes()]
 
     def _documents(self, dead: Iterable[int] = ()) -> str:
-        """The documents in flight: what workers were reading, and what the dead had read last."""
-        told = []
-        for watch, names in self._watched():
-            for note in watch.notes():
-                if not note.is_busy and note.process not in dead:
-                    continue
-                verb = "was reading" if note.is_busy else "had read, last,"
-                told.append(f"worker {note.worker} {verb} {_listed(names(note.item))}")
-        return f"; {'; '.join(told)}" if told else "; no worker was reading a document"
+        found = [one for board in self._boards() for one in board.in_flight(dead)]
+        return f"; {'; '.join(found)}" if found else "; no worker was reading a document"
 
 
 def read_by_workers(
@@ -365,7 +346,7 @@ def read_by_workers(
     numbers: Sequence[int],
     num_proc: int,
     timeout: float,
-    watched: Watched,
+    board: WorkerBoard,
     *,
     in_order: bool = True,
 ) -> Generator[T]:
@@ -376,7 +357,7 @@ def read_by_workers(
         numbers: Of the items.
         num_proc: Processes to start at most.
         timeout: Seconds in which each of them must note something new; 0: any time.
-        watched: Their board.
+        board: Of these processes.
         in_order: Whether items come in the order of the numbers; otherwise none waits for a slower one.
 
     Raises:
@@ -390,7 +371,7 @@ def read_by_workers(
         prefetch_factor=4 if in_order else 1,
         in_order=in_order,
     )
-    with Workers(timeout, lambda: [watched], while_still=True) as workers:
+    with Workers(timeout, lambda: [board], while_still=True) as workers:
         yield from workers.batches(loader)
 
 
@@ -463,11 +444,11 @@ def _let_act() -> None:
         signal.signal(signal.SIGCHLD, _held.handler)
 
 
-def _told_code(text: str) -> int | None:
-    """The exit code of a worker by torch's message, minus a signal's number; None if it tells of none.
+def _code_of(text: str) -> int | None:
+    """The exit code of a worker by torch's message, minus the number of a signal; None if it names none.
 
     Example:
-        >>> _told_code("DataLoader worker (pid 7) is killed by signal: Aborted. ")
+        >>> _code_of("DataLoader worker (pid 7) is killed by signal: Aborted. ")
         -6
     """
     if found := re.search(r"killed by signal: (.+?)\.", text):
@@ -477,8 +458,8 @@ def _told_code(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _told_end(code: int | None) -> tuple[str, str]:
-    """What became of a worker, and what to do."""
+def _end_of(code: int | None) -> tuple[str, str]:
+    """How a worker ended, and what to do."""
     if not code:
         return "ended unexpectedly", f"Look at memory, and at these documents' media. {_ZERO}"
     if code > 0:
@@ -492,11 +473,6 @@ def _told_end(code: int | None) -> tuple[str, str]:
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         return f"was ended ({name}) from outside", "Start the run again."
     return f"crashed ({name})", _CRASH
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _is_stopped(child: BaseProcess) -> bool:

@@ -18,9 +18,9 @@ from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import number
-from vlcpt.runs.data import evaluation_sets, shown
+from vlcpt.runs.data import evaluation_sets, quiet_libraries, shown
 from vlcpt.runs.folder import write_json
-from vlcpt.runs.train import quiet_libraries, train_run
+from vlcpt.runs.train import train_run
 from vlcpt.training.evaluate import SetResult, evaluate_sets, perplexity
 
 Results = dict[str, SetResult]

@@ -27,6 +27,7 @@ from vlcpt.model.weights import (
     UNREADABLE,
     WEIGHTS,
     Shapes,
+    compare_shapes,
     damaged,
     first_few,
     first_not_finite,
@@ -45,13 +46,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Above any that is used, and below what would take long to compare.
+# Above every rank in use, and small enough to be compared quickly.
 MAX_RANK = 65_536
 _QUOTED = 80  # characters of a value that a message quotes
 
 
 def read_adapter_settings(path: Path) -> dict[str, object]:
-    """An adapter's configuration, refused if it is none, of another kind than LoRA, or has impossible values.
+    """An adapter's configuration, refused if it is not LoRA's or has values that LoRA cannot have.
 
     peft would make layers of whatever rank it says, import the module that it names, and try a regular
     expression of any cost on each layer.
@@ -251,13 +252,16 @@ def adapter_folder(name_or_path: str) -> Path:
     """The folder of a saved adapter; one on the Hub is fetched into the cache.
 
     Raises:
-        ValueError: If it cannot be fetched.
+        ConfigError: If it cannot be fetched.
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     wanted = [CONFIGS["adapter"], *WEIGHTS["adapter"]]
     cached = only_cached("adapter", name_or_path)
-    return Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
 
 
 def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes) -> None:
@@ -274,13 +278,7 @@ def check_adapter_tensors(tuned: PeftModel, name_or_path: str, found: Shapes) ->
     from peft import get_peft_model_state_dict
 
     expected = {key: tuple(one.shape) for key, one in get_peft_model_state_dict(tuned).items()}
-    wrong = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(
-            key for key in expected.keys() & found.keys() if expected[key] != tuple(found[key])
-        ),
-    }
+    wrong = compare_shapes(expected, found)
     if any(wrong.values()):
         raise ValueError(
             f"{name_or_path}: the adapter's tensors are not those that its adapter_config.json asks for on "
@@ -293,23 +291,20 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
     """The configuration of a saved adapter.
 
     Raises:
-        ConfigError: If there is none, or it is none of LoRA with values that LoRA can have.
+        ConfigError: If there is none, it is not LoRA's, or it has values that LoRA cannot have.
 
     Example:
         >>> read_adapter_config("/none")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        vlcpt.errors.ConfigError: /none: no such folder, and no adapter of this id could be had ...
+        vlcpt.errors.ConfigError: /none: no such folder, and no adapter of this id was found ...
     """
     from peft import PeftConfig
 
     cached = only_cached("adapter", name_or_path)
-    path: object = Path(name_or_path, CONFIGS["adapter"])
     try:
-        if not Path(name_or_path).is_dir():
-            path = cached_file(name_or_path, CONFIGS["adapter"], local_files_only=cached)
-        if isinstance(path, Path | str) and Path(path).is_file():
-            read_adapter_settings(Path(path))
-        return PeftConfig.from_pretrained(name_or_path, local_files_only=cached)
+        path = Path(str(cached_file(name_or_path, CONFIGS["adapter"], local_files_only=cached)))
+        read_adapter_settings(path)
+        return PeftConfig.from_pretrained(str(path.parent))
     except ConfigError:
         raise
     except (OSError, ValueError, TypeError, KeyError, HfHubHTTPError) as error:
@@ -350,7 +345,7 @@ def new_adapter(
         ) from error
     assert isinstance(tuned, PeftModel)
     if is_trainable:
-        # Before the weights come in: float32 values do not survive a stay in a bfloat16 copy.
+        # Before the weights are copied: a bfloat16 copy would round the saved float32 values.
         finish_tuning(tuned)
     return tuned
 

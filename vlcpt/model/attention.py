@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # without, it calls attention once a window (transformers 5.24, Qwen2_5_VLVisionAttention.forward).
 BY_DOCUMENT = "flash_by_document"
 
-# Of query, key and value (tokens, heads, width), bounds, longest, scaling and causal: (tokens, heads, width).
+# (query, key, value, bounds, longest, scaling, causal) -> output; tensors are (tokens, heads, width).
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float | None, bool], torch.Tensor
 ]
@@ -87,7 +87,7 @@ def by_document(
         cu_seq_lens_q: int32 (N+1,), where documents begin and end over all rows.
         max_length_q: Tokens of the longest one.
         document_lengths, frame_lengths, window_lengths: Those of the language model, and of the tower's two
-            kinds of layers, as plain numbers, so that nothing waits for the device to tell them.
+            kinds of layers, as plain numbers, so that nothing waits for the device.
 
     Returns:
         (B, T, heads, width), and None for the weights.
@@ -105,7 +105,8 @@ def by_document(
     given = (document_lengths,) if causal else (window_lengths, frame_lengths)
     lengths = next((one for one in given if one and len(one) == len(cu_seq_lens_q) - 1), None)
     dtype = _compute_type(value)
-    kernel = None if dropout else kernel_for(query, key, dtype, causal=causal).kernel
+    group = query.shape[1] // key.shape[1]
+    kernel = None if dropout else kernel_for(query.device, dtype, query.shape[-1], group, causal).kernel
     # (B, heads, T, width) -> (B·T, heads, width)
     query, key, value = (one.transpose(1, 2).flatten(0, 1) for one in (query, key, value))
     if kernel is not None:
@@ -157,7 +158,7 @@ def _by_length(
 def _bounds_of(
     position_ids: torch.Tensor | None, rows: int, tokens: int, device: torch.device
 ) -> torch.Tensor:
-    """Where documents begin and end, by positions that do not go on by one; without any, a row is one."""
+    """The bounds of documents, where positions do not grow by one; without positions a row is a document."""
     if position_ids is None or position_ids.shape[-1] != tokens:
         return torch.arange(0, rows * tokens + 1, tokens, dtype=torch.int32, device=device)
     positions = position_ids.expand(rows, -1)
@@ -210,7 +211,7 @@ def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.
         "language model": (text.hidden_size // text.num_attention_heads, group, True),
         "vision tower": (vision.hidden_size // vision.num_heads, 1, False),
     }
-    found = {name: _proof(device, dtype, *layer) for name, layer in layers.items()}
+    found = {name: kernel_for(device, dtype, *layer) for name, layer in layers.items()}
     if text.attention_dropout and found["language model"].kernel:
         reason = f"attention_dropout is {text.attention_dropout}, and the kernel has none"
         found["language model"] = Proof(None, reason)
@@ -223,20 +224,16 @@ def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.
 # --- the kernel of GPUs ---
 
 
-def kernel_for(query: torch.Tensor, key: torch.Tensor, dtype: torch.dtype, *, causal: bool) -> Proof:
-    """The kernel for tensors of these shapes, if it was seen to be right on their device.
+@cache
+def kernel_for(device: torch.device, dtype: torch.dtype, width: int, group: int, causal: bool) -> Proof:
+    """The kernel, if it agrees with PyTorch's attention, forward and backward; compared once a process.
 
     Args:
-        query, key: (B, heads, T, width).
         dtype: In which attention is computed.
+        width: Of a head.
+        group: Query heads to one head of keys.
         causal: Whether a token sees only those before it.
     """
-    return _proof(query.device, dtype, query.shape[-1], query.shape[1] // key.shape[1], causal)
-
-
-@cache
-def _proof(device: torch.device, dtype: torch.dtype, width: int, group: int, causal: bool) -> Proof:
-    """Compare the kernel with PyTorch's attention, forward and backward, once a process and shape."""
     if device.type != "cuda":
         return Proof(None, "the kernel is for GPUs")
     if dtype not in (torch.bfloat16, torch.float16):
@@ -323,7 +320,8 @@ def compare(
     shapes = [(sum(lengths), count, width) for count in (heads * group, heads, heads)]
     inputs = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     upstream = torch.randn(shapes[0], generator=generator).to(device, dtype)
-    layer = _Grouped(group)
+    layer = nn.Module()
+    vars(layer)["num_key_value_groups"] = group  # as much of a layer as PyTorch's attention asks for
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
     scaling = width**-0.5
 
@@ -343,14 +341,6 @@ def compare(
         if not error <= allowed:  # also where it is NaN
             return f"its {name} is off by {error:.2g}, where rounding explains {allowed:.2g}"
     return ""
-
-
-class _Grouped(nn.Module):
-    """As much of a layer as PyTorch's attention asks for."""
-
-    def __init__(self, group: int) -> None:
-        super().__init__()
-        self.num_key_value_groups = group
 
 
 def _results(

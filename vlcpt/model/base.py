@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -28,7 +29,6 @@ from vlcpt.model.weights import (
     UNREADABLE,
     Saved,
     not_loaded,
-    numbers_in,
     read_json,
     read_shapes,
     weight_files,
@@ -69,7 +69,7 @@ def only_cached(what: Saved, name_or_path: str, revision: str | None = None) -> 
 
 
 def _asked(url: str) -> Exception | None:
-    """Why there is nothing to be had; None if the Hub answers, be it that it has no such file."""
+    """Why nothing can be fetched; None if the Hub answers, even if it has no such file."""
     error: Exception | None = None
     for pause in (_PAUSE, 0.0):
         try:
@@ -118,7 +118,7 @@ def base_folders(named: str, checkpoint: Path) -> list[Path]:
 
 
 def find_base(named: str, checkpoint: Path) -> str:
-    """The folder that an adapter means by the name of its base, or the name itself if it is none.
+    """The folder that an adapter means by the name of its base, or the name itself if it means no folder.
 
     Raises:
         ValueError: If there are two, because the wrong one would give a wrong model.
@@ -138,7 +138,7 @@ def find_base(named: str, checkpoint: Path) -> str:
 
 
 def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
-    """Whether the model in use is the one that an adapter names, as far as can be told without a network.
+    """Whether the model in use is the one that an adapter names, as far as is known without a network.
 
     It is if the names are equal, lead to one folder, or to two with equal ``config.json``.
 
@@ -161,7 +161,7 @@ def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
 
 
 def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
-    """What a run's config.yaml says, in or above the checkpoint, each with its folder; none if there is none.
+    """The settings in a config.yaml in or above a checkpoint, each with the folder of the file.
 
     Example:
         >>> list(run_settings(Path("/none/checkpoint-2")))
@@ -174,6 +174,21 @@ def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
             continue  # none there, or somebody else's
         if isinstance(written, dict):
             yield folder, written
+
+
+def base_of_run(checkpoint: Path) -> str | None:
+    """Folder or Hub id of the model that a run started from, as its config.yaml says; None without one.
+
+    Example:
+        >>> base_of_run(Path("/none/checkpoint-2")) is None
+        True
+    """
+    for folder, settings in run_settings(checkpoint):
+        named = settings.get("model_name_or_path")
+        if isinstance(named, str):
+            there = folder / Path(named).expanduser()
+            return str(there) if there.is_dir() else named
+    return None
 
 
 def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
@@ -211,7 +226,7 @@ _MAX_SIZE = 2**31
 
 
 def check_config_file(path: Path) -> None:
-    """Refuse a ``config.json`` that is none, or has sizes that no model has.
+    """Refuse a ``config.json`` that cannot be read, or has sizes that no model has.
 
     Raises:
         ConfigError: With the file, the key, what was found and what to do.
@@ -231,7 +246,7 @@ def check_config_file(path: Path) -> None:
         most = _MAX_LAYERS if name in _LAYERS else _MAX_SIZE
         if isinstance(value, int) and abs(value) > most:
             raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]}, and at most {most:,} can be. Get the file again from "
+                f"{path}: {key} is {str(value)[:40]}, and can be at most {most:,}. Get the file again from "
                 "where the model is published."
             )
         if name in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value):
@@ -263,7 +278,7 @@ def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int =
     files = weight_files(name_or_path, getattr(found, "_commit_hash", None))
     if not files:
         return
-    held = sum(numbers_in(read_shapes(file)) for file in files)
+    held = sum(math.prod(shape) for file in files for shape in read_shapes(file).values())
     if getattr(found, "quantization_config", None) is not None:
         held = 8 * sum(file.stat().st_size for file in files)  # several numbers share a byte
     config = f"{name_or_path}/config.json" if Path(name_or_path).is_dir() else f"{name_or_path}: config.json"
@@ -274,7 +289,7 @@ def check_parameters(found: PreTrainedConfig, name_or_path: str, *, times: int =
             f"{config} describes a model that cannot be made ({type(error).__name__}). Get the file again "
             "from where the model is published."
         ) from error
-    # A tensor that is missing is named where it is loaded; here is what would fill memory.
+    # A missing tensor is named where the model is loaded; this check is against a full memory.
     if needed > times * held:
         raise ConfigError(
             f"{config} describes a model of {needed:,} parameters, but its weights hold {held:,}. Get both "
@@ -294,7 +309,7 @@ def bare_model(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> P
     bare = copy.deepcopy(config)
     vars(bare).pop("quantization_config", None)  # shapes are those of weights that are not packed
     bare._attn_implementation = attn_implementation
-    # As if DeepSpeed stage 3 were at work already: else it partitions this model too, among the ranks.
+    # As if DeepSpeed stage 3 were active already: else it would partition this model over the ranks.
     with torch.device("meta"), set_zero3_state():
         model = AutoModelForImageTextToText.from_config(bare)
     assert isinstance(model, PreTrainedModel)

@@ -1,4 +1,4 @@
-"""The files of a base that training does not change: beside a result they stand byte for byte.
+"""The files of a base that training does not change: a result has them byte for byte.
 
 What transformers 5 writes, transformers 4.57 cannot read: lists where it expects mappings, and a nested
 config.json. The base's own files are read wherever the base itself is.
@@ -6,7 +6,6 @@ config.json. The base's own files are read wherever the base itself is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -25,18 +24,18 @@ from vlcpt.model.loading import load_processor
 
 logger = logging.getLogger(__name__)
 
-# What belongs together: a tokenizer of two origins would be neither.
+# Files that belong together: a tokenizer from two origins would be neither of them.
 GROUPS = (
     ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     ("chat_template.jinja", "chat_template.json"),
 )
-# Beside a tokenizer.json these two are read by older tools only.
+# Older tools read these two instead of tokenizer.json.
 _VOCABULARY = ("vocab.json", "merges.txt")
 GENERATION = "generation_config.json"
 _LICENCE = re.compile(r"(?i)(licen[cs]e|notice|copying)([-_.][\w.-]*)?")
 _CODE = (".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
-# Of a configuration: where and how it was loaded, and what Trainer copies from the tokenizer.
+# Keys of a configuration that say where and how it was loaded, or that Trainer copies from the tokenizer.
 _PASSING = re.compile(
     r"_.*|dtype|torch_dtype|use_cache|transformers_version|architectures|(pad|bos|eos)_token_id"
 )
@@ -45,7 +44,7 @@ _LOADING = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "pro
 
 
 def is_licence(name: str) -> bool:
-    """Whether a file of this name says under which terms a model is given away.
+    """Whether a file of this name is a licence.
 
     Example:
         >>> is_licence("LICENSE"), is_licence("Notice.txt"), is_licence("license.py"), is_licence("a.txt")
@@ -63,7 +62,7 @@ class BaseFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._as_written: dict[str, str] | None = None  # digests of what its processor saves
+        self._as_written: dict[str, object] | None = None  # what its processor saves
 
     @property
     def size(self) -> int:
@@ -73,7 +72,7 @@ class BaseFiles:
         return sum(one.stat().st_size for one in found if one.is_file())
 
     def restore(self, target: Path, *, model: PreTrainedModel | None) -> None:
-        """Put the base's own files in place of those of a result that say the same in another layout.
+        """Replace files of a result by the base's own, where they differ only in layout.
 
         A tokenizer, processor or template that differs from the base's, because the caller has changed it,
         stays as it was saved.
@@ -135,23 +134,23 @@ class BaseFiles:
 
     def _is_unchanged(self, group: tuple[str, ...], target: Path) -> bool:
         """Whether a result's files are what the base's own processor saves, or the base's, or not there."""
-        found = {name: _digest(target / name) for name in group if (target / name).is_file()}
-        if all(digest == _digest(self.folder / name) for name, digest in found.items()):
+        found = {name: _said(target / name) for name in group if (target / name).is_file()}
+        if all(content == _said(self.folder / name) for name, content in found.items()):
             return True
         written = self._written(target)
         return found == {name: written[name] for name in group if name in written}
 
-    def _written(self, target: Path) -> dict[str, str]:
+    def _written(self, target: Path) -> dict[str, object]:
         if self._as_written is None:
             # Not where TMPDIR says: there is room beside the result, which is of the same size or larger.
             with tempfile.TemporaryDirectory(prefix=".base-", dir=target) as folder:
                 load_processor(str(self.folder)).save_pretrained(folder)
-                self._as_written = {path.name: _digest(path) for path in Path(folder).iterdir()}
+                self._as_written = {path.name: _said(path) for path in Path(folder).iterdir()}
         return self._as_written
 
 
 def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles | None:
-    """The files of a base, without its weights; None where it has no place, as a model made in Python.
+    """The files of a base, without its weights; None for a model without a folder, made in Python.
 
     Of a name on the Hub those that are not cached yet are fetched, unless it does not answer.
 
@@ -260,12 +259,11 @@ def _lasting(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _digest(path: Path) -> str:
-    """Of what a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
+def _said(path: Path) -> object:
+    """What a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
     if not path.is_file():
-        return ""
-    content = path.read_bytes()
+        return None
     if path.name in ("tokenizer_config.json", "processor_config.json"):
-        said = {key: value for key, value in json.loads(content).items() if key not in _LOADING}
-        content = json.dumps(said, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()
+        content = json.loads(path.read_text("utf-8"))
+        return {key: value for key, value in content.items() if key not in _LOADING}
+    return path.read_bytes()

@@ -315,7 +315,7 @@ def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
 
 
 def has_sliding_window(config: PreTrainedConfig) -> bool:
-    """Whether a layer of the language model sees only the tokens before it that are near: none of Qwen's do.
+    """Whether a layer of the language model sees only tokens that are near; no published Qwen2.5-VL has one.
 
     Attention by documents does not do that, and leaves such a model to PyTorch's own with a mask.
 
@@ -355,7 +355,7 @@ def load_for_evaluation(
         The model; and None if it is an adapter, to be switched off for the base, or else the base.
 
     Raises:
-        ValueError: If the folder is neither, or something in it or in the base cannot be loaded whole.
+        ValueError: If the folder is neither, or a file in it or in the base cannot be loaded.
 
     Example:
         >>> from importlib.resources import files
@@ -381,7 +381,7 @@ def load_for_evaluation(
 
 
 def check_model(config: ModelConfig) -> None:
-    """Load and tune the model without its weights, to find what would fail after the data is read.
+    """Load and tune the model without its weights, to find errors before the data is read.
 
     Layers are those of the model itself, without any numbers (on PyTorch's meta device): a second or two
     also for the largest. Of folders it is checked that their files are there. From the Hub only
@@ -411,7 +411,7 @@ def check_model(config: ModelConfig) -> None:
 
 
 def check_evaluated(config: ModelConfig, checkpoint: str) -> None:
-    """Look for what would keep a checkpoint, or its base, from being loaded after the data is read.
+    """Find what would stop a checkpoint or its base from loading, before the data is read.
 
     Raises:
         ConfigError: If there is neither an adapter nor a model in the folder, or for the base, for the
@@ -475,7 +475,7 @@ def empty_model(config: ModelConfig) -> PreTrainedModel:
     """The model that training starts from in its type, without a weight and before anything is tuned.
 
     Raises:
-        ConfigError: As ``load_model`` does, for what can be told without weights.
+        ConfigError: As ``load_model`` does, for what shows without weights.
 
     Example:
         >>> from vlcpt.config.schema import ModelConfig

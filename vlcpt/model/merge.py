@@ -5,13 +5,14 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+import yaml
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -24,7 +25,7 @@ from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.file_writes import Writing, sync
 from vlcpt.folder_locks import hold, staging_folder
 from vlcpt.model.adapters import load_adapter, read_adapter_config
-from vlcpt.model.base import find_base, run_settings
+from vlcpt.model.base import base_of_run, find_base, run_settings
 from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import is_tied
@@ -40,7 +41,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass(frozen=True)
 class Merge:
-    """How a merge went.
+    """The result of a merge.
 
     Args:
         dtype: Of the merged weights.
@@ -57,6 +58,9 @@ class Merge:
 
 # What a run leaves beside its result: a card is made of it.
 RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
+# Keys of a run's config.yaml that name files or folders of the machine that trained.
+_PLACES = ("output_dir", "adapter_name_or_path", "deepspeed", "logging_dir")
+_SOURCES = ("train_data", "eval_data", "retention_data", "replay_data")
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def merge_adapter(
 
     Raises:
         ConfigError: If ``checkpoint`` is neither an adapter nor a model, ``output`` is taken, read-only, or
-            being written by another merge, or the base is not to be had, may be one of two folders, or is
+            being written by another merge, or the base cannot be found, may be one of two folders, or is
             held in 4 or 8 bits.
         ValueError: If the adapter's tensors do not fit the base, or the logits differ.
         WriteError: If the disk is too full. Nothing is written then.
@@ -191,10 +195,8 @@ def _base_name(config: PeftConfig, checkpoint: Path) -> str:
         )
     with wrong_config():
         name = find_base(config.base_model_name_or_path, checkpoint)
-    try:
+    with _naming_the_base(checkpoint):
         found = read_config(name, revision=config.revision)
-    except ValueError as error:
-        raise _no_base(checkpoint, error) from error
     if getattr(found, "quantization_config", None) is not None:
         raise ConfigError(
             f"{checkpoint}/adapter_config.json: the base model {name} is saved in few bits, where no adapter "
@@ -212,7 +214,7 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
     """What a checkpoint is, and its base.
 
     Raises:
-        ConfigError: If it is nothing to merge, or its base is not to be had.
+        ConfigError: If it is nothing to merge, or its base cannot be found.
     """
     kind = check_checkpoint(str(checkpoint))
     if kind == "adapter":
@@ -220,7 +222,7 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
         base = _base_name(config, checkpoint)
         wanted = resolve_dtype(dtype, read_config(base, revision=config.revision)) if dtype else None
         return _Source(kind, base, config.revision, wanted)
-    found = _base_of_run(checkpoint)
+    found = base_of_run(checkpoint)
     if found is None and dtype is None:
         raise ConfigError(
             f"{checkpoint} holds a whole model, and neither it nor the folder above has a run's config.yaml "
@@ -230,55 +232,74 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
     return _Source(kind, found, None, resolve_dtype(dtype or "auto", read_config(found or str(checkpoint))))
 
 
-def _base_of_run(checkpoint: Path) -> str | None:
-    """Folder or Hub id of the base of a run in full, as its config.yaml says."""
-    for folder, settings in run_settings(checkpoint):
-        named = settings.get("model_name_or_path")
-        if isinstance(named, str):
-            there = folder / Path(named).expanduser()
-            return str(there) if there.is_dir() else named
-    return None
-
-
-def _run_of(checkpoint: Path) -> Path:
-    """The folder with what a run left beside its result."""
-    is_inner = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name) is not None
-    return checkpoint.parent if is_inner and not (checkpoint / "config.yaml").is_file() else checkpoint
+def _run_of(checkpoint: Path) -> tuple[Path, int | None]:
+    """The folder with what a run left beside its result, and the step of a checkpoint in it."""
+    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    is_inner = step is not None and not (checkpoint / "config.yaml").is_file()
+    return checkpoint.parent if is_inner else checkpoint, int(step[1]) if step else None
 
 
 def _small_bytes(checkpoint: Path, files: BaseFiles | None) -> int:
     """Bytes of what comes along with the weights: processor, tokenizer, licences, and the run's record."""
-    record = sum(one.stat().st_size for name in RECORD if (one := _run_of(checkpoint) / name).is_file())
+    run, _ = _run_of(checkpoint)
+    record = sum((run / name).stat().st_size for name in RECORD if (run / name).is_file())
     return record + (BaseFiles(checkpoint) if files is None else files).size
 
 
 def _copy_record(checkpoint: Path, folder: Path) -> None:
-    """Let what the run left beside its result come along; of a checkpoint, its log up to there."""
-    step, run = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name), _run_of(checkpoint)
+    """Copy what the run left beside its result; of a checkpoint, its log up to there."""
+    run, step = _run_of(checkpoint)
     for name in RECORD:
-        if not (run / name).is_file():
-            continue
-        shutil.copyfile(run / name, folder / name)
-        if step and name == "train_log.jsonl":
-            lines = (run / name).read_text("utf-8").splitlines(keepends=True)
-            done = [line for line in lines if json.loads(line).get("step", 0) <= int(step[1])]
-            (folder / name).write_text("".join(done), encoding="utf-8")
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+    log = folder / "train_log.jsonl"
+    if step is not None and log.is_file():
+        lines = log.read_text("utf-8").splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if json.loads(line).get("step", 0) <= step), "utf-8")
+    for _, settings in list(run_settings(folder))[:1]:
+        text = yaml.safe_dump(without_places(settings, run), sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(
+            f"# Of the run that trained this model, without paths.\n{text}", "utf-8"
+        )
 
 
-def _load_base(source: _Source, checkpoint: Path) -> PreTrainedModel:
-    assert source.base is not None  # an adapter's is looked for first
+def without_places(settings: Mapping[str, object], run: Path) -> dict[str, object]:
+    """A run's settings without files and folders of the machine that trained, for people on other machines.
+
+    Args:
+        settings: Of its config.yaml.
+        run: The folder of that file.
+
+    Example:
+        >>> without_places({"train_data": [{"path": "/home/me/a.jsonl", "name": "a"}], "lora_r": 8}, Path())
+        {'train_data': [{'name': 'a'}], 'lora_r': 8}
+    """
+    kept = {key: value for key, value in settings.items() if key not in _PLACES}
+    base = kept.get("model_name_or_path")
+    if isinstance(base, str) and (run / Path(base).expanduser()).exists():
+        del kept["model_name_or_path"]
+    for key in _SOURCES:
+        found = kept.pop(key, None)
+        sources = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
+        if sources:
+            kept[key] = [
+                {name: value for name, value in one.items() if name not in ("path", "media_root")}
+                for one in sources
+            ]
+    return {key: kept[key] for key in settings if key in kept}
+
+
+@contextmanager
+def _naming_the_base(checkpoint: Path) -> Iterator[None]:
+    """Say of each error of the block that it is about the adapter's base."""
     try:
-        return load_base(source.base, revision=source.revision, attn_implementation="sdpa")
+        yield
     except ValueError as error:
-        raise _no_base(checkpoint, error) from error
-
-
-def _no_base(checkpoint: Path, error: ValueError) -> ValueError:
-    kind = ConfigError if isinstance(error, ConfigError) else ValueError
-    return kind(
-        f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
-        f"correct base_model_name_or_path. {error}"
-    )
+        kind = ConfigError if isinstance(error, ConfigError) else ValueError
+        raise kind(
+            f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
+            f"correct base_model_name_or_path. {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -300,7 +321,9 @@ def _write_merged(
 ) -> _Logits:
     """Write the merged weights and their configuration, if there is room; returns the logits before."""
     if source.kind == "adapter":
-        base = _load_base(source, checkpoint)
+        assert source.base is not None
+        with _naming_the_base(checkpoint):
+            base = load_base(source.base, revision=source.revision, attn_implementation="sdpa")
         tuned = load_adapter(base, str(checkpoint), is_trainable=False)
         both = check_logits(tuned)
         with tuned.disable_adapter():
@@ -310,7 +333,8 @@ def _write_merged(
         model, alone = load_base(str(checkpoint), attn_implementation="sdpa"), None
         both = check_logits(model)
     if source.dtype is not None:
-        cast_weights(model, source.dtype)
+        for weight in model.parameters():  # one after the other: no second copy of the model
+            weight.data = weight.data.to(source.dtype)
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise ValueError(
             f"{name}: the merged weight holds numbers that are not finite, so the adapter or its base is "
@@ -378,20 +402,6 @@ def add_adapter(tuned: PeftModel, dtype: torch.dtype | None, *, tied: bool) -> P
     return model
 
 
-def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round the weights to a type, one after the other, so that no second copy of the model is held.
-
-    Example:
-        >>> from vlcpt.demo import base_path
-        >>> model = load_base(base_path())
-        >>> cast_weights(model, torch.bfloat16)
-        >>> {weight.dtype for weight in model.parameters()}
-        {torch.bfloat16}
-    """
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
-
-
 def _compare(before: _Logits, folder: Path) -> Merge:
     """Read the merged model back, and compare its logits with those before."""
     after = check_logits(load_base(str(folder), attn_implementation="sdpa"))
@@ -434,38 +444,23 @@ def check_logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:
         >>> check_logits(load_base(str(files("vlcpt") / "demo/base"))).shape[:2]
         torch.Size([1, 54])
     """
-    config = model.config
-    vision = config.vision_config
+    config, vision = model.config, model.config.vision_config
     generator = torch.Generator().manual_seed(0)
-    special = torch.tensor(
-        [
-            config.image_token_id,
-            config.video_token_id,
-            config.vision_start_token_id,
-            config.vision_end_token_id,
-        ]
-    )
+    start, end = config.vision_start_token_id, config.vision_end_token_id
+    media = torch.tensor([start, end, config.image_token_id, config.video_token_id])
     vocabulary = torch.arange(config.get_text_config().vocab_size)
-    vocabulary = vocabulary[~torch.isin(vocabulary, special)]
+    vocabulary = vocabulary[~torch.isin(vocabulary, media)]
     text = vocabulary[torch.randint(len(vocabulary), (48,), generator=generator)]
-    # Two by two merged patches: four tokens.
-    side = 2 * vision.spatial_merge_size
-    image = torch.tensor(
-        [config.vision_start_token_id, *[config.image_token_id] * 4, config.vision_end_token_id]
-    )
+    image = torch.tensor([start, *[config.image_token_id] * 4, end])
     input_ids = torch.cat([text[:24], image, text[24:]])[None]  # (1, 54)
+    side = 2 * vision.spatial_merge_size  # two by two merged patches: four tokens
     patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    pixel_values = torch.randn(side**2, patch_values, generator=generator)
-    device = model.device
-    was_training = model.training
-    model.eval()
-    logits = model(
-        input_ids=input_ids.to(device),
-        mm_token_type_ids=(input_ids == config.image_token_id).int().to(device),
-        pixel_values=pixel_values.to(device),
-        image_grid_thw=torch.tensor([[1, side, side]], device=device),
+    logits = model.eval()(
+        input_ids=input_ids,
+        mm_token_type_ids=(input_ids == config.image_token_id).int(),
+        pixel_values=torch.randn(side**2, patch_values, generator=generator),
+        image_grid_thw=torch.tensor([[1, side, side]]),
         use_cache=False,
     ).logits
-    model.train(was_training)
     assert isinstance(logits, torch.Tensor)
-    return logits.float().cpu()
+    return logits.float()

@@ -109,7 +109,7 @@ def copied_modules(model: PreTrainedModel, config: ModelConfig) -> list[str]:
     def descend(path: str, tower: Tower) -> Iterator[str]:
         module = model.get_submodule(path)
         owners = {family.tower_of(f"{path}.{name}") for name, _ in module.named_parameters()}
-        # peft refuses lists of modules; a whole model is also called by other ways than its forward.
+        # peft refuses lists of modules; a model is also called by other methods than forward.
         if owners == {tower} and not isinstance(module, nn.ModuleList | PreTrainedModel):
             yield path
         elif tower in owners:
@@ -215,7 +215,7 @@ def apply_tuning(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
 def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Make trained parameters float32, and let layers of different types stand side by side.
 
-    Done by ``apply_tuning``, and when an adapter is loaded to go on with.
+    Done by ``apply_tuning``, and when a saved adapter is loaded to train further.
 
     Example:
         >>> from importlib.resources import files
@@ -260,10 +260,8 @@ def limit_checkpointing(model: nn.Module) -> None:
     """Keep activation checkpointing off a frozen vision tower. Call it after checkpointing was turned on.
 
     transformers then makes every tower's input require gradients, so that a frozen tower would run a
-    second time and backward for nothing. Only the reentrant kind of checkpointing needs that.
-
-    Raises:
-        ValueError: If checkpointing is of the reentrant kind.
+    second time and backward for nothing. Only the reentrant kind of checkpointing needs that, which
+    ``CPTConfig`` refuses.
 
     Example:
         >>> from vlcpt.config.schema import ModelConfig
@@ -277,18 +275,9 @@ def limit_checkpointing(model: nn.Module) -> None:
     """
     trained = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, module in model.named_modules():
-        if not isinstance(module, GradientCheckpointingLayer) or not module.gradient_checkpointing:
-            continue
-        checkpoint = module._gradient_checkpointing_func
-        assert isinstance(checkpoint, partial)
-        # The keyword's default in torch is the reentrant kind.
-        if checkpoint.keywords.get("use_reentrant", True):
-            raise ValueError(
-                "Reentrant activation checkpointing would run frozen towers backward. "
-                "Set activation_checkpointing_kwargs: {use_reentrant: false}."
-            )
         # Gradients pass through the language tower on their way down even when it is frozen.
-        if tower_of(name) == "vision" and "vision" not in trained:
+        is_frozen = "vision" not in trained and isinstance(module, GradientCheckpointingLayer)
+        if is_frozen and tower_of(name) == "vision":
             module.gradient_checkpointing = False
     base_model(model).disable_input_require_grads()
 

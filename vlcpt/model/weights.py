@@ -1,9 +1,8 @@
-"""Files of weights: what they hold by their headers, whether they are whole, and finite once loaded."""
+"""Files of weights: what their headers say, whether they are complete, whether their numbers are finite."""
 
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import re
 import zipfile
@@ -26,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # A configuration of a model or an adapter has a few kilobytes; reading JSON takes ten times its size.
 MAX_JSON_BYTES = 16 * 2**20
-# What a file that is not what its name says can make torch or transformers raise.
+# What torch and transformers raise for a file that does not hold what its name says.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError),
     *(ArithmeticError, AssertionError, MemoryError, RecursionError),
@@ -86,7 +85,7 @@ def read_shapes(path: Path) -> Shapes:
         tensors = held.items() if isinstance(held, dict) else ()
         return {str(name): tuple(one.shape) for name, one in tensors if isinstance(one, torch.Tensor)}
     try:
-        # For torch it would map the whole file to write in, which a machine with less memory refuses.
+        # With torch it maps the file for writing, which a machine with less memory than that refuses.
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -139,16 +138,6 @@ def damaged(path: Path | str, found: str) -> ValueError:
         'out/optimizer.pt: it is cut. Get the file again, or use another checkpoint.'
     """
     return ValueError(f"{path}: {found}. Get the file again, or use another checkpoint.")
-
-
-def numbers_in(shapes: Shapes) -> int:
-    """How many numbers tensors of these shapes hold.
-
-    Example:
-        >>> numbers_in({"a": (2, 3), "b": ()})
-        7
-    """
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _one_line(error: Exception) -> str:
@@ -235,7 +224,7 @@ def shards_of(index: Path) -> list[str]:
 
 
 def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
-    """What a folder holds, whole as far as its files' names tell.
+    """What a folder holds; that no file is missing is checked by the names.
 
     Raises:
         ConfigError: If that is neither, or some of its files are missing.
@@ -260,17 +249,17 @@ def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
 
 
 def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
-    """The message for something that is not there, or not readable.
+    """The message for a model, processor or adapter that is missing or unreadable.
 
     Example:
         >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
-        no/where: no such folder, and no model of this id could be had from the Hub. ... Offline.
+        no/where: no such folder, and no model of this id was found on the Hub. ... Offline.
     """
     cache = Path(HF_HUB_CACHE)
     if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
         return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
     reason = without_advice(str(error).strip().split("\n")[0])
-    if isinstance(error, pickle.UnpicklingError):  # torch's message tells how to run it all the same
+    if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run the code in it
         reason = (
             "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
             "code, so it is not loaded. Use weights in safetensors."
@@ -279,12 +268,12 @@ def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
         held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
         return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
     return (
-        f"{name_or_path}: no such folder, and no {what} of this id could be had from the Hub. "
+        f"{name_or_path}: no such folder, and no {what} of this id was found on the Hub. "
         f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
     )
 
 
-# What upstream advises where it refuses a file: to read it all the same.
+# Libraries that refuse a file advise to read it without the check.
 _ADVICE = re.compile(
     r"trust_remote_code|weights_only|ignore_mismatched_sizes|TORCH_FORCE|safe_globals|allow_pickle"
     r"|trusted source|use_safetensors|unsafe|upgrade torch",
@@ -305,6 +294,21 @@ def without_advice(reason: str) -> str:
     return " ".join(kept) or ("It is damaged, or holds code, which is never run." if reason else "")
 
 
+def compare_shapes(expected: Shapes, found: Shapes) -> dict[str, list[str]]:
+    """Names of tensors that are missing, unexpected or of another shape; each list is empty where none is.
+
+    Example:
+        >>> compare_shapes({"a": (2, 3), "b": (1,)}, {"a": (3, 2)})
+        {'missing': ['b'], 'unexpected': [], 'of another shape': ['a']}
+    """
+    common = expected.keys() & found.keys()
+    return {
+        "missing": sorted(expected.keys() - common),
+        "unexpected": sorted(found.keys() - common),
+        "of another shape": sorted(name for name in common if tuple(expected[name]) != tuple(found[name])),
+    }
+
+
 def first_few(wrong: Mapping[str, Sequence[str]]) -> str:
     """The kinds of wrong keys with their number and three names of each.
 
@@ -323,8 +327,8 @@ def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinite number; None if all are finite.
 
     Reads each tensor once and makes no copy of it: NaN and infinity both show in its least and largest
-    number. What is packed in 4 bits, or on the meta device, is passed over; of what ZeRO-3 has
-    partitioned this rank's part is read.
+    number. Weights in 4 bits or on the meta device are skipped; if ZeRO-3 has
+    partitioned a tensor, this rank's part is read.
 
     Example:
         >>> first_not_finite([("a", torch.ones(2)), ("b", torch.tensor([0.0, float("nan")]))])

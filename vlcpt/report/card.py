@@ -1,4 +1,4 @@
-"""The model card of what is pushed: what it is, how it was made and how to load it, and nothing private."""
+"""The model card: what a model is, how it was made and how to load it, without private facts."""
 
 from __future__ import annotations
 
@@ -17,44 +17,35 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
+# fmt: off
 _SHOWN = (
-    *("learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate"),
-    *(
-        "lr_scheduler_type",
-        "warmup_steps",
-        "optim",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-    ),
-    *("max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "max_length", "packing", "replay_share", "untagged", "train_eos"),
-    *(
-        "on_overlong",
-        "min_pixels",
-        "max_pixels",
-        "fps",
-        "max_frames",
-        "dtype",
-        "bf16",
-        "fp16",
-        "seed",
-        "data_seed",
-    ),
+    "learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate",
+    "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_length", "packing", "replay_share", "untagged", "train_eos",
+    "on_overlong", "min_pixels", "max_pixels", "fps", "max_frames", "dtype", "bf16", "fp16", "seed",
+    "data_seed",
 )
+# fmt: on
 _SOURCES = ("train_data", "replay_data", "eval_data", "retention_data")
-_COUNTS = (
-    *(("documents used", "documents", "used"), ("documents dropped", "documents", "dropped")),
-    *(("targets", "tokens", "targets"), ("context tokens", "tokens", "context")),
-    *(("media tokens", "tokens", "media"), ("tokens read", "tokens", "read")),
-)
+_COUNTS = {
+    "documents used": ("documents", "used"),
+    "documents dropped": ("documents", "dropped"),
+    "targets": ("tokens", "targets"),
+    "context tokens": ("tokens", "context"),
+    "media tokens": ("tokens", "media"),
+    "tokens read": ("tokens", "read"),
+}
 _OTHER = "loss, other images"
-_MEASURES = (
-    *(("targets", "targets"), ("loss", "loss"), ("perplexity", "perplexity"), ("bits/byte", "bits_per_byte")),
-    *(("base's loss", "base_loss"), (_OTHER, "shuffled_images_loss")),
-    ("loss, blank images", "blank_images_loss"),
-)
+_MEASURES = {
+    "targets": "targets",
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "bits/byte": "bits_per_byte",
+    "base's loss": "base_loss",
+    _OTHER: "shuffled_images_loss",
+    "loss, blank images": "blank_images_loss",
+}
 
 
 @dataclass(frozen=True)
@@ -93,24 +84,21 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
         >>> read_run(Path("nowhere")) == RunFacts()
         True
     """
-    folder = checkpoint
-    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    if step and not (folder / "config.yaml").is_file():
+    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    folder, step = checkpoint, int(found[1]) if found else None
+    if found and not (folder / "config.yaml").is_file():
         folder = checkpoint.parent
     config = _mapping(folder / "config.yaml")
     names = _names(config)
-    log = list(_log(folder / "train_log.jsonl", int(step[1]) if step else None))
-    settings = [(key, _value(config[key])) for key in _SHOWN if _says_something(key, config)]
+    log = list(_log(folder / "train_log.jsonl", step))
+    settings = [(key, _value(config[key])) for key in _SHOWN if _was_used(key, config)]
     if log:
         settings.append(("steps done", f"{log[-1]['step']}"))
-    measured: Table | None
     if evaluation is not None:
-        measured = _evaluation_file(evaluation, names)
+        measured: Table | None = _evaluation_file(evaluation, names)
     else:
-        best = (
-            config.get("metric_for_best_model") if config.get("load_best_model_at_end") and not step else None
-        )
-        measured = _logged_evaluation(log, names, str(best) if best else None)
+        is_best = config.get("load_best_model_at_end") and step is None
+        measured = _logged_evaluation(log, names, config.get("metric_for_best_model") if is_best else None)
     base = config.get("model_name_or_path")
     return RunFacts(
         trained=tuple(_trained(config, _mapping(checkpoint / "adapter_config.json"))),
@@ -138,8 +126,8 @@ def _mapping(path: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _says_something(key: str, config: Mapping[str, object]) -> bool:
-    """Whether a setting was at work: of epochs and steps only one is."""
+def _was_used(key: str, config: Mapping[str, object]) -> bool:
+    """Whether a setting had an effect: a run is as long as its steps or its epochs say."""
     steps = config.get("max_steps")
     by_steps = isinstance(steps, int) and steps > 0
     if key in ("max_steps", "num_train_epochs"):
@@ -163,27 +151,20 @@ def _trained(config: Mapping[str, object], adapter: Mapping[str, object]) -> Ite
 
 
 def _lora(in_4_bits: bool, config: Mapping[str, object], adapter: Mapping[str, object]) -> str:
-    def setting(name: str, own: str) -> object:
-        return adapter.get(name, config.get(own))
-
-    kind = "DoRA" if setting("use_dora", "use_dora") else "LoRA"
-    extra = ", rank-stabilised" if setting("use_rslora", "use_rslora") else ""
-    where = " on 4-bit weights" if in_4_bits else ""
-    return (
-        f"{kind}{where}, r {setting('r', 'lora_r')}, alpha {_value(setting('lora_alpha', 'lora_alpha'))}, "
-        f"dropout {_value(setting('lora_dropout', 'lora_dropout'))}{extra}"
-    )
+    # An adapter has its own shape, whatever the configuration says.
+    own = {"r": "lora_r"} | {key: key for key in ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")}
+    found = {key: adapter.get(key, config.get(name)) for key, name in own.items()}
+    kind = ("DoRA" if found["use_dora"] else "LoRA") + (" on 4-bit weights" if in_4_bits else "")
+    extra = ", rank-stabilised" if found["use_rslora"] else ""
+    alpha, dropout = _value(found["lora_alpha"]), _value(found["lora_dropout"])
+    return f"{kind}, r {found['r']}, alpha {alpha}, dropout {dropout}{extra}"
 
 
 def _names(config: Mapping[str, object]) -> set[str]:
     """The names that the user gave to sources; by default they have the names of their files."""
-    names = set()
-    for key in _SOURCES:
-        entries = config.get(key)
-        for entry in entries if isinstance(entries, list) else [entries]:
-            if isinstance(entry, dict) and entry.get("name"):
-                names.add(str(entry["name"]))
-    return names
+    entries = [config.get(key) for key in _SOURCES]
+    sources = [one for entry in entries for one in (entry if isinstance(entry, list) else [entry])]
+    return {str(one["name"]) for one in sources if isinstance(one, dict) and one.get("name")}
 
 
 def _label(name: str, number: int, names: Set[str]) -> str:
@@ -194,16 +175,17 @@ def _data(ledger: Mapping[str, object], names: Set[str]) -> Table | None:
     sources, total = ledger.get("sources"), ledger.get("total")
     if not isinstance(sources, dict) or not isinstance(total, dict):
         return None
-    accounts = [*((_label(name, place, names), one) for place, (name, one) in enumerate(sources.items(), 1))]
+    accounts = [(_label(name, place, names), one) for place, (name, one) in enumerate(sources.items(), 1)]
     if len(accounts) > 1:
         accounts.append(("total", total))
     try:
         rows = tuple(
-            (label, tuple(_count(one[part][key]) for _, part, key in _COUNTS)) for label, one in accounts
+            (label, tuple(_count(one[part][key]) for part, key in _COUNTS.values()))
+            for label, one in accounts
         )
     except (KeyError, TypeError):
         return None  # another program's file
-    return Table(tuple(column for column, *_ in _COUNTS), rows)
+    return Table(tuple(_COUNTS), rows)
 
 
 def _count(found: object) -> str:
@@ -229,14 +211,15 @@ def _log(path: Path, last: int | None) -> Iterator[dict[str, object]]:
             yield entry
 
 
-def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: str | None) -> Table | None:
-    """Of each set, what the run last measured; or at its best step, where that is the model that was kept."""
+def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: object) -> Table | None:
+    """What the run last measured; or at the best step by the metric ``best``, if that model was kept."""
     measured = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
+    step = measured[-1]["step"] if measured else None
     if best:
-        scores = [(entry[best], entry["step"]) for entry in measured if isinstance(entry.get(best), float)]
+        scores = [
+            (entry[str(best)], entry["step"]) for entry in measured if isinstance(entry.get(str(best)), float)
+        ]
         step = min(scores)[1] if scores else None
-    else:
-        step = measured[-1]["step"] if measured else None
     found = {key: value for entry in measured if entry["step"] == step for key, value in entry.items()}
     sets = [match[1] for key in found if (match := re.fullmatch(r"eval_(.+)_loss", key))]
     results = {
@@ -257,16 +240,16 @@ def _evaluation_file(path: Path, names: Set[str]) -> Table:
 
 def _results(results: Mapping[str, object], names: Set[str], note: str) -> Table | None:
     sets = {name: one for name, one in results.items() if isinstance(one, dict)}
-    shown = [
-        (label, key) for label, key in _MEASURES if any(one.get(key) is not None for one in sets.values())
-    ]
-    if not shown:
-        return None
+    shown = {
+        label: key
+        for label, key in _MEASURES.items()
+        if any(one.get(key) is not None for one in sets.values())
+    }
     rows = tuple(
-        (_label(name, place, names), tuple(_measure(one.get(key)) for _, key in shown))
+        (_label(name, place, names), tuple(_measure(one.get(key)) for key in shown.values()))
         for place, (name, one) in enumerate(sets.items(), 1)
     )
-    return Table(tuple(label for label, _ in shown), rows, note)
+    return Table(tuple(shown), rows, note) if shown else None
 
 
 def _measure(value: object) -> str:
@@ -295,10 +278,10 @@ _MARKDOWN = re.compile(r"[^\w\s.,;%+/()=–×·'-]")
 
 @dataclass(frozen=True)
 class Licence:
-    """Under which licence a model is given away.
+    """The licence of a model.
 
     Args:
-        id: As the Hub spells it, e.g. ``apache-2.0``; None where nobody has said.
+        id: As the Hub spells it, e.g. ``apache-2.0``; None where it is not known.
         link: Of a licence that the Hub has no name for.
 
     Example:
@@ -321,7 +304,7 @@ class Licence:
         link = self.link or (f"https://huggingface.co/{base_model}" if base_model else None)
         return found | ({"license_link": link} if link else {})
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """One sentence for the card."""
         stated = f"{self.id} ({self.link})" if self.link else self.id or "not stated"
         return f"{stated}. The licences of the base model and of the data hold besides."
@@ -375,7 +358,7 @@ def model_card(
         has_processor=has_processor,
         min_pixels=run.min_pixels,
         max_pixels=run.max_pixels,
-        licence=escaped(licence.told()),
+        licence=escaped(licence.sentence()),
         trained=[(escaped(part), escaped(how)) for part, how in run.trained],
         settings=[(key, escaped(value)) for key, value in run.settings],
         data=run.data and _escaped_table(run.data),

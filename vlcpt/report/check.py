@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from vlcpt.data.formats.unread import list_unread
-from vlcpt.data.plan.ledger import Dropped, Ledger
+from vlcpt.data.plan.ledger import Dropped, Ledger, SourceLedger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
 
 OWN_REASONS = ("without_targets", "overlong", "medium_too_large")  # all others are bad rows
@@ -50,56 +50,58 @@ def hints(
         >>> advice = hints(ledger, max_length=64, longest=30, mean_length=30.0, packing=True,
         ...                on_bad_data="error", max_bad_fraction=0.01, on_overlong="split")
         >>> advice[0]  # doctest: +ELLIPSIS
-        '1 of 4 rows cannot be used, and training would stop at the first: mend them, or ...'
+        '1 of 4 rows cannot be used, and training would stop at the first: repair them, or ...'
     """
-    advice = _bad_rows(ledger, on_bad_data, max_bad_fraction)
-    advice += _unused(ledger, max_length, on_overlong, markings)
+    advice = [
+        *_bad_rows(ledger, on_bad_data, max_bad_fraction),
+        *_unused(ledger, max_length, on_overlong, markings),
+    ]
     if 0 < max_steps < steps_per_epoch:
         advice.append(
             f"max_steps {max_steps:,} is less than one pass of {steps_per_epoch:,} steps, and documents in "
             "the others are never trained: raise it, or set num_train_epochs instead."
         )
-    advice += _lengths(ledger, max_length, longest, mean_length, packing)
-    advice += _marks(ledger)
-    advice += _shares(ledger)
+    advice += [
+        *_lengths(ledger, max_length, longest, mean_length, packing),
+        *_marks(ledger),
+        *_shares(ledger),
+    ]
     if with_checkpointing is not None and with_checkpointing.total > 2**30:
         advice.append(
             f"with activation_checkpointing: true a device needs {with_checkpointing.total / 2**30:,.1f} "
-            "GiB, for a third more time. It is on by itself where there is a GPU."
+            "GiB, and a third more time. It is on by default where there is a GPU."
         )
     return advice
 
 
-def _unused(ledger: Ledger, max_length: int, on_overlong: str, markings: Sequence[str]) -> list[str]:
-    """Of documents that can be read and are not used."""
+def _unused(ledger: Ledger, max_length: int, on_overlong: str, markings: Sequence[str]) -> Iterator[str]:
+    """About documents that can be read and are not used."""
     dropped = ledger.total.dropped_documents
-    advice = []
     if count := dropped["medium_too_large"]:
-        advice.append(
+        yield (
             f"{_documents(count)} with a medium that fits no pack: lower max_pixels (or fps, max_frames) as "
             "the message says, or raise max_length."
         )
     if count := dropped["overlong"]:
         stops = ", and training would stop at the first" if on_overlong == "error" else ""
-        advice.append(
+        yield (
             f"{_documents(count)} longer than max_length {max_length:,}{stops}: set on_overlong: split, "
             "or raise max_length."
         )
     if count := dropped["without_targets"]:
         todo = [*markings, "Or take them out of the data."] if markings else ["Take them out of the data."]
-        advice.append(f"{_documents(count)} without a target. {' '.join(todo)}")
-    return advice
+        yield f"{_documents(count)} without a target. {' '.join(todo)}"
 
 
 def _lengths(
     ledger: Ledger, max_length: int, longest: int, mean_length: float, packing: bool
 ) -> Iterator[str]:
-    """Of documents that are split, and packs that are not full."""
+    """About documents that are split, and packs that are not full."""
     documents = ledger.total.documents
     if documents["split"] > 0.05 * documents["used"]:
         yield (
             f"{documents['split']:,} of {_documents(documents['used'])} split into parts: with max_length "
-            f"{_round_up(longest):,} the longest would stay whole."
+            f"{_round_up(longest):,} the longest would stay in one."
         )
     if ledger.fill is not None and ledger.fill < 0.9 and ledger.packs >= 10:
         yield (
@@ -114,7 +116,7 @@ def _lengths(
 
 
 def _marks(ledger: Ledger) -> Iterator[str]:
-    """Of text without any tag, and after the last one."""
+    """About text without any tag, and after the last one."""
     for name, one in ledger.sources.items():
         untagged, tagged = one.documents["untagged"], one.documents["used"] - one.documents["untagged"]
         if untagged and tagged > 0:
@@ -126,50 +128,46 @@ def _marks(ledger: Ledger) -> Iterator[str]:
     if tokens["trimmed"] > 0.2 * max(tokens["read"], 1):
         yield (
             f"{tokens['trimmed'] / tokens['read']:.0%} of all tokens come after the last target "
-            "of their document and teach nothing: they are left away."
+            "of their document and teach nothing: they are dropped."
         )
 
 
 def _bad_rows(ledger: Ledger, on_bad_data: str, max_bad_fraction: float) -> list[str]:
-    total = ledger.total
-    read = max(total.documents["read"], 1)
-    bad = sum(count for reason, count in total.dropped_documents.items() if reason not in OWN_REASONS)
+    counts = [_bad(one) for one in (ledger.total, *ledger.sources.values())]
+    bad, read = counts[0]
     if not bad:
         return []
-    if on_bad_data == "error":
-        return [
-            f"{bad:,} of {read:,} rows cannot be used, and training would stop at the first: mend them, or "
-            "set on_bad_data: skip."
-        ]
-    worst = max(
-        sum(count for reason, count in one.dropped_documents.items() if reason not in OWN_REASONS)
-        / max(one.documents["read"], 1)
-        for one in ledger.sources.values()
-    )
+    worst = max(one / max(rows, 1) for one, rows in counts[1:])
+    settings = ["on_bad_data: skip"] if on_bad_data == "error" else []
     if worst > max_bad_fraction:
-        return [
-            f"{bad:,} of {read:,} rows cannot be used, more than max_bad_fraction {max_bad_fraction:g} of a "
-            f"source, and training would stop: mend them, or set max_bad_fraction above {worst:.3g}."
-        ]
-    return [f"{bad:,} of {read:,} rows cannot be used and would be skipped: mend them to use them."]
+        settings.append(f"max_bad_fraction: {math.ceil(worst * 1000) / 1000:g}")
+    rows = f"{bad:,} of {read:,} rows cannot be used"
+    if not settings:
+        return [f"{rows} and would be skipped: repair them to use them."]
+    stops = "at the first" if on_bad_data == "error" else f"above max_bad_fraction {max_bad_fraction:g}"
+    return [f"{rows}, and training would stop {stops}: repair them, or set {' and '.join(settings)}."]
 
 
-def _shares(ledger: Ledger) -> list[str]:
-    advice = []
+def _bad(account: SourceLedger) -> tuple[int, int]:
+    """Rows that cannot be used, and all."""
+    dropped = account.dropped_documents.items()
+    return sum(count for reason, count in dropped if reason not in OWN_REASONS), account.documents["read"]
+
+
+def _shares(ledger: Ledger) -> Iterator[str]:
     for name, one in ledger.sources.items():
         passes = 1 + one.documents["repeats"] / max(one.documents["used"], 1)
         if passes > 3:
-            advice.append(
+            yield (
                 f"{name} is read {passes:.1f} times in one pass to reach its share: lower the share, or add "
-                "documents, or it will be learnt by heart."
+                "documents, or the model will memorise it."
             )
         asked, realised = one.share_asked, one.share_realised
         if asked and realised is not None and abs(realised - asked) > max(0.02, 0.1 * asked):
-            advice.append(
+            yield (
                 f"{name} has {realised:.1%} of the targets where {asked:.1%} was asked: its documents are "
                 "too few or too long to come nearer."
             )
-    return advice
 
 
 def _documents(count: int) -> str:

@@ -184,7 +184,7 @@ OPTIMIZER_BYTES |= {"sgd": 0.0, "adafactor": 0.1, "adagrad": 4.0, "rmsprop": 4.0
 
 
 def weight_bytes(towers: Mapping[Tower, TowerParameters], setup: Setup) -> tuple[int, int]:
-    """Bytes of all weights on a device, and of those that ZeRO-3 gathers for a while.
+    """Bytes of all weights on a device, and of those that ZeRO-3 gathers temporarily.
 
     Example:
         >>> from vlcpt.model.loading import TowerParameters
@@ -283,7 +283,7 @@ CONTEXT = 2**30  # what CUDA and its libraries take for themselves, about; not i
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The towers of a model, and its ends.
+    """The towers of a model, its output layer and its input.
 
     Args:
         vocabulary: Rows of the output layer.

@@ -1,4 +1,4 @@
-"""A terminal that shows what it is given, and is not steered by it.
+"""A terminal that shows text as it is: control characters in it have no effect.
 
 Ids, file names and texts come from data that strangers may have written. An escape sequence in one of them
 could hide lines, fake them, or set the window's title; square brackets would be read as styles.
@@ -55,6 +55,18 @@ class Screen(Console):
     def render_str(self, text: str, **options: object) -> Text:
         """Where rich makes every string, a cell's or a title's too, into what it shows."""
         return super().render_str(visible(text), **options)  # type: ignore[arg-type]
+
+
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is: file names hold brackets, which rich would take for styles.
+
+    A terminal wraps it between words; a file or pipe gets it in one piece.
+
+    Example:
+        >>> say(Console(width=10), "a[b].jsonl is read")
+        a[b].jsonl is read
+    """
+    console.print(Text(visible(line), style), soft_wrap=not console.is_terminal)
 
 
 def tracked(sequence: Iterable[T], description: str, *, console: Console) -> Iterable[T]:

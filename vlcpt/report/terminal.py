@@ -193,7 +193,7 @@ def legend(console: Console) -> Text:
 
     Example:
         >>> legend(Console(color_system=None)).plain
-        '«trained» context  ┊ the rest is left away  ✂ next part  ×2 weight'
+        '«trained» context  ┊ the rest is dropped  ✂ next part  ×2 weight'
     """
     mark = "bold red"
     trained = ("trained", _TARGET[0]) if console.color_system is not None else "«trained»"
@@ -201,7 +201,7 @@ def legend(console: Console) -> Text:
         trained,
         " context  ",
         ("┊", mark),
-        " the rest is left away  ",
+        " the rest is dropped  ",
         ("✂", mark),
         " next part  ",
         ("×2", "magenta"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from vlcpt.model.loading import (
     load_processor,
     with_native_dtype,
 )
-from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines, unread_lines
+from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines
 from vlcpt.report.memory import (
     Attention,
     LargestBatch,
@@ -41,10 +42,16 @@ from vlcpt.report.memory import (
     estimate_memory,
     shape_of,
 )
-from vlcpt.report.screen import Screen, visible
+from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.terminal import ledger_table
-from vlcpt.runs.data import evaluation_entries, evaluation_set, shown, train_dataset
-from vlcpt.runs.train import quiet_libraries
+from vlcpt.runs.data import (
+    evaluation_entries,
+    evaluation_set,
+    quiet_libraries,
+    show_unread,
+    shown,
+    train_dataset,
+)
 from vlcpt.training.engine import require_media
 
 # Packs that may need most: so many of the longest, of those with most targets, and with most media.
@@ -60,47 +67,38 @@ def foresee(
     devices: int,
     merge: int,
 ) -> dict[str, MemoryEstimate]:
-    """The estimate for the run, and where activation checkpointing is off, also with it.
+    """The estimate for the pack that needs most, and where activation checkpointing is off, also with it.
 
     Args:
         model: On the meta device, see :func:`vlcpt.model.loading.empty_model`.
-        towers: What of it trains.
+        towers: What trains of it.
         packs: int64 (packs, 3): tokens, targets and pad tokens of each.
         devices: Processes that share the work.
         merge: Patches that make a token.
     """
     setup = _setup(configs, model, devices)
-    found = {"as configured": _largest(configs, model, towers, packs, setup, merge)}
-    if not setup.checkpointing:
-        checkpointed = replace(setup, checkpointing=True)
-        found["checkpointing"] = _largest(configs, model, towers, packs, checkpointed, merge)
-    return found
-
-
-def _largest(
-    configs: Configs,
-    model: PreTrainedModel,
-    towers: Mapping[Tower, TowerParameters],
-    packs: np.ndarray,
-    setup: Setup,
-    merge: int,
-) -> MemoryEstimate:
-    """The estimate of the pack that needs most, in every row of a batch."""
     shape = shape_of(model.config.text_config, model.config.vision_config)
+    ways = {"as configured": setup}
+    if not setup.checkpointing:
+        ways["checkpointing"] = replace(setup, checkpointing=True)
     rows = configs.training.per_device_train_batch_size
     tops = np.unique(np.argsort(-packs, axis=0, kind="stable")[:_CANDIDATES])
-    estimates = []
-    for tokens, targets, pads in packs[tops].tolist():
-        batch = LargestBatch(rows, tokens, rows * targets, rows * pads * merge)
-        estimates.append(estimate_memory(shape, towers, batch, setup))
-    return max(estimates, key=lambda one: one.total)
+    batches = [
+        LargestBatch(rows, tokens, rows * targets, rows * pads * merge)
+        for tokens, targets, pads in packs[tops].tolist()
+    ]
+    return {
+        name: max((estimate_memory(shape, towers, one, way) for one in batches), key=attrgetter("total"))
+        for name, way in ways.items()
+    }
 
 
 def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
     training = configs.training
     rank, dropout = adapter_shape(configs.model)
     sharding = read_deepspeed(training.deepspeed) or {}
-    zero = _section(sharding, "zero_optimization")
+    zero = _mapping(sharding.get("zero_optimization"))
+    zero = {name: value for name, value in zero.items() if value != "auto"}  # which DeepSpeed chooses
     mixed = bool(training.bf16 or training.fp16)
     wanted = configs.model.attn_implementation
     if wanted == "auto" and has_sliding_window(model.config):
@@ -119,26 +117,19 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
         devices=devices,
         stage=int(str(zero.get("stage", 0))) if sharding else None,
         narrow=bool(sharding) and mixed,
-        offload_optimizer=_is_offloaded(zero, "offload_optimizer"),
-        offload_weights=_is_offloaded(zero, "offload_param"),
-        bucket=_number(zero, "reduce_bucket_size", 200_000_000),
-        live=_number(zero, "stage3_max_live_parameters", 1_000_000_000),
+        offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
+        offload_weights=_is_offloaded(zero.get("offload_param")),
+        bucket=int(str(zero.get("reduce_bucket_size", Setup.bucket))),
+        live=int(str(zero.get("stage3_max_live_parameters", Setup.live))),
     )
 
 
-def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = config.get(name)
+def _mapping(found: object) -> Mapping[str, object]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _is_offloaded(zero: Mapping[str, object], name: str) -> bool:
-    return _section(zero, name).get("device", "none") != "none"
-
-
-def _number(zero: Mapping[str, object], name: str, default: int) -> int:
-    """A number of the DeepSpeed configuration; ``auto`` is DeepSpeed's to choose."""
-    found = zero.get(name, default)
-    return int(found) if isinstance(found, int | float) else default
+def _is_offloaded(section: object) -> bool:
+    return _mapping(section).get("device", "none") != "none"
 
 
 LONGEST = 5
@@ -188,10 +179,9 @@ def check_run(
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
-        _say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
+        say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
     for one in (ledger, *held_out.values()):
-        for line in unread_lines(one):
-            _say(console, line)
+        show_unread(one, console)
     for name, one in {"the training data": ledger, **held_out}.items():
         _show_problems(name, one, console)
     console.print()
@@ -202,7 +192,7 @@ def check_run(
     if dataset is not None:
         require_media(configs.model.trained_towers, dataset)
     lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
-    _say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
+    say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
     return not lost
 
 
@@ -248,7 +238,7 @@ def _show_plan(
     memory = foresee(configs, model, towers, packs, devices=devices, merge=merge)
     console.print(memory_table(memory))
     if (slow := slow_products(training, used_devices(training))) is not None:
-        _say(console, slow)
+        say(console, slow)
     advice = hints(
         ledger,
         max_length=training.max_length,
@@ -282,14 +272,14 @@ def _write(ledger: Ledger, output: Path, console: Console) -> None:
     folder = output / "check" if is_taken else output
     ledger.write(folder)
     instead = f", because {output} holds a run" if folder != output else ""
-    _say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
+    say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
 
 
 def _list(console: Console, lines: list[str]) -> None:
     """Lines that hang from their arrow in a terminal, and are whole in a file."""
     if not console.is_terminal:
         for line in lines:
-            _say(console, f"→ {line}")
+            say(console, f"→ {line}")
         return
     grid = Table.grid(padding=(0, 1))
     grid.add_column()
@@ -297,8 +287,3 @@ def _list(console: Console, lines: list[str]) -> None:
     for line in lines:
         grid.add_row("→", Text(visible(line)))
     console.print(grid)
-
-
-def _say(console: Console, line: str) -> None:
-    """Text as it is: file names hold brackets, which rich would take for styles."""
-    console.print(Text(visible(line)), soft_wrap=not console.is_terminal)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
 from rich.console import Console
 from transformers import ProcessorMixin
 
@@ -16,9 +19,11 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import Track, untracked
 from vlcpt.data.sources import entries_of
-from vlcpt.report.screen import tracked
+from vlcpt.report.check import unread_lines
+from vlcpt.report.screen import say, tracked
 
 
 def train_dataset(
@@ -126,3 +131,31 @@ def _planning(configs: Configs) -> dict[str, object]:
         "num_proc": configs.training.dataloader_num_workers,
         "timeout": configs.training.dataloader_timeout,
     }
+
+
+def show_unread(ledger: Ledger, console: Console) -> None:
+    """Print what of each source was not read."""
+    for line in unread_lines(ledger):
+        say(console, line)
+
+
+def show_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
+    """Print which documents of each evaluation set are not measured, and what was not read."""
+    for name, dataset in sets.items():
+        total = dataset.ledger.total
+        if total.dropped_documents:
+            reasons = list_reasons(dict(sorted(total.dropped_documents.items())))
+            count = f"{total.dropped_documents.total()} of {total.documents['read']}"
+            say(console, f"{name}: {count} documents are not measured ({reasons}):")
+        for one in dataset.ledger.dropped[:5]:
+            say(console, f"  {one.source}:{one.line}: {one.detail}")
+        show_unread(dataset.ledger, console)
+
+
+def quiet_libraries() -> None:
+    """Let transformers show no bars: a run has its own. And DeepSpeed search for no GPU where none is."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

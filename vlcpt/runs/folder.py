@@ -89,6 +89,18 @@ def require_empty(output: Path, config_path: Path | None, training: Mapping[str,
         )
 
 
+def require_paths(checkpoint: Path, output: Path | None) -> None:
+    """Refuse a checkpoint that is not there, or a file of results that cannot be written.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    if not checkpoint.is_dir():
+        raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
+    if output and (output.is_dir() or (output.parent.exists() and not output.parent.is_dir())):
+        raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
+
+
 def _step_of(checkpoint: Path) -> int | None:
     found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", checkpoint.name)
     return int(found[1]) if found and checkpoint.is_dir() else None

@@ -26,9 +26,17 @@ from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import ledger_table
-from vlcpt.runs.data import encoding_options, evaluation_sets, shown, source_options, train_dataset
+from vlcpt.runs.data import (
+    encoding_options,
+    evaluation_sets,
+    quiet_libraries,
+    show_unmeasured,
+    show_unread,
+    shown,
+    source_options,
+    train_dataset,
+)
 from vlcpt.runs.folder import write_json
-from vlcpt.runs.train import quiet_libraries, tell_unmeasured, tell_unread
 
 ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
@@ -87,9 +95,8 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     dataset = train_dataset(found, processor, shown(console))
     console.print(ledger_table(dataset.ledger))
     sets = evaluation_sets(found, processor, shown(console))
-    tell_unmeasured(sets, console)
-    for one in (dataset, *sets.values()):
-        tell_unread(one.ledger, console)
+    show_unread(dataset.ledger, console)
+    show_unmeasured(sets, console)
     dataset.ledger.write(output)
     sources = [
         {"folder": _folder(role, entry), "role": role, "name": entry.name, "share": entry.share}

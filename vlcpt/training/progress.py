@@ -90,6 +90,9 @@ class RunProgress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        # A run with fewer steps than logging_steps would show no loss at all.
+        if state.global_step == state.max_steps < state.logging_steps:
+            control.should_log = True
         if self._bar:
             self._bar.update(self._task, completed=state.global_step)
 

@@ -20,7 +20,7 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.data.failed import FailedSample
-from vlcpt.data.workers import Watched
+from vlcpt.data.workers import WorkerBoard
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.loss import total_weight
@@ -240,15 +240,14 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
         dataset.ledger.write(output_dir)
 
 
-def watched(*datasets: object) -> list[Watched]:
+def watched(*datasets: object) -> list[WorkerBoard]:
     """The boards on which the workers of these data sets note what they read.
 
     Example:
         >>> watched([1, 2], None)
         []
     """
-    boards = {id(one.watch): Watched(one.watch, one.names) for one in datasets if isinstance(one, CPTDataset)}
-    return [*boards.values()]
+    return [*dict.fromkeys(one.board for one in datasets if isinstance(one, CPTDataset))]
 
 
 def reading(dataset: object) -> str:
@@ -258,12 +257,7 @@ def reading(dataset: object) -> str:
         >>> reading([1, 2])
         ''
     """
-    if not isinstance(dataset, CPTDataset):
-        return ""
-    return "; ".join(
-        f"worker {worker} was reading {', '.join(dataset.names(item))}"
-        for worker, item in dataset.watch.busy().items()
-    )
+    return "; ".join(dataset.board.in_flight()) if isinstance(dataset, CPTDataset) else ""
 
 
 class NoStepLeft(TrainerCallback):

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tests.data.real_tokenizer import byte_characters
 from tests.data.strategies import CONTROL, PIECES, texts
 from vlcpt import DocumentError, Text
-from vlcpt.data.encode.tokens import RunTokenizer
+from vlcpt.data.encode.tokens import Run, RunTokenizer
 
 BYTES = {letter: byte for byte, letter in byte_characters().items()}
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -285,8 +285,8 @@ class LongWay(RunTokenizer):
     def __init__(self, runs: RunTokenizer) -> None:
         self.__dict__ |= vars(runs)
 
-    def _uncut(self, texts: list[Text]) -> None:
-        return None
+    def tokenize(self, texts: list[Text]) -> Run:
+        return self.cut(texts)
 
 
 @settings(shared, max_examples=300)
@@ -320,7 +320,8 @@ def test_many_runs_at_once_are_each_of_them_alone(real_runs, in_batches, many):
     ["The[ capital] of", "in [Paris]", "a\n[\n]b", "in[ ]{Paris}", "in[ Pa]{ris}", "[a]{ b}", "{a }[b]"],
 )
 def test_the_short_way_is_taken_where_no_edge_cuts_a_token(real_tokenizer, marked):
-    short = run(real_tokenizer)._uncut(parts(marked))
+    short = run(real_tokenizer).uncut([parts(marked)])
+    assert short.is_uncut == [True]
     expected = LongWay(run(real_tokenizer)).tokenize(parts(marked))
     assert (short.ids.tolist(), short.weights.tolist()) == (expected.ids.tolist(), expected.weights.tolist())
 

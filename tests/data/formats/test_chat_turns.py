@@ -17,6 +17,7 @@ from vlcpt.data.formats.chat import (
     read_sharegpt,
     turn_weight,
 )
+from vlcpt.data.sources import open_source
 
 turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
 
@@ -199,9 +200,9 @@ ROWS = {
 
 @pytest.mark.parametrize("format", ROWS)
 def test_chat_template_kwargs_size_the_media_that_say_nothing_themselves(format):
-    read, row = ROWS[format]
+    _, row = ROWS[format]
 
-    document = read(row | MEDIA | {"chat_template_kwargs": SETTINGS})
+    document = open_source([row | MEDIA | {"chat_template_kwargs": SETTINGS}], format=format).document(0)
 
     assert document.images == (
         Image("a.png", min_pixels=784, max_pixels=50176),

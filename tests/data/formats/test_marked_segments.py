@@ -78,5 +78,8 @@ def test_what_is_wrong_is_named_with_its_place(segments, place, message):
 
 
 def test_a_missing_field_is_named_with_those_found():
-    with pytest.raises(DocumentError, match=r"segments: the field is missing\. Fields found: 'segment'\."):
+    message = (
+        r"segments: the field is missing; did you mean 'segments' by 'segment'\? Fields found: 'segment'\."
+    )
+    with pytest.raises(DocumentError, match=message):
         read_segments({"segment": []})

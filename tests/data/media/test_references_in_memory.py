@@ -9,9 +9,9 @@ import pytest
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
-from vlcpt import CPTDataset, load_processor
+from vlcpt import CPTDataset, Image, load_processor
 from vlcpt.data.media.open import read_image
-from vlcpt.data.media.references import image_from, with_keys
+from vlcpt.data.media.references import image_from, medium_at
 from vlcpt.demo import base_path
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
@@ -70,7 +70,7 @@ def test_a_picture_that_its_camera_turned_is_upright():
 
 
 def test_limits_beside_a_picture_are_its_own():
-    found = image_from(with_keys(picture("RGB"), {"max_pixels": 3136}))
+    found = medium_at(Image, picture("RGB"), "images[0]", {"max_pixels": 3136})
     assert found.max_pixels == 3136
     assert found.data
 

@@ -87,7 +87,7 @@ def test_a_text_without_targets_too_long_or_cut_is_not_encoded_again(tiny_proces
     """Its tokens are known by then; a corpus of books would be encoded twice."""
     encoder = DocumentEncoder(tiny_processor)
     monkeypatch.setattr(encoder, "tokens", lambda document: pytest.fail(f"again: {document}"))
-    monkeypatch.setattr(encoder.runs, "_uncut", lambda texts: pytest.fail(f"again: {texts}"))
+    monkeypatch.setattr(encoder.runs, "tokenize", lambda texts: pytest.fail(f"again: {texts}"))
     rows = [
         {"text": "none <trainable_text></trainable_text>"},
         {"text": "<trainable_text>" + "a pump closes " * 100 + "</trainable_text>"},

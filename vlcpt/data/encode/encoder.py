@@ -272,7 +272,7 @@ def encode_document(
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> Sample:
-    """Encode one document whole: tokens, targets, positions and pixels.
+    """Encode one complete document: tokens, targets, positions and pixels.
 
     Args:
         document: What to encode.

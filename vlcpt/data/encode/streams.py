@@ -19,7 +19,7 @@ NUMBERS = ("tokens", "length", "targets", "pads", "media", "images", "videos", "
 
 @dataclass(frozen=True, eq=False)
 class TokenStream:
-    """A whole document as tokens, before any pixel is decoded.
+    """A complete document as tokens, before any pixel is decoded.
 
     Args:
         input_ids: int64 (T,).

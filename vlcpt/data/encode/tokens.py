@@ -15,6 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import DocumentError, Text, TurnEdge
 
+# Characters on each side of an edge that decide whether they compose over it: a letter and its marks.
+_WINDOW = 32
+_MOST_AGAIN = 4_000_000  # characters that are tokenised again because of cuts: some seconds
+_OFF = ("false", "off", "no", "n", "f", "0")  # as tokenizers reads it
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
 
 def token_sizes(vocabulary: Mapping[str, int]) -> list[int]:
     """The bytes of each token of a byte-level vocabulary, which writes one letter for each byte.
@@ -71,7 +77,7 @@ def part_ends(texts: Sequence[Text], ids: Sequence[int], sizes: Sequence[int]) -
     if not sizes:
         return None
     bounds = [*accumulate(map(sizes.__getitem__, ids), initial=0)]
-    edges = [*accumulate((_bytes(part.text) for part in texts), initial=0)]
+    edges = [*accumulate((len(part.text.encode()) for part in texts), initial=0)]
     if bounds[-1] != edges[-1]:
         return None
     ends: list[int] = []
@@ -91,50 +97,20 @@ def part_ends(texts: Sequence[Text], ids: Sequence[int], sizes: Sequence[int]) -
     return [*ends, len(ids)]
 
 
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
 def _belongs_before(before: Text, start: int, after: Text, stop: int) -> bool | None:
     """Whether a token over the edge between two texts belongs to the first; None where it is cut, or may be.
 
     Args:
         start, stop: Its bytes, counted from the edge.
     """
-    left, right = _last_bytes(before.text, -start), _first_bytes(after.text, stop)
-    if left is None or right is None:
+    try:
+        left = before.text[start:].encode()[start:].decode()
+        right = after.text[:stop].encode()[:stop].decode()
+    except UnicodeDecodeError:  # inside a character
         return None
     if before.trainable != after.trainable and not (left if after.trainable else right).isspace():
         return None
     return not after.trainable or (before.trainable and not (left.isspace() and not right.isspace()))
-
-
-def _first_bytes(text: str, count: int) -> str | None:
-    """Characters of so many bytes; None if the last one has more."""
-    near = text[:count]
-    if near.isascii():
-        return near
-    try:
-        return near.encode()[:count].decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _last_bytes(text: str, count: int) -> str | None:
-    near = text[-count:]
-    if near.isascii():
-        return near
-    try:
-        return near.encode()[-count:].decode()
-    except UnicodeDecodeError:
-        return None
-
-
-# Characters on each side of an edge that decide whether they compose over it: a letter and its marks.
-_WINDOW = 32
-_MOST_AGAIN = 4_000_000  # characters that are tokenised again because of cuts: some seconds
-_OFF = ("false", "off", "no", "n", "f", "0")  # as tokenizers reads it
-_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Run(NamedTuple):
@@ -222,8 +198,9 @@ class RunTokenizer:
         Raises:
             DocumentError: See :meth:`cut`.
         """
-        if (run := self._uncut(texts)) is not None:
-            return run
+        found = self.uncut([texts])
+        if found.is_uncut[0]:
+            return Run(found.ids.astype(np.int64), found.weights, 0)
         return self.cut(texts)
 
     def cut(self, texts: Sequence[Text]) -> Run:
@@ -264,10 +241,6 @@ class RunTokenizer:
             todo += [self._encode(text, edge, stop), self._encode(text, start, edge)]
         ids, first, last = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
         return Run(ids, _token_weights(text, weights, first, last), cut_edges)
-
-    def _uncut(self, texts: Sequence[Text]) -> Run | None:
-        found = self.uncut([texts])
-        return Run(found.ids.astype(np.int64), found.weights, 0) if found.is_uncut[0] else None
 
     def uncut(self, runs: Sequence[Sequence[Text]]) -> PlainRuns:
         """Many runs at once, as :meth:`tokenize` gives them, where no edge cuts a token: as is mostly so.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,37 +101,30 @@ class VisionEncoder:
 
     def place(self, medium: Medium, start: int, document: Document) -> PlacedMedium:
         """The grid of a medium whose vision start token is token ``start``, from its header."""
-        try:
+        clip, frames, time, interval = None, 1, 1, 1.0
+        size = self._size(medium)
+        low, high = size["shortest_edge"], size["longest_edge"]
+        with medium_errors(medium, document):
             if isinstance(medium, Image):
-                return self._place_image(medium, start, _root(document))
-            return self._place_video(medium, start, _root(document))
-        except MediaError as error:
-            raise self._error(error, medium, document) from None
-
-    def _place_image(self, image: Image, start: int, root: Path | None) -> PlacedMedium:
-        height, width = image_size(image, media_root=root, limits=self._limits)
-        patch, merge = self._images.patch_size, self._images.merge_size
-        size = self._size(image)
-        self._refuse_enlarging(image, size["shortest_edge"])
-        grid = (1, *self._grid(image, height, width, patch, merge, size))
-        return PlacedMedium(image, start, grid, (height, width), size["shortest_edge"], merge, patch)
-
-    def _place_video(self, video: Video, start: int, root: Path | None) -> PlacedMedium:
-        clip = self._clip(video, root)
-        processor = self._videos
-        size = self._size(video)
-        self._refuse_enlarging(video, size["shortest_edge"], len(clip.indices))
-        patch, merge = processor.patch_size, processor.merge_size
-        # The total budget of a video, shared by its frames: `cap_pixels_per_frame` of transformers 5.23.
-        total = int(processor.max_video_tokens * (patch * merge) ** 2 * 0.9)
-        share = total * processor.temporal_patch_size // len(clip.indices)
-        capped = max(min(size["longest_edge"], share), int(size["shortest_edge"] * 1.05))
-        size = {"shortest_edge": size["shortest_edge"], "longest_edge": capped}
-        time = -(-len(clip.indices) // processor.temporal_patch_size)
-        grid = (time, *self._grid(video, clip.height, clip.width, patch, merge, size))
-        interval = processor.temporal_patch_size / clip.sample_fps * self.tokens_per_second
-        shown, low = (clip.height, clip.width), size["shortest_edge"]
-        return PlacedMedium(video, start, grid, shown, low, merge, patch, interval, clip)
+                processor = self._images
+                shown = image_size(medium, media_root=_root(document), limits=self._limits)
+            else:
+                processor, clip = self._videos, self._clip(medium, _root(document))
+                shown, frames = (clip.height, clip.width), len(clip.indices)
+            self._refuse_enlarging(medium, low, frames)
+            patch, merge = processor.patch_size, processor.merge_size
+            if clip is not None:
+                # The budget of a video, shared by its frames: `cap_pixels_per_frame` of transformers 5.23.
+                total = int(processor.max_video_tokens * (patch * merge) ** 2 * 0.9)
+                high = max(min(high, total * processor.temporal_patch_size // frames), int(low * 1.05))
+                time = -(-frames // processor.temporal_patch_size)
+                interval = processor.temporal_patch_size / clip.sample_fps * self.tokens_per_second
+            try:
+                height, width = smart_resize(*shown, factor=patch * merge, min_pixels=low, max_pixels=high)
+            except ValueError as error:  # sides of more than 1:200
+                raise MediaError(f"{medium} has {shown[0]} × {shown[1]} pixels: {error}. Crop it.") from None
+        grid = (time, height // patch, width // patch)
+        return PlacedMedium(medium, start, grid, shown, low, merge, patch, interval, clip)
 
     def _clip(self, video: Video, root: Path | None) -> Clip:
         return clip_of(
@@ -174,10 +168,8 @@ class VisionEncoder:
         own = medium is placed.medium
         root = _root(document)
         height, width = (side * placed.patch for side in placed.grid_thw[1:])
-        size = (
-            self._size(medium) if own else {"shortest_edge": height * width, "longest_edge": height * width}
-        )
-        try:
+        size = self._size(medium) if own else dict.fromkeys(("shortest_edge", "longest_edge"), height * width)
+        with medium_errors(medium, document):
             if isinstance(medium, Image):
                 stored = placed.size if own else image_size(medium, media_root=root, limits=self._limits)
                 with giants_in_turn(stored[0] * stored[1]):
@@ -204,17 +196,11 @@ class VisionEncoder:
                     return_tensors="pt",
                 )
                 patches, grid = made["pixel_values_videos"], made["video_grid_thw"]
-        except MediaError as error:
-            raise self._error(error, medium, document) from None
-        if tuple(grid[0].tolist()) != placed.grid_thw:
-            raise self._error(
-                MediaError(
+            if tuple(grid[0].tolist()) != placed.grid_thw:
+                raise MediaError(
                     f"{medium} decodes to the grid {grid[0].tolist()} but its header promised "
                     f"{list(placed.grid_thw)}. The file is damaged or was changed during the run."
-                ),
-                medium,
-                document,
-            )
+                )
         return patches
 
     def _size(self, medium: Medium) -> dict[str, int]:
@@ -239,27 +225,20 @@ class VisionEncoder:
                     "Lower min_pixels, or raise the limit."
                 )
 
-    @staticmethod
-    def _grid(
-        medium: Medium, height: int, width: int, patch: int, merge: int, size: dict[str, int]
-    ) -> tuple[int, int]:
-        try:
-            height, width = smart_resize(
-                height,
-                width,
-                factor=patch * merge,
-                min_pixels=size["shortest_edge"],
-                max_pixels=size["longest_edge"],
-            )
-        except ValueError as error:  # sides of more than 1:200
-            raise MediaError(f"{medium} has {height} × {width} pixels: {error}. Crop it.") from None
-        return height // patch, width // patch
 
-    @staticmethod
-    def _error(error: MediaError, medium: Medium, document: Document) -> DocumentError:
+@contextmanager
+def medium_errors(medium: Medium, document: Document) -> Iterator[None]:
+    """Raise what is wrong with a medium as the error of its document.
+
+    Raises:
+        DocumentError: In place of a ``MediaError``.
+    """
+    try:
+        yield
+    except MediaError as error:
         field = "images" if isinstance(medium, Image) else "videos"
         reason = without_cache(str(error))
-        return DocumentError(reason, kind="medium", source=document.source, field=field)
+        raise DocumentError(reason, kind="medium", source=document.source, field=field) from None
 
 
 def _root(document: Document) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
 from vlcpt.data.formats.markers import Piece, Slot, place_media, refuse_unread, split_markers
-from vlcpt.data.media.references import HINTS, medium_at, with_keys
+from vlcpt.data.media.references import HINTS, SIZES, medium_at
 from vlcpt.data.rows.fields import (
     Row,
     field_names,
@@ -36,13 +36,14 @@ ROLES = {
 # Keys of a turn that turn its loss on or off; others scale it.
 _SWITCHES = ("loss", "train")
 TURN_WEIGHTS = (*_SWITCHES, "loss_scale", "weight", "loss_weight")
-# Fields that say of a whole row that its text is not one to learn from.
+# Fields that say that the text of a row is not one to learn from.
 PREFERENCES = ("label", "kto_tag", "chosen", "rejected", "rejected_response", "rejected_messages")
 
 # ms-swift's arguments of its template, which a row may have.
 TEMPLATE = "chat_template_kwargs"
+TEMPLATE_SIZES = ("min_pixels", "max_pixels")
 
-# What the model's chat template calls a role. Of tools it writes more than the turn says.
+# What the model's chat template calls a role. For tools it writes more than the turn says.
 _IN_CHAT = {
     **dict.fromkeys(("assistant", "gpt"), "assistant"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -130,7 +131,6 @@ def _in_chat(turn: Turn, said: Sequence[Segment], weight: float) -> list[Segment
     if turn.role not in _IN_CHAT:
         raise DocumentError(
             f"chat_template has no form for the role {turn.role!r}. Roles: {', '.join(_IN_CHAT)}.",
-            kind="row",
             field=turn.place,
         )
     end = TurnEdge("end", weight > 0, weight or 1.0)
@@ -147,9 +147,7 @@ def entries(row: Row, field: str, of: str) -> Iterator[tuple[str, Mapping[str, o
     for number, entry in enumerate(required_list(row, field, of)):
         place = f"{field}[{number}]"
         if not isinstance(entry, Mapping):
-            raise DocumentError(
-                f"expected a turn in {{}}, found {type(entry).__name__}.", kind="row", field=place
-            )
+            raise DocumentError(f"expected a turn in {{}}, found {type(entry).__name__}.", field=place)
         yield place, entry
 
 
@@ -164,9 +162,7 @@ def turn_role(entry: Mapping[str, object], key: str, place: str) -> str:
     if isinstance(role, str) and role in ROLES:
         return role
     found = repr(role)[:60] if key in entry else f"no {key!r} among {field_names(entry)}"
-    raise DocumentError(
-        f"expected one of {', '.join(ROLES)}; found {found}.", kind="row", field=f"{place}.{key}"
-    )
+    raise DocumentError(f"expected one of {', '.join(ROLES)}; found {found}.", field=f"{place}.{key}")
 
 
 def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
@@ -186,19 +182,18 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         if value is None:
             continue
         # JSON has booleans, tables often 0 and 1.
-        if not isinstance(value, bool | int | float) or (key in _SWITCHES and value not in (0, 1)):
-            wanted = "true or false" if key in _SWITCHES else "a number from 0 to 100"
-            raise DocumentError(
-                f"expected {wanted}, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
-            )
-        if not 0 <= value <= 100:
-            raise DocumentError(
-                f"expected a number from 0 to 100, found {value!r:.60}.", kind="row", field=f"{place}.{key}"
-            )
+        is_switch = key in _SWITCHES
+        if (
+            not isinstance(value, bool | int | float)
+            or not 0 <= value <= 100
+            or (is_switch and value not in (0, 1))
+        ):
+            wanted = "true or false" if is_switch else "a number from 0 to 100"
+            raise DocumentError(f"expected {wanted}, found {value!r:.60}.", field=f"{place}.{key}")
         weights[key] = float(value)
     if len({bool(weight) for weight in weights.values()}) > 1:
         found = " and ".join(f"{key} {entry[key]}" for key in weights)
-        raise DocumentError(f"{found} contradict each other. Keep one.", kind="row", field=place)
+        raise DocumentError(f"{found} contradict each other. Keep one.", field=place)
     # `loss: true` beside a scale only says that there is one.
     scales = [weight for key, weight in weights.items() if key not in _SWITCHES]
     return next(iter(scales or weights.values()), None)
@@ -233,7 +228,7 @@ def spoken(text: str, entry: Mapping[str, object], place: str) -> tuple[list[Pie
 
 
 def _trained_characters(details: object, length: int, place: str) -> list[bool]:
-    """Of each character whether it is trained; ``end_offset`` is the last one's."""
+    """Whether each character is trained; ``end_offset`` is the last one's."""
     trained = [False] * length
     for number, detail in enumerate(details if isinstance(details, list | tuple) else (details,)):
         found = detail if isinstance(detail, Mapping) else {}
@@ -245,7 +240,6 @@ def _trained_characters(details: object, length: int, place: str) -> list[bool]:
             raise DocumentError(
                 'expected {"begin_offset", "end_offset", "train"}: its first and last character, from 0, and '
                 f"true or false; found {detail!r:.80}.",
-                kind="row",
                 field=f"{place}[{number}]",
             )
         if trains:
@@ -271,7 +265,6 @@ def refuse_preferences(row: Mapping[str, object]) -> None:
         raise DocumentError(
             f"{reason} Remove the row, or set ignore_fields: [{name}] for the source if the field means "
             "something else.",
-            kind="row",
             field=name,
         )
 
@@ -282,17 +275,14 @@ def _with_template_sizes(document: Document, row: Row) -> Document:
     if not is_given(given):
         return document
     if not isinstance(given, Mapping):
-        raise DocumentError(f"expected a {{}}, found {type(given).__name__}.", kind="row", field=TEMPLATE)
-    sizes = {key: given[key] for key in ("min_pixels", "max_pixels") if given.get(key) is not None}
-    medium_at(Image, {"path": "any", **sizes}, TEMPLATE)  # also where the row has no medium
+        raise DocumentError(f"expected a {{}}, found {type(given).__name__}.", field=TEMPLATE)
+    sizes = {key: given.get(key) for key in TEMPLATE_SIZES}
+    medium_at(Image, "any", TEMPLATE, sizes)  # also where the row has no medium
     segments = tuple(
-        medium_at(type(one), with_keys(one, sizes), TEMPLATE) if isinstance(one, Image | Video) else one
+        medium_at(type(one), one, TEMPLATE, sizes) if isinstance(one, Image | Video) else one
         for one in document.segments
     )
-    others = tuple(
-        f"{TEMPLATE}.{key}"[:60] for key, value in given.items() if key not in sizes and is_given(value)
-    )
-    return replace(document, segments=segments, not_read=(*document.not_read, *others))
+    return replace(document, segments=segments)
 
 
 # Where a part of each type holds what it is about: the first key that is set.
@@ -302,7 +292,6 @@ _MEDIA_KEYS = {
     "video": ("video", "path", "url", "bytes"),
     "video_url": ("video_url",),
 }
-_SIZES = ("min_pixels", "max_pixels", "fps", "max_frames")
 # Words of a turn that are not in its content: without them something of the turn would be lost.
 _UNREAD = ("tool_calls", "function_call", "reasoning_content")
 
@@ -329,11 +318,10 @@ def _messages(row: Row) -> Iterator[Turn]:
         role = turn_role(entry, "role", place)
         for key in _UNREAD:
             value = entry.get(key)
-            # Of a struct, Arrow fills in the keys that other turns have.
+            # Arrow fills a struct with the keys that other turns have.
             if value and (is_given(value) or not isinstance(value, Mapping)):
                 raise DocumentError(
                     "this part of a turn is not read. Write it into 'content' as the model should see it.",
-                    kind="row",
                     field=f"{place}.{key}",
                 )
         content = entry.get("content")
@@ -350,7 +338,6 @@ def _refuse_detail(entry: Mapping[str, object], place: str, reason: str) -> None
     if is_given(entry.get("train_detail")):
         raise DocumentError(
             f"{reason} Write the row as format segments, where each text says whether it is trained.",
-            kind="row",
             field=f"{place}.train_detail",
         )
 
@@ -358,7 +345,7 @@ def _refuse_detail(entry: Mapping[str, object], place: str, reason: str) -> None
 def _parts(content: object, place: str) -> list[Piece]:
     if isinstance(content, Mapping | bytes) or not isinstance(content, Sequence):
         raise DocumentError(
-            f"expected a string or a list of parts, found {type(content).__name__}.", kind="row", field=place
+            f"expected a string or a list of parts, found {type(content).__name__}.", field=place
         )
     pieces = (_part(part, f"{place}[{number}]") for number, part in enumerate(content))
     return [piece for piece in pieces if piece != ""]
@@ -368,36 +355,31 @@ def _part(part: object, place: str) -> Piece:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise DocumentError(f"expected a part in {{}}, found {type(part).__name__}.", kind="row", field=place)
+        raise DocumentError(f"expected a part in {{}}, found {type(part).__name__}.", field=place)
     type_ = part.get("type")
     if type_ == "text":
         return text_at(part.get("text"), f"{place}.text")
     if not isinstance(type_, str) or type_ not in _MEDIA_KEYS:
         raise DocumentError(
-            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {type_!r:.60}.",
-            kind="row",
-            field=f"{place}.type",
+            f"expected one of text, {', '.join(_MEDIA_KEYS)}; found {type_!r:.60}.", field=f"{place}.type"
         )
-    known = {"type", "text", "index", *_MEDIA_KEYS[type_], *_SIZES, *HINTS}
+    known = {"type", "text", "index", *_MEDIA_KEYS[type_], *SIZES[Video], *HINTS}
     unknown = [key for key, value in part.items() if key not in known and is_given(value)]
     if unknown:
         raise DocumentError(
             f"a part of type {type_!r} has no such key. Known: {', '.join(sorted(known))}.",
-            kind="row",
             field=f"{place}.{unknown[0]!s:.60}",
         )
     kind = Image if type_.startswith("image") else Video
-    used = _SIZES[:2] if kind is Image else _SIZES  # Qwen's tools write fps into parts of images, too
-    sizes = {name: part[name] for name in used if part.get(name) is not None}
     key = next((key for key in _MEDIA_KEYS[type_] if is_given(part.get(key))), None)
     if key is not None:
         reference = {"bytes": part[key]} if key == "bytes" else part[key]
         if type_.endswith("_url") and isinstance(reference, Mapping):
             reference = {("path" if name == "url" else name): value for name, value in reference.items()}
-        return medium_at(kind, with_keys(reference, sizes), f"{place}.{key}")
+        return medium_at(kind, reference, f"{place}.{key}", part)
     if type_.endswith("_url"):
-        raise DocumentError(f"expected a reference under {type_!r}, found none.", kind="row", field=place)
-    return Slot(kind, place, part.get("index"), sizes)
+        raise DocumentError(f"expected a reference under {type_!r}, found none.", field=place)
+    return Slot(kind, place, part.get("index"), part)
 
 
 def read_sharegpt(row: Row, *, targets: Targets = "assistant", chat_template: bool = False) -> Document:
@@ -451,9 +433,7 @@ def _history(row: Row) -> Iterator[Turn]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             found = f"{len(pair)} entries" if isinstance(pair, list | tuple) else type(pair).__name__
             raise DocumentError(
-                f"expected a question and its answer as [question, answer], found {found}.",
-                kind="row",
-                field=place,
+                f"expected a question and its answer as [question, answer], found {found}.", field=place
             )
         for side, (role, text) in enumerate(zip(("user", "assistant"), pair, strict=True)):
             said = "" if text is None else text_at(text, f"{place}[{side}]")
@@ -475,9 +455,7 @@ def read_query(row: Row, *, targets: Targets = "assistant", chat_template: bool 
 def _query(row: Row, name: str) -> Iterator[Turn]:
     required_field(row, name)
     if name == "query" and is_given(row.get("instruction")):
-        raise DocumentError(
-            "'query' and 'instruction' are both given. Keep one.", kind="row", field="instruction"
-        )
+        raise DocumentError("'query' and 'instruction' are both given. Keep one.", field="instruction")
     yield from _history(row)
     yield Turn(name, "user", split_markers(optional_text(row, name)))
     yield Turn("response", "assistant", split_markers(text_field(row, "response")))
@@ -503,7 +481,7 @@ def _docmatix(row: Row) -> Iterator[Turn]:
                 required_field(entry, role)
                 said = split_markers(optional_text(entry, role))
             except DocumentError as error:
-                raise DocumentError(error.reason, kind="row", field=f"{place}.{role}") from None
+                raise DocumentError(error.reason, field=f"{place}.{role}") from None
             # What scales an answer says nothing of the question before it; what switches it off, does.
             speaks = role == "assistant" or weight == 0
             yield Turn(f"{place}.{role}", role, said, weight if speaks else None)

@@ -242,73 +242,53 @@ def _readable(rows: Rows) -> Iterator[tuple[int, Row | Document]]:
         try:
             yield number, rows.row(number)
         except DocumentError:
-            continue  # told, or counted, when its turn comes
+            continue  # reported, or counted, when it is read
+
+
+# Formats with fields of their own; then those that are known by fields that many other rows have.
+_OWN_FIELDS = {
+    "segments": {"segments"},
+    "sharegpt": {"conversations"},
+    "messages": {"messages"},
+    "mmc4": {"text_list", "image_info"},
+}
+_ANSWERS = (("alpaca", {"instruction", "input"}, "output"), ("query", {"query", "instruction"}, "response"))
 
 
 def _fitting(row: Row, ignored: Collection[str] = ()) -> list[str]:
     """The formats whose fields a row has; a null is no field, for Arrow fills rows with them."""
-    row = {name: value for name, value in row.items() if name not in ignored} if ignored else row
-    given = {name for name, value in row.items() if value is not None}
-    found = [
-        format
-        for format, needed in (
-            ("segments", {"segments"}),
-            ("sharegpt", {"conversations"}),
-            ("messages", {"messages"}),
-            ("mmc4", {"text_list", "image_info"}),
-        )
-        if needed <= given
-    ]
-    if "texts" in given and _are_pairs(row["texts"]):
-        found.append("docmatix")
-    elif {"texts", "images"} <= given and _are_texts(row["texts"]):
-        found.append("obelics")
-    alone = any(_may_be_media(row.get(name)) for name in ("image", "video"))
-    lists = [row.get(name) for name in ("images", "videos")]
-    listed = any(_may_be_media(one) and not (isinstance(one, Sized) and not len(one)) for one in lists)
+    given = {name: value for name, value in row.items() if value is not None and name not in ignored}
+    found = [format for format, needed in _OWN_FIELDS.items() if needed <= given.keys()]
+    texts = given.get("texts")
+    if isinstance(texts, Sequence) and not isinstance(texts, str | bytes):
+        pairs = [isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in texts]
+        if pairs and all(pairs):
+            found.append("docmatix")
+        elif "images" in given and all(one is None or isinstance(one, str) for one in texts):
+            found.append("obelics")
+    alone = any(_may_be_media(given.get(name)) for name in ("image", "video"))
+    listed = any(
+        _may_be_media(one) and not (isinstance(one, Sized) and not len(one))
+        for one in (given.get("images"), given.get("videos"))
+    )
+    text = str(given.get("text"))
+    tags = [*TAG_START.finditer(text)] if "text" in given else []
     if "caption" in given and (alone or listed):
-        found += _captioned(row.get("text"), listed)
+        if tags and listed:  # markup and its files: the caption is a field like any other
+            found.append("vlcpt")
+        else:
+            found += ["vlcpt", "caption"] if tags or ("text" in given and listed) else ["caption"]
     elif "text" in given and alone and not listed and not found:
-        found += ["vlcpt", "caption"] if _has_span(str(row["text"])) else ["caption"]
+        # Also with a misspelt tag: it would be trained as it stands, as a caption.
+        has_span = any("<trainable_text" in tag.group() or tag["misspelt"] for tag in tags)
+        found += ["vlcpt", "caption"] if has_span else ["caption"]
     elif "text" in given:
         found.append("vlcpt")
-    if not found:  # names that many other rows have
-        answers = (
-            ("alpaca", ("instruction", "input"), "output"),
-            ("query", ("query", "instruction"), "response"),
-        )
-        found += [
-            format for format, asked, answer in answers if answer in given and given.intersection(asked)
-        ]
+    if not found:
+        found = [format for format, asked, answer in _ANSWERS if answer in given and asked & given.keys()]
     return found
-
-
-def _has_span(text: str) -> bool:
-    """Whether a text has a tag, also a misspelt one: it would be trained as it stands, as a caption."""
-    return any("<trainable_text" in match.group() or match["misspelt"] for match in TAG_START.finditer(text))
 
 
 def _may_be_media(value: object) -> bool:
     """Whether a field's value may be one of media: a number counts them. Equality is of no use for arrays."""
     return not (value is None or isinstance(value, int | float) or (isinstance(value, str) and not value))
-
-
-def _captioned(text: object, listed: bool) -> list[str]:
-    """What a row with a caption and media may be, which may have a text, too."""
-    marked = isinstance(text, str) and TAG_START.search(text)
-    if marked and listed:  # markup and its files: the caption is a field like any other
-        return ["vlcpt"]
-    return ["vlcpt", "caption"] if marked or (text is not None and listed) else ["caption"]
-
-
-def _are_pairs(value: object) -> bool:
-    """Whether these are questions with their answers, of which an OBELICS row has none."""
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    return all(isinstance(one, Mapping) and {"user", "assistant"} <= one.keys() for one in value)
-
-
-def _are_texts(value: object) -> bool:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        return False
-    return all(one is None or isinstance(one, str) for one in value)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vlcpt.data.documents import Document, DocumentError, Segment, Text
+from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, Video
 from vlcpt.data.markup import Untagged, parse_markup
-from vlcpt.data.media.references import HINTS, image_from, video_from, with_keys
-from vlcpt.data.rows.fields import Row, field_names, list_field, text_field
+from vlcpt.data.media.references import HINTS, SIZES, medium_at
+from vlcpt.data.rows.fields import Row, list_field, required_field, text_field
 
 # The tag in brackets of a Chinese keyboard, or as HTML and JSON escape it. Such characters are no markup, but
 # where a row has them and no tag, its author may have taken them for tags, and all of the text is trained.
@@ -34,7 +34,7 @@ def read_marked(row: Row, *, untagged: Untagged = "train") -> Document:
 
 
 def read_text(row: Row) -> Document:
-    """A document whose whole text is trained; nothing in it is markup.
+    """A document with all its text trained; nothing in it is markup.
 
     Example:
         >>> read_text({"text": "<image> is plain here"}).segments
@@ -43,12 +43,10 @@ def read_text(row: Row) -> Document:
     return Document((Text(text_field(row, "text"), trainable=True),))
 
 
-# Of a medium, some keys may also stand in its reference.
-_SIZES = {"image": ("min_pixels", "max_pixels"), "video": ("min_pixels", "max_pixels", "fps", "max_frames")}
 _KEYS = {
-    "text": {"type", "text", "trainable", "weight"},
-    "image": {"type", "image", *_SIZES["image"]},
-    "video": {"type", "video", *_SIZES["video"]},
+    "text": ("type", "text", "trainable", "weight"),
+    "image": ("type", "image", *SIZES[Image]),
+    "video": ("type", "video", *SIZES[Video]),
 }
 
 
@@ -61,42 +59,34 @@ def read_segments(row: Row) -> Document:
         >>> read_segments({"segments": [{"type": "text", "text": "a", "trainable": True}]}).segments
         (Text(text='a', trainable=True, weight=1.0),)
     """
-    if "segments" not in row:
-        raise DocumentError(
-            f"the field is missing. Fields found: {field_names(row)}.", kind="row", field="segments"
-        )
+    required_field(row, "segments")
     segments: list[Segment] = []
-    empty_spans = 0
     for number, entry in enumerate(list_field(row, "segments", "segments")):
         place = f"segments[{number}]"
         try:
-            segment = _segment(entry)
+            segments.append(_segment(entry, place))
         except DocumentError as error:
             raise error.at(None, place) from None
-        if isinstance(segment, Text) and segment.trainable and not segment.text:
-            empty_spans += 1
-        segments.append(segment)
+    empty_spans = sum(isinstance(one, Text) and one.trainable and not one.text for one in segments)
     return Document(tuple(segments), empty_spans=empty_spans)
 
 
-def _segment(entry: object) -> Segment:
+def _segment(entry: object, place: str) -> Segment:
     if not isinstance(entry, Mapping):
         raise DocumentError(f"expected a segment with a 'type', found {type(entry).__name__}.")
     kind = entry.get("type")
     if not isinstance(kind, str) or kind not in _KEYS:
         raise DocumentError(f"'type' must be 'text', 'image' or 'video'; found {kind!r:.60}.")
     # Null is how Arrow fills the keys that other segments of a row have.
-    known = _KEYS[kind] if kind == "text" else _KEYS[kind] | HINTS
+    known = _KEYS[kind] if kind == "text" else (*_KEYS[kind], *HINTS)
     unknown = [key for key, value in entry.items() if key not in known and value is not None]
     if unknown:
         raise DocumentError(
             f"a segment of type {kind!r} has no key {unknown[0]!r:.60}. "
             f"Known: {', '.join(sorted(_KEYS[kind]))}."
         )
-    if kind in _SIZES:
-        sizes = {name: entry[name] for name in _SIZES[kind] if entry.get(name) is not None}
-        reference = with_keys(entry.get(kind), sizes)
-        return image_from(reference) if kind == "image" else video_from(reference)
+    if kind != "text":
+        return medium_at(Image if kind == "image" else Video, entry.get(kind), place, entry)
     text, trainable, weight = entry.get("text"), entry.get("trainable"), entry.get("weight")
     if not isinstance(text, str):
         raise DocumentError(f"'text' must be a string; found {type(text).__name__}.")

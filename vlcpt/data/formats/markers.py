@@ -15,7 +15,7 @@ from vlcpt.data.documents import (
     Video,
     trailing_backslashes,
 )
-from vlcpt.data.media.references import is_picture, medium_at, with_keys
+from vlcpt.data.media.references import is_picture, medium_at
 from vlcpt.data.rows.fields import Row, is_given, list_field
 
 
@@ -27,7 +27,7 @@ class Slot:
         kind: What the file is.
         place: Where the slot stands in the row; empty: it is a marker in a text.
         index: Which file it takes, from 0; None: the next one.
-        sizes: Limits for the file, where it has none of its own.
+        sizes: Has limits for the file, where it has none of its own.
     """
 
     kind: type[Image] | type[Video]
@@ -42,7 +42,7 @@ Spoken = str | Text | Medium
 Piece = Spoken | Slot
 """The same, or a slot that still needs its file."""
 
-# Of each kind of medium, the fields of a row that list its files.
+# The fields of a row that list the files of each kind.
 _FIELDS: dict[type[Image] | type[Video], tuple[str, str]] = {
     Image: ("images", "image"),
     Video: ("videos", "video"),
@@ -111,7 +111,7 @@ def place_media(
     }
     return [
         [
-            medium_at(piece.kind, with_keys(next(of_kind[piece.kind]), piece.sizes), piece.place)
+            medium_at(piece.kind, next(of_kind[piece.kind]), piece.place, piece.sizes)
             if isinstance(piece, Slot)
             else piece
             for piece in turn
@@ -134,7 +134,6 @@ def _in_order(
                 raise DocumentError(
                     f"expected the place of {'an' if kind is Image else 'a'} {name} in '{name}s', 0 to "
                     f"{len(files) - 1}, each once; found {index!r:.60}.",
-                    kind="row",
                     field=f"{slot.place}.index",
                 )
             named.add(index)
@@ -160,16 +159,14 @@ def refuse_unread(row: Row) -> None:
     boxes = "<ref-object> and <bbox> are not filled in. Write names and boxes into the text."
     for name, reason in (("audios", audio), ("audio", audio), ("objects", boxes)):
         if row.get(name) and is_given(row[name]):
-            raise DocumentError(reason, kind="row", field=name)
+            raise DocumentError(reason, field=name)
 
 
 def _references(row: Row, plural: str, singular: str) -> list[tuple[object, str]]:
     """Each reference with its place in the row."""
     given = [name for name in (plural, singular) if is_given(row.get(name))]
     if len(given) == 2:
-        raise DocumentError(
-            f"{plural!r} and {singular!r} are both given. Keep one.", kind="row", field=singular
-        )
+        raise DocumentError(f"{plural!r} and {singular!r} are both given. Keep one.", field=singular)
     if not given:
         return []
     (name,) = given

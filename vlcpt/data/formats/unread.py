@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vlcpt.data.documents import Document, DocumentError, MissingFileError, Text
-from vlcpt.data.formats.chat import TEMPLATE, TURN_WEIGHTS
+from vlcpt.data.formats.chat import TEMPLATE, TEMPLATE_SIZES, TURN_WEIGHTS
 from vlcpt.data.formats.detect import SCHEMAS
 from vlcpt.data.formats.marked import OTHER_BRACKETS
 from vlcpt.data.formats.markers import MEDIA_FIELDS
@@ -25,11 +25,10 @@ _MOST_NAMED = 20  # fields in a message; ledger.json has all
 _PLAIN = " Where no text of the source is markup, as in web pages or code, set format: text."
 _QWEN = re.compile(r"<img>\s*([^<>\n]{1,500}?)\s*</img>")
 
-# What is read of a turn, of a part of one that is text, and of a row's template. Of all other structs, keys
-# that are not known are errors, but for hints and for what a part of another type would need.
+# The keys that are read of a turn, and of a part that is text. In all other structs an unknown key is an
+# error, except hints and keys that only a part of another type uses.
 _OF_TURN = frozenset(("from", "value", "role", "content", "user", "assistant", "train_detail", *TURN_WEIGHTS))
 _OF_TEXT_PART = frozenset(("type", "text", "index"))
-_OF_TEMPLATE = frozenset(("min_pixels", "max_pixels"))
 _UNUSED = {
     **dict.fromkeys(("image", "image_url"), HINTS | {"text", "fps", "max_frames"}),
     **dict.fromkeys(("video", "video_url"), HINTS | {"text"}),
@@ -84,10 +83,9 @@ class Unread:
                     f"{value!r:.60} seems to say that this is not trained, but the key is not read. Write "
                     f'"loss": false into the turn, or set ignore_fields: ["{name}"] for the source if the '
                     "key means something else.",
-                    kind="row",
                     field=name[:60],
                 )
-            # Of all turns' values, one with a medium is the one to look at.
+            # If several turns have the key, a value with a medium is kept.
             if name not in found or medium_in(value, key, self.media_root) is not None:
                 found[name] = value
         links: list[str] = []
@@ -128,7 +126,7 @@ class Unread:
             ):
                 yield str(field), "", value
             elif field == TEMPLATE and isinstance(value, Mapping):
-                others = (key for key in value if key not in _OF_TEMPLATE)
+                others = (key for key in value if key not in TEMPLATE_SIZES)
                 yield from ((f"{TEMPLATE}.{key}"[:60], "", value[key]) for key in others)
             elif isinstance(value, Mapping | list | tuple):
                 yield from _keys_left(value, str(field), is_turn=schema.chat and field == schema.fields[0])
@@ -149,7 +147,6 @@ class Unread:
             f"{found[:80]!r} names a file that is there, but <img>…</img> is not read, and no medium of the "
             f"row is. To train on it, {schema.remedy} in its place; otherwise set ignore_fields: "
             f'["<img>"] for the source{plain}.',
-            kind="row",
             field=schema.fields[0],
         )
 
@@ -160,7 +157,6 @@ class Unread:
             f"it holds {found}, but format {self.format} does not read this field, and no medium of the row "
             f"is read. To train on it, {SCHEMAS[self.format].remedy}; otherwise set ignore_fields: [{shown}] "
             "for the source.",
-            kind="row",
             field=name[:60],
         )
 

@@ -5,64 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from vlcpt.data.documents import Document, DocumentError, Image, MissingFileError, Segment, Text
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, MissingFileError, Segment, Text
 from vlcpt.data.formats.markers import MEDIA_FIELDS, place_media, refuse_unread, split_markers
-from vlcpt.data.media.references import image_from, shown_url
-from vlcpt.data.rows.fields import Row, field_names, is_given, list_field, required_list, text_field
+from vlcpt.data.media.references import medium_at, shown_url
+from vlcpt.data.rows.fields import Row, field_names, is_given, list_field, required_list, text_at, text_field
 
 
-class LocalFiles:
-    """The local files of one row's URLs; two URLs may not mean the same file.
+def _local_file(reference: object, name: object, place: str, url_of: dict[str, str], mapping: str) -> Medium:
+    """The image by its file's name, else by its URL's last part, else as any reference.
 
     Args:
+        reference: A URL, or what any image may be.
+        name: The file's name, if the row has it.
+        place: For messages.
+        url_of: The URL of each last part so far: two may not mean the same file.
         mapping: The field that names files, for messages.
-
-    Example:
-        >>> LocalFiles("image_files").image("https://example.org/a/b.jpg?w=9", None, "images[0]").path
-        'b.jpg'
     """
-
-    def __init__(self, mapping: str) -> None:
-        self._mapping = mapping
-        self._url_of: dict[str, str] = {}
-
-    def image(self, reference: object, name: object, place: str) -> Image:
-        """The image by its file's name, else by its URL's last part, else as any reference.
-
-        Raises:
-            DocumentError: If there is neither, or the last part stands for another URL already.
-        """
+    if name is not None:
+        if not isinstance(name, str):
+            raise DocumentError(
+                f"expected a file's name, found {type(name).__name__}.", kind="reference", field=place
+            )
+        reference = name
+    elif isinstance(reference, str) and reference.lower().startswith(("http://", "https://")):
+        url = reference
         try:
-            if name is not None:
-                if not isinstance(name, str):
-                    raise DocumentError(
-                        f"expected a file's name, found {type(name).__name__}.", kind="reference"
-                    )
-                return image_from(name)
-            if not isinstance(reference, str) or not reference.lower().startswith(("http://", "https://")):
-                return image_from(reference)
-            return image_from(self._last_part(reference))
-        except DocumentError as error:
-            raise error.at(None, place) from None
-
-    def _last_part(self, url: str) -> str:
-        try:
-            last = urlsplit(url).path.rpartition("/")[2]
+            reference = urlsplit(url).path.rpartition("/")[2]
         except ValueError:
-            last = ""
-        if not last:
-            raise DocumentError(
-                f"the URL {shown_url(url)!r} ends in no file's name. Name its file in {self._mapping}.",
-                kind="reference",
+            reference = ""
+        other = url_of.setdefault(reference, url)
+        if not reference or other != url:
+            reason = (
+                f"{shown_url(url)!r} and {shown_url(other)!r} both end in {reference!r}: one file cannot be "
+                f"both. Name their files in {mapping}."
+                if reference
+                else f"the URL {shown_url(url)!r} ends in no file's name. Name its file in {mapping}."
             )
-        other = self._url_of.setdefault(last, url)
-        if other != url:
-            raise DocumentError(
-                f"{shown_url(url)!r} and {shown_url(other)!r} both end in {last!r}: one file cannot be both. "
-                f"Name their files in {self._mapping}.",
-                kind="reference",
-            )
-        return last
+            raise DocumentError(reason, kind="reference", field=place)
+    return medium_at(Image, reference, place)
 
 
 def read_mmc4(row: Row) -> Document:
@@ -77,33 +57,25 @@ def read_mmc4(row: Row) -> Document:
         '<trainable_text>One. </trainable_text><image><trainable_text>Two.</trainable_text>'
     """
     sentences = required_list(row, "text_list", "sentences")
-    files = LocalFiles("image_info[].image_name")
-    before: dict[int, list[Image]] = {}
+    url_of: dict[str, str] = {}
+    before: dict[int, list[Medium]] = {}
     for number, entry in enumerate(list_field(row, "image_info", "images")):
         place = f"image_info[{number}]"
         if not isinstance(entry, Mapping):
-            raise DocumentError(
-                f"expected an image in {{}}, found {type(entry).__name__}.", kind="row", field=place
-            )
+            raise DocumentError(f"expected an image in {{}}, found {type(entry).__name__}.", field=place)
         index = entry.get("matched_text_index")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(sentences):
             raise DocumentError(
                 f"expected the number of a sentence, 0 to {len(sentences) - 1}; found {index!r:.60}.",
-                kind="row",
                 field=f"{place}.matched_text_index",
             )
-        image = files.image(entry.get("raw_url"), entry.get("image_name"), place)
-        before.setdefault(index, []).append(image)
+        found = (entry.get("raw_url"), entry.get("image_name"), place)
+        before.setdefault(index, []).append(_local_file(*found, url_of, "image_info[].image_name"))
     segments: list[Segment] = []
     for number, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise DocumentError(
-                f"expected a string, found {type(sentence).__name__}.",
-                kind="row",
-                field=f"text_list[{number}]",
-            )
-        joint = " " if sentence and number + 1 < len(sentences) else ""
-        segments += [*before.get(number, ()), Text(sentence + joint, trainable=True)]
+        text = text_at(sentence, f"text_list[{number}]")
+        joint = " " if text and number + 1 < len(sentences) else ""
+        segments += [*before.get(number, ()), Text(text + joint, trainable=True)]
     return Document(tuple(segments))
 
 
@@ -129,26 +101,21 @@ def read_obelics(row: Row) -> Document:
             raise DocumentError(
                 f"has {len(values)} entries but 'texts' has {len(texts)}. Both lists need one a position, "
                 "null in one of them.",
-                kind="row",
                 field=field,
             )
-    files = LocalFiles("image_files")
+    url_of: dict[str, str] = {}
     segments: list[Segment] = []
     for number, (image, text, name) in enumerate(zip(images, texts, names, strict=True)):
         if (image is None) == (text is None):
             found = "both are null" if text is None else "both are set"
             raise DocumentError(
-                f"expected 'images' or 'texts' at this position; {found}.",
-                kind="row",
-                field=f"texts[{number}]",
+                f"expected 'images' or 'texts' at this position; {found}.", field=f"texts[{number}]"
             )
         if image is not None:
-            segments.append(files.image(image, name, f"images[{number}]"))
+            segments.append(_local_file(image, name, f"images[{number}]", url_of, "image_files"))
         elif not isinstance(text, str):
             raise DocumentError(
-                f"expected a string or null, found {type(text).__name__}.",
-                kind="row",
-                field=f"texts[{number}]",
+                f"expected a string or null, found {type(text).__name__}.", field=f"texts[{number}]"
             )
         else:
             follows_text = segments and not isinstance(segments[-1], Image)
@@ -170,7 +137,7 @@ def read_caption(row: Row) -> Document:
     text = text_field(row, field)
     if not any(is_given(row.get(name)) for name in MEDIA_FIELDS):
         raise MissingFileError(
-            f"expected an image or a video. Fields found: {field_names(row)}.", kind="row", field="image"
+            f"expected an image or a video. Fields found: {field_names(row)}.", field="image"
         )
     (pieces,) = place_media([split_markers(text)], row, field, missing_first=0)
     segments: list[Segment] = [

@@ -246,9 +246,9 @@ def _give_memory_back() -> None:
 @contextmanager
 def opened_image(image: Image, media_root: Path | None, limits: MediaLimits) -> Iterator[ImageFile]:
     """The image, its header read and checked. What goes wrong inside leaves as a MediaError."""
-    with open_medium(image, media_root, limits) as file, _without_pillows_own_limit():
+    with open_medium(image, media_root, limits) as file:
         try:
-            with PIL.Image.open(file, formats=IMAGE_FORMATS) as opened:
+            with _open_with_pillow(file) as opened:
                 width, height = opened.size
                 if width * height > limits.max_image_pixels:
                     raise MediaError(
@@ -274,11 +274,9 @@ def opened_image(image: Image, media_root: Path | None, limits: MediaLimits) -> 
 
 
 # Major brands of HEIF's family. MP4 and MOV have others (isom, mp42, qt), whatever they are compatible with.
-_HEIF = {
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"heif", b"avci"), "HEIC"),
-    **dict.fromkeys((b"hevc", b"hevx", b"hevm", b"hevs", b"msf1", b"avcs"), "HEIC"),  # several pictures
-    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
-}
+_AVIF = frozenset((b"avif", b"avis"))
+_ANY_CODEC = frozenset((b"mif1", b"mif2", b"msf1"))  # brands that they are compatible with say which
+_HEIC = _ANY_CODEC.union(b"heic heix heim heis heif avci hevc hevx hevm hevs avcs".split())
 
 
 def heif_kind(start: bytes) -> str | None:
@@ -293,11 +291,11 @@ def heif_kind(start: bytes) -> str | None:
         >>> heif_kind(b"\\0\\0\\0\\x14ftypisom\\0\\0\\0\\0heic")
     """
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
-    if brand in (b"mif1", b"mif2", b"msf1"):  # of any codec: those that it is compatible with say which
-        size = int.from_bytes(start[:4], "big")
-        compatible = {start[place : place + 4] for place in range(16, min(size, len(start)) - 3, 4)}
-        return "AVIF" if compatible & {b"avif", b"avis"} else "HEIC"
-    return _HEIF.get(brand)
+    size = min(int.from_bytes(start[:4], "big"), len(start)) if brand in _ANY_CODEC else 0
+    compatible = {start[place : place + 4] for place in range(16, size - 3, 4)}
+    if _AVIF & {brand, *compatible}:
+        return "AVIF"
+    return "HEIC" if brand in _HEIC else None
 
 
 def refuse_heif(medium: Medium, start: bytes) -> None:
@@ -323,29 +321,17 @@ def refuse_heif(medium: Medium, start: bytes) -> None:
         )
 
 
-_limit_lock = threading.Lock()
-_limit_users = 0
-_limit_saved: int | None = None
+_pillow_lock = threading.Lock()
 
 
-@contextmanager
-def _without_pillows_own_limit() -> Iterator[None]:
-    """Pillow's limit is global, warns and raises its own error: off, so that ours decides alone.
-
-    The last thread to leave puts it back.
-    """
-    global _limit_users, _limit_saved
-    with _limit_lock:
-        if _limit_users == 0:
-            _limit_saved, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
-        _limit_users += 1
-    try:
-        yield
-    finally:
-        with _limit_lock:
-            _limit_users -= 1
-            if _limit_users == 0:
-                PIL.Image.MAX_IMAGE_PIXELS = _limit_saved
+def _open_with_pillow(file: BinaryIO) -> ImageFile:
+    """The image, whose size is for our limits to judge: Pillow's own is a global."""
+    with _pillow_lock:
+        saved, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+        try:
+            return PIL.Image.open(file, formats=IMAGE_FORMATS)
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = saved
 
 
 def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:

@@ -20,7 +20,7 @@ _SAYS_MEDIUM = re.compile(
     "image|img|picture|photo|video|图片|图像|照片|截图|插图|视频|影片|影像|圖片|圖像|視頻|画像|写真|動画",
     re.IGNORECASE,
 )
-# Of a table, such a column is looked at even where its first rows have no medium.
+# A column of a table with such a name is searched even where its first rows have no medium.
 _SAYS_FILE = re.compile(
     "file|path|uri|src|media|frame|figure|clip|screenshot|attachment|asset|pic", re.IGNORECASE
 )
@@ -82,7 +82,7 @@ def _leaves(value: object, name: str, depth: int = 0) -> Iterator[tuple[object, 
             yield from _leaves(inner, name if _says_medium(name) else str(key), depth + 1)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
         first = next((inner for inner in value if inner is not None), None)
-        # Of numbers, as embeddings have them, the first says what all are.
+        # In a list of numbers, such as an embedding, the first says what all are.
         for inner in value if depth < _MOST_DEEP and not isinstance(first, int | float) else ():
             yield from _leaves(inner, name, depth + 1)
     elif value is not None and not isinstance(value, int | float):

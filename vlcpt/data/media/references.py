@@ -10,8 +10,9 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import TypeGuard
 
 import PIL.Image
 from PIL.ExifTags import Base
@@ -103,7 +104,7 @@ def _is_first_frame(picture: PIL.Image.Image) -> bool:
 
 
 def _file_of(picture: PIL.Image.Image) -> bytes:
-    """The whole file that a picture was opened from, which is left where it stands."""
+    """All bytes of the file that a picture was opened from; the position in it stays as it was."""
     file = getattr(picture, "fp", None)
     if file is None or getattr(file, "closed", False):
         raise _error(
@@ -134,6 +135,10 @@ def _encoded(picture: PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
+def _wrong(reason: str) -> DocumentError:
+    return DocumentError(reason, kind="reference")
+
+
 def _error(reason: str) -> DocumentError:
     return DocumentError(f"a PIL image: {reason}", kind="medium")
 
@@ -143,6 +148,9 @@ _BARE_FOR_URLS = re.compile(r"[A-Za-z0-9_-]{100,}=*")
 _LONGEST_PATH = 4096  # of Linux; what is longer is no name of a file, whatever it looks like
 # The base64 of the first bytes of PNG, JPEG (twice: the alphabet for URLs), GIF and WebP.
 _BARE_STARTS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR")
+SIZES = {kind: tuple(one.name for one in fields(kind)[2:]) for kind in (Image, Video)}
+"""The keys of each kind of medium that may also stand beside a reference: limits on pixels and frames."""
+
 # What other tools write beside a reference and nothing here is like: named as not read.
 HINTS = frozenset(
     (
@@ -187,42 +195,42 @@ def video_from(reference: object) -> Video:
     return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
 
 
-def medium_at(kind: type[Image] | type[Video], reference: object, place: str) -> Medium:
+def medium_at(
+    kind: type[Image] | type[Video], reference: object, place: str, beside: Mapping[str, object] | None = None
+) -> Medium:
     """:func:`image_from` or :func:`video_from`, with the place in the row in its errors.
 
+    Args:
+        kind: What it is.
+        reference: See :func:`image_from`.
+        place: For messages.
+        beside: Has sizes for a reference that has none of its own.
+
     Example:
-        >>> medium_at(Image, "", "images[0]")
-        Traceback (most recent call last):
-        ...
-        vlcpt.data.documents.DocumentError: images[0]: a media reference is an empty path.
+        >>> medium_at(Image, "a.png", "images[0]", {"max_pixels": 50176, "detail": "low"})
+        Image(path='a.png', min_pixels=None, max_pixels=50176)
     """
+    sizes = {key: beside[key] for key in SIZES[kind] if beside.get(key) is not None} if beside else {}
     try:
+        reference = _with_keys(reference, sizes) if sizes else reference
         return image_from(reference) if kind is Image else video_from(reference)
     except DocumentError as error:
         raise error.at(None, place) from None
 
 
-def with_keys(reference: object, keys: Mapping[str, object]) -> object:
-    """A reference with keys that stand beside it; its own win.
-
-    Example:
-        >>> with_keys("a.png", {"max_pixels": 50176})
-        {'path': 'a.png', 'max_pixels': 50176}
-    """
-    if not keys:
-        return reference
-    if isinstance(reference, str):
-        return {"path": reference, **keys}
+def _with_keys(reference: object, keys: Mapping[str, object]) -> object:
     if isinstance(reference, Image | Video):
         reference = {("bytes" if name == "data" else name): value for name, value in vars(reference).items()}
-    if isinstance(reference, Mapping):
+    if isinstance(reference, Mapping):  # its own win
         return {**reference, **{key: value for key, value in keys.items() if reference.get(key) is None}}
-    if isinstance(reference, bytes) or is_picture(reference):
-        return {"bytes": reference, **keys}
-    return reference
+    if isinstance(reference, str):
+        return {"path": reference, **keys}
+    return (
+        {"bytes": reference, **keys} if isinstance(reference, bytes) or is_picture(reference) else reference
+    )
 
 
-def is_picture(value: object) -> bool:
+def is_picture(value: object) -> TypeGuard[PIL.Image.Image]:
     """Whether a value is a ``PIL.Image``, without loading Pillow where nobody has.
 
     Example:
@@ -233,41 +241,19 @@ def is_picture(value: object) -> bool:
     return pillow is not None and isinstance(value, pillow.Image)
 
 
-def hints_in(value: object, name: str) -> Iterator[str]:
-    """Keys beside references in a field that are not read, as the fields of a row are named.
-
-    Example:
-        >>> [*hints_in([{"path": "a.png", "detail": "low"}], "images")]
-        ['images[].detail']
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if isinstance(key, str) and key in HINTS:
-                if inner is not None:
-                    yield f"{name}.{key}"
-            elif isinstance(inner, Mapping | list | tuple):
-                yield from hints_in(inner, f"{name}.{key}"[:60])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from hints_in(one, f"{name}[]")
-
-
 def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dict[str, object]:
-    if isinstance(reference, os.PathLike):  # of rows in memory
-        reference = os.fspath(reference)
-    if isinstance(reference, str):
-        return _split_data_uri(reference)
-    if isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
-        return {"data": bytes(reference)}
-    if kind is Image and (picture := _picture(reference)) is not None:
-        return {"data": picture}
+    if isinstance(reference, str | os.PathLike):
+        reference = {"path": reference}
+    elif isinstance(reference, bytes | bytearray) and reference:  # a binary column of a table
+        reference = {"bytes": bytes(reference)}
+    elif kind is Image and is_picture(reference):
+        reference = {"bytes": reference}
     if not isinstance(reference, Mapping):
-        raise DocumentError(
+        raise _wrong(
             f"a media reference must be a path, a data: URI, or a dict with 'path' or 'bytes'; "
-            f"found {type(reference).__name__}.",
-            kind="reference",
+            f"found {type(reference).__name__}."
         )
-    known = {entry.name for entry in fields(kind)} - {"data"} | {"bytes"}
+    known = ("path", "bytes", *SIZES[kind])
     values: dict[str, object] = {}
     for key, value in reference.items():
         # Null is how Arrow fills the keys that other references have.
@@ -276,31 +262,22 @@ def _reference_fields(reference: object, kind: type[Image] | type[Video]) -> dic
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
-            raise DocumentError(f"a media reference has no key {key!r:.60}.{hint}", kind="reference")
-        # Chats have a picture where others have its path: under 'url'.
-        picture = _picture(value) if key in ("bytes", "path") and kind is Image else None
-        values |= {key: _checked(key, value)} if picture is None else {"bytes": picture}
+            raise _wrong(f"a media reference has no key {key!r:.60}.{hint}")
+        if kind is Image and key in ("path", "bytes") and (is_picture(value) or isinstance(value, Image)):
+            # Chats have a picture where others have its path: under 'url'.
+            key, value = "bytes", value.data if isinstance(value, Image) else picture_bytes(value)
+        values[key] = _checked(key, value)
     low, high = values.get("min_pixels"), values.get("max_pixels")
     if isinstance(low, int) and isinstance(high, int) and low > high:
-        raise DocumentError(
-            f"'min_pixels' {low} of a media reference is above its 'max_pixels' {high}. Swap or remove one.",
-            kind="reference",
+        raise _wrong(
+            f"'min_pixels' {low} of a media reference is above its 'max_pixels' {high}. Swap or remove one."
         )
     data, path = values.pop("bytes", None), values.pop("path", None)
     if data is None and path is None:
-        raise DocumentError("a media reference needs 'path' or 'bytes'; both are missing.", kind="reference")
+        raise _wrong("a media reference needs 'path' or 'bytes'; both are missing.")
     if isinstance(path, str) and data is None:
-        return values | _split_data_uri(path)
+        path, data = _path_or_data(path)
     return values | {"path": path, "data": data}
-
-
-def _picture(value: object) -> bytes | None:
-    """A ``PIL.Image`` as the bytes of a file, also where it is an Image by now; None for anything else."""
-    if isinstance(value, Image):
-        return value.data
-    if not is_picture(value):
-        return None
-    return picture_bytes(value)  # type: ignore[arg-type]
 
 
 def without_pictures(rows: list[object]) -> list[object]:
@@ -340,45 +317,33 @@ def _checked(key: str, value: object) -> object:
         if isinstance(value, wanted):
             return value
         if key == "bytes" and isinstance(value, str):  # JSON has no bytes
-            try:
-                return _split_data_uri(value)["data"] if value[:5].lower() == "data:" else _decoded(value)
-            except binascii.Error as error:
-                reason = f"'bytes' of a media reference holds no valid base64: {error}."
-                raise DocumentError(reason, kind="reference") from None
-        raise DocumentError(
-            f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.",
-            kind="reference",
-        )
+            is_uri = value[:5].lower() == "data:"
+            return _path_or_data(value)[1] if is_uri else _decoded(value, "'bytes' of a media reference")
+        raise _wrong(f"{key!r} of a media reference must be {wanted.__name__}; found {type(value).__name__}.")
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
     if not number or (key != "fps" and value != int(value)):  # type: ignore[call-overload]
-        raise DocumentError(
-            f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.", kind="reference"
-        )
+        raise _wrong(f"{key!r} of a media reference must be a number above 0; found {value!r:.60}.")
     return float(value) if key == "fps" else int(value)  # type: ignore[arg-type, call-overload]
 
 
-def _split_data_uri(reference: str) -> dict[str, object]:
+def _path_or_data(reference: str) -> tuple[str | None, bytes | None]:
+    """A path, or the bytes of a ``data:`` URI."""
     if reference[:5].lower() != "data:":
         if not reference:
-            raise DocumentError("a media reference is an empty path.", kind="reference")
+            raise _wrong("a media reference is an empty path.")
         if _is_bare_base64(reference):
-            raise DocumentError(
+            raise _wrong(
                 f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
-                'kind of the file, or as {"bytes": …}.',
-                kind="reference",
+                'kind of the file, or as {"bytes": …}.'
             )
-        return {"path": reference}
+        return reference, None
     header, comma, payload = reference.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise DocumentError(
+        raise _wrong(
             "a data: URI must have the form data:image/png;base64,…; "
-            f"found {reference[:40]!r}… Encode the file as base64.",
-            kind="reference",
+            f"found {reference[:40]!r}… Encode the file as base64."
         )
-    try:
-        return {"data": _decoded(payload)}
-    except binascii.Error as error:
-        raise DocumentError(f"a data: URI holds no valid base64: {error}.", kind="reference") from None
+    return None, _decoded(payload, "a data: URI")
 
 
 def _is_bare_base64(reference: str) -> bool:
@@ -390,6 +355,9 @@ def _is_bare_base64(reference: str) -> bool:
     return len(reference) > 255 and _BARE.fullmatch(start) is not None
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str, what: str) -> bytes:
     """Base64 as MIME writes it: with line breaks, of which a decoder that checks all else knows nothing."""
-    return base64.b64decode("".join(text.split()), validate=True)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise _wrong(f"{what} holds no valid base64: {error}.") from None

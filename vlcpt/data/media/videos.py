@@ -65,7 +65,7 @@ def clip_of(
     """Size, length and the frames to take, from the container and one decoded frame.
 
     One, because PyAV shows the file's rotation on frames only. Where the header does not count the
-    frames (WebM, MKV, fragmented MP4), the packets are walked, not decoded.
+    frames (WebM, MKV, fragmented MP4), the packets are counted, not decoded.
 
     Args:
         fps: Frames to take per second; the video's own ``fps`` wins.
@@ -90,9 +90,9 @@ def clip_of(
     with opened_video(video, media_root, limits) as (container, stream):
         total = _frames_in_header(container, stream)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        frame, walked, measured = _walk(container, stream, 0 if total else limits.max_video_frames)
+        frame, packets, measured = _packets(container, stream, 0 if total else limits.max_video_frames)
         if not total:
-            total = walked
+            total = packets
             # A header without a count often has no true rate either: screen recordings say 1000.
             if measured and abs(rate / measured - 1) > 0.1:
                 rate = measured
@@ -149,7 +149,7 @@ def read_video(
     """The frames at ``clip.indices``, as shown: uint8 (N, height, width, 3), RGB.
 
     All frames up to the last index are decoded: nearly every group of pictures holds a frame to take,
-    so that seeking would gain little. Where a file is whole but its decoder shows up to 5% fewer frames
+    so that seeking would gain little. Where a file is complete but its decoder shows up to 5% fewer frames
     than it holds, the last one stands in for those missing at the end.
 
     Raises:
@@ -225,7 +225,7 @@ def opened_video(
         except MediaError:
             raise
         except AV_ERRORS as error:
-            reason = error.strerror if isinstance(error, av.FFmpegError) else error  # whole, it has the path
+            reason = error.strerror if isinstance(error, av.FFmpegError) else error  # str(error) has the path
             raise MediaError(
                 f"{video} cannot be decoded ({reason}). It is cut short, damaged or unusual: encode it again "
                 "as H.264 in MP4, or remove it from the row."
@@ -271,7 +271,7 @@ def _frames_in_header(container: InputContainer, stream: VideoStream) -> int:
     return stream.frames
 
 
-def _walk(
+def _packets(
     container: InputContainer, stream: VideoStream, most: int
 ) -> tuple[VideoFrame | None, int, float | None]:
     """The first frame, then the number of packets up to ``most`` + 1, and frames a second by their times."""

@@ -84,12 +84,10 @@ def source_key(source: DocumentSource) -> str | None:
         >>> source_key(open_source([{"text": "in memory"}])) is None
         True
     """
-    state = getattr(source.rows, "state", None)
-    found = None if state is None else state()
-    if found is None:
+    if (state := source.state()) is None:
         return None
     ignored = sorted(source.unread.ignored)
-    return _key_of(found, len(source), source.reading, source.media_root, ignored, source.max_row_bytes)
+    return _key_of(state, len(source), source.reading, source.media_root, ignored, source.max_row_bytes)
 
 
 def _key_of(*parts: object) -> str:

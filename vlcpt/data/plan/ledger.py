@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.plan.split import Part
 from vlcpt.file_writes import write_file
@@ -84,7 +85,7 @@ def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:
         for placed in stream.media
         if any(start <= placed.start and placed.stop <= stop for start, stop in spans)
     ]
-    # A lost target is context, also where it stands in a part that is left away.
+    # A lost target is context, also where it stands in a part that is dropped.
     alone = stream.without_context if spans and spans[0][0] > 0 else 0
     return TokenCounts(
         read=len(stream),
@@ -164,6 +165,12 @@ class Dropped:
     id: str | None
     reason: str
     detail: str
+
+    @classmethod
+    def by(cls, error: DocumentError, source: Source) -> Dropped:
+        """A document of this source, unless the error names another one."""
+        place = error.source or source
+        return cls(place.path, place.line, place.id, error.kind, error.detail)
 
     def as_line(self) -> str:
         """Its line of ``dropped.jsonl``; the default of an id is its place.

@@ -268,8 +268,8 @@ def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[
     found: dict[str, int] = {}
     # Media that may be those of rows of which none has one; nothing is beside a saved data set, or one from
     # the Hub, and of rows that could all not be used, their own messages say why.
-    is_told = source.unread.format != "text" and source.media_root is not None
-    if is_told and not isinstance(source.rows, MemoryRows) and documents and not media:
+    has_root = source.unread.format != "text" and source.media_root is not None
+    if has_root and not isinstance(source.rows, MemoryRows) and documents and not media:
         found[BESIDE] = media_beside(str(source.media_root))
     return found | source.left_out()
 
@@ -288,41 +288,42 @@ def _check_bad(source: DocumentSource, scan: Scan, max_bad_fraction: float) -> N
 
 def _check_any(ledger: Ledger, scans: Sequence[Scan], train: Sequence[DocumentSource]) -> None:
     """Raise where nothing can be trained on, in all sources or in one that is to have a share."""
-    _check_some(ledger, scans, train)
-    for scan, source in zip(scans, train, strict=False):
-        if source.share is not None:
-            _check_some(ledger, [scan], [source], f" of {source.name!r}, which has share {source.share:g},")
-
-
-def _check_some(
-    ledger: Ledger, scans: Sequence[Scan], train: Sequence[DocumentSource], whose: str = ""
-) -> None:
-    if any(len(scan.lines) for scan in scans[: len(train)]):
-        return
-    accounts = [ledger.sources[source.name] for source in train]
-    reasons = sum((account.dropped_documents for account in accounts), Counter())
-    read = sum(account.documents["read"] for account in accounts)
-    # Of rows that cannot be read, no tag mends any.
-    unmarked = [
-        source
-        for source, account in zip(train, accounts, strict=True)
-        if account.dropped_documents.keys() & {"without_targets", "untagged"}
+    read = list(zip(train, scans, strict=False))
+    groups = [(read, "")]
+    groups += [
+        ([one], f" of {one[0].name!r}, which has share {one[0].share:g},")
+        for one in read
+        if one[0].share is not None
     ]
-    todo = "".join({f" {how}": None for source in unmarked if (how := source.marking)})
-    first = next((row.message for scan in scans[: len(train)] for row in scan.unused if row.is_bad), "")
-    raise BadDataError(
-        f"none of {read} documents{whose} can be trained on. "
-        f"Reasons: {list_reasons(reasons)}.{todo}" + (f" The first: {first}" if first else ""),
-        ledger,
-    )
+    for group, whose in groups:
+        if any(len(scan.lines) for _, scan in group):
+            continue
+        accounts = [(source, ledger.sources[source.name]) for source, _ in group]
+        reasons = sum((account.dropped_documents for _, account in accounts), Counter())
+        count = sum(account.documents["read"] for _, account in accounts)
+        # A tag does not repair rows that cannot be read.
+        todo = {
+            f" {source.marking}": None
+            for source, account in accounts
+            if account.dropped_documents.keys() & {"without_targets", "untagged"} and source.marking
+        }
+        first = next((row.message for _, scan in group for row in scan.unused if row.is_bad), "")
+        raise BadDataError(
+            f"none of {count} documents{whose} can be trained on. "
+            f"Reasons: {list_reasons(reasons)}.{''.join(todo)}" + (f" The first: {first}" if first else ""),
+            ledger,
+        )
 
 
 def _times(
     scans: Sequence[Scan], train: Sequence[DocumentSource], replay_share: float, seed: int
 ) -> list[np.ndarray]:
-    """How often each line of each source is read, as its document is."""
+    """How often each line of each source is read: as often as its document."""
     rng = np.random.default_rng(seed)
-    targets = [scan.targets for scan in scans]
+    targets = [
+        np.add.reduceat(scan.lines["targets"], np.flatnonzero(scan.lines["first"]), dtype=np.int64)
+        for scan in scans
+    ]
     passes = passes_for_shares(
         [int(count.sum()) for count in targets[: len(train)]], [source.share for source in train]
     )

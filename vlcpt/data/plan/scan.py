@@ -25,7 +25,7 @@ from vlcpt.data.plan.split import OnOverlong, Part, split_stream
 from vlcpt.data.prepared.read import PreparedRows
 from vlcpt.data.rows.jsonl import FileState, file_state
 from vlcpt.data.sources import DocumentSource
-from vlcpt.data.workers import Watched, WorkerWatch, read_by_workers
+from vlcpt.data.workers import WorkerBoard, read_by_workers
 
 OnBadData = Literal["error", "skip"]
 PIECE_ROWS = 512  # that a worker reads before it hands them over
@@ -36,8 +36,8 @@ WORTH_WORKERS = 1.0  # seconds of reading; to start workers takes a part of one
 AHEAD, MOST_AHEAD = 64, 1 << 16
 _MARKS = ("untagged", "empty_spans", "cut_edges")
 
-# A line is a part of a document, in the order of rows. What is said of a whole document stands in the line of
-# its first part, and is 0 in the others: so sums over lines are sums over documents.
+# A line is a part of a document, in the order of rows. The numbers of the complete document stand in the line
+# of its first part, and are 0 in the others: so sums over lines are sums over documents.
 LINE = np.dtype(
     [
         ("row", "i4"),
@@ -47,8 +47,8 @@ LINE = np.dtype(
         *((name, "i4") for name in TokenCounts._fields),
         ("start", "i4"),
         ("stop", "i4"),
-        # Of the whole document. 31 bits are enough: a row that was rewritten escapes once in two billion, and
-        # the first that does not stops the run.
+        # Of the complete document. 31 bits are enough: a row that was rewritten escapes once in two billion,
+        # and the first that does not stops the run.
         ("checksum", "i4"),
     ]
 )
@@ -185,11 +185,6 @@ class Scan:
     unused: list[BadRow] = field(default_factory=list)
     error: DocumentError | None = None
 
-    @property
-    def targets(self) -> np.ndarray:
-        """Targets of each document: int64 (documents,)."""
-        return np.add.reduceat(self.lines["targets"], np.flatnonzero(self.lines["first"]), dtype=np.int64)
-
 
 def joined(scans: Iterable[Scan]) -> Scan:
     """One scan from those of neighbouring pieces.
@@ -253,7 +248,7 @@ class SourceScanner(Dataset[Scan]):
         if self._prepared is not None:  # neighbouring shards
             shard_rows = self._prepared.shard_rows
             self._piece_rows = shard_rows * max(1, PREPARED_ROWS // shard_rows)
-        self._watch = WorkerWatch()
+        self._board = WorkerBoard(source.names)
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._piece_rows)
@@ -265,7 +260,7 @@ class SourceScanner(Dataset[Scan]):
                 return self._read(rows, len(rows))
             return self._read_prepared(self._prepared, rows)
         finally:
-            self._watch.done()
+            self._board.at(None)
 
     def __iter__(self) -> Iterator[Scan]:
         """The scans of all pieces in order, whoever reads them.
@@ -296,8 +291,7 @@ class SourceScanner(Dataset[Scan]):
             following = range(piece + 1, len(self))
             num_proc = self._reading.num_proc
             if num_proc and (time.perf_counter() - start) * len(following) > WORTH_WORKERS:
-                watched = Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
-                yield from read_by_workers(self, following, num_proc, self._reading.timeout, watched)
+                yield from read_by_workers(self, following, num_proc, self._reading.timeout, self._board)
                 return
 
     def holds(self, scan: Scan) -> bool:
@@ -315,7 +309,7 @@ class SourceScanner(Dataset[Scan]):
         """What these rows of a piece of ``total`` gave."""
         scan, lines = Scan(total), list[tuple[int, ...]]()
         for row, found, encoded in self._encoded(rows):
-            self._watch.at(row)
+            self._board.at(row)
             try:
                 lines += self._cost(found, encoded, scan).lines(row)
             except DocumentError as error:
@@ -324,8 +318,7 @@ class SourceScanner(Dataset[Scan]):
                 if is_bad and (self._stops or error.kind == "overlong"):
                     scan.error = error
                     break
-                place = error.source or self._source.rows.source(row)
-                dropped = Dropped(place.path, place.line, place.id, error.kind, error.detail)
+                dropped = Dropped.by(error, self._source.rows.source(row))
                 files = _media_files(found) if is_bad and isinstance(found, Document) else ()
                 scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
         scan.lines = np.array(lines, dtype=LINE)
@@ -337,7 +330,7 @@ class SourceScanner(Dataset[Scan]):
         held = 0
         for row in rows:
             found: Opened
-            self._watch.at(row)
+            self._board.at(row)
             try:
                 found = self._source.document(row)
                 held += sum(map(_size, found.segments))

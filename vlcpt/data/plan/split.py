@@ -43,7 +43,7 @@ def split_stream(
 ) -> list[Part]:
     """The parts of a document that are trained.
 
-    What follows a part's last target cannot reach the loss and is left away; so is a part without
+    What follows a part's last target cannot reach the loss and is dropped; so is a part without
     targets. A later part opens with the one text token before it, so that its first target has the
     context it would have had, at least in part.
 

@@ -16,6 +16,7 @@ from vlcpt.data.encode.streams import NUMBERS, EncodedDocument
 from vlcpt.data.media.references import shown_url
 from vlcpt.data.prepared.shards import SCHEMA, row_document, row_source
 from vlcpt.data.rows.fields import Row
+from vlcpt.data.rows.jsonl import Rows
 from vlcpt.data.rows.open import default_name
 from vlcpt.data.rows.tables import ParquetRows, as_numpy, file_system, is_address
 
@@ -110,7 +111,7 @@ def _member(folder: str, one: Mapping[str, object]) -> Member:
     return Member(f"{folder}/{inner}", role, name, share)
 
 
-class PreparedRows:
+class PreparedRows(Rows):
     """The rows of a prepared source, as encoded documents.
 
     Args:
@@ -121,6 +122,7 @@ class PreparedRows:
     """
 
     def __init__(self, path: str) -> None:
+        super().__init__(path)
         self._path = path.rstrip("/")
         about = read_json(path, WHOLE, (SOURCE_KIND,))
         if about is None:

@@ -30,7 +30,7 @@ from vlcpt.data.prepared.read import BEGUN, LAYOUT, SOURCE_KIND, WHOLE, read_jso
 from vlcpt.data.prepared.shards import SCHEMA, document_row, error_row, row_bytes
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.sources import DocumentSource
-from vlcpt.data.workers import LoadingError, Watched, WorkerWatch, read_by_workers
+from vlcpt.data.workers import LoadingError, WorkerBoard, read_by_workers
 from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_file
 
 Engine = Literal["local", "ray"]
@@ -80,12 +80,7 @@ class ShardWriter(Dataset[Failed | None]):
         self._folder = folder
         self._shard_rows = shard_rows
         self._stops = stops
-        self._watch = WorkerWatch()
-
-    @property
-    def watched(self) -> Watched:
-        """Which row each process is at."""
-        return Watched(self._watch, lambda row: [str(self._source.rows.source(row))])
+        self.board = WorkerBoard(source.names)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
@@ -122,7 +117,7 @@ class ShardWriter(Dataset[Failed | None]):
                     os.fsync(file.fileno())
                 unfinished.replace(self._folder / name)
             finally:
-                self._watch.done()
+                self.board.at(None)
                 remove(unfinished)
 
     def _write(self, rows: range, file: BinaryIO, writing: Writing) -> None:
@@ -131,7 +126,7 @@ class ShardWriter(Dataset[Failed | None]):
         size = written = bad = 0
         with pq.ParquetWriter(file, SCHEMA, **_PARQUET) as writer:
             for number in rows:
-                self._watch.at(number)
+                self.board.at(number)
                 try:
                     row, bad = self._row(number, not_read), 0
                 except DocumentError as error:
@@ -265,7 +260,7 @@ def _write_shards(
             yield shard
         return
     with closing(
-        read_by_workers(write, shards, num_proc, timeout, write.watched, in_order=False)
+        read_by_workers(write, shards, num_proc, timeout, write.board, in_order=False)
     ) as written:  # so that workers end with an error
         for number, failed in enumerate(written):
             if failed is not None:

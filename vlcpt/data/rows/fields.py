@@ -21,9 +21,7 @@ def text_field(row: Row, name: str) -> str:
     value = required_field(row, name)
     if not isinstance(value, str):
         raise DocumentError(
-            f"expected a string, found {type(value).__name__}. Put the document's text there.",
-            kind="row",
-            field=name,
+            f"expected a string, found {type(value).__name__}. Put the document's text there.", field=name
         )
     return value
 
@@ -47,7 +45,7 @@ def text_at(value: object, place: str) -> str:
         'a'
     """
     if not isinstance(value, str):
-        raise DocumentError(f"expected a string, found {type(value).__name__}.", kind="row", field=place)
+        raise DocumentError(f"expected a string, found {type(value).__name__}.", field=place)
     return value
 
 
@@ -61,9 +59,7 @@ def required_field(row: Row, name: str) -> object:
     if name not in row:
         near = difflib.get_close_matches(name, map(str, row), n=1)  # in memory, keys may be anything
         hint = f"; did you mean {name!r} by {near[0]!r}?" if near else "."
-        raise DocumentError(
-            f"the field is missing{hint} Fields found: {field_names(row)}.", kind="row", field=name
-        )
+        raise DocumentError(f"the field is missing{hint} Fields found: {field_names(row)}.", field=name)
     return row[name]
 
 
@@ -83,9 +79,7 @@ def list_field(row: Row, name: str, of: str = "media references") -> Sequence[ob
             todo = " Write each row's as a list, of one." if isinstance(value, bytes) else _IN_BRACKETS
             if isinstance(value, int | float):
                 todo = " If it counts them, call the field otherwise."
-        raise DocumentError(
-            f"expected a list of {of}, found {type(value).__name__}.{todo}", kind="row", field=name
-        )
+        raise DocumentError(f"expected a list of {of}, found {type(value).__name__}.{todo}", field=name)
     return value
 
 
@@ -99,7 +93,7 @@ def required_list(row: Row, name: str, of: str) -> Sequence[object]:
     required_field(row, name)
     values = list_field(row, name, of)
     if not values:
-        raise DocumentError(f"expected a list of {of}, found none. Remove the row.", kind="row", field=name)
+        raise DocumentError(f"expected a list of {of}, found none. Remove the row.", field=name)
     return values
 
 
@@ -110,15 +104,18 @@ def is_given(value: object) -> bool:
         >>> is_given({"path": None, "bytes": None}), is_given([None, []]), is_given(False)
         (False, False, True)
     """
-    return not (isinstance(value, str | bytes) and not value) and _holds_any(value)
-
-
-def _holds_any(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_any, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_any, value))
-    return value is not None
+    if isinstance(value, str | bytes):
+        return bool(value)
+    todo = [value]  # no recursion: rows may be nested as deeply as JSON can be read
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            todo += one.values()
+        elif isinstance(one, list | tuple):
+            todo += one
+        elif one is not None:
+            return True
+    return False
 
 
 def id_field(row: Row) -> str | None:

@@ -18,13 +18,11 @@ from vlcpt.data.media.names import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_nam
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.jsonl import (
-    MAX_ROW_BYTES,
     Rows,
     check_row_size,
     file_state,
     files_inside,
     json_object,
-    limit_rows,
     require_regular,
 )
 
@@ -39,7 +37,7 @@ _MARKED = re.compile(r"<trainable_text|<image>|<video>|<(?:IMG|VID)\d+>")
 _SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
 
 
-class MetadataRows:
+class MetadataRows(Rows):
     """The rows of a metadata file, with the media that they name.
 
     Args:
@@ -58,6 +56,8 @@ class MetadataRows:
         numbers: Sequence[int] | None = None,
         own: frozenset[str] | None = None,
     ) -> None:
+        super().__init__(str(folder))
+        self.has_columns = rows.has_columns
         self._rows = rows
         self._folder = folder
         self._prefix = prefix
@@ -72,16 +72,14 @@ class MetadataRows:
 
     def state(self) -> list[object]:
         """What tells whether they changed."""
-        return [self._prefix, self._numbers, self._rows.state()]  # type: ignore[attr-defined]
+        return [self._prefix, self._numbers, self._rows.state()]
 
     def limit(self, most: int) -> None:
         """Refuse rows of more bytes."""
-        limit_rows(self._rows, most)
+        self._rows.limit(most)
 
     def only(self, columns: Iterable[str]) -> MetadataRows:
         """The same rows; of tables, these columns and those that name files."""
-        if not hasattr(self._rows, "only"):
-            return self
         rows = self._rows.only((*columns, *_NAMES, *_LISTS))
         return MetadataRows(rows, self._folder, self._prefix, self._numbers, self._own)
 
@@ -108,12 +106,7 @@ class MetadataRows:
         # Markup numbers its files, also where there is one.
         text = row.get("text")
         as_list = isinstance(text, str) and _MARKED.search(text) is not None
-        videos = [path for path in paths if is_video_name(path)]
-        images = [path for path in paths if path not in videos]
-        for found, singular in ((images, "image"), (videos, "video")):
-            if found:
-                is_one = len(found) == 1 and not as_list
-                row[singular if is_one else singular + "s"] = found[0] if is_one else found
+        _put(row, paths, as_list=as_list)
         if len(paths) > 1 and not as_list and isinstance(text, str) and "caption" not in row:
             row["caption"] = row.pop("text")  # with several files, a text is one with markers for them
         return row
@@ -287,7 +280,7 @@ class _Key:
     fields: list[str] = field(default_factory=list)
 
 
-class PairRows:
+class PairRows(Rows):
     """A row for each name of a medium and a text: fields of the ``.json``, ``caption`` from the ``.txt``.
 
     Args:
@@ -301,12 +294,12 @@ class PairRows:
     def __init__(
         self, folder: Path, keys: Sequence[_Key], left_out: Mapping[str, int], root: str, format: str
     ) -> None:
+        super().__init__(str(folder))
         self._folder = folder
         self._keys = keys
         self._left_out = dict(left_out)
         self._to_folder = os.path.relpath(folder, root)
         self._format = format
-        self._most = MAX_ROW_BYTES
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -325,10 +318,6 @@ class PairRows:
     def left_out(self) -> Mapping[str, int]:
         """Files of the folder that are no part of a row, by what they are."""
         return self._left_out
-
-    def limit(self, most: int) -> None:
-        """Refuse rows of which a text or a ``.json`` has more bytes."""
-        self._most = most
 
     def row(self, number: int) -> Row:
         key = self._keys[number]

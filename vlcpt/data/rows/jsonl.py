@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import orjson
@@ -21,6 +22,15 @@ from vlcpt.data.rows.fields import Row
 
 if TYPE_CHECKING:
     import datasets
+
+
+TEXT_SUFFIXES = (".txt", ".md")
+MAX_ROW_BYTES = 256 * 2**20
+"""The default of ``max_row_bytes``: a row takes several times its bytes in memory, in each worker."""
+
+_CHUNK = 1 << 20
+_HEAD = 1 << 12  # bytes that tell UTF-16
+_SPACED = re.compile(rb'"\s+:')
 
 
 class FileState(NamedTuple):
@@ -52,9 +62,6 @@ def file_state(path: str | Path) -> FileState:
     except (OSError, ValueError):  # no such file, or a name that no file can have
         return FileState(path, -1, 0, 0)
     return FileState(path, found.st_size, found.st_mtime_ns, found.st_mode)
-
-
-_SPACED = re.compile(rb'"\s+:')
 
 
 class _Twice(NamedTuple):
@@ -140,28 +147,53 @@ def _inside(value: object) -> _Twice | None:
     return value if isinstance(value, _Twice) else None
 
 
-TEXT_SUFFIXES = (".txt", ".md")
-_CHUNK = 1 << 20
-_HEAD = 1 << 12  # bytes that tell UTF-16
-MAX_ROW_BYTES = 256 * 2**20
-"""The default of ``max_row_bytes``: a row takes several times its bytes in memory, in each worker."""
+class Rows(ABC):
+    """Rows by number: a file, a folder, or memory.
 
+    Args:
+        name: What messages call them; of a file its path, before it was unpacked.
+    """
 
-class Rows(Protocol):
-    """Rows by number: a file, a folder, or memory."""
+    has_columns = False
+    """Whether columns can be left unread: see :meth:`only`."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._most = MAX_ROW_BYTES
+
+    @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, number: int) -> Row | Document:
+        """Row ``number``; a DocumentError if it cannot be read."""
 
     def source(self, number: int) -> Source:
         """Where row ``number`` stands."""
-        ...
+        return Source(self._name, number + 1)
 
-    def row(self, number: int) -> Row | Document:
-        """Row ``number``; a DocumentError if it cannot be read."""
-        ...
+    def state(self) -> object:
+        """What tells whether they changed; None if nothing does."""
+        return file_state(self._name)
+
+    def limit(self, most: int) -> None:
+        """Refuse rows of more bytes, where they are read by the row; tables are read by groups of rows."""
+        self._most = most
+
+    def only(self, columns: Iterable[str]) -> Rows:
+        """The same rows; of tables, these columns alone."""
+        return self
+
+    def media_root(self, number: int) -> str | None:
+        """Where the media of a row start; None: where those of all rows do."""
+        return None
+
+    def left_out(self) -> Mapping[str, int]:
+        """Files that lie with them and are not read, by what they are."""
+        return {}
 
 
-class JsonlRows:
+class JsonlRows(Rows):
     """A JSONL file through an index of its lines: random access, memory for one line.
 
     Args:
@@ -170,10 +202,9 @@ class JsonlRows:
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
+        super().__init__(name or str(path))
         self._path = path
-        self._name = name or str(path)
         _check_start(path, self._name)
-        self._most = MAX_ROW_BYTES
         self._bounds = _line_bounds(path)
         sizes = np.diff(self._bounds)
         short = np.flatnonzero(sizes <= len(BOM) + 2)
@@ -192,10 +223,6 @@ class JsonlRows:
 
     def source(self, number: int) -> Source:
         return Source(self._name, int(self._lines[number]) + 1)
-
-    def state(self) -> FileState:
-        """What tells whether they changed."""
-        return file_state(self._name)
 
     def row(self, number: int) -> Row:
         place = int(self._lines[number])
@@ -217,12 +244,8 @@ class JsonlRows:
                 whole.seek(max(0, start - _HEAD))
                 raise not_utf8(whole.read(_HEAD * 4 + stop - start), place, self._name) from None
 
-    def limit(self, most: int) -> None:
-        """Refuse rows of more bytes."""
-        self._most = most
 
-
-class JsonRows:
+class JsonRows(Rows):
     """The rows of a JSON file that holds a list, as compact bytes: read whole once, then by number.
 
     Args:
@@ -231,7 +254,7 @@ class JsonRows:
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        self._name = name or str(path)
+        super().__init__(name or str(path))
         try:
             data = path.read_bytes().removeprefix(BOM)
             check_wide(data, self._name)
@@ -245,7 +268,6 @@ class JsonRows:
                 f"expected a list of rows, found {type(rows).__name__}.", kind="source", field=self._name
             )
         self._repeats = rows_with_repeats(data, rows)
-        self._most = MAX_ROW_BYTES
         # Bytes, not objects: a fraction of the memory, and workers share it with the parent.
         lines = [_compact(row) for row in rows]
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
@@ -253,13 +275,6 @@ class JsonRows:
 
     def __len__(self) -> int:
         return len(self._ends)
-
-    def source(self, number: int) -> Source:
-        return Source(self._name, number + 1)
-
-    def state(self) -> FileState:
-        """What tells whether they changed."""
-        return file_state(self._name)
 
     def row(self, number: int) -> Row:
         if number in self._repeats:
@@ -270,12 +285,8 @@ class JsonRows:
             raise DocumentError("not JSON that can be read: it is nested too deeply.", kind="json")
         return json_object(self._lines[start : int(self._ends[number])])
 
-    def limit(self, most: int) -> None:
-        """Refuse rows of more bytes."""
-        self._most = most
 
-
-class TextRows:
+class TextRows(Rows):
     """Text files, each of them one row.
 
     Args:
@@ -287,7 +298,7 @@ class TextRows:
     def __init__(
         self, path: Path, files: Sequence[Path] | None = None, *, looks_beside: bool = False
     ) -> None:
-        self._most = MAX_ROW_BYTES
+        super().__init__(str(path))
         self._folder = path if path.is_dir() else path.parent
         self._looks_beside = looks_beside
         if files is None:
@@ -311,10 +322,6 @@ class TextRows:
         """Media files that lie with them, which may be theirs."""
         return {BESIDE: media_beside(str(self._folder))} if self._looks_beside else {}
 
-    def limit(self, most: int) -> None:
-        """Refuse files of more bytes."""
-        self._most = most
-
     def row(self, number: int) -> Row:
         check_row_size(self._files[number].stat().st_size, self._most)
         file = self._files[number]
@@ -322,7 +329,7 @@ class TextRows:
         return {"text": text_of(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")}
 
 
-class MemoryRows:
+class MemoryRows(Rows):
     """Rows or Documents that are in memory already, a ``datasets.Dataset`` included.
 
     Args:
@@ -330,9 +337,11 @@ class MemoryRows:
         name: What messages call it.
     """
 
+    has_columns = True
+
     def __init__(self, rows: Sequence[object], name: str) -> None:
+        super().__init__(name)
         self._rows = _stored(rows)
-        self._name = name
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -340,9 +349,6 @@ class MemoryRows:
     def __getstate__(self) -> dict[str, object]:  # for spawned workers
         rows = self._rows
         return {**self.__dict__, "_rows": without_pictures(rows) if isinstance(rows, list) else rows}
-
-    def source(self, number: int) -> Source:
-        return Source(self._name, number + 1)
 
     def state(self) -> list[object] | None:
         """What tells whether they changed; None for rows that are no ``datasets.Dataset``."""
@@ -359,13 +365,6 @@ class MemoryRows:
         if isinstance(row, Mapping | Document):
             return row
         raise DocumentError(f"expected a dict or a Document, found {type(row).__name__}.", kind="row")
-
-
-def limit_rows(rows: Rows, most: int) -> None:
-    """Refuse rows of more bytes, in whatever is read by the row; tables are read by groups of them."""
-    limit = getattr(rows, "limit", None)
-    if limit is not None:
-        limit(most)
 
 
 def files_inside(folder: Path) -> list[Path]:

@@ -26,7 +26,6 @@ from vlcpt.data.rows.jsonl import (
     TextRows,
     check_strings,
     files_inside,
-    limit_rows,
     require_regular,
 )
 
@@ -162,7 +161,7 @@ class _Opening:
     max_row_bytes: int
 
 
-class ChainRows:
+class ChainRows(Rows):
     """The rows of several files, one after the other.
 
     Args:
@@ -171,12 +170,15 @@ class ChainRows:
         roots: The media root of each file, where they have one each.
     """
 
+    has_columns = True
+
     def __init__(
         self,
         parts: Sequence[Rows],
         left_out: Mapping[str, int] | None = None,
         roots: Sequence[str] | None = None,
     ) -> None:
+        super().__init__("")  # each row's place is its file's
         self._parts = parts
         self._left_out = left_out or {}
         self._roots = roots
@@ -195,18 +197,18 @@ class ChainRows:
 
     def state(self) -> list[object] | None:
         """What tells whether they changed; None if nothing does for one of them."""
-        found = [part.state() if hasattr(part, "state") else None for part in self._parts]
+        found = [part.state() for part in self._parts]
         return None if None in found else [self._roots, *found]
 
     def limit(self, most: int) -> None:
         """Refuse rows of more bytes, where they are read by the row."""
         for part in self._parts:
-            limit_rows(part, most)
+            part.limit(most)
 
     def only(self, columns: Iterable[str]) -> ChainRows:
         """The same rows; of tables, these columns alone."""
         columns = tuple(columns)
-        parts = [part.only(columns) if hasattr(part, "only") else part for part in self._parts]
+        parts = [part.only(columns) for part in self._parts]
         return ChainRows(parts, self._left_out, self._roots)
 
     def media_root(self, number: int) -> str | None:
@@ -217,8 +219,7 @@ class ChainRows:
         """Files that are not read, by what they are."""
         found = Counter(self._left_out)
         for part in self._parts:
-            if hasattr(part, "left_out"):
-                found.update(part.left_out())
+            found.update(part.left_out())
         return found
 
     def _place(self, number: int) -> tuple[int, int]:

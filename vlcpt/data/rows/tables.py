@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.rows.decoding import check_wide, looks_like, not_utf8
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, FileState, MemoryRows, file_state
+from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows
 from vlcpt.file_writes import WriteError, Writing
 
 # Row groups are kept while they fit here, at least one: memory stays flat, and reading on is fast.
@@ -35,7 +35,7 @@ _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-class ParquetRows:
+class ParquetRows(Rows):
     """A Parquet file by row groups: a row costs reading its group, the last ones are kept.
 
     Checksums of pages are compared where the file has them.
@@ -45,7 +45,10 @@ class ParquetRows:
         columns: The columns to read; None: all.
     """
 
+    has_columns = True
+
     def __init__(self, path: Path | str, columns: Iterable[str] | None = None) -> None:
+        super().__init__(str(path))
         self._path = path
         try:
             with self._opened() as file:
@@ -65,13 +68,6 @@ class ParquetRows:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None, "_groups": OrderedDict()}
-
-    def source(self, number: int) -> Source:
-        return Source(str(self._path), number + 1)
-
-    def state(self) -> FileState:
-        """What tells whether they changed."""
-        return file_state(self._path)
 
     def row(self, number: int) -> Row:
         group = int(np.searchsorted(self._ends, number, side="right"))
@@ -108,7 +104,7 @@ class ParquetRows:
         return table
 
 
-class ArrowRows:
+class ArrowRows(Rows):
     """An Arrow file, or a stream as ``datasets`` caches it, mapped into memory.
 
     Args:
@@ -116,7 +112,10 @@ class ArrowRows:
         columns: The columns to read; None: all.
     """
 
+    has_columns = True
+
     def __init__(self, path: Path, columns: Iterable[str] | None = None) -> None:
+        super().__init__(str(path))
         self._path = path
         self._wanted = None if columns is None else tuple(columns)
         try:
@@ -143,13 +142,6 @@ class ArrowRows:
 
     def __reduce__(self) -> tuple[object, ...]:  # a worker maps the file itself instead of copying it
         return (ArrowRows, (self._path, self._wanted))
-
-    def source(self, number: int) -> Source:
-        return Source(str(self._path), number + 1)
-
-    def state(self) -> FileState:
-        """What tells whether they changed."""
-        return file_state(self._path)
 
     def row(self, number: int) -> Row:
         batch = int(np.searchsorted(self._ends, number, side="right"))
@@ -330,7 +322,7 @@ _ALONE = frozenset(("image", "video"))
 _SWITCHES = frozenset(("label", "kto_tag"))
 
 
-class DelimitedRows:
+class DelimitedRows(Rows):
     """A CSV or TSV file through an index of its rows: random access, memory for one row.
 
     An empty cell is an absent field, and a row of empty cells is none. Cells of fields that are lists hold
@@ -343,9 +335,9 @@ class DelimitedRows:
     """
 
     def __init__(self, path: Path, name: str | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> None:
+        super().__init__(name or str(path))
         self._path = path
         self._most = max_row_bytes
-        self._name = name or str(path)
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self._columns: list[str] = []
         starts, stops, lines = array("q"), array("q"), array("q")
@@ -369,10 +361,6 @@ class DelimitedRows:
 
     def source(self, number: int) -> Source:
         return Source(self._name, int(self._lines[number]))
-
-    def state(self) -> FileState:
-        """What tells whether they changed."""
-        return file_state(self._name)
 
     def row(self, number: int) -> Row:
         start, stop = int(self._starts[number]), int(self._stops[number])

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Source, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Video
 from vlcpt.data.media.names import MEDIA_SUFFIXES, is_video_name
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, FileState, check_row_size, file_state, json_object
+from vlcpt.data.rows.jsonl import Rows, check_row_size, json_object
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _NAME_KEYS = frozenset(("image", "image_url", "video", "video_url", "path", "url
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
-class TarRows:
+class TarRows(Rows):
     """A tar by an index of its members: random access, memory for the index and one row.
 
     A row has the fields of the ``.json``, ``caption`` from the ``.txt``, and ``image`` or ``images``
@@ -42,9 +42,8 @@ class TarRows:
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
+        super().__init__(name or str(path))
         self._path = path
-        self._name = name or str(path)
-        self._most = MAX_ROW_BYTES
         names: list[bytes] = []
         places: list[tuple[int, int]] = []
         starts: list[int] = []
@@ -83,17 +82,6 @@ class TarRows:
 
     def __len__(self) -> int:
         return len(self._starts) - 1
-
-    def source(self, number: int) -> Source:
-        return Source(self._name, number + 1)
-
-    def limit(self, most: int) -> None:
-        """Refuse texts of more bytes."""
-        self._most = most
-
-    def state(self) -> FileState:
-        """What tells whether they changed."""
-        return file_state(self._name)
 
     def row(self, number: int) -> Row:
         members: dict[str, bytes] = {}

@@ -23,6 +23,7 @@ from transformers.modeling_utils import str_to_torch_dtype
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
 from vlcpt.model.weights import (
     UNREADABLE,
+    compare_shapes,
     first_few,
     not_loaded,
     read_shapes,
@@ -99,12 +100,7 @@ def check_adapter(model: PreTrainedModel | PeftModel, checkpoint: str) -> None:
         name: tuple(getattr(tensor, "ds_shape", tensor.shape))
         for name, tensor in get_peft_model_state_dict(model).items()
     }
-    common = expected.keys() & saved.keys()
-    wrong = {
-        "missing": sorted(expected.keys() - saved.keys()),
-        "unexpected": sorted(saved.keys() - expected.keys()),
-        "of another shape": sorted(name for name in common if expected[name] != saved[name]),
-    }
+    wrong = compare_shapes(expected, saved)
     if any(wrong.values()):
         raise _other_tensors(checkpoint, wrong)
 
