@@ -13,7 +13,7 @@ from vlcpt.config.paths import RESOLVED_HEADER
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_file
 from vlcpt.folder_locks import LOCK
-from vlcpt.training.checkpoints.files import RECORD
+from vlcpt.training.checkpoints.files import RECORD, list_checkpoints
 
 if TYPE_CHECKING:
     from vlcpt.config.yaml import Configs
@@ -46,16 +46,14 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> list[st
     require_empty(output, config_path, vars(configs.training))
     if not configs.training.overwrite:
         return []
-    found = {
-        number: folder for folder in output.glob("checkpoint-*") if (number := _step_of(folder)) is not None
-    }
-    for folder in found.values():
+    deleted = list_checkpoints(output)
+    for folder in deleted:
         delete_checkpoint(folder)
     for path in (path for name in RUN_FILES for path in output.glob(name)):
         if path.is_file():
             path.unlink()
     remove_plans(output / PLANS)
-    return [found[number].name for number in sorted(found, key=lambda number: number or 0)]
+    return [folder.name for folder in deleted]
 
 
 def require_empty(output: Path, config_path: Path | None, training: Mapping[str, object]) -> None:
@@ -99,11 +97,6 @@ def require_paths(checkpoint: Path, output: Path | None) -> None:
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
     if output and (output.is_dir() or (output.parent.exists() and not output.parent.is_dir())):
         raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", checkpoint.name)
-    return int(found[1]) if found and checkpoint.is_dir() else None
 
 
 def is_leftover(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -99,6 +100,18 @@ def asked_stage(args: TrainingArguments) -> int | None:
     if config is None:
         return None
     return int(config.get_value("zero_optimization.stage", 0))
+
+
+def converted_type(args: TrainingArguments) -> torch.dtype | None:
+    """The 16-bit type to which DeepSpeed converts the weights of a model; None without one.
+
+    Example:
+        >>> converted_type(TrainingArguments("out", use_cpu=True)) is None
+        True
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    dtype = None if config is None else config.dtype()
+    return None if dtype == torch.float32 else dtype
 
 
 def trained_towers(model: nn.Module) -> set[Tower]:

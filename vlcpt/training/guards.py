@@ -19,7 +19,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import first_not_finite, tensors_of
-from vlcpt.training.engine import asked_stage
+from vlcpt.training.engine import asked_stage, converted_type
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -88,10 +88,9 @@ def check_packed(stored: torch.dtype, args: TrainingArguments) -> None:
     Example:
         >>> check_packed(torch.bfloat16, CPTConfig("out", use_cpu=True))  # no DeepSpeed
     """
-    config = getattr(args, "hf_deepspeed_config", None)
-    if config is None:
+    used, stage = converted_type(args) or torch.float32, asked_stage(args)
+    if stage is None:
         return
-    used, stage = config.dtype(), asked_stage(args)
     # Without bf16 or fp16 DeepSpeed converts nothing; no precision converts bytes.
     is_converted = used != torch.float32 and stored not in (used, torch.uint8)
     if not is_converted and (stage != 3 or stored == used):
@@ -135,9 +134,8 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
 
 def _check_masters(model: nn.Module, args: TrainingArguments) -> None:
     """Refuse to train weights of 16 bits, which lose small updates, unless masters in 32 bits take them."""
-    config = getattr(args, "hf_deepspeed_config", None)
-    if config is not None and config.dtype() != torch.float32:
-        return  # its optimizer makes masters of whatever it is given
+    if converted_type(args) is not None:
+        return  # DeepSpeed's optimizer makes masters of whatever it is given
     trained = {one.dtype for one in model.parameters() if one.requires_grad}
     if found := sorted(_name(dtype) for dtype in trained - {torch.float32, torch.float64}):
         raise ConfigError(

@@ -21,6 +21,7 @@ from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
 from vlcpt.training.checkpoints.files import CheckpointError
+from vlcpt.training.engine import asked_stage, converted_type
 
 ROWS = "data_rows.npy"  # in a checkpoint: a number for each row, or for each block of rows
 # Of a source at most so many numbers are kept, 8 MB: beyond that, one stands for several rows.
@@ -299,7 +300,7 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         >>> run_facts(model, CPTConfig("out", use_cpu=True, seed=7), [1, 2])["seed"]
         7
     """
-    engine = _engine(args)
+    stage = asked_stage(args)
     items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts: dict[str, object] = {
         "data": _data(dataset),
@@ -310,11 +311,11 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         "sampling": None if (order := str(args.train_sampling_strategy)) == "random" else order,
         "precision": str(autocast_type(args) or torch.float32).removeprefix("torch."),
         "items_per_step": items,
-        "engine": engine,
+        "engine": "plain" if stage is None else f"ZeRO-{stage}",
         "processes": args.world_size,
         "optimizer": str(getattr(args.optim, "value", args.optim)),
         "model": _config_digest(base_model(model)),
-        "base_weights": frozen_digest(model, _converted_to(args)),
+        "base_weights": frozen_digest(model, converted_type(args)),
         "lora": _lora(model),
         "trained": _shapes(model),
         # Not what makes it another run: a resume says which of them have changed.
@@ -405,18 +406,6 @@ def _tensor_digest(named: tuple[str, nn.Parameter], dtype: torch.dtype | None) -
     found = xxhash.xxh3_128(f"{name} {values.dtype} {tuple(values.shape)}".encode())
     found.update(values.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _converted_to(args: CPTConfig) -> torch.dtype | None:
-    """What DeepSpeed of 16 bits converts every weight to when it wraps the model; None where nothing does."""
-    config = getattr(args, "hf_deepspeed_config", None)
-    dtype = None if config is None else config.dtype()
-    return None if dtype == torch.float32 else dtype
-
-
-def _engine(args: CPTConfig) -> str:
-    config = getattr(args, "hf_deepspeed_config", None)
-    return "plain" if config is None else f"ZeRO-{config.get_value('zero_optimization.stage', 0)}"
 
 
 def _data(dataset: object) -> object:

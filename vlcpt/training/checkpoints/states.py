@@ -11,20 +11,36 @@ import math
 import random
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import type_validator
 from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from vlcpt.model.weights import UNREADABLE, damaged, first_not_finite, read_archive
-from vlcpt.training.checkpoints.files import CheckpointError
+from vlcpt.training.checkpoints.files import CheckpointError, step_of
 
 # States that are sums of squares: a negative one makes every later weight NaN.
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+_NUMBER = int | float | None
+_Entries = dict[str, object]
+# What Trainer writes into ``trainer_state.json`` that is no number.
+_PROGRESS = {
+    "global_step": int,
+    "train_batch_size": int,
+    "log_history": list[_Entries] | None,
+    "stateful_callbacks": dict[str, _Entries | list[_Entries]] | None,
+    "best_model_checkpoint": str | None,
+    "trial_name": str | None,
+    "trial_params": _Entries | None,
+    "is_local_process_zero": bool,
+    "is_world_process_zero": bool,
+    "is_hyper_param_search": bool,
+}
 
 
 def check_progress(folder: Path) -> None:
@@ -44,13 +60,15 @@ def check_progress(folder: Path) -> None:
     if more := sorted(found.keys() - known):
         raise _broken(path, f"it has the key {more[0]!r}, which no state of a run has")
     for key, value in found.items():
-        if not _is_of_a_run(key, value):
-            raise _broken(path, f"{key} is {_told(value)}, which no run writes")
+        try:
+            type_validator(key, value, _PROGRESS.get(key, _NUMBER))
+        except TypeError as error:
+            raise _broken(path, f"{key} is {_told(value)}, which no run writes") from error
     if missing := sorted({"global_step", "train_batch_size", "stateful_callbacks"} - found.keys()):
         raise _broken(path, f"it has no {missing[0]}")
-    step, named = found.get("global_step", 0), re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    if named and step != int(named[1]):
-        raise _broken(path, f"global_step is {step}, in the folder of step {named[1]}")
+    step, named = found["global_step"], step_of(folder)
+    if not 0 < step < 2**31 or named not in (None, step):
+        raise _broken(path, f"global_step is {step}, in the folder {folder.name}")
 
 
 def check_random(folder: Path, rank: int, processes: int) -> None:
@@ -254,35 +272,6 @@ def _is_like(value: object, mine: object) -> bool:
     if isinstance(mine, torch.Tensor):
         return isinstance(value, torch.Tensor) and value.shape == mine.shape
     return type(value) is type(mine)
-
-
-def _is_of_a_run(key: str, value: object) -> bool:
-    """Whether an entry of ``trainer_state.json`` is of the kind that Trainer writes there."""
-    if key == "global_step":
-        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-    if key == "train_batch_size":
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if key in ("max_steps", "num_train_epochs", "num_input_tokens_seen", "total_flos"):
-        return value is None or _is_number(value)
-    if key in ("epoch", "best_metric", "best_global_step", "logging_steps", "eval_steps", "save_steps"):
-        return value is None or _is_number(value)
-    if key == "log_history":
-        return value is None or (
-            isinstance(value, list)
-            and all(isinstance(one, dict) and _is_number(one.get("step")) for one in value)
-        )
-    if key == "stateful_callbacks":
-        return value is None or (
-            isinstance(value, dict) and all(map(_is_state_of_a_callback, value.values()))
-        )
-    if key.startswith("is_"):
-        return isinstance(value, bool)
-    return value is None or isinstance(value, dict if key == "trial_params" else str)
-
-
-def _is_state_of_a_callback(value: object) -> bool:
-    several: Iterable[object] = value if isinstance(value, list) else [value]
-    return all(isinstance(one, dict) for one in several)
 
 
 def _is_number(value: object) -> bool:
