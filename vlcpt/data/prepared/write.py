@@ -79,6 +79,7 @@ class ShardWriter(Dataset[Failed | None]):
         self._encoder: DocumentEncoder | None = None
         self._folder = folder
         self._shard_rows = shard_rows
+        self._group_bytes = GROUP_BYTES  # taken along, so that files are equal wherever they are written
         self._stops = stops
         self.board = WorkerBoard(source.names)
 
@@ -138,7 +139,7 @@ class ShardWriter(Dataset[Failed | None]):
                 group.append(row)
                 size += row_bytes(row)
                 writing.needed = (written + size) * len(rows) // (number - rows[0] + 1)
-                if size >= GROUP_BYTES or number == rows[-1]:
+                if size >= self._group_bytes or number == rows[-1]:
                     writer.write_batch(pa.RecordBatch.from_pylist(group, SCHEMA))
                     written, group, size = written + size, [], 0
             writer.add_key_value_metadata({"not_read": json.dumps(not_read)})
