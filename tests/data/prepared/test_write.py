@@ -548,3 +548,20 @@ def test_a_plan_of_an_address_is_made_again(tiny_processor, tmp_path):
         plans = tmp_path / "plan"
         digests.append(CPTDataset("memory://again", tiny_processor, **PLANNED, cache_dir=plans).digest)
         assert digests[-1] == CPTDataset(folder, tiny_processor, **PLANNED).digest
+
+
+@pytest.mark.parametrize("size", [0, 50, -100], ids=str)
+def test_a_damaged_shard_of_an_interrupted_preparation_is_named(rows, whole, tiny_processor, tmp_path, size):
+    folder = tmp_path / "train"
+    shutil.copytree(whole, folder)
+    (folder / "prepared.json").rename(folder / "preparing.json")
+    shard = folder / "00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:size])
+
+    with pytest.raises(DocumentError, match=r"00001\.parquet is damaged .*Delete this file\. Then start it"):
+        prepared(rows, folder, tiny_processor)
+    shard.unlink()
+    assert_equal_datasets(
+        CPTDataset(prepared(rows, folder, tiny_processor), tiny_processor, **PLANNED),
+        CPTDataset(whole, tiny_processor, **PLANNED),
+    )
