@@ -880,3 +880,9 @@ def test_any_number_and_text_survive_writing(rate, name):
     hints = get_type_hints(CPTConfig)
     assert convert(written["learning_rate"], hints["learning_rate"]) == rate
     assert convert(written["run_name"], hints["run_name"]) == name
+
+
+def test_choices_of_a_list_are_named(load):
+    assert "expected text or a list of underflow_overflow, tpu_metrics_debug, found nothing" in message(
+        load, "debug:\n"
+    )

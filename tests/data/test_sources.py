@@ -3,11 +3,12 @@
 import json
 import logging
 
+import datasets
 import pytest
 
 from tests.support import png
 from vlcpt import Document, DocumentError, Image, Source, Text, read_documents
-from vlcpt.data.sources import open_source
+from vlcpt.data.sources import open_source, open_sources
 
 
 def test_documents_have_their_file_line_id_and_media_root(tmp_path):
@@ -172,3 +173,11 @@ def test_rows_in_memory_may_hold_bytes():
     source = open_source([{"text": "<image>", "images": [{"bytes": png(0)}]}])
     assert source.document(0).images == (Image(data=png(0)),)
     assert source.media_root is None
+
+
+def test_an_empty_data_set_among_others_is_an_error():
+    full, empty = (datasets.Dataset.from_list(rows) for rows in ([{"text": "a"}], []))
+    assert open_sources(empty, "train") == []  # as an empty list is
+
+    with pytest.raises(DocumentError, match=r"there is no row in it\."):
+        open_sources([full, empty], "train")

@@ -177,3 +177,11 @@ def test_a_run_shorter_than_logging_steps_logs_its_last_step(
     trainer.train()
 
     assert [one["step"] for one in read_log(tmp_path)] == logged
+
+
+def test_a_run_that_is_to_log_nothing_logs_nothing(tiny_model, tiny_processor, tmp_path):
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=128)
+    settings = {"max_steps": 3, "logging_steps": 5, "logging_strategy": "no"}
+    make_trainer(tiny_model, dataset, tiny_processor, tmp_path, **settings).train()
+
+    assert not (tmp_path / "train_log.jsonl").exists()

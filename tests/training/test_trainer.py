@@ -5,6 +5,7 @@ from multiprocessing import active_children
 
 import pytest
 import torch
+from accelerate.utils import DummyOptim
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
@@ -168,6 +169,17 @@ def test_each_tower_gets_its_learning_rate(tiny_model_dir, tiny_processor, datas
     }
     assert furthest["merger"] == pytest.approx(2e-4, rel=0.05)
     assert furthest["language_model.layers"] == pytest.approx(1e-3, rel=0.05)
+
+
+def test_a_schedule_can_be_made_before_deepspeed_has_made_its_own_optimizer(
+    tiny_model, tiny_processor, dataset, tmp_path
+):
+    trainer = make_trainer(tiny_model, dataset, tiny_processor, tmp_path, learning_rate=0.5)
+    parameters = [*tiny_model.parameters()]
+    trainer.optimizer = DummyOptim(parameters)  # where DeepSpeed's config has an optimizer
+    schedule = trainer.create_scheduler(10, torch.optim.SGD(parameters, 0.5))
+
+    assert schedule.get_last_lr() == [0.5]
 
 
 def test_an_optimizer_in_8_bits_keeps_embeddings_in_32(tiny_model_dir, tiny_processor, dataset, tmp_path):

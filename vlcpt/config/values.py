@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -304,6 +305,8 @@ def _describe(hint: object) -> str:
         return " or ".join(map(_describe, _members(hint)))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(str(choice.value) for choice in hint)
     if get_origin(hint) in (list, tuple):
         return f"a list of {_describe(get_args(hint)[0]).removeprefix('one of ')}"
     return _WORDS.get(get_origin(hint) or hint, str(hint))

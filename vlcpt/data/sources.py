@@ -337,11 +337,12 @@ def open_sources(
             for one in given
             for values in entries_of(one, role)
         ]
+    if hasattr(sources, "__len__") and not len(sources):
+        return []
     tables = given if all(map(_is_dataset, given)) else [sources]
     return [
         open_source(one, untagged=untagged, name=f"{memory_name}-{number}" if number > 1 else memory_name)  # type: ignore[arg-type]
         for number, one in enumerate(tables, 1)
-        if not hasattr(one, "__len__") or len(one)
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
@@ -91,7 +91,8 @@ class RunProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         # A run with fewer steps than logging_steps would show no loss at all.
-        if state.global_step == state.max_steps < state.logging_steps:
+        logs_steps = args.logging_strategy == IntervalStrategy.STEPS
+        if logs_steps and state.global_step == state.max_steps < state.logging_steps:
             control.should_log = True
         if self._bar:
             self._bar.update(self._task, completed=state.global_step)

@@ -226,13 +226,14 @@ class CPTTrainer(Trainer):
             )
             # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
-        return super().create_optimizer(model)
+        made = super().create_optimizer(model)
+        self._checkpoints.note_configured(made)
+        return made
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The schedule. Trainer then loads a checkpoint's states, so they are checked here."""
-        self._checkpoints.note_configured()
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         self._checkpoints.check_states(scheduler)
         return scheduler

@@ -519,3 +519,49 @@ def test_its_rows_go_to_another_process_as_a_path(whole):
     assert rows.__reduce__() == (PreparedRows, (str(whole),))
     assert rows.index(range(4))["tokens"].shape == rows.index(range(9))["tokens"].shape == (38,)
     assert rows.index(range(1, 2))["tokens"].shape == (10,)
+
+
+def test_a_plan_is_made_again_when_files_were_written_over(tiny_processor, tmp_path):
+    sets = {}
+    for name, text in {"old": "three times red", "new": "nine times blue and green"}.items():
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text("".join(json.dumps({"text": f"{text} {number}"}) + "\n" for number in range(12)))
+        sets[name] = prepared(source, tmp_path / name, tiny_processor)
+    expected = CPTDataset(sets["new"], tiny_processor, **PLANNED)
+    CPTDataset(sets["old"], tiny_processor, **PLANNED, cache_dir=tmp_path / "plan")
+    changed = sets["old"].stat().st_mtime_ns
+    for path in sets["new"].iterdir():  # as cp does
+        (sets["old"] / path.name).write_bytes(path.read_bytes())
+    assert sets["old"].stat().st_mtime_ns == changed  # or the folder would say it
+
+    found = CPTDataset(sets["old"], tiny_processor, **PLANNED, cache_dir=tmp_path / "plan")
+    assert found.digest == expected.digest
+
+
+def test_a_plan_of_an_address_is_made_again(tiny_processor, tmp_path):
+    memory, digests = fsspec.filesystem("memory"), []
+    for text in ("three times red", "nine times blue and green"):
+        source = tmp_path / "rows.jsonl"
+        source.write_text(json.dumps({"text": text}) + "\n")
+        folder = prepared(source, tmp_path / text, tiny_processor)
+        memory.put(f"{folder}/", "/again/", recursive=True)
+        plans = tmp_path / "plan"
+        digests.append(CPTDataset("memory://again", tiny_processor, **PLANNED, cache_dir=plans).digest)
+        assert digests[-1] == CPTDataset(folder, tiny_processor, **PLANNED).digest
+
+
+@pytest.mark.parametrize("size", [0, 50, -100], ids=str)
+def test_a_damaged_shard_of_an_interrupted_preparation_is_named(rows, whole, tiny_processor, tmp_path, size):
+    folder = tmp_path / "train"
+    shutil.copytree(whole, folder)
+    (folder / "prepared.json").rename(folder / "preparing.json")
+    shard = folder / "00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:size])
+
+    with pytest.raises(DocumentError, match=r"00001\.parquet is damaged .*Delete this file\. Then start it"):
+        prepared(rows, folder, tiny_processor)
+    shard.unlink()
+    assert_equal_datasets(
+        CPTDataset(prepared(rows, folder, tiny_processor), tiny_processor, **PLANNED),
+        CPTDataset(whole, tiny_processor, **PLANNED),
+    )

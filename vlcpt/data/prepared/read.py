@@ -16,7 +16,7 @@ from vlcpt.data.encode.streams import NUMBERS, EncodedDocument
 from vlcpt.data.media.references import shown_url
 from vlcpt.data.prepared.shards import SCHEMA, row_document, row_source
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import Rows
+from vlcpt.data.rows.jsonl import Rows, file_state
 from vlcpt.data.rows.open import default_name
 from vlcpt.data.rows.tables import ParquetRows, as_numpy, file_system, is_address
 
@@ -147,6 +147,12 @@ class PreparedRows(Rows):
 
     def __reduce__(self) -> tuple[object, ...]:  # another process opens it itself
         return (PreparedRows, (self._path,))
+
+    def state(self) -> object:
+        """What tells whether it changed: also where its files were written over. None for an address."""
+        if is_address(self._path):
+            return None
+        return [self.about, [file_state(f"{self._path}/{name}") for name in self._sizes]]
 
     @property
     def not_read(self) -> dict[str, int]:

@@ -351,9 +351,12 @@ def _finish(
     """Count what the shards hold, and say that all is there."""
     not_read, documents, media = Counter[str](), 0, 0
     for path in shards:
-        with pq.ParquetFile(path) as file:
-            not_read.update(json.loads(file.metadata.metadata[b"not_read"]))
-            numbers = file.read(columns=["targets", "images", "videos"], use_threads=False).to_pylist()
+        try:
+            with pq.ParquetFile(path) as file:
+                not_read.update(json.loads(file.metadata.metadata[b"not_read"]))
+                numbers = file.read(columns=["targets", "images", "videos"], use_threads=False).to_pylist()
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            raise _error(f"{path.name} is damaged ({error}). Delete this file. {AGAIN}", folder) from error
         trained = [row for row in numbers if row["targets"]]
         documents += len(trained)
         media += sum(row["images"] + row["videos"] for row in trained)

@@ -175,10 +175,9 @@ class Checkpoints(TrainerCallback):
         if not self._trainer.is_deepspeed_enabled:  # its engine loads every tensor itself
             restore_weights(self._model, checkpoint)
 
-    def note_configured(self) -> None:
+    def note_configured(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep what the configuration asks of the optimizer, until a checkpoint is loaded into it."""
-        assert self._trainer.optimizer is not None
-        self._configured = settings_of(self._trainer.optimizer.param_groups)
+        self._configured = settings_of(optimizer.param_groups)
 
     def check_states(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
         """Refuse states of a checkpoint that are not of this optimizer and schedule, before they are loaded.
