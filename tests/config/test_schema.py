@@ -15,8 +15,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
-from vlcpt.config.deepspeed import read_deepspeed, shipped_deepspeed
 from vlcpt.config.packages import OPTIMIZERS
+from vlcpt.config.paths import read_deepspeed, shipped_deepspeed
 from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
 from vlcpt.config.training import CPTConfig
 from vlcpt.config.values import Given, Loader, convert
