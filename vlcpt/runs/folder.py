@@ -72,8 +72,6 @@ def require_empty(output: Path, config_path: Path | None, training: Mapping[str,
             f"output_dir {output}: the run would write its own config.yaml over {config_path}. "
             "Rename your file, or choose another output_dir."
         )
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output_dir {output} is a file. Give a folder.")
     resumes = training.get("resume_from_checkpoint") not in (None, False, "false")
     if resumes or training.get("overwrite") or not output.exists():
         return
