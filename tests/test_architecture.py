@@ -48,7 +48,6 @@ FORBIDDEN = {
     "vlcpt.cli": ("torch", "transformers"),
     "vlcpt.config.early": ("torch", "transformers"),
     "vlcpt.config.keys": ("torch", "transformers"),
-    "vlcpt.config.paths": ("torch", "transformers"),
     "vlcpt.config.schema": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
-from vlcpt.config.deepspeed import read_deepspeed, shipped_deepspeed
+from vlcpt.config.early import read_deepspeed, shipped_deepspeed
 from vlcpt.config.packages import OPTIMIZERS
 from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
 from vlcpt.config.training import CPTConfig
@@ -729,7 +729,7 @@ def test_an_output_folder_that_is_a_file_is_refused(load):
 def test_an_output_folder_that_cannot_be_made_is_refused_and_nothing_is_made(load, monkeypatch):
     Path("mine").mkdir()
     load("", "--output_dir", "mine/deep/out")
-    monkeypatch.setattr("vlcpt.config.paths.os.access", lambda path, mode: str(path) != "mine")
+    monkeypatch.setattr("vlcpt.config.early.os.access", lambda path, mode: str(path) != "mine")
     told = message(load, "", "--output_dir", "mine/deep/out")
     assert told == (
         "command line: output_dir mine/deep/out cannot be made: mine is not yours to write to. "
@@ -741,7 +741,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused_and_nothing_is_made(loa
 def test_a_finished_run_may_be_read_only(load, monkeypatch):
     """``vlcpt eval out/config.yaml`` writes nothing there."""
     Path("out").mkdir()
-    monkeypatch.setattr("vlcpt.config.paths.os.access", lambda path, mode: False)
+    monkeypatch.setattr("vlcpt.config.early.os.access", lambda path, mode: False)
     assert load().training.output_dir == "out"
 
 

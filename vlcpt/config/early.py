@@ -1,26 +1,34 @@
-"""A YAML file and the command line, read and checked as far as that takes no import of torch."""
+"""A YAML file and the command line, with paths and DeepSpeed configs: read and checked without torch."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import yaml
 
 from vlcpt.config.keys import REQUIRED, known_types, wrong_fields, wrong_keys
-from vlcpt.config.paths import HUB_NAME, check_paths, moved, moved_source
 from vlcpt.config.schema import ROLES, DataConfig, ModelConfig, SourceConfig
 from vlcpt.config.values import NULL, Given, build, compose, convert, is_nothing
+from vlcpt.data.rows.open import default_name, files_of, is_pattern
 from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
 T = TypeVar("T")
+
+RESOLVED_HEADER = (
+    "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
+)
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -198,3 +206,154 @@ def _read_overrides(tokens: Sequence[str]) -> dict[str, Given]:
         )
         given[key] = Given(key, node, Path(), "command line")
     return given
+
+
+def moved(key: str, value: object, base: Path, start: Path) -> object:
+    """Make a relative path from ``base`` one from ``start``; leave all other values as they are.
+
+    Example:
+        >>> moved("output_dir", "out", Path("conf"), Path()), moved("run_name", "out", Path("conf"), Path())
+        ('conf/out', 'out')
+    """
+    if isinstance(value, tuple):
+        return tuple(
+            moved_source(item, base, start) if isinstance(item, SourceConfig) else item for item in value
+        )
+    return _moved_path(value, base, start) if isinstance(value, str) and _is_path(key, value, base) else value
+
+
+def moved_source(source: SourceConfig, base: Path, start: Path) -> SourceConfig:
+    """The same for both paths of a source; a name on the Hub stays as it is."""
+    on_hub = (
+        source.split is not None and HUB_NAME.fullmatch(source.path) and not (base / source.path).exists()
+    )
+    path = source.path if on_hub else _moved_path(source.path, base, start)
+    root = None if source.media_root is None else _moved_path(source.media_root, base, start)
+    return SourceConfig(**{**asdict(source), "path": path, "media_root": root})
+
+
+def _is_path(key: str, value: str, base: Path) -> bool:
+    match key:
+        case "output_dir":
+            return True
+        case "model_name_or_path" | "adapter_name_or_path":
+            return (base / Path(value).expanduser()).is_dir()
+        case "resume_from_checkpoint":
+            return value not in ("auto", "true", "false")
+        case "deepspeed":
+            return not value.startswith("{") and value not in shipped_deepspeed()
+        case "accelerator_config":
+            return not value.startswith("{")
+    return False
+
+
+def _moved_path(path: str, base: Path, start: Path) -> str:
+    """Follow links on the way, so that ``..`` means what it means to the system; keep the last part."""
+    path = os.path.expanduser(path)
+    if os.path.isabs(path) or "://" in path:
+        return path
+    folder, name = os.path.split(os.path.join(base, path))
+    if name in ("", ".", ".."):
+        folder, name = os.path.join(folder, name), ""
+    return os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(start))
+
+
+def check_paths(data: DataConfig, training: Mapping[str, object]) -> None:
+    """Look, without making anything, whether data is there and the results can be.
+
+    Raises:
+        ValueError: For data, a checkpoint or a DeepSpeed config that is not there, or an ``output_dir`` that
+            cannot be made.
+
+    Example:
+        >>> check_paths(DataConfig("none.jsonl"), {"output_dir": "out"})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: train_data[0]: none.jsonl: no such file or folder. Correct the path, or for ...
+    """
+    for key in ROLES:
+        for number, source in enumerate(getattr(data, key)):
+            _check_source(f"{key}[{number}]", source)
+    resume = training.get("resume_from_checkpoint")
+    if isinstance(resume, str) and resume not in ("auto", "true", "false") and not Path(resume).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint: there is no folder {resume}. Correct the path, or give true for the "
+            "newest in output_dir, or auto to start a new run where there is none."
+        )
+    if isinstance(sharding := training.get("deepspeed"), str):
+        read_deepspeed(sharding)
+    _check_output(Path(str(training["output_dir"])))
+
+
+def _check_source(place: str, source: SourceConfig) -> None:
+    if "://" in source.path:
+        if default_name(source.path) == Path(source.path).name:
+            return  # perhaps of a prepared set; to look takes a network
+        raise ValueError(
+            f"{place}: {source.path} is an address. Download the data and give the path of the file."
+        )
+    if Path(source.path).exists():
+        return
+    if is_pattern(source.path):
+        try:
+            files_of(source.path)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        return
+    if not (source.split and "/" in source.path and HUB_NAME.fullmatch(source.path)):
+        raise ValueError(
+            f"{place}: {source.path}: no such file or folder. Correct the path, or for a dataset on the Hub "
+            "add its split: {path: org/name, split: train}."
+        )
+
+
+def _check_output(output: Path) -> None:
+    there = output
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"output_dir {output}: {there} is no folder. Give another one.")
+    # A folder that is there may be one to read only: a finished run can be measured again.
+    if there != output and not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"output_dir {output} cannot be made: {there} is not yours to write to. Give another folder."
+        )
+
+
+def shipped_deepspeed() -> dict[str, Path]:
+    """Map the name of each DeepSpeed config that comes with vlcpt to its file."""
+    folder = files("vlcpt.deepspeed_configs")
+    found = [Path(str(entry)) for entry in folder.iterdir()]
+    return {path.stem: path for path in found if path.suffix == ".json"}
+
+
+def read_deepspeed(given: dict[str, object] | str | None) -> dict[str, object] | None:
+    """A DeepSpeed config, given as a mapping, as JSON, by its path, or by the name of a shipped one.
+
+    Raises:
+        ValueError: If it is no mapping, or there is no such file.
+
+    Example:
+        >>> read_deepspeed('{"zero_optimization": {"stage": 2}}')
+        {'zero_optimization': {'stage': 2}}
+        >>> read_deepspeed("zero9")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: deepspeed 'zero9' is no file and no shipped config. Shipped: ...
+    """
+    if not given:
+        return None
+    found = given
+    if isinstance(given, str):
+        shipped = shipped_deepspeed()
+        path = shipped.get(given, Path(given).expanduser())
+        try:
+            found = json.loads(given if given.startswith("{") else path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"deepspeed {given} is not JSON: {error}. Correct it.") from error
+        except OSError as error:
+            raise ValueError(
+                f"deepspeed {given!r} is no file and no shipped config. Shipped: "
+                f"{', '.join(sorted(shipped))}."
+            ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"deepspeed: expected a mapping, found {type(found).__name__}. Correct it.")
+    return found

@@ -105,9 +105,7 @@ def wrong_keys(given: Mapping[str, Given], known: Collection[str]) -> list[str]:
     pasted: dict[str, None] = {}
     for key, value in given.items():
         if key == "trust_remote_code":
-            lines.append(
-                value.message("no code from a model's folder or the Hub is ever run. Remove the key.")
-            )
+            lines.append(value.message(_NO_CODE))
         elif key not in known or (value.line is not None and key in synonyms("launchers")):
             message, written = _explain(value, file, known)
             lines.append(value.message(message))

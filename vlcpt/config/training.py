@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from vlcpt.config import precision as config_precision
-from vlcpt.config.deepspeed import read_deepspeed
+from vlcpt.config.early import read_deepspeed
 from vlcpt.config.packages import OPTIMIZERS
 from vlcpt.config.schema import DataConfig, ModelConfig, key
 

@@ -13,8 +13,7 @@ import yaml
 from transformers import TrainingArguments, training_args
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from vlcpt.config.early import EarlyConfig, located, read_early, read_value
-from vlcpt.config.paths import RESOLVED_HEADER, moved
+from vlcpt.config.early import RESOLVED_HEADER, EarlyConfig, located, moved, read_early, read_value
 from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
 from vlcpt.config.training import CPTConfig, check_together, name_best_metric
 from vlcpt.config.values import Dumper, is_secret

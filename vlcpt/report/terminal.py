@@ -120,14 +120,9 @@ def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[i
 
     yield "documents read", row("documents", "read")
     yield "  used", row("documents", "used")
-    for label, kind, key in (
-        ("  not drawn", "documents", "not_drawn"),
-        ("  repeats", "documents", "repeats"),
-        ("  split", "documents", "split"),
-        ("  untagged", "documents", "untagged"),
-    ):
-        if any(row(kind, key)):
-            yield label, row(kind, key)
+    for key in ("not_drawn", "repeats", "split", "untagged"):
+        if any(row("documents", key)):
+            yield f"  {key.replace('_', ' ')}", row("documents", key)
     for reason in sorted({key for account in accounts for key in account.dropped_documents}):
         yield f"  dropped: {reason.replace('_', ' ')}", row("dropped_documents", reason)
     if any(row("tokens", "read")):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlcpt.config.paths import RESOLVED_HEADER
+from vlcpt.config.early import RESOLVED_HEADER
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_file
 from vlcpt.folder_locks import LOCK
@@ -72,8 +72,6 @@ def require_empty(output: Path, config_path: Path | None, training: Mapping[str,
             f"output_dir {output}: the run would write its own config.yaml over {config_path}. "
             "Rename your file, or choose another output_dir."
         )
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output_dir {output} is a file. Give a folder.")
     resumes = training.get("resume_from_checkpoint") not in (None, False, "false")
     if resumes or training.get("overwrite") or not output.exists():
         return
