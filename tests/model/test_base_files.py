@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +87,8 @@ def test_a_merged_folder_has_the_bases_files_type_and_layout_and_the_runs_record
             assert (merged / path.name).read_bytes() == path.read_bytes(), path.name
     assert not (merged / "processor_config.json").exists()
     assert not (merged / "adapter_config.json").exists()
-    for name in ("ledger.json", "train_log.jsonl"):
+    for name in ("config.yaml", "ledger.json", "train_log.jsonl"):
         assert (merged / name).read_bytes() == (output / name).read_bytes(), name
-    assert "train_data" in (output / "config.yaml").read_text()
-    assert not re.search(r"/|jsonl|output_dir|adapter_name", (merged / "config.yaml").read_text())
     assert read_run(merged).trained == read_run(output).trained
     assert read_run(merged).settings == read_run(output).settings
 

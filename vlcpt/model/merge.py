@@ -5,14 +5,13 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -58,9 +57,6 @@ class Merge:
 
 # What a run leaves beside its result: a card is made of it.
 RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
-# Keys of a run's config.yaml that name files or folders of the machine that trained.
-_PLACES = ("output_dir", "adapter_name_or_path", "deepspeed", "logging_dir")
-_SOURCES = ("train_data", "eval_data", "retention_data", "replay_data")
 
 
 @dataclass(frozen=True)
@@ -256,37 +252,6 @@ def _copy_record(checkpoint: Path, folder: Path) -> None:
     if step is not None and log.is_file():
         lines = log.read_text("utf-8").splitlines(keepends=True)
         log.write_text("".join(line for line in lines if json.loads(line).get("step", 0) <= step), "utf-8")
-    for _, settings in list(run_settings(folder))[:1]:
-        text = yaml.safe_dump(without_places(settings, run), sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(
-            f"# Of the run that trained this model, without paths.\n{text}", "utf-8"
-        )
-
-
-def without_places(settings: Mapping[str, object], run: Path) -> dict[str, object]:
-    """A run's settings without files and folders of the machine that trained, for people on other machines.
-
-    Args:
-        settings: Of its config.yaml.
-        run: The folder of that file.
-
-    Example:
-        >>> without_places({"train_data": [{"path": "/home/me/a.jsonl", "name": "a"}], "lora_r": 8}, Path())
-        {'train_data': [{'name': 'a'}], 'lora_r': 8}
-    """
-    kept = {key: value for key, value in settings.items() if key not in _PLACES}
-    base = kept.get("model_name_or_path")
-    if isinstance(base, str) and (run / Path(base).expanduser()).exists():
-        del kept["model_name_or_path"]
-    for key in _SOURCES:
-        found = kept.pop(key, None)
-        sources = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
-        if sources:
-            kept[key] = [
-                {name: value for name, value in one.items() if name not in ("path", "media_root")}
-                for one in sources
-            ]
-    return {key: kept[key] for key in settings if key in kept}
 
 
 @contextmanager
