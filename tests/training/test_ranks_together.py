@@ -88,12 +88,18 @@ def training(tmp_path) -> TrainingArguments:
     return TrainingArguments(str(tmp_path), use_cpu=True)
 
 
-def test_what_the_first_rank_raises_is_raised(training):
-    def refuse() -> None:
-        raise ConfigError("not free")
+@pytest.mark.parametrize("kind", [ConfigError, OSError, RuntimeError])
+def test_what_the_first_rank_raises_is_raised_on_all(training, monkeypatch, kind):
+    sent = []
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    monkeypatch.setattr(ranks, "broadcast_object_list", sent.append)
 
-    with pytest.raises(ConfigError, match="not free"):
+    def refuse() -> None:
+        raise kind("not free")
+
+    with pytest.raises(kind, match="not free"):
         first_rank_only(training, refuse)
+    assert [type(one) for one in sent[0]] == [kind]  # the others wait for it
 
 
 def test_ranks_with_other_plans_stop(training, monkeypatch):

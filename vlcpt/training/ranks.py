@@ -40,7 +40,7 @@ def first_rank_only(training: TrainingArguments, work: Callable[[], T]) -> T:
     if training.process_index == 0:
         try:
             outcome = [work()]
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             outcome = [error]
     if training.world_size > 1:
         broadcast_object_list(outcome)
