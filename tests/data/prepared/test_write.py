@@ -353,6 +353,33 @@ def test_a_killed_prepare_goes_on_without_a_document_twice_or_missing(rows, whol
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("left", [0, 9, 1000], ids=str)
+def test_a_shard_that_was_cut_is_written_again_when_preparing_goes_on(
+    rows, whole, tiny_processor, tmp_path, left
+):
+    folder = tmp_path / "train"
+    shutil.copytree(whole, folder)
+    (folder / "prepared.json").rename(folder / "preparing.json")
+    os.truncate(folder / "00001.parquet", left)
+
+    prepared(rows, folder, tiny_processor)
+
+    for path in whole.iterdir():
+        if path.suffix == ".parquet":
+            assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_shard_that_was_cut_afterwards_names_the_option_that_mends_it(
+    rows, whole, tiny_processor, tmp_path
+):
+    folder = tmp_path / "train"
+    shutil.copytree(whole, folder)
+    os.truncate(folder / "00001.parquet", 1000)
+
+    with pytest.raises(DocumentError, match=r"or run vlcpt prepare again with --overwrite\."):
+        CPTDataset(folder, tiny_processor, **PLANNED)
+
+
 def test_what_is_whole_is_left_alone(rows, whole, tiny_processor):
     before = (whole / "prepared.json").stat().st_mtime_ns
 

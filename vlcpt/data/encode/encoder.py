@@ -316,7 +316,8 @@ _encoders: weakref.WeakKeyDictionary[ProcessorMixin, DocumentEncoder] = weakref.
 
 def _unsound(document: EncodedDocument, reason: str) -> DocumentError:
     return DocumentError(
-        f"it is not as vlcpt prepares it ({reason}). Copy it again, or run vlcpt prepare again.",
+        f"it is not as vlcpt prepares it ({reason}). Copy it again, or run vlcpt prepare again with "
+        "--overwrite.",
         kind="source",
         source=document.source,
         field=document.folder,

@@ -95,7 +95,8 @@ def prepared_members(path: str) -> list[Member] | None:
             return [Member(folder, "", str(about["name"]), None)]
         return [_member(folder, one) for one in about["sources"]]  # type: ignore[attr-defined]
     except (LookupError, TypeError, ValueError):
-        raise _error(f"{WHOLE} is damaged. Copy it again, or run vlcpt prepare again.", path) from None
+        todo = "Copy it again, or run vlcpt prepare again with --overwrite."
+        raise _error(f"{WHOLE} is damaged. {todo}", path) from None
 
 
 def _member(folder: str, one: Mapping[str, object]) -> Member:
@@ -234,7 +235,8 @@ class PreparedRows(Rows):
 
     def _damaged(self, name: str, reason: str) -> DocumentError:
         return _error(
-            f"{name} is not as it was prepared ({reason}). Copy it again, or run vlcpt prepare again.",
+            f"{name} is not as it was prepared ({reason}). Copy it again, or run vlcpt prepare again with "
+            "--overwrite.",
             self._path,
         )
 

@@ -242,10 +242,19 @@ class _Written:
         return len(self._shards)
 
     def __iter__(self) -> Iterator[int]:
-        missing = [number for number, path in enumerate(self._shards) if not path.is_file()]
+        missing = [number for number, path in enumerate(self._shards) if not _is_written(path)]
         yield from set(range(len(self))) - {*missing}
         if missing:
             yield from self._write(missing)
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a shard is there to its end, where Parquet has its footer: a copy may have been cut."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def _write_shards(
