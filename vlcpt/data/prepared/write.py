@@ -361,7 +361,7 @@ def _finish(
     not_read, documents, media = Counter[str](), 0, 0
     for path in shards:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 not_read.update(json.loads(file.metadata.metadata[b"not_read"]))
                 numbers = file.read(columns=["targets", "images", "videos"], use_threads=False).to_pylist()
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
