@@ -284,7 +284,7 @@ def test_a_slurm_job_really_goes_on_where_it_was_interrupted(tmp_path):
     second = Job(tmp_path, config, srun, *options)
     assert second.end() == 0, second.log
     assert second.notes == ["scontrol requeue 77"]  # once
-    assert f"going on from {saved}" in second.log
+    assert f"resuming from {saved}" in second.log
     trained = [json.loads(line).get("step") for line in steps.read_text().splitlines() if "loss" in line]
     assert sorted(set(trained)) == list(range(1, 61))
 
