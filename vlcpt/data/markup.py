@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from vlcpt.data.documents import (
+    MAX_WEIGHT,
     TAG_START,
     Document,
     DocumentError,
@@ -178,8 +179,8 @@ def _treat_untagged(segments: list[Segment], untagged: Untagged) -> list[Segment
 def _weight(value: str | None, offset: int) -> float:
     if value is None:
         return 1.0
-    if not _NUMBER.fullmatch(value) or not 0 < float(value) <= 100:
-        raise _error(f'weight="{value}" is not a number above 0, up to 100.', offset)
+    if not _NUMBER.fullmatch(value) or not 0 < float(value) <= MAX_WEIGHT:
+        raise _error(f'weight="{value}" is not a number above 0, up to {MAX_WEIGHT:g}.', offset)
     return float(value)
 
 

@@ -194,7 +194,7 @@ def push_adapter(
         token=token,
         then=f"Check the network. {again}",
     )
-    with _told(f"{repo_id}: the push failed", f"{checkpoint} is whole as before. {again}"):
+    with _as_one_message(f"{repo_id}: the push failed", f"{checkpoint} is whole as before. {again}"):
         return _commit(replace(push, repo_id=repo_id), token)
 
 
@@ -300,7 +300,7 @@ def check_access(
     if constants.is_offline_mode():
         raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be pushed to the Hub. Unset it.")
     api = _api(token)
-    with _told(f"{repo_id}: the repository could not be opened for a push", then):
+    with _as_one_message(f"{repo_id}: the repository could not be opened for a push", then):
         try:
             full = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if private and api.model_info(full).private is False:
@@ -352,7 +352,7 @@ def _api(token: str | None) -> HfApi:
 
 
 @contextmanager
-def _told(what: str, then: str) -> Iterator[None]:
+def _as_one_message(what: str, then: str) -> Iterator[None]:
     """What the Hub, the network or the upload objects to becomes one message with what to do."""
     try:
         yield

@@ -18,6 +18,7 @@ from vlcpt.data.plan import scan
 from vlcpt.data.plan.cache import LONG_AGO, remove_plans
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.sources import DocumentSource
+from vlcpt.file_writes import WriteError
 
 ROWS = 90
 FORK = multiprocessing.get_context("fork")
@@ -346,3 +347,18 @@ def test_removing_plans_leaves_what_is_not_theirs(data, tiny_processor, tmp_path
     make(data, tiny_processor, tmp_path / "plan" / "train")
     remove_plans(tmp_path / "plan")
     assert not (tmp_path / "plan").exists()
+
+
+def test_what_reading_itself_raises_is_not_taken_for_a_folder_that_cannot_be_written(
+    data, tiny_processor, tmp_path, monkeypatch, caplog
+):
+    """Its pieces would be asked for a second time, when they were read once already."""
+
+    def read(self, *arguments):
+        raise WriteError("the cache of an unpacked file is full")
+
+    monkeypatch.setattr(scan.SourceScanner, "__getitem__", read)
+    with pytest.raises(WriteError, match="unpacked file is full"):
+        make(data, tiny_processor, tmp_path / "plan")
+    assert "each process and each start reads the data itself" not in caplog.text
+    assert not list(tmp_path.rglob("*.scan"))

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
+from vlcpt.data.documents import (
+    MAX_WEIGHT,
+    Document,
+    DocumentError,
+    Image,
+    Segment,
+    Text,
+    TurnEdge,
+    Video,
+)
 from vlcpt.data.formats.markers import Piece, Slot, place_media, refuse_unread, split_markers
 from vlcpt.data.media.references import HINTS, SIZES, medium_at
 from vlcpt.data.rows.fields import (
@@ -185,10 +194,10 @@ def turn_weight(entry: Mapping[str, object], place: str) -> float | None:
         is_switch = key in _SWITCHES
         if (
             not isinstance(value, bool | int | float)
-            or not 0 <= value <= 100
+            or not 0 <= value <= MAX_WEIGHT
             or (is_switch and value not in (0, 1))
         ):
-            wanted = "true or false" if is_switch else "a number from 0 to 100"
+            wanted = "true or false" if is_switch else f"a number from 0 to {MAX_WEIGHT:g}"
             raise DocumentError(f"expected {wanted}, found {value!r:.60}.", field=f"{place}.{key}")
         weights[key] = float(value)
     if len({bool(weight) for weight in weights.values()}) > 1:

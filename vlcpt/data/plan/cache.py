@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _COUNTING = ("transformers", "tokenizers", "qwen-vl-utils", "pillow", "av")
 _FILE = re.compile(r"[0-9a-f]{32}\.scan")
 _LENGTH, _DIGEST = 8, 16  # bytes
+_UNKEPT = "%s Until then each process and each start reads the data itself."
 LONG_AGO = 600.0  # seconds after which a file that no source asks for goes; clocks of machines differ
 
 
@@ -110,17 +112,22 @@ def scanned(scanner: SourceScanner, pieces: Iterable[Scan], path: Path | None) -
         return joined(pieces)
     if (found := _load(path, scanner)) is not None:
         return found
-    try:
-        with hold(path.parent, waits=True):
-            found = _load(path, scanner)  # another process may have read it in the meantime
-            if found is None:
-                found = joined(pieces)
-                _save(path, found)
-                found = _load(path, scanner) or found  # mapped: other processes have the same memory
+    # What reading itself raises is the run's error: the pieces cannot be read a second time.
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(path.parent, waits=True))
+        except (ConfigError, WriteError) as error:
+            logger.warning(_UNKEPT, error)
+            return joined(pieces)
+        if (found := _load(path, scanner)) is not None:  # another process has read it in the meantime
             return found
-    except (ConfigError, WriteError) as error:
-        logger.warning("%s Until then each process and each start reads the data itself.", error)
-        return found or joined(pieces)
+        found = joined(pieces)
+        try:
+            _save(path, found)
+        except WriteError as error:
+            logger.warning(_UNKEPT, error)
+            return found
+        return _load(path, scanner) or found  # mapped: other processes have the same memory
 
 
 def _save(path: Path, scan: Scan) -> None:

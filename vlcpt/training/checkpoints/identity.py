@@ -80,7 +80,7 @@ def changed_rows(dataset: object, folder: Path, saved: object) -> str | None:
             place = int(_first_difference(then, now))
             if place < max(len(then), len(now)):
                 what = _what(then, now, place)
-                return _told_row(dataset.row_name(number, place * block), block, what)
+                return _row_message(dataset.row_name(number, place * block), block, what)
         elif rows != dataset.source_rows[name]:
             return f"{name} had {rows:,} rows and has {dataset.source_rows[name]:,} now"
     return (
@@ -131,7 +131,7 @@ def _agree(first: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray)
     return count > 0 and bool(np.array_equal(first[:count], other[:count]))
 
 
-def _told_row(name: str, block: int, what: str) -> str:
+def _row_message(name: str, block: int, what: str) -> str:
     if block > 1:
         return f"the first difference is within {block:,} rows from {name} on: {what}"
     return f"the first difference is at {name}: {what}"

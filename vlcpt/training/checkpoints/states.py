@@ -63,7 +63,7 @@ def check_progress(folder: Path) -> None:
         try:
             type_validator(key, value, _PROGRESS.get(key, _NUMBER))
         except TypeError as error:
-            raise _broken(path, f"{key} is {_told(value)}, which no run writes") from error
+            raise _broken(path, f"{key} is {_shortened(value)}, which no run writes") from error
     if missing := sorted({"global_step", "train_batch_size", "stateful_callbacks"} - found.keys()):
         raise _broken(path, f"it has no {missing[0]}")
     step, named = found["global_step"], step_of(folder)
@@ -131,10 +131,10 @@ def check_scheduler(folder: Path, scheduler: torch.optim.lr_scheduler.LRSchedule
         if key not in now and hasattr(scheduler, key):
             raise _broken(path, f"it would replace {key!r} of the scheduler")
         if key in now and not _is_like(value, now[key]):
-            raise _broken(path, f"{key} is {_told(value)}, where this run has {_told(now[key])}")
+            raise _broken(path, f"{key} is {_shortened(value)}, where this run has {_shortened(now[key])}")
     for key in ("base_lrs", "_last_lr"):
         if any(not math.isfinite(one) or one < 0 for one in held.get(key, ())):
-            raise _broken(path, f"{key} is {_told(held[key])}, which is no learning rate")
+            raise _broken(path, f"{key} is {_shortened(held[key])}, which is no learning rate")
 
 
 def check_scaler(folder: Path) -> None:
@@ -165,7 +165,7 @@ def check_archives(folder: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(path, "it cannot be read") from error
     if not re.fullmatch(r"global_step\d+", name) or not (folder / name).is_dir():
-        raise _broken(path, f"it names {_told(name)}, which is no folder of states in this checkpoint")
+        raise _broken(path, f"it names {_shortened(name)}, which is no folder of states in this checkpoint")
     states = sorted((folder / name).glob("*.pt"))
     if not states:
         raise _broken(folder / name, "it holds no states")
@@ -190,8 +190,8 @@ def _check_group(path: Path, number: int, group: Mapping[str, object], now: Mapp
         if key not in group:
             raise _broken(path, f"its group {name} has no {key}: it was saved by another optimizer")
         if key != "params" and not _is_like(group[key], value):
-            raise _broken(path, f"{key} of its group {name} is {_told(group[key])}, where this run has "
-                          f"{_told(value)}")  # fmt: skip
+            raise _broken(path, f"{key} of its group {name} is {_shortened(group[key])}, where this run has "
+                          f"{_shortened(value)}")  # fmt: skip
     if more := sorted(str(key) for key in group.keys() - now.keys() - {"initial_lr"}):
         raise _broken(path, f"its group {name} has {more[0]}: it was saved by another optimizer")
     for key in ("lr", "initial_lr", "weight_decay", "eps"):
@@ -200,7 +200,7 @@ def _check_group(path: Path, number: int, group: Mapping[str, object], now: Mapp
             raise _broken(path, f"{key} of its group {name} is {value}")
     betas = group.get("betas", ())
     if isinstance(betas, tuple | list) and any(not 0 <= one < 1 for one in betas):
-        raise _broken(path, f"betas of its group {name} are {_told(betas)}")
+        raise _broken(path, f"betas of its group {name} are {_shortened(betas)}")
 
 
 def _check_states(path: Path, states: Mapping[object, object], optimizer: torch.optim.Optimizer) -> None:
@@ -208,7 +208,7 @@ def _check_states(path: Path, states: Mapping[object, object], optimizer: torch.
     expected = _state_names(optimizer)
     for number, state in states.items():
         if not isinstance(number, int) or not 0 <= number < len(parameters) or not isinstance(state, dict):
-            raise _broken(path, f"it has a state for parameter {_told(number)} of {len(parameters)}")
+            raise _broken(path, f"it has a state for parameter {_shortened(number)} of {len(parameters)}")
         if expected is not None and state.keys() != expected:
             raise _broken(
                 path,
@@ -289,6 +289,6 @@ def _broken(path: Path, found: str) -> CheckpointError:
     return CheckpointError(str(damaged(path, found)))
 
 
-def _told(value: object) -> str:
+def _shortened(value: object) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else f"{text[:80]}…"
