@@ -21,8 +21,9 @@ from vlcpt.data.formats.chat import (
 from vlcpt.data.formats.marked import read_marked, read_segments, read_text
 from vlcpt.data.formats.web import read_caption, read_mmc4, read_obelics
 from vlcpt.data.markup import Untagged
+from vlcpt.data.rows.base import Rows
 from vlcpt.data.rows.fields import Row, field_names
-from vlcpt.data.rows.jsonl import Rows, TextRows
+from vlcpt.data.rows.text_files import TextRows
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
         DocumentError: If no format fits, or more than one.
 
     Example:
-        >>> from vlcpt.data.rows.jsonl import MemoryRows
+        >>> from vlcpt.data.rows.tables import MemoryRows
         >>> detect_format(MemoryRows([{"image": "a.png", "caption": "A cat."}], "rows"), "rows")
         'caption'
     """
