@@ -11,7 +11,7 @@ from vlcpt.data.formats.chat import PREFERENCES
 from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.formats.unread import Unread
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.recognise import may_hold_media
+from vlcpt.data.media.files import may_hold_media
 from vlcpt.data.prepared.read import PreparedRows, prepared_members
 from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows
 from vlcpt.data.rows.fields import Row, id_field, is_given

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.media.names import BESIDE, media_beside
+from vlcpt.data.media.files import BESIDE, media_beside
 from vlcpt.data.plan.cache import remove_old, scan_file, scanned
 from vlcpt.data.plan.ledger import NOT_READ, BadDataError, Ledger, SourceLedger, TokenCounts, list_reasons
 from vlcpt.data.plan.mix import draw_documents, passes_for_shares, repeat_documents

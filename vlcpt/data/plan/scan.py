@@ -19,7 +19,7 @@ from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import TokenStream, closed_stream
 from vlcpt.data.encode.tokens import Run
-from vlcpt.data.media.open import MediaError, resolve
+from vlcpt.data.media.files import MediaError, resolve
 from vlcpt.data.plan.ledger import NOT_READ, BadDataError, Dropped, TokenCounts, count_tokens
 from vlcpt.data.plan.split import OnOverlong, Part, split_stream
 from vlcpt.data.prepared.read import PreparedRows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.formats.markers import MEDIA_FIELDS
-from vlcpt.data.media.names import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_name, is_video_name, suffixes_of
+from vlcpt.data.media.files import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_name, is_video_name, suffixes_of
 from vlcpt.data.rows.base import (
     MAX_ROW_BYTES,
     Rows,

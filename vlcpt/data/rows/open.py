@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vlcpt.data.documents import Document, DocumentError, Source
-from vlcpt.data.media.names import is_media_name, suffixes_of
+from vlcpt.data.media.files import is_media_name, suffixes_of
 from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows, files_inside, require_regular
 from vlcpt.data.rows.decoding import inner_name, unpacked
 from vlcpt.data.rows.fields import Row

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Video
-from vlcpt.data.media.names import MEDIA_SUFFIXES, is_video_name
+from vlcpt.data.media.files import MEDIA_SUFFIXES, is_video_name
 from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows, check_row_size
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row

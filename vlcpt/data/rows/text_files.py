@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.media.names import BESIDE, media_beside
+from vlcpt.data.media.files import BESIDE, media_beside
 from vlcpt.data.rows.base import (
     MAX_ROW_BYTES,
     FileState,
