@@ -7,6 +7,7 @@ pass, so that no mask is made and nothing is guessed from positions. One functio
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -57,6 +58,18 @@ def attend_by_document(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._attn_implementation = BY_DOCUMENT
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The attention that a model runs, by the name of transformers or :data:`BY_DOCUMENT`."""
+    return str(model.config._attn_implementation)
+
+
+def with_attention(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    """A copy of a configuration, for a model with this attention."""
+    copied = copy.deepcopy(config)
+    copied._attn_implementation = name
+    return copied
 
 
 def by_document(
@@ -203,7 +216,7 @@ def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.
         >>> describe_kernels(load_base(base_path()), torch.device("cpu"), torch.float32)
         ''
     """
-    if model.config._attn_implementation != BY_DOCUMENT or device.type != "cuda":
+    if attention_of(model) != BY_DOCUMENT or device.type != "cuda":
         return ""
     text, vision = model.config.get_text_config(), model.config.vision_config
     group = text.num_attention_heads // text.num_key_value_heads

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import os
 import time
@@ -11,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -24,6 +21,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.model.attention import with_attention
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
@@ -33,6 +31,7 @@ from vlcpt.model.weights import (
     read_shapes,
     weight_files,
 )
+from vlcpt.run_files import read_mapping, run_settings
 
 _PAUSE = 1.0  # seconds before the second and last try
 
@@ -157,23 +156,7 @@ def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
     if any(os.path.realpath(folder) == os.path.realpath(used) for folder in folders):
         return True
     in_use = _config(used)
-    return in_use is not None and in_use in map(_config, [str(folder) for folder in folders] or [named])
-
-
-def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
-    """The settings in a config.yaml in or above a checkpoint, each with the folder of the file.
-
-    Example:
-        >>> list(run_settings(Path("/none/checkpoint-2")))
-        []
-    """
-    for folder in (checkpoint, checkpoint.parent):
-        try:
-            written = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            continue  # none there, or somebody else's
-        if isinstance(written, dict):
-            yield folder, written
+    return bool(in_use) and in_use in map(_config, [str(folder) for folder in folders] or [named])
 
 
 def base_of_run(checkpoint: Path) -> str | None:
@@ -204,18 +187,15 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _config(name_or_path: str) -> object:
-    """The content of a model's config.json, from its folder or the Hub's cache; None if it is in neither."""
-    file: object = Path(name_or_path, "config.json")
-    if not Path(name_or_path).is_dir():
-        try:
-            file = try_to_load_from_cache(name_or_path, "config.json")
-        except HFValidationError:  # a path, not an id
-            return None
+def _config(name_or_path: str) -> dict[str, object]:
+    """The content of a model's config.json, from its folder or the Hub's cache; empty if it is in neither."""
+    if Path(name_or_path).is_dir():
+        return read_mapping(Path(name_or_path, "config.json"))
     try:
-        return json.loads(Path(file).read_text("utf-8")) if isinstance(file, str | Path) else None
-    except (OSError, ValueError):
-        return None
+        cached = try_to_load_from_cache(name_or_path, "config.json")
+    except HFValidationError:  # a path, not an id
+        return {}
+    return read_mapping(Path(cached)) if isinstance(cached, str) else {}
 
 
 # A configuration makes lists as long as there are layers, and a model an object for each.
@@ -306,9 +286,8 @@ def bare_model(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> P
         >>> bare_model(read_config(base_path())).device.type
         'meta'
     """
-    bare = copy.deepcopy(config)
+    bare = with_attention(config, attn_implementation)
     vars(bare).pop("quantization_config", None)  # shapes are those of weights that are not packed
-    bare._attn_implementation = attn_implementation
     # As if DeepSpeed stage 3 were active already: else it would partition this model over the ranks.
     with torch.device("meta"), set_zero3_state():
         model = AutoModelForImageTextToText.from_config(bare)

@@ -1,9 +1,7 @@
 """A run's result as one model in its base's type, proven by logits before anything is written for good."""
 
 import gc
-import json
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,11 +22,12 @@ from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.file_writes import Writing, sync
 from vlcpt.folder_locks import hold, staging_folder
 from vlcpt.model.adapters import load_adapter, read_adapter_config
-from vlcpt.model.base import base_of_run, find_base, run_settings
+from vlcpt.model.base import base_of_run, find_base
 from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import is_tied
 from vlcpt.model.weights import check_checkpoint, first_not_finite
+from vlcpt.run_files import RECORD, read_log, record_of, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +52,6 @@ class Merge:
     dtype: torch.dtype
     difference: float
     effect: float | None
-
-
-# What a run leaves beside its result: a card is made of it.
-RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
 
 
 @dataclass(frozen=True)
@@ -174,9 +169,9 @@ def _write_all(
     processor.save_pretrained(staging)
     if files is not None:
         files.restore(staging, model=None)
-    for _, settings in list(run_settings(checkpoint))[:1]:
-        limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
-        set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
+    _, settings = next(run_settings(checkpoint), (None, {}))
+    limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
+    set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
     _copy_record(checkpoint, staging)
     sync(staging)
     return merge
@@ -228,30 +223,21 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
     return _Source(kind, found, None, resolve_dtype(dtype or "auto", read_config(found or str(checkpoint))))
 
 
-def _run_of(checkpoint: Path) -> tuple[Path, int | None]:
-    """The folder with what a run left beside its result, and the step of a checkpoint in it."""
-    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    is_inner = step is not None and not (checkpoint / "config.yaml").is_file()
-    return checkpoint.parent if is_inner else checkpoint, int(step[1]) if step else None
-
-
 def _small_bytes(checkpoint: Path, files: BaseFiles | None) -> int:
     """Bytes of what comes along with the weights: processor, tokenizer, licences, and the run's record."""
-    run, _ = _run_of(checkpoint)
+    run, _ = record_of(checkpoint)
     record = sum((run / name).stat().st_size for name in RECORD if (run / name).is_file())
     return record + (BaseFiles(checkpoint) if files is None else files).size
 
 
 def _copy_record(checkpoint: Path, folder: Path) -> None:
     """Copy what the run left beside its result; of a checkpoint, its log up to there."""
-    run, step = _run_of(checkpoint)
+    run, step = record_of(checkpoint)
     for name in RECORD:
         if (run / name).is_file():
             shutil.copyfile(run / name, folder / name)
-    log = folder / "train_log.jsonl"
-    if step is not None and log.is_file():
-        lines = log.read_text("utf-8").splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line).get("step", 0) <= step), "utf-8")
+    if step is not None and (log := folder / "train_log.jsonl").is_file():
+        log.write_text("".join(line for line, _ in read_log(run, step)), "utf-8")
 
 
 @contextmanager

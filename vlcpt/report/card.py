@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
-import yaml
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
+
+from vlcpt.run_files import read_log, read_mapping, record_of
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
 # fmt: off
@@ -84,13 +84,10 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
         >>> read_run(Path("nowhere")) == RunFacts()
         True
     """
-    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    folder, step = checkpoint, int(found[1]) if found else None
-    if found and not (folder / "config.yaml").is_file():
-        folder = checkpoint.parent
-    config = _mapping(folder / "config.yaml")
+    folder, step = record_of(checkpoint)
+    config = read_mapping(folder / "config.yaml")
     names = _names(config)
-    log = list(_log(folder / "train_log.jsonl", step))
+    log = [entry for _, entry in read_log(folder, step)]
     settings = [(key, _value(config[key])) for key in _SHOWN if _was_used(key, config)]
     if log:
         settings.append(("steps done", f"{log[-1]['step']}"))
@@ -101,9 +98,9 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
         measured = _logged_evaluation(log, names, config.get("metric_for_best_model") if is_best else None)
     base = config.get("model_name_or_path")
     return RunFacts(
-        trained=tuple(_trained(config, _mapping(checkpoint / "adapter_config.json"))),
+        trained=tuple(_trained(config, read_mapping(checkpoint / "adapter_config.json"))),
         settings=tuple(settings),
-        data=_data(_mapping(folder / "ledger.json"), names),
+        data=_data(read_mapping(folder / "ledger.json"), names),
         evaluation=measured,
         base=base if isinstance(base, str) and not (folder / base).exists() else None,
         min_pixels=_pixels(config.get("min_pixels")),
@@ -114,16 +111,6 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
 def _pixels(value: object) -> int | None:
     """A limit that becomes code in the card, so nothing but a number."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _mapping(path: Path) -> dict[str, object]:
-    """A JSON or YAML file that is a mapping; nothing where there is none."""
-    try:
-        text = path.read_text("utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _was_used(key: str, config: Mapping[str, object]) -> bool:
@@ -195,22 +182,6 @@ def _count(found: object) -> str:
     return f"{found:,}"
 
 
-def _log(path: Path, last: int | None) -> Iterator[dict[str, object]]:
-    """The lines of the log, up to a checkpoint's step."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # cut short by a crash
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if isinstance(step, int) and (last is None or step <= last):
-            yield entry
-
-
 def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: object) -> Table | None:
     """What the run last measured; or at the best step by the metric ``best``, if that model was kept."""
     measured = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
@@ -229,7 +200,7 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: obje
 
 
 def _evaluation_file(path: Path, names: Set[str]) -> Table:
-    results = _mapping(path).get("sets")
+    results = read_mapping(path).get("sets")
     table = _results(results, names, "") if isinstance(results, dict) else None
     if table is None:
         raise ValueError(
