@@ -23,7 +23,7 @@ from vlcpt.file_writes import Writing, sync
 from vlcpt.folder_locks import hold, staging_folder
 from vlcpt.model.adapters import load_adapter, read_adapter_config
 from vlcpt.model.base import base_of_run, find_base
-from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
+from vlcpt.model.base_files import BaseFiles, find_base_files, has_processor, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import is_tied
 from vlcpt.model.weights import check_checkpoint, first_not_finite
@@ -157,10 +157,9 @@ def _write_all(
     source: _Source, checkpoint: Path, staging: Path, max_shard_size: int | str, writing: Writing
 ) -> Merge:
     """Write all of the merged model, and prove its weights."""
-    has_processor = any(
-        (checkpoint / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    processor = load_processor(
+        source.base if source.base and not has_processor(checkpoint) else str(checkpoint)
     )
-    processor = load_processor(str(checkpoint) if has_processor or not source.base else source.base)
     files = find_base_files(source.base or "", source.revision)
 
     before = _write_merged(source, checkpoint, staging, max_shard_size, files, writing)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import jinja2
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
+from vlcpt import __version__
 from vlcpt.run_files import read_log, read_mapping, record_of
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
@@ -36,6 +38,7 @@ _COUNTS = {
     "media tokens": ("tokens", "media"),
     "tokens read": ("tokens", "read"),
 }
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 _OTHER = "loss, other images"
 _MEASURES = {
     "targets": "targets",
@@ -291,7 +294,6 @@ def model_card(
     revision: str | None = None,
     has_processor: bool = True,
     licence: Licence,
-    versions: Mapping[str, str],
 ) -> str:
     """The README.md of a repository: metadata that the Hub reads, then Markdown for people.
 
@@ -302,8 +304,7 @@ def model_card(
         has_processor: Whether the processor is among the files, or is the base's.
 
     Example:
-        >>> card = model_card("model", "me/mine", RunFacts(), base_model=None, licence=Licence("mit"),
-        ...     versions={"vlcpt": "0.1.0"})
+        >>> card = model_card("model", "me/mine", RunFacts(), base_model=None, licence=Licence("mit"))
         >>> card.splitlines()[:4]
         ['---', 'library_name: transformers', 'license: mit', 'pipeline_tag: image-text-to-text']
     """
@@ -334,7 +335,7 @@ def model_card(
         settings=[(key, escaped(value)) for key, value in run.settings],
         data=run.data and _escaped_table(run.data),
         evaluation=run.evaluation and _escaped_table(run.evaluation),
-        versions={name: escaped(number) for name, number in versions.items()},
+        versions={"vlcpt": __version__, **{name: version(name) for name in _PACKAGES}},
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
