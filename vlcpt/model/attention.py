@@ -60,6 +60,23 @@ def attend_by_document(model: PreTrainedModel) -> None:
             module.config._attn_implementation = BY_DOCUMENT
 
 
+def attention_for(config: PreTrainedConfig, wanted: str) -> str:
+    """The attention that a model is to run: the one wanted, or for ``auto`` attention by documents.
+
+    That cannot keep a token from seeing those far before it, as a layer with a sliding window does. A model
+    that has one, as no published Qwen2.5-VL does, gets PyTorch's own with a mask.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import read_config
+        >>> attention_for(read_config(base_path()), "auto")
+        'flash_by_document'
+    """
+    if wanted != "auto":
+        return wanted
+    return "sdpa" if "sliding_attention" in (config.get_text_config().layer_types or ()) else BY_DOCUMENT
+
+
 def attention_of(model: PreTrainedModel) -> str:
     """The attention that a model runs, by the name of transformers or :data:`BY_DOCUMENT`."""
     return str(model.config._attn_implementation)
