@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -45,19 +43,11 @@ _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
 
 
-# fmt: off
-PACKAGES = (
-    "torch", "torchvision", "transformers", "accelerate", "peft", "bitsandbytes", "deepspeed", "datasets",
-    "qwen-vl-utils", "av", "pillow", "flash-attn",
-)
-# fmt: on
-
-
 @app.callback(invoke_without_command=True)
 def _main(
-    shows_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    if shows_version:
+    if version:
         print(f"vlcpt {__version__}")
         raise typer.Exit
 
@@ -240,24 +230,9 @@ def env() -> None:
     """Versions and devices, for a bug report."""
     with _reported():
         _say_loading("versions and devices are looked at")
-        print("\n".join(f"{name:<13}  {fact}" for name, fact in _environment().items()))
+        from vlcpt.report.environment import describe
 
-
-def _environment() -> dict[str, str]:
-    """Versions and devices; no path, user name or environment variable."""
-    import torch
-
-    facts = {"vlcpt": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for package in PACKAGES:
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
-    facts["cuda"] = str(torch.version.cuda) if torch.cuda.is_available() else "no GPU in reach"
-    for number in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(number)
-        facts[f"gpu {number}"] = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
-    return facts
+        print(describe())
 
 
 def _read(context: typer.Context, config: Path) -> Configs:
