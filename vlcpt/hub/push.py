@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
@@ -25,14 +25,12 @@ from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
 from vlcpt.model.base import base_folders, check_parameters
 from vlcpt.model.base_files import GENERATION, GROUPS, VOCABULARY, has_processor, is_licence
 from vlcpt.model.loading import read_config
-from vlcpt.model.weights import WEIGHTS, check_checkpoint
+from vlcpt.model.weights import WEIGHTS, Kind, check_checkpoint
 from vlcpt.report.card import Licence, model_card, read_run
 from vlcpt.training.checkpoints.files import is_unfinished
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-
-Kind = Literal["adapter", "model"]
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a model's folder in the Hub's cache
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
@@ -25,7 +26,7 @@ from vlcpt.model.attention import with_attention
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
-    Saved,
+    Kind,
     not_loaded,
     read_json,
     read_shapes,
@@ -36,7 +37,7 @@ from vlcpt.run_files import read_mapping, run_settings
 _PAUSE = 1.0  # seconds before the second and last try
 
 
-def only_cached(what: Saved, name_or_path: str, revision: str | None = None) -> bool:
+def only_cached(what: Kind | Literal["processor"], name_or_path: str, revision: str | None = None) -> bool:
     """Whether only the cache can be asked for this name, because the Hub does not answer.
 
     transformers 5.24 and peft 0.21 try each of their files six times, for 24 seconds, where the network is
@@ -120,7 +121,7 @@ def find_base(named: str, checkpoint: Path) -> str:
     """The folder that an adapter means by the name of its base, or the name itself if it means no folder.
 
     Raises:
-        ValueError: If there are two, because the wrong one would give a wrong model.
+        ConfigError: If there are two, because the wrong one would give a wrong model.
 
     Example:
         >>> find_base("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
@@ -128,7 +129,7 @@ def find_base(named: str, checkpoint: Path) -> str:
     """
     found = base_folders(named, checkpoint)
     if len(found) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"{checkpoint}/adapter_config.json: the base model {named!r} may be "
             f"{' or '.join(os.path.realpath(folder) for folder in found)}. Write the absolute path of the "
             "right one into base_model_name_or_path."

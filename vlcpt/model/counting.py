@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlcpt.data.families import TOWERS, Tower, base_name, family_of, is_embedding, tower_of
+from vlcpt.data.families import TOWERS, Tower, base_name, is_embedding, tower_of
 from vlcpt.errors import wrong_config
 from vlcpt.model.adapters import adapter_folder, read_adapter_settings, read_adapter_shapes
 from vlcpt.model.base import bare_model
@@ -87,7 +87,7 @@ def count_towers(model: PreTrainedModel, config: ModelConfig) -> dict[Tower, Tow
     with wrong_config():
         trained += _added_parameters(model, config)
     linear = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear)}
-    tied = is_tied(model, family_of(model.config.model_type))
+    tied = is_tied(model)
     counts: dict[Tower, TowerParameters] = {}
     for tower in TOWERS:
         held = [(name, count) for name, count in frozen if tower_of(name) == tower]
@@ -111,10 +111,9 @@ def _added_parameters(model: PreTrainedModel, config: ModelConfig) -> Iterator[t
     if config.tuning == "full":
         return
     if config.adapter_name_or_path is not None:
-        family = family_of(model.config.model_type)
         for name, shape in read_adapter_shapes(adapter_folder(config.adapter_name_or_path)).items():
-            is_head = base_name(name).startswith(family.embeddings[1]) and ".lora_" not in name
-            if not (is_head and is_tied(model, family)):  # saved twice, and held once
+            is_head = base_name(name).startswith("lm_head.") and ".lora_" not in name
+            if not (is_head and is_tied(model)):  # saved twice, and held once
                 yield name, math.prod(shape)
         return
     pattern = re.compile(adapted_layers(model, config))

@@ -317,7 +317,7 @@ def model_card(
         **licence.metadata(base_model),  # type: ignore[arg-type]
     )
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        autoescape=True, finalize=escaped, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     template = environment.from_string((files("vlcpt.report") / "templates/card.md.jinja").read_text("utf-8"))
     body = template.render(
@@ -328,34 +328,23 @@ def model_card(
         base_revision=base_revision,
         revision=revision,
         has_processor=has_processor,
-        min_pixels=run.min_pixels,
-        max_pixels=run.max_pixels,
-        licence=escaped(licence.sentence()),
-        trained=[(escaped(part), escaped(how)) for part, how in run.trained],
-        settings=[(key, escaped(value)) for key, value in run.settings],
-        data=run.data and _escaped_table(run.data),
-        evaluation=run.evaluation and _escaped_table(run.evaluation),
+        run=run,
+        licence=licence.sentence(),
         versions={"vlcpt": __version__, **{name: version(name) for name in _PACKAGES}},
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def _escaped_table(table: Table) -> Table:
-    return Table(
-        tuple(map(escaped, table.columns)),
-        tuple((escaped(label), tuple(map(escaped, cells))) for label, cells in table.rows),
-        table.note,
-    )
-
-
-def escaped(text: str) -> Markup:
-    """Text that Markdown and HTML show as it is: one line, no markup, no control characters.
+def escaped(value: object) -> Markup:
+    """A value that Markdown and HTML show as it is: one line, no markup, no control characters.
 
     Example:
         >>> str(escaped("a|b <c>"))
         'a&#124;b &#60;c&#62;'
     """
-    line = " ".join(str(text).split())
+    if isinstance(value, Markup):  # the template's own
+        return value
+    line = " ".join(str(value).split())
     return Markup(
         _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};" if found[0].isprintable() else "\ufffd", line)
     )

@@ -1,4 +1,4 @@
-"""Versions and devices, for a bug report; imports torch alone, so that it runs where other packages do not."""
+"""Versions and devices, for a bug report; needs torch alone, so that it runs where other packages do not."""
 
 from __future__ import annotations
 
