@@ -24,8 +24,8 @@ from vlcpt.model.weights import (
     UNREADABLE,
     WEIGHTS,
     Shapes,
+    check_files,
     compare_shapes,
-    damaged,
     first_few,
     first_not_finite,
     not_finite,
@@ -148,12 +148,10 @@ def read_adapter_shapes(folder: Path) -> Shapes:
     """The shapes of a saved adapter's tensors.
 
     Raises:
-        ValueError: If there are none, the file is cut or damaged, or its ranks are not those of the
-            configuration.
+        ValueError: If the file is cut or damaged, or its ranks are not those of the configuration.
     """
     path = weights_in(folder, "adapter")
-    if path is None:
-        raise damaged(folder / WEIGHTS["adapter"][0], "there is no such file")
+    assert path is not None  # or there is no adapter
     shapes = read_shapes(path)
     settings = read_adapter_settings(folder / CONFIGS["adapter"])
     asked = {settings.r, *(settings.rank_pattern or {}).values()}
@@ -214,16 +212,18 @@ def adapter_folder(name_or_path: str) -> Path:
     """The folder of a saved adapter; one on the Hub is fetched into the cache.
 
     Raises:
-        ConfigError: If it cannot be fetched.
+        ConfigError: If it cannot be fetched, or a file of it is missing.
     """
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    wanted = [CONFIGS["adapter"], *WEIGHTS["adapter"]]
-    cached = only_cached("adapter", name_or_path)
-    try:
-        return Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        wanted = [CONFIGS["adapter"], *WEIGHTS["adapter"]]
+        cached = only_cached("adapter", name_or_path)
+        try:
+            folder = Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
+    check_files("adapter", str(folder))
+    return folder
 
 
 def empty_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -265,8 +265,6 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
     from peft import PeftConfig
 
     path = adapter_folder(name_or_path) / CONFIGS["adapter"]
-    if not path.is_file():
-        raise ConfigError(not_loaded("adapter", name_or_path, f"It has no {path.name}."))
     read_adapter_settings(path)
     try:
         return PeftConfig.from_pretrained(str(path.parent))

@@ -380,8 +380,6 @@ def check_model(config: ModelConfig) -> None:
         vlcpt.errors.ConfigError: lora_target_modules names 'q_porj', which matches no layer of language, ...
     """
     adapter = config.adapter_name_or_path
-    if adapter is not None and Path(adapter).is_dir():
-        check_files("adapter", adapter)
     model = _checked_base(config, config.model_name_or_path)
     with torch.device("meta"), wrong_config():
         if adapter is None:

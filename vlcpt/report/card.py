@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -204,15 +204,15 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: obje
 
 def _evaluation_file(path: Path, names: Set[str]) -> Table:
     results = read_mapping(path).get("sets")
-    table = _results(results, names, "") if isinstance(results, dict) else None
+    table = _results(results, names) if isinstance(results, dict) else None
     if table is None:
         raise ValueError(
             f"{path} is not what `vlcpt eval --output` writes. Measure the checkpoint with it first."
         )
-    return replace(table, note="; other images: of the next document") if _OTHER in table.columns else table
+    return table
 
 
-def _results(results: Mapping[str, object], names: Set[str], note: str) -> Table | None:
+def _results(results: Mapping[str, object], names: Set[str], note: str = "") -> Table | None:
     sets = {name: one for name, one in results.items() if isinstance(one, dict)}
     shown = {
         label: key
@@ -223,6 +223,7 @@ def _results(results: Mapping[str, object], names: Set[str], note: str) -> Table
         (_label(name, place, names), tuple(_measure(one.get(key)) for key in shown.values()))
         for place, (name, one) in enumerate(sets.items(), 1)
     )
+    note += "; other images: of the next document" if _OTHER in shown else ""
     return Table(tuple(shown), rows, note) if shown else None
 
 

@@ -27,7 +27,7 @@ from vlcpt.folder_locks import holder
 from vlcpt.model.attention import attention_for
 from vlcpt.model.counting import TowerParameters, adapter_shape, count_towers, empty_model
 from vlcpt.model.loading import load_processor, with_native_dtype
-from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines
+from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines
 from vlcpt.report.memory import (
     LargestBatch,
     MemoryEstimate,
@@ -248,11 +248,9 @@ def _show_plan(
 
 
 def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
-    problems = fold(ledger.dropped)
-    if problems:
-        lost = sum(one.count for one in problems)
-        console.print(Text(visible(f"\nof {name}, {lost:,} would be lost"), "bold"))
-    _list(console, problem_lines(problems))
+    if ledger.dropped:
+        console.print(Text(visible(f"\nof {name}, {len(ledger.dropped):,} would be lost"), "bold"))
+    _list(console, problem_lines(ledger.dropped))
 
 
 def _write(ledger: Ledger, output: Path, console: Console) -> None:
