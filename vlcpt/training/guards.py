@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.encode.vision import VisionEncoder
 from vlcpt.errors import ConfigError
+from vlcpt.model.attention import attention_of
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import first_not_finite, tensors_of
@@ -194,7 +195,7 @@ def require_bounds(model: PreTrainedModel | PeftModel, inputs: Mapping[str, obje
     """
     positions = inputs.get("position_ids")
     if (
-        not str(base_model(model).config._attn_implementation).startswith("flash_attention")
+        not attention_of(base_model(model)).startswith("flash_attention")
         or inputs.get("cu_seq_lens_q") is not None
         or inputs.get("attention_mask") is not None
         or not isinstance(positions, torch.Tensor)

@@ -28,6 +28,7 @@ from vlcpt.file_writes import free_bytes, human_size, refusal, sync
 from vlcpt.folder_locks import hold
 from vlcpt.model.base_files import BaseFiles, find_base_files
 from vlcpt.model.tuning import base_model
+from vlcpt.run_files import step_of
 from vlcpt.training.checkpoints.disk import (
     delete_checkpoint,
     finish_deletions,
@@ -47,7 +48,6 @@ from vlcpt.training.checkpoints.files import (
     find_checkpoint,
     require_own,
     require_states,
-    step_of,
     verify,
     write_manifest,
     write_record,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from functools import reduce
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import (
 from transformers.modeling_utils import str_to_torch_dtype
 
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
+from vlcpt.model.attention import with_attention
 from vlcpt.model.weights import (
     UNREADABLE,
     compare_shapes,
@@ -47,8 +47,7 @@ def restore_weights(model: PreTrainedModel | PeftModel, checkpoint: str) -> None
     if isinstance(model, PeftModel):
         return
     # The shapes are those of the model in memory, whatever config.json says: what it says could fill memory.
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "sdpa"
+    config = with_attention(model.config, "sdpa")
     try:
         for file in weight_files(checkpoint):
             read_shapes(file)

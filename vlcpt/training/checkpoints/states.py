@@ -22,7 +22,8 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from vlcpt.model.weights import UNREADABLE, damaged, first_not_finite, read_archive
-from vlcpt.training.checkpoints.files import CheckpointError, step_of
+from vlcpt.run_files import step_of
+from vlcpt.training.checkpoints.files import CheckpointError
 
 # States that are sums of squares: a negative one makes every later weight NaN.
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
