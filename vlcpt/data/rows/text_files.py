@@ -392,7 +392,7 @@ def _value(column: str, cell: str) -> object:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """The csv module refuses a cell of more than 131,072 characters, unless told for the whole process."""
+    """The csv module refuses a cell of more than 131,072 characters; its limit is one for the process."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield
