@@ -181,8 +181,9 @@ class DocumentEncoder:
         """The tokens that came with a document, if this encoder could have made them."""
         ids, weights = document.stream.input_ids, document.stream.loss_weights
         # Far quicker than np.isin, for the few hundred tokens of most documents.
-        is_control = np.any([ids == one for one in (self._start, self._end, *self._pads.values())], axis=0)
-        starts = np.flatnonzero(ids == self._start).tolist()
+        is_start, is_end = ids == self._start, ids == self._end
+        is_control = is_start | is_end | (ids == self._pads[Image]) | (ids == self._pads[Video])
+        starts = np.flatnonzero(is_start).tolist()
         segments = [one for one in document.segments if isinstance(one, Image | Video)]
         if len(starts) != len(segments):
             raise _unsound(document, f"its tokens have {len(starts)} media, and its row {len(segments)}")
@@ -190,18 +191,19 @@ class DocumentEncoder:
         media = [
             self.vision.place(medium, start, document) for medium, start in zip(segments, starts, strict=True)
         ]
-        expected = np.where(is_control, -1, ids)
+        is_trained = weights[0] > 0 or weights[is_control].any()
         for placed in media:
-            if placed.stop <= len(ids):
-                expected[placed.start : placed.stop] = self._medium_ids(placed)
-        if not np.array_equal(ids, expected):
+            own = slice(placed.start, placed.stop)
+            if np.array_equal(ids[own], self._medium_ids(placed)):
+                is_control[own] = False
+        if is_control.any():
             raise _unsound(document, "the tokens of its media are not those of their grids")
         if int(ids.max()) >= self._vocabulary:
             raise _unsound(document, f"token {ids.max()} is not among the tokenizer's {self._vocabulary:,}")
-        if weights[0] > 0 or weights[is_control].any():
+        if is_trained:
             raise _unsound(document, "its first token, or a medium, is a target")
         stream = replace(document.stream, media=tuple(media))
-        if numbers_of(document, stream) != document.numbers:
+        if numbers_of(document, stream).item() != document.numbers.item():
             raise _unsound(document, "what it says for planning is not what its tokens give")
         return stream
 

@@ -392,10 +392,10 @@ class SourceScanner(Dataset[Scan]):
         scan = self._read((np.flatnonzero(~is_plain) + first).tolist(), len(rows))
         if scan.error is not None:
             return scan
-        index = {name: column[is_plain] for name, column in index.items()}
+        index = index[is_plain]
         for mark in _MARKS:
             scan.marks[mark] += int(index[mark].sum())
-        lines = np.zeros(len(index["length"]), LINE)
+        lines = np.zeros(len(index), LINE)
         lines["row"], lines["first"] = np.flatnonzero(is_plain) + first, True
         for name in ("images", "videos", "targets", "checksum"):
             lines[name] = index[name]
