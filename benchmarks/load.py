@@ -81,7 +81,7 @@ def write_texts(path: Path, count: int, spans: int) -> None:
 def planning(folder: Path) -> dict[str, object]:
     """CPU of what planning does with a text document of 230 characters: the least of 40 rounds over 512."""
     from vlcpt import load_processor
-    from vlcpt.data.checking import CheckingEncoder
+    from vlcpt.data.dataset import CheckingEncoder
     from vlcpt.data.plan.scan import Reading, SourceScanner
     from vlcpt.data.sources import open_source
 

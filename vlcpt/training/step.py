@@ -19,7 +19,7 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import IGNORE_INDEX
-from vlcpt.data.failed import FailedSample
+from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import WorkerBoard
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.training.checkpoints.files import CheckpointError

@@ -10,7 +10,7 @@ from tests.support import png
 from vlcpt import Document, DocumentError, Image, Text, parse_markup
 from vlcpt.data.encode import tokens
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan import scan as scanning
 from vlcpt.data.plan.scan import Reading, Scan, SourceScanner
 from vlcpt.data.sources import open_source

@@ -13,10 +13,10 @@ from torch.utils.data import get_worker_info
 from vlcpt import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan import scan
 from vlcpt.data.prepared import write
-from vlcpt.data.prepared.fingerprints import fingerprint
+from vlcpt.data.prepared.write import fingerprint
 from vlcpt.data.sources import open_source
 from vlcpt.data.workers import LoadingError
 

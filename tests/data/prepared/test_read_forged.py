@@ -14,12 +14,11 @@ import pytest
 from tests.support import digits, png
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.encode.streams import NUMBERS, TokenStream
-from vlcpt.data.failed import FailedSample
-from vlcpt.data.prepared.fingerprints import fingerprint
+from vlcpt.data.encode.vision import EncodingOptions
+from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.prepared.read import RUNS, SCHEMA
-from vlcpt.data.prepared.write import prepare_source
+from vlcpt.data.prepared.write import fingerprint, prepare_source
 from vlcpt.data.sources import open_source
 
 OPTIONS = {"train_eos": "auto", "min_pixels": None, "max_pixels": None, "fps": None, "max_frames": None}

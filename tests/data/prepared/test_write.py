@@ -18,13 +18,12 @@ import torch
 
 from tests.support import avi, digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.checking import CheckedDataset
+from vlcpt.data.dataset import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.ledger import BadDataError
-from vlcpt.data.prepared.fingerprints import fingerprint
 from vlcpt.data.prepared.read import SCHEMA, PreparedRows
-from vlcpt.data.prepared.write import _write_shards, prepare_source
+from vlcpt.data.prepared.write import _write_shards, fingerprint, prepare_source
 from vlcpt.data.sources import open_source
 
 MAX_LENGTH = 60

@@ -13,7 +13,6 @@ import torch
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
-from vlcpt.data.encode.options import DEFAULT_OPTIONS, EncodingOptions, TrainEos
 from vlcpt.data.encode.streams import (
     IGNORE_INDEX,
     EncodedDocument,
@@ -22,7 +21,7 @@ from vlcpt.data.encode.streams import (
     numbers_of,
 )
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
-from vlcpt.data.encode.vision import PlacedMedium, VisionEncoder
+from vlcpt.data.encode.vision import DEFAULT_OPTIONS, EncodingOptions, PlacedMedium, TrainEos, VisionEncoder
 
 
 class VisionBlock(NamedTuple):

@@ -1,4 +1,4 @@
-"""``vlcpt prepare``'s shards: each a piece of its source, there from first to last row or not at all."""
+"""``vlcpt prepare``: each shard of a source is written in full or not at all."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from typing import BinaryIO, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from torch.utils.data import Dataset
+from transformers import ProcessorMixin
 
 from vlcpt import __version__
 from vlcpt.data.documents import Document, DocumentError, Medium, Source
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import NUMBERS, TokenStream, numbers_of
-from vlcpt.data.encode.vision import medium_errors
+from vlcpt.data.encode.vision import EncodingOptions, medium_errors
+from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaError, MediaLimits, open_medium
 from vlcpt.data.plan.cache import source_key
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
-from vlcpt.data.prepared.fingerprints import differences
 from vlcpt.data.prepared.read import (
     BEGUN,
     LAYOUT,
@@ -40,6 +42,7 @@ from vlcpt.data.prepared.read import (
     WHOLE,
     About,
     Failed,
+    PreparedRows,
     numbers_in,
     read_json,
     shard_name,
@@ -49,6 +52,89 @@ from vlcpt.data.rows.tables import ParquetRows
 from vlcpt.data.sources import DocumentSource
 from vlcpt.data.workers import LoadingError, WorkerBoard, read_by_workers
 from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_file
+
+# To be raised whenever the same document would become other tokens or positions.
+ENCODING = 1
+# Of the image and video processors: all that a file's tokens, pixels and positions depend on.
+_SETTINGS = (
+    "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "merge_size",
+    "max_video_tokens", "patch_size", "resample", "rescale_factor", "size", "temporal_patch_size",
+)  # fmt: skip
+
+
+def fingerprint(processor: ProcessorMixin, untagged: Untagged, options: EncodingOptions) -> dict[str, object]:
+    """What documents are encoded with: options of the configuration and settings of the processor.
+
+    Args:
+        processor: A ``Qwen2_5_VLProcessor``.
+        untagged: What becomes of text without any tag.
+        options: How documents are encoded.
+
+    Returns:
+        Plain JSON values, by the names that a user knows.
+
+    Example:
+        >>> from vlcpt import load_processor
+        >>> from vlcpt.demo import base_path
+        >>> fingerprint(load_processor(base_path()), "train", EncodingOptions(fps=1.0))["fps"]
+        1.0
+    """
+    found: dict[str, object] = {"encoding": ENCODING, "untagged": untagged}
+    found |= {name: value for name, value in vars(options).items() if name != "limits"}
+    found |= asdict(options.limits)
+    tokenizer = processor.tokenizer.backend_tokenizer.to_str()
+    found["tokenizer"] = xxhash.xxh3_64_hexdigest(tokenizer.encode())
+    for name in ("image_processor", "video_processor"):
+        settings = getattr(processor, name).to_dict()
+        found |= {f"{name}.{key}": settings.get(key) for key in _SETTINGS}
+    plain: dict[str, object] = json.loads(json.dumps(found, default=dict))
+    return plain
+
+
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What differs, with both values.
+
+    Example:
+        >>> differences({"fps": None, "untagged": "train"}, {"fps": 2, "untagged": "train"})
+        ['fps: null then, 2 now']
+    """
+    keys = [*then, *(key for key in now if key not in then)]
+    return [
+        f"{key}: {json.dumps(then.get(key))} then, {json.dumps(now.get(key))} now"
+        for key in keys
+        if then.get(key) != now.get(key)
+    ]
+
+
+def require_same_encoding(
+    sources: Iterable[DocumentSource],
+    processor: ProcessorMixin,
+    untagged: Untagged,
+    options: EncodingOptions,
+) -> None:
+    """Raise where a prepared source would be encoded in another way today.
+
+    Raises:
+        DocumentError: With what differs, both values, and what to do.
+
+    Example:
+        >>> require_same_encoding([], None, "train", EncodingOptions())
+    """
+    prepared = [(source, source.rows) for source in sources if isinstance(source.rows, PreparedRows)]
+    if not prepared:
+        return
+    now = fingerprint(processor, untagged, options)
+    for source, rows in prepared:
+        then = rows.about["fingerprint"]
+        assert isinstance(then, dict)
+        if found := differences(then, now):
+            raise DocumentError(
+                f"it was prepared with other options or another processor ({'; '.join(found)}). Set the "
+                "configuration as it was, or run vlcpt prepare again.",
+                kind="source",
+                field=source.name,
+            )
+
 
 Engine = Literal["local", "ray"]
 Stopped = DocumentError | BadDataError | WriteError
@@ -242,7 +328,7 @@ def prepare_source(
         source: The source.
         encoder: Makes the encoder.
         folder: Empty, new, or holding the same source as far as it is prepared.
-        fingerprint: See :func:`vlcpt.data.prepared.fingerprints.fingerprint`.
+        fingerprint: See :func:`vlcpt.data.prepared.write.fingerprint`.
         stops: Whether the first unusable row stops it; others are kept with their reason.
         engine: ``local``: processes of this machine; ``ray``: Ray Data's ``map_batches``.
         num_proc: Processes of the local engine; 0 and 1: this one.
@@ -258,8 +344,8 @@ def prepare_source(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from vlcpt import CPTDataset, load_processor
-        >>> from vlcpt.data.encode.options import EncodingOptions
-        >>> from vlcpt.data.prepared.fingerprints import fingerprint
+        >>> from vlcpt.data.encode.vision import EncodingOptions
+        >>> from vlcpt.data.prepared.write import fingerprint
         >>> from vlcpt.data.sources import open_source
         >>> from vlcpt.demo import base_path
         >>> processor, source = load_processor(base_path()), open_source([{"text": "one two"}])

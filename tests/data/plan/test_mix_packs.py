@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlcpt.data.plan import pack as packing
-from vlcpt.data.plan.pack import LOOK_AHEAD, plan_packs
+from vlcpt.data.plan.mix import LOOK_AHEAD, plan_packs
 
 
 def packs_of(lengths: list[int], max_length: int) -> list[list[int]]:
