@@ -323,9 +323,9 @@ class CheckingEncoder(DocumentEncoder):
 
     def tokens(self, document: Document) -> TokenStream:
         """As in training; each medium's file is checked for cuts, and decoded where that is asked for."""
-        root = None if document.media_root is None else Path(document.media_root)
-        # First: that a file is cut says more than what its header then lacks.
         media: tuple[Medium, ...] = (*document.images, *document.videos)
+        root = Path(document.media_root) if media and document.media_root is not None else None
+        # First: that a file is cut says more than what its header then lacks.
         for medium in media:
             with medium_errors(medium, document):
                 check_container(medium, media_root=root, limits=self.options.limits)

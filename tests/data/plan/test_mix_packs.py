@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlcpt.data.plan import pack as packing
+from vlcpt.data.plan import mix as packing
 from vlcpt.data.plan.mix import LOOK_AHEAD, plan_packs
 
 

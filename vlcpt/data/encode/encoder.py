@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Text, TurnEdge, Video
 from vlcpt.data.encode.streams import (
     IGNORE_INDEX,
     EncodedDocument,
@@ -143,11 +143,10 @@ class DocumentEncoder:
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
         length, cut_edges = 0, 0
-        for is_text, segments in groupby(document.segments, key=_is_text):
-            if is_text:
-                texts = [segment for segment in segments if isinstance(segment, Text)]
+        for kind, segments in groupby(document.segments, key=type):
+            if kind is Text:
                 try:
-                    run = self.runs.tokenize(texts)
+                    run = self.runs.tokenize([one for one in segments if isinstance(one, Text)])
                 except DocumentError as error:
                     raise error.at(document.source) from None
                 cut_edges += run.cut_edges
@@ -323,10 +322,6 @@ def _unsound(document: EncodedDocument, reason: str) -> DocumentError:
         source=document.source,
         field=document.folder,
     )
-
-
-def _is_text(segment: Segment) -> bool:
-    return isinstance(segment, Text)
 
 
 def _token_id(processor: ProcessorMixin, token: str) -> int:
