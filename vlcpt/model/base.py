@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_url,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -23,15 +29,7 @@ from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.attention import with_attention
-from vlcpt.model.weights import (
-    CONFIGS,
-    UNREADABLE,
-    Kind,
-    not_loaded,
-    read_json,
-    read_shapes,
-    weight_files,
-)
+from vlcpt.model.weights import CONFIGS, UNREADABLE, Kind, not_loaded, read_json, read_shapes, weight_files
 from vlcpt.run_files import read_mapping, run_settings
 
 _PAUSE = 1.0  # seconds before the second and last try
@@ -84,6 +82,33 @@ def _asked(url: str) -> Exception | None:
         else:
             return None
     return error
+
+
+def local_folder(what: Kind, name_or_path: str, files: list[str], revision: str | None = None) -> Path:
+    """A folder itself; for an id on the Hub that of its cache, into which missing files are fetched.
+
+    Args:
+        what: What is looked for.
+        files: Names or patterns of the files to fetch.
+
+    Raises:
+        ConfigError: If the Hub has no such id for this user, or does not answer, and nothing is cached.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> local_folder("model", base_path(), ["*.json"]).name
+        'base'
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = only_cached(what, name_or_path, revision)
+    try:
+        return Path(
+            snapshot_download(name_or_path, revision=revision, allow_patterns=files, local_files_only=cached)
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ConfigError(not_loaded(what, name_or_path, error)) from error
 
 
 def base_folders(named: str, checkpoint: Path) -> list[Path]:

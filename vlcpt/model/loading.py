@@ -24,12 +24,7 @@ from transformers.utils import cached_file
 
 from vlcpt.data.families import family_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.adapters import (
-    adapter_folder,
-    check_trained_parts,
-    empty_adapter,
-    load_adapter,
-)
+from vlcpt.model.adapters import adapter_folder, check_trained_parts, empty_adapter, load_adapter
 from vlcpt.model.attention import BY_DOCUMENT, attend_by_document, attention_for
 from vlcpt.model.base import bare_model, check_config_file, check_parameters, only_cached
 from vlcpt.model.tuning import apply_tuning
@@ -174,10 +169,7 @@ def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | Peft
 def _without_cache(config: ModelConfig, name_or_path: str, *, in_4_bits: bool = False) -> PreTrainedModel:
     """A model without a KV cache, which would let packed documents see each other."""
     model = load_base(
-        name_or_path,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        in_4_bits=in_4_bits,
+        name_or_path, dtype=config.dtype, attn_implementation=config.attn_implementation, in_4_bits=in_4_bits
     )
     model.config.use_cache = model.config.get_text_config().use_cache = False
     return model
@@ -232,10 +224,9 @@ def load_base(
     assert isinstance(loaded, tuple)
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    wrong = {kind: sorted(str(key) for key in keys) for kind, keys in info.items()}
-    if any(wrong.values()):
+    if wrong := first_few({kind: sorted(map(str, keys)) for kind, keys in info.items()}):
         raise ValueError(
-            f"{name_or_path}: the checkpoint's tensors are not the model's: {first_few(wrong)}. "
+            f"{name_or_path}: the checkpoint's tensors are not the model's: {wrong}. "
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
     require_finite_base(model, name_or_path, torch_dtype)

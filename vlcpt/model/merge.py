@@ -125,15 +125,14 @@ def merge_adapter(
         files = find_base_files(source.base or "", source.revision)
         model, before, effect = _merged(source, checkpoint)
         stored = model.dtype
-        weights = {id(one): one for one in (*model.parameters(), *model.buffers())}
-        writing.needed = sum(one.nbytes for one in weights.values()) + _small_bytes(checkpoint, files)
+        writing.needed = model.get_memory_footprint() + _small_bytes(checkpoint, files)
         writing.require_room()
         model.save_pretrained(staging, max_shard_size=max_shard_size)
         if files is not None:
-            files.restore_config(staging, tied=model.config.tie_word_embeddings)
+            files.restore_config(staging)
         for path in staging.iterdir():
             sync(path)
-        del model, weights
+        del model
         gc.collect()  # a model's modules refer to each other
         merge = _compare(before, effect, stored, staging)
         processor.save_pretrained(staging)

@@ -108,12 +108,9 @@ def read_archive(path: Path) -> object:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if any(
-            one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in members
-        ):
-            raise damaged(path, "it is compressed, which torch.save never does")
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            kinds = {(one.compress_type, one.file_size == one.compress_size) for one in archive.infolist()}
+        if kinds <= {(zipfile.ZIP_STORED, True)}:
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise damaged(path, "there is no such file") from error
     except pickle.UnpicklingError as error:
@@ -123,9 +120,8 @@ def read_archive(path: Path) -> object:
             "is not loaded",
         ) from error
     except UNREADABLE as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
         raise damaged(path, "it is cut, or no file that torch.save writes") from error
+    raise damaged(path, "it is compressed, which torch.save never does")
 
 
 def damaged(path: Path | str, found: str) -> ValueError:
@@ -149,10 +145,8 @@ CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
 # One of them is needed, looked for in this order.
 WEIGHTS = {
     "model": (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
+        *("model.safetensors", "model.safetensors.index.json"),
+        *("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ),
     "adapter": ("adapter_model.safetensors", "adapter_model.bin"),
 }

@@ -82,15 +82,8 @@ class Sheet:
         return table
 
 
-def _plain_table(title: str | None = None, *, show_header: bool = True, show_footer: bool = False) -> Table:
-    return Table(
-        box=box.SIMPLE,
-        title=title,
-        title_justify="left",
-        pad_edge=False,
-        show_header=show_header,
-        show_footer=show_footer,
-    )
+def _plain_table(title: str | None = None, *, show_header: bool = True) -> Table:
+    return Table(box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_header=show_header)
 
 
 # Two shades, so that neighbouring tokens can be distinguished.
@@ -272,7 +265,8 @@ def push_lines(push: Push) -> list[RenderableType]:
         >>> str(push_lines(push_adapter(base_path(), "me/mine", dry_run=True))[0])
         'would go to me/mine (private, branch main)'
     """
-    table = _plain_table(show_footer=True)
+    table = _plain_table()
+    table.show_footer = True
     total = sum(file.size for file in push.files)
     table.add_column("file", f"{len(push.files)} files", overflow="fold")
     table.add_column("bytes", f"{total:,}", justify="right", no_wrap=True)
