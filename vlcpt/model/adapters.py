@@ -22,6 +22,7 @@ from vlcpt.model.weights import (
     UNREADABLE,
     WEIGHTS,
     Shapes,
+    as_load_error,
     check_files,
     compare_shapes,
     first_few,
@@ -254,10 +255,8 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
 
     path = adapter_folder(name_or_path) / CONFIGS["adapter"]
     read_adapter_settings(path)
-    try:
+    with as_load_error("adapter", name_or_path):
         return PeftConfig.from_pretrained(str(path.parent))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
 
 
 def new_adapter(model: PreTrainedModel, config: PeftConfig, folder: Path, *, is_trainable: bool) -> PeftModel:

@@ -29,7 +29,16 @@ from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.attention import with_attention
-from vlcpt.model.weights import CONFIGS, UNREADABLE, Kind, not_loaded, read_json, read_shapes, weight_files
+from vlcpt.model.weights import (
+    CONFIGS,
+    UNREADABLE,
+    Kind,
+    as_load_error,
+    not_loaded,
+    read_json,
+    read_shapes,
+    weight_files,
+)
 from vlcpt.run_files import read_mapping, run_settings
 
 _PAUSE = 1.0  # seconds before the second and last try
@@ -103,12 +112,10 @@ def local_folder(what: Kind, name_or_path: str, files: list[str], revision: str 
     if folder.is_dir():
         return folder
     cached = only_cached(what, name_or_path, revision)
-    try:
+    with as_load_error(what, name_or_path):
         return Path(
             snapshot_download(name_or_path, revision=revision, allow_patterns=files, local_files_only=cached)
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ConfigError(not_loaded(what, name_or_path, error)) from error
 
 
 def base_folders(named: str, checkpoint: Path) -> list[Path]:
@@ -136,7 +143,9 @@ def base_folders(named: str, checkpoint: Path) -> list[Path]:
     if path.is_absolute() and _is_model(path):
         return [path]
     found: dict[str, Path] = {}
-    for folder in (path, checkpoint / path, checkpoint.parent / path, *_configured(path.name, checkpoint)):
+    # Another name means that somebody has corrected the one in adapter_config.json.
+    configured = [one for model, one in _models_of(checkpoint) if Path(model).name == path.name]
+    for folder in (path, checkpoint / path, checkpoint.parent / path, *configured):
         if _is_model(folder):
             found.setdefault(os.path.realpath(folder), folder)
     return list(found.values())
@@ -192,21 +201,14 @@ def base_of_run(checkpoint: Path) -> str | None:
         >>> base_of_run(Path("/none/checkpoint-2")) is None
         True
     """
+    return next((str(path) if path.is_dir() else named for named, path in _models_of(checkpoint)), None)
+
+
+def _models_of(checkpoint: Path) -> Iterator[tuple[str, Path]]:
+    """The model that a config.yaml in or above a checkpoint names, and the folder if it is one."""
     for folder, settings in run_settings(checkpoint):
-        named = settings.get("model_name_or_path")
-        if isinstance(named, str):
-            there = folder / Path(named).expanduser()
-            return str(there) if there.is_dir() else named
-    return None
-
-
-def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
-    """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
-    for folder, written in run_settings(checkpoint):
-        model = written.get("model_name_or_path")
-        # Another name means that somebody has corrected the one in adapter_config.json.
-        if isinstance(model, str) and Path(model).name == name:
-            yield folder / Path(model).expanduser()
+        if isinstance(named := settings.get("model_name_or_path"), str):
+            yield named, folder / Path(named).expanduser()
 
 
 def _is_model(folder: Path) -> bool:

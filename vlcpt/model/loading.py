@@ -30,7 +30,7 @@ from vlcpt.model.base import bare_model, check_config_file, check_parameters, on
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.model.weights import (
     CONFIGS,
-    UNREADABLE,
+    as_load_error,
     check_checkpoint,
     check_files,
     first_few,
@@ -115,12 +115,10 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     cached = only_cached("processor", name_or_path)
     if (config := Path(name_or_path, CONFIGS["model"])).is_file():
         check_config_file(config)  # looked into for the kind of processor
-    try:
+    with as_load_error("processor", name_or_path):
         processor = AutoProcessor.from_pretrained(
             name_or_path, local_files_only=cached, trust_remote_code=False
         )
-    except (HfHubHTTPError, *UNREADABLE) as error:
-        raise ConfigError(not_loaded("processor", name_or_path, error)) from error
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
@@ -249,17 +247,13 @@ def read_config(name_or_path: str, *, revision: str | None = None) -> PreTrained
         'qwen2_5_vl'
     """
     cached = only_cached("model", name_or_path, revision)
-    try:
+    with as_load_error("model", name_or_path):
         path = cached_file(name_or_path, CONFIGS["model"], revision=revision, local_files_only=cached)
         if path is not None:
             check_config_file(Path(path))
         found = AutoConfig.from_pretrained(
             name_or_path, revision=revision, local_files_only=cached, trust_remote_code=False
         )
-    except ConfigError:
-        raise
-    except (HfHubHTTPError, *UNREADABLE) as error:
-        raise ConfigError(not_loaded("model", name_or_path, error)) from error
     assert isinstance(found, PreTrainedConfig)
     with wrong_config():
         family_of(found.model_type)

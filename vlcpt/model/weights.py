@@ -7,13 +7,14 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -258,6 +259,24 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
         f"{name_or_path}: no such folder, and no {what} of this id was found on the Hub. "
         f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
     )
+
+
+@contextmanager
+def as_load_error(what: Kind | Literal["processor"], name_or_path: str) -> Iterator[None]:
+    """Make what the libraries raise in the block one message of :func:`not_loaded`.
+
+    Example:
+        >>> with as_load_error("model", "no/where"):
+        ...     raise OSError("Offline.")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: no/where: no such folder, and no model of this id was found on the Hub. ...
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (HfHubHTTPError, *UNREADABLE) as error:
+        raise ConfigError(not_loaded(what, name_or_path, error)) from error
 
 
 # Libraries that refuse a file advise to read it without the check.
