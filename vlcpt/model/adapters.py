@@ -197,7 +197,15 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(not_loaded("adapter", str(folder), error)) from error
     config = read_adapter_config(str(folder))
-    _warn_of_another_base(config, model, folder)
+    named, used = config.base_model_name_or_path, model.name_or_path
+    if named and used and not is_same_base(named, used, folder):
+        logger.warning(
+            "%s was trained on the base model %s, and is used on %s, whose config.json is another or could "
+            "not be compared. On another model an adapter gives wrong results; check model_name_or_path.",
+            folder,
+            named,
+            used,
+        )
     tuned = new_adapter(model, config, folder, is_trainable=is_trainable)
     if (broken := first_not_finite(weights.items())) is not None:
         raise not_finite(weights_in(folder, "adapter") or folder, broken)
@@ -325,16 +333,3 @@ def check_trained_parts(model: nn.Module, config: ModelConfig) -> None:
                 f"{part}, but the configuration says otherwise, and a saved adapter keeps what it trains. "
                 f"Set {key}: {str(trains).lower()}."
             )
-
-
-def _warn_of_another_base(config: PeftConfig, model: PreTrainedModel, folder: Path) -> None:
-    """Say it where an adapter is put on a base that does not seem to be its own."""
-    named, used = config.base_model_name_or_path, model.name_or_path
-    if named and used and not is_same_base(named, used, folder):
-        logger.warning(
-            "%s was trained on the base model %s, and is used on %s, whose config.json is another or could "
-            "not be compared. On another model an adapter gives wrong results; check model_name_or_path.",
-            folder,
-            named,
-            used,
-        )

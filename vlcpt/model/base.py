@@ -81,6 +81,7 @@ def _asked(url: str) -> Exception | None:
     for pause in (_PAUSE, 0.0):
         try:
             get_hf_file_metadata(url)
+            return None
         except (RepositoryNotFoundError, OfflineModeIsEnabled) as final:
             return final
         except HfHubHTTPError:
@@ -88,8 +89,6 @@ def _asked(url: str) -> Exception | None:
         except HTTPError as failed:
             error = failed
             time.sleep(pause)
-        else:
-            return None
     return error
 
 
@@ -140,35 +139,15 @@ def base_folders(named: str, checkpoint: Path) -> list[Path]:
         []
     """
     path = Path(named).expanduser()
-    if path.is_absolute() and _is_model(path):
+    if path.is_absolute() and (path / CONFIGS["model"]).is_file():
         return [path]
     found: dict[str, Path] = {}
     # Another name means that somebody has corrected the one in adapter_config.json.
     configured = [one for model, one in _models_of(checkpoint) if Path(model).name == path.name]
     for folder in (path, checkpoint / path, checkpoint.parent / path, *configured):
-        if _is_model(folder):
+        if (folder / CONFIGS["model"]).is_file():
             found.setdefault(os.path.realpath(folder), folder)
     return list(found.values())
-
-
-def find_base(named: str, checkpoint: Path) -> str:
-    """The folder that an adapter means by the name of its base, or the name itself if it means no folder.
-
-    Raises:
-        ConfigError: If there are two, because the wrong one would give a wrong model.
-
-    Example:
-        >>> find_base("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
-        'Qwen/Qwen2.5-VL-3B-Instruct'
-    """
-    found = base_folders(named, checkpoint)
-    if len(found) > 1:
-        raise ConfigError(
-            f"{checkpoint}/adapter_config.json: the base model {named!r} may be "
-            f"{' or '.join(os.path.realpath(folder) for folder in found)}. Write the absolute path of the "
-            "right one into base_model_name_or_path."
-        )
-    return str(found[0]) if found else named
 
 
 def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
@@ -209,10 +188,6 @@ def _models_of(checkpoint: Path) -> Iterator[tuple[str, Path]]:
     for folder, settings in run_settings(checkpoint):
         if isinstance(named := settings.get("model_name_or_path"), str):
             yield named, folder / Path(named).expanduser()
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
 
 
 def _config(name_or_path: str) -> dict[str, object]:
@@ -257,7 +232,8 @@ def check_config_file(path: Path) -> None:
                 f"{path}: {key} is {str(value)[:40]}, and can be at most {most:,}. Get the file again from "
                 "where the model is published."
             )
-        if name in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value):
+        is_type = isinstance(getattr(torch, str(value).removeprefix("torch."), None), torch.dtype)
+        if name in ("dtype", "torch_dtype") and value is not None and not is_type:
             raise ConfigError(
                 f"{path}: {key} is {str(value)[:40]!r}, and must be float32, bfloat16 or float16. Correct it."
             )
@@ -333,9 +309,3 @@ def _entries(value: object, key: str = "") -> Iterator[tuple[str, object]]:
             yield from _entries(one, key)
     else:
         yield key, value
-
-
-def _is_dtype(value: object) -> bool:
-    return isinstance(value, str) and isinstance(
-        getattr(torch, value.removeprefix("torch."), None), torch.dtype
-    )

@@ -156,7 +156,7 @@ class BaseFiles:
 def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles | None:
     """The files of a base, without its weights; None for a model without a folder, made in Python.
 
-    Of a name on the Hub those that are not cached yet are fetched, unless it does not answer.
+    Files of a name on the Hub that are not cached yet are fetched, unless the Hub does not answer.
 
     Example:
         >>> from vlcpt.demo import base_path

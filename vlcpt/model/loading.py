@@ -122,8 +122,8 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
-            "Use a folder or id with the whole processor of a Qwen2.5-VL model: beside the tokenizer's files "
-            "preprocessor_config.json, as it is published, or processor_config.json, as it is saved today."
+            "Use a folder or id with the complete processor of a Qwen2.5-VL model: beside the tokenizer's "
+            "files preprocessor_config.json, as it is published, or processor_config.json, as it is saved today."
         )
     return processor
 
@@ -273,11 +273,10 @@ def with_native_dtype(config: ModelConfig, *, emulates_bf16: bool) -> ModelConfi
         >>> with_native_dtype(config, emulates_bf16=True).dtype  # as it was asked for
         'bfloat16'
     """
-    if config.dtype != "auto" or not emulates_bf16:
-        return config
-    if resolve_dtype(config.dtype, read_config(config.model_name_or_path)) != torch.bfloat16:
-        return config
-    return replace(config, dtype="float32")
+    may_change = config.dtype == "auto" and emulates_bf16
+    if may_change and resolve_dtype("auto", read_config(config.model_name_or_path)) == torch.bfloat16:
+        return replace(config, dtype="float32")
+    return config
 
 
 def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
@@ -308,8 +307,8 @@ def load_for_evaluation(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
     """A trained model as it was in training, and its base where that is not inside it.
 
-    Both are frozen and in evaluation mode. Of ``config`` only the base, ``dtype``, the attention and
-    whether ``tuning`` is ``qlora`` are used: an adapter is then measured on the 4-bit weights that it was
+    Both are frozen and in evaluation mode. Only the base, ``dtype``, the attention and whether ``tuning`` is
+    ``qlora`` are read from ``config``: an adapter is then measured on the 4-bit weights that it was
     trained on. What was trained, and how, is the checkpoint's.
 
     Args:
@@ -349,7 +348,7 @@ def check_model(config: ModelConfig) -> None:
     """Load and tune the model without its weights, to find errors before the data is read.
 
     Layers are those of the model itself, without any numbers (on PyTorch's meta device): a second or two
-    also for the largest. Of folders it is checked that their files are there. From the Hub only
+    also for the largest. A folder must have its files. From the Hub only
     configurations are fetched, and an adapter.
 
     Raises:

@@ -88,7 +88,14 @@ def read_shapes(path: Path) -> Shapes:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise damaged(path, f"it is no whole safetensors file ({_one_line(error)})") from error
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise damaged(path, f"it is no complete safetensors file ({reason})") from error
+
+
+_PICKLE = (
+    "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it is not "
+    "loaded"
+)
 
 
 def read_archive(path: Path) -> object:
@@ -115,11 +122,7 @@ def read_archive(path: Path) -> object:
     except FileNotFoundError as error:
         raise damaged(path, "there is no such file") from error
     except pickle.UnpicklingError as error:
-        raise damaged(
-            path,
-            "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it "
-            "is not loaded",
-        ) from error
+        raise damaged(path, _PICKLE) from error
     except UNREADABLE as error:
         raise damaged(path, "it is cut, or no file that torch.save writes") from error
     raise damaged(path, "it is compressed, which torch.save never does")
@@ -135,14 +138,11 @@ def damaged(path: Path | str, found: str) -> ValueError:
     return ValueError(f"{path}: {found}. Get the file again, or use another checkpoint.")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(". ")
-
-
 Kind = Literal["model", "adapter"]
 
 _OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
-CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
+# In this order: an adapter's folder may hold its base's config.json as well.
+CONFIGS: Mapping[Kind, str] = {"adapter": "adapter_config.json", "model": "config.json"}
 # One of them is needed, looked for in this order.
 WEIGHTS = {
     "model": (
@@ -225,9 +225,8 @@ def check_checkpoint(folder: str) -> Kind:
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give a checkpoint or a saved model.")
-    kinds: tuple[Kind, ...] = ("adapter", "model")
-    for what in kinds:
-        if (path / CONFIGS[what]).is_file():
+    for what, config in CONFIGS.items():
+        if (path / config).is_file():
             check_files(what, folder)
             return what
     raise ConfigError(
@@ -248,10 +247,7 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
         return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
     reason = without_advice(str(error).strip().split("\n")[0])
     if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run the code in it
-        reason = (
-            "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
-            "code, so it is not loaded. Use weights in safetensors."
-        )
+        reason = f"One of its files: {_PICKLE}. Use weights in safetensors."
     if Path(name_or_path).is_dir():
         held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
         return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"

@@ -256,7 +256,7 @@ def problem_lines(dropped: Iterable[Dropped]) -> list[str]:
 
 
 def unread_lines(ledger: Ledger) -> list[str]:
-    """What of each source was not read: a line each, for sources where anything was not.
+    """The fields that were not read, a line for each source that has some.
 
     Example:
         >>> ledger = Ledger(["pages"])

@@ -60,7 +60,7 @@ class Screen(Console):
 def say(console: Console, line: str, style: str = "") -> None:
     """Print a line as it is: file names hold brackets, which rich would take for styles.
 
-    A terminal wraps it between words; a file or pipe gets it in one piece.
+    A terminal wraps it between words; a file or pipe gets it as one line.
 
     Example:
         >>> say(Console(width=10), "a[b].jsonl is read")

@@ -54,17 +54,17 @@ class Sheet:
     caption: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        done = 0
-        while done < len(self.columns):
-            count = len(self.columns) - done
-            while count > 1 and not self._fits(self._table(done, done + count), console, options):
-                count -= 1
-            yield self._table(done, done + count)
-            done += count
+        start = 0
+        while start < len(self.columns):
+            stop = len(self.columns)
+            while stop > start + 1 and not self._fits(self._table(start, stop), console, options):
+                stop -= 1
+            yield self._table(start, stop)
+            start = stop
 
     def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
-        whole = Measurement.get(console, options.update(max_width=10_000), table).maximum
-        return whole <= options.max_width
+        width = Measurement.get(console, options.update(max_width=10_000), table).maximum
+        return width <= options.max_width
 
     def _table(self, start: int, stop: int) -> Table:
         table = _plain_table(self.title if start == 0 else None, show_header=any(self.columns))
@@ -238,7 +238,7 @@ def document_lines(
 
 
 def _readable(ids: np.ndarray, start: int, length: int, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The end of the shortest run of tokens that is whole characters."""
+    """The end of the shortest run of tokens that cuts no character."""
     for stop in range(start + 1, min(start + 8, length) + 1):
         if "\ufffd" not in tokenizer.decode(ids[start:stop]):
             return stop
