@@ -123,7 +123,7 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
         raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
             "Use a folder or id with the complete processor of a Qwen2.5-VL model: beside the tokenizer's "
-            "files preprocessor_config.json, as it is published, or processor_config.json, as it is saved today."
+            "files preprocessor_config.json, as published, or processor_config.json, as saved today."
         )
     return processor
 
