@@ -227,15 +227,16 @@ def check_config_file(path: Path) -> None:
     for key, value in _entries(found):
         name = key.rpartition(".")[2]
         most = _MAX_LAYERS if name in _LAYERS else _MAX_SIZE
+        wrong = ""
         if isinstance(value, int) and abs(value) > most:
+            wrong = f"can be at most {most:,}"
+        elif name in ("dtype", "torch_dtype") and value is not None:
+            is_type = isinstance(getattr(torch, str(value).removeprefix("torch."), None), torch.dtype)
+            wrong = "" if is_type else "must be float32, bfloat16 or float16"
+        if wrong:
             raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]}, and can be at most {most:,}. Get the file again from "
-                "where the model is published."
-            )
-        is_type = isinstance(getattr(torch, str(value).removeprefix("torch."), None), torch.dtype)
-        if name in ("dtype", "torch_dtype") and value is not None and not is_type:
-            raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]!r}, and must be float32, bfloat16 or float16. Correct it."
+                f"{path}: {key} is {repr(value)[:40]}, and {wrong}. Get the file again from where the model is "
+                "published."
             )
 
 
