@@ -235,8 +235,8 @@ def check_config_file(path: Path) -> None:
             wrong = "" if is_type else "must be float32, bfloat16 or float16"
         if wrong:
             raise ConfigError(
-                f"{path}: {key} is {repr(value)[:40]}, and {wrong}. Get the file again from where the model is "
-                "published."
+                f"{path}: {key} is {repr(value)[:40]}, and {wrong}. Get the file again from where the "
+                "model is published."
             )
 
 
