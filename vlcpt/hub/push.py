@@ -504,7 +504,7 @@ def _cleaned(path: Path, base_model: str | None) -> Path | bytes:
 
 
 def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Of a key that stands twice only the last would be looked at, and the file might go as it is."""
+    """A JSON object; refused where a key stands twice, because only the last one would be looked at."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))

@@ -138,8 +138,8 @@ class BaseFiles:
 
     def _is_unchanged(self, group: tuple[str, ...], target: Path) -> bool:
         """Whether a result's files are what the base's own processor saves, or the base's, or not there."""
-        found = {name: _said(target / name) for name in group if (target / name).is_file()}
-        if all(content == _said(self.folder / name) for name, content in found.items()):
+        found = {name: _content(target / name) for name in group if (target / name).is_file()}
+        if all(content == _content(self.folder / name) for name, content in found.items()):
             return True
         written = self._written(target)
         return found == {name: written[name] for name in group if name in written}
@@ -149,7 +149,7 @@ class BaseFiles:
             # Not where TMPDIR says: there is room beside the result, which is of the same size or larger.
             with tempfile.TemporaryDirectory(prefix=".base-", dir=target) as folder:
                 load_processor(str(self.folder)).save_pretrained(folder)
-                self._as_written = {path.name: _said(path) for path in Path(folder).iterdir()}
+                self._as_written = {path.name: _content(path) for path in Path(folder).iterdir()}
         return self._as_written
 
 
@@ -251,8 +251,8 @@ def _lasting(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _said(path: Path) -> object:
-    """What a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
+def _content(path: Path) -> object:
+    """What a file holds, without how it was loaded: a folder and a name on the Hub differ in that."""
     if not path.is_file():
         return None
     if path.name in ("tokenizer_config.json", "processor_config.json"):

@@ -1,4 +1,4 @@
-"""What a run shows in a terminal, which is not steered by what it shows."""
+"""What a run shows in a terminal: tables, and documents with their targets marked."""
 
 from __future__ import annotations
 
