@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from vlcpt import __version__
-from vlcpt.report.terminal import Sheet
+from vlcpt.report.screen import Sheet
 from vlcpt.run_files import read_log, read_mapping, record_of
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.

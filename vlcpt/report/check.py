@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.ledger import Dropped, Ledger, SourceLedger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
-from vlcpt.report.terminal import Sheet
+from vlcpt.report.screen import Sheet
 
 OWN_REASONS = ("without_targets", "overlong", "medium_too_large")  # all others are bad rows
 
