@@ -223,15 +223,11 @@ def set_pixels(folder: Path, min_pixels: int | None, max_pixels: int | None) -> 
         if not path.is_file():
             continue
         config = json.loads(path.read_text("utf-8"))
-        parts = [config, config.get("image_processor"), config.get("video_processor")]
-        for part in parts[1:] if name == "processor_config.json" else parts[:1]:
-            if not isinstance(part, dict):
-                continue
-            size = part.get("size")
-            has_size = isinstance(size, dict)
-            if isinstance(size, dict):
+        inner = [one for key in ("image_processor", "video_processor") if (one := config.get(key))]
+        for part in inner if name == "processor_config.json" else [config]:
+            if size := part.get("size"):
                 size |= {edges[key]: value for key, value in given.items()}
-            part |= {key: value for key, value in given.items() if key in part or not has_size}
+            part |= {key: value for key, value in given.items() if key in part or not size}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -121,16 +121,8 @@ def legend(console: Console) -> Text:
     """
     mark = "bold red"
     trained = ("trained", _TARGET[0]) if console.color_system is not None else "«trained»"
-    return Text.assemble(
-        trained,
-        " context  ",
-        ("┊", mark),
-        " the rest is dropped  ",
-        ("✂", mark),
-        " next part  ",
-        ("×2", "magenta"),
-        " weight",
-    )
+    cuts = (("┊", mark), " the rest is dropped  ", ("✂", mark), " next part  ")
+    return Text.assemble(trained, " context  ", *cuts, ("×2", "magenta"), " weight")
 
 
 def document_lines(
