@@ -71,7 +71,7 @@ class CPTConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
             self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
-        _check_training(self)
+        check_training(self)
         checkpointing = _checkpointing_kwargs(self)
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
@@ -131,7 +131,7 @@ _LEARNING_RATES = ("learning_rate", "vision_learning_rate", "merger_learning_rat
 _LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
-def _check_training(training: CPTConfig) -> None:
+def check_training(training: CPTConfig) -> None:
     """Raise ValueError for settings of the Trainer that cannot work here, or mean nothing."""
     name = getattr(training.optim, "value", training.optim)
     if name not in OPTIMIZERS:

@@ -40,9 +40,9 @@ from vlcpt.runs.data import (
 )
 from vlcpt.runs.folder import PLANS, prepare_output
 from vlcpt.training.checkpoints.files import find_checkpoint
-from vlcpt.training.engine import require_media
 from vlcpt.training.guards import check_launch, check_packed
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
+from vlcpt.training.step import require_media
 from vlcpt.training.trainer import CPTTrainer
 
 

@@ -45,6 +45,10 @@ class RunProgress(TrainerCallback):
         self._learning_rates: dict[str, float] = {}
         self._since = time.monotonic()
 
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line as it is, however narrow the terminal."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     def count(self, batches: Sequence[BatchTensors]) -> None:
         """Note the batches of a step on this rank, before they are used."""
         for batch in batches:
@@ -134,7 +138,7 @@ class RunProgress(TrainerCallback):
         line = json.dumps({"step": state.global_step, **logs}) + "\n"
         append_lines(Path(str(args.output_dir)) / LOG_NAME, line, "the log of the run", todo=GO_ON)
         if shown := _line(state, logs):
-            self.console.print(shown, highlight=False, soft_wrap=True, markup=False)
+            self.say(shown)
 
 
 def _keep_steps(path: Path, last: int) -> None:

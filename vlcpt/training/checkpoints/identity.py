@@ -21,7 +21,7 @@ from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
 from vlcpt.training.checkpoints.files import CheckpointError
-from vlcpt.training.engine import asked_stage, converted_type
+from vlcpt.training.guards import asked_stage, converted_type
 
 ROWS = "data_rows.npy"  # in a checkpoint: a number for each row, or for each block of rows
 # Of a source at most so many numbers are kept, 8 MB: beyond that, one stands for several rows.
