@@ -325,7 +325,7 @@ class Checkpoints(TrainerCallback):
         lines = resumed_lines(
             self._args,
             self._configured,
-            optimizer.param_groups,
+            settings_of(optimizer.param_groups),
             saved if isinstance(saved, dict) else {},
             saved_settings(self._model, self._args),
         )
