@@ -141,8 +141,8 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
         )
 
 
-def check_settings(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
-    """Refuse settings that would give wrong results, or none.
+def check_run(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
+    """Refuse a launch, a model or settings that would give wrong results, or none.
 
     Raises:
         ValueError: With what to do instead.
@@ -152,10 +152,12 @@ def check_settings(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
         >>> from vlcpt.demo import base_path
         >>> args = CPTConfig("out", use_cpu=True)
         >>> args.bf16_full_eval = True
-        >>> check_settings(load_model(ModelConfig(base_path())), args)
+        >>> check_run(load_model(ModelConfig(base_path())), args)
         Traceback (most recent call last):
         ValueError: bf16_full_eval: It would round the weights that train, in place. Set bf16: true, or ...
     """
+    check_launch(args)
+    check_model(model, args)
     check_training(args)  # again: they may have been changed since they were made
     if args.push_to_hub:
         raise ValueError(
@@ -392,13 +394,13 @@ class FiniteNumbers(TrainerCallback):
             if not bool(loss.isfinite()):
                 documents = self._documents[number] if number < len(self._documents) else []
                 found.append(f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}")
-        return _everywhere(self._trainer, "; ".join(found))
+        return gather_object(["; ".join(found)])
 
     def _stop(self, bad: Sequence[str]) -> None:
         reason = "; ".join(filter(None, bad))
         if not reason:
             mine = _named([name for names in self._documents for name in names])
-            everyone = _everywhere(self._trainer, mine)
+            everyone = gather_object([mine])
             reason = f"the gradient is not finite, of {'; '.join(everyone)}"
         raise NotFiniteError(
             f"step {self._trainer.state.global_step + 1}: {reason}. Nothing of this step is saved. Look at "
@@ -430,10 +432,6 @@ def require_finite(model: nn.Module) -> None:
 
 def _is_finite(norm: float) -> bool:
     return math.isfinite(norm) and norm >= 0  # DeepSpeed 0.19 gives -1 for one that is not
-
-
-def _everywhere(trainer: Trainer, text: str) -> list[str]:
-    return gather_object([text]) if trainer.args.world_size > 1 else [text]
 
 
 def _named(documents: Sequence[str]) -> str:

@@ -30,15 +30,7 @@ from vlcpt.training.checkpoints.callback import Checkpoints
 from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluation_loaders, quiet_partial_load
 from vlcpt.training.evaluate import row_sums, trainer_metrics
-from vlcpt.training.guards import (
-    EngineCheck,
-    FiniteNumbers,
-    asked_stage,
-    check_launch,
-    check_model,
-    check_settings,
-    require_bounds,
-)
+from vlcpt.training.guards import EngineCheck, FiniteNumbers, asked_stage, check_run, require_bounds
 from vlcpt.training.loss import target_losses
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import RankWatch
@@ -95,9 +87,7 @@ class CPTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         console: Console | None = None,
     ) -> None:
-        check_launch(args)
-        check_model(model, args)
-        check_settings(model, args)
+        check_run(model, args)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("CPTTrainer needs processing_class (the processor), or a data_collator.")

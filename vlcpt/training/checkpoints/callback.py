@@ -145,7 +145,7 @@ class Checkpoints(TrainerCallback):
             check_random(folder, args.process_index, args.world_size)
             self._load(str(folder))
 
-        together(args, load)
+        together(load)
         restore_failed(dataset, folder, None if args.process_index else self._output)
         self._resumed = folder
         if folder.resolve().parent == self._output.resolve():
@@ -245,7 +245,7 @@ class Checkpoints(TrainerCallback):
         model, saves, is_adapter = self._model, self._args.should_save, isinstance(self._model, PeftModel)
         with ExitStack() as stack:
             if is_checkpoint:
-                together(self._args, lambda: self._begin(directory))
+                together(lambda: self._begin(directory))
             else:
                 # Not together: other ranks may not be here. Weights are equal on all, or cut under ZeRO-3.
                 require_finite(model)
@@ -347,7 +347,7 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         """Write the manifest when all ranks have written their files, and then delete older checkpoints."""
         folder, dataset = self._output / f"checkpoint-{state.global_step}", self._trainer.train_dataset
-        together(args, lambda: flush_of_rank(folder, args.process_index))
+        together(lambda: flush_of_rank(folder, args.process_index))
 
         def finish() -> None:
             if args.should_save:
@@ -359,7 +359,7 @@ class Checkpoints(TrainerCallback):
                 best = state.best_model_checkpoint
                 rotate(self._output, self._limit, newest=folder, best=Path(best) if best else None)
 
-        together(args, finish)
+        together(finish)
         self._writing = None
         self._saved = state.global_step
 
