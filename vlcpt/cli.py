@@ -219,8 +219,7 @@ def push(
             print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
             return
         screen = Screen()
-        files = [(file.name, file.size) for file in done.files]
-        for line in push_lines(done.repo_id, done.private, done.revision, files, done.card):
+        for line in push_lines(done):
             # The card's lines stay whole, for a person to copy.
             screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 

@@ -13,6 +13,7 @@ from vlcpt import CPTDataset, parse_markup
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import split_stream
+from vlcpt.model.tuning import TowerRow
 from vlcpt.report.terminal import document_lines, ledger_table, number, results_table, towers_table
 
 
@@ -98,7 +99,7 @@ def test_tables_fit_a_narrow_terminal(tiny_processor: ProcessorMixin) -> None:
         "shuffled_images_loss": None,
         "blank_images_loss": None,
     }
-    rows = [{"tower": "vision", "how": "frozen", "trained": 0, "total": 448_224, "dtype": "float32"}]
+    rows = [TowerRow(tower="vision", how="frozen", trained=0, total=448_224, dtype="float32")]
     dataset = CPTDataset([{"text": "a b c"}], tiny_processor, max_length=64)
 
     for table in (results_table({"new": result}), towers_table(rows), ledger_table(dataset.ledger)):  # type: ignore[dict-item]

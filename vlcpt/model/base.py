@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
-import yaml
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -24,20 +22,22 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.model.attention import with_attention
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
-    Saved,
+    Kind,
     not_loaded,
     read_json,
     read_shapes,
     weight_files,
 )
+from vlcpt.run_files import read_mapping, run_settings
 
 _PAUSE = 1.0  # seconds before the second and last try
 
 
-def only_cached(what: Saved, name_or_path: str, revision: str | None = None) -> bool:
+def only_cached(what: Kind | Literal["processor"], name_or_path: str, revision: str | None = None) -> bool:
     """Whether only the cache can be asked for this name, because the Hub does not answer.
 
     transformers 5.24 and peft 0.21 try each of their files six times, for 24 seconds, where the network is
@@ -121,7 +121,7 @@ def find_base(named: str, checkpoint: Path) -> str:
     """The folder that an adapter means by the name of its base, or the name itself if it means no folder.
 
     Raises:
-        ValueError: If there are two, because the wrong one would give a wrong model.
+        ConfigError: If there are two, because the wrong one would give a wrong model.
 
     Example:
         >>> find_base("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
@@ -129,7 +129,7 @@ def find_base(named: str, checkpoint: Path) -> str:
     """
     found = base_folders(named, checkpoint)
     if len(found) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"{checkpoint}/adapter_config.json: the base model {named!r} may be "
             f"{' or '.join(os.path.realpath(folder) for folder in found)}. Write the absolute path of the "
             "right one into base_model_name_or_path."
@@ -157,23 +157,7 @@ def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
     if any(os.path.realpath(folder) == os.path.realpath(used) for folder in folders):
         return True
     in_use = _config(used)
-    return in_use is not None and in_use in map(_config, [str(folder) for folder in folders] or [named])
-
-
-def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
-    """The settings in a config.yaml in or above a checkpoint, each with the folder of the file.
-
-    Example:
-        >>> list(run_settings(Path("/none/checkpoint-2")))
-        []
-    """
-    for folder in (checkpoint, checkpoint.parent):
-        try:
-            written = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            continue  # none there, or somebody else's
-        if isinstance(written, dict):
-            yield folder, written
+    return bool(in_use) and in_use in map(_config, [str(folder) for folder in folders] or [named])
 
 
 def base_of_run(checkpoint: Path) -> str | None:
@@ -204,18 +188,15 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _config(name_or_path: str) -> object:
-    """The content of a model's config.json, from its folder or the Hub's cache; None if it is in neither."""
-    file: object = Path(name_or_path, "config.json")
-    if not Path(name_or_path).is_dir():
-        try:
-            file = try_to_load_from_cache(name_or_path, "config.json")
-        except HFValidationError:  # a path, not an id
-            return None
+def _config(name_or_path: str) -> dict[str, object]:
+    """The content of a model's config.json, from its folder or the Hub's cache; empty if it is in neither."""
+    if Path(name_or_path).is_dir():
+        return read_mapping(Path(name_or_path, "config.json"))
     try:
-        return json.loads(Path(file).read_text("utf-8")) if isinstance(file, str | Path) else None
-    except (OSError, ValueError):
-        return None
+        cached = try_to_load_from_cache(name_or_path, "config.json")
+    except HFValidationError:  # a path, not an id
+        return {}
+    return read_mapping(Path(cached)) if isinstance(cached, str) else {}
 
 
 # A configuration makes lists as long as there are layers, and a model an object for each.
@@ -306,9 +287,8 @@ def bare_model(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> P
         >>> bare_model(read_config(base_path())).device.type
         'meta'
     """
-    bare = copy.deepcopy(config)
+    bare = with_attention(config, attn_implementation)
     vars(bare).pop("quantization_config", None)  # shapes are those of weights that are not packed
-    bare._attn_implementation = attn_implementation
     # As if DeepSpeed stage 3 were active already: else it would partition this model over the ranks.
     with torch.device("meta"), set_zero3_state():
         model = AutoModelForImageTextToText.from_config(bare)

@@ -31,7 +31,7 @@ GROUPS = (
     ("chat_template.jinja", "chat_template.json"),
 )
 # Older tools read these two instead of tokenizer.json.
-_VOCABULARY = ("vocab.json", "merges.txt")
+VOCABULARY = ("vocab.json", "merges.txt")
 GENERATION = "generation_config.json"
 _LICENCE = re.compile(r"(?i)(licen[cs]e|notice|copying)([-_.][\w.-]*)?")
 _CODE = (".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
@@ -53,6 +53,16 @@ def is_licence(name: str) -> bool:
     return _LICENCE.fullmatch(name) is not None and not name.endswith(_CODE)
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a folder holds a processor: as published, or as transformers 5 saves it.
+
+    Example:
+        >>> has_processor(Path("/none"))
+        False
+    """
+    return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+
+
 class BaseFiles:
     """The files of a base, beside its weights.
 
@@ -67,7 +77,7 @@ class BaseFiles:
     @property
     def size(self) -> int:
         """Bytes of all that a result takes over from here, its config.json included."""
-        names = {"config.json", GENERATION, *_VOCABULARY, *(name for group in GROUPS for name in group)}
+        names = {"config.json", GENERATION, *VOCABULARY, *(name for group in GROUPS for name in group)}
         found = [one for one in self.folder.iterdir() if one.name in names or is_licence(one.name)]
         return sum(one.stat().st_size for one in found if one.is_file())
 
@@ -83,7 +93,7 @@ class BaseFiles:
         """
         unchanged = [group for group in GROUPS if self._is_unchanged(group, target)]
         for group in unchanged:
-            for name in (*group, *(_VOCABULARY if group is GROUPS[0] else ())):
+            for name in (*group, *(VOCABULARY if group is GROUPS[0] else ())):
                 (target / name).unlink(missing_ok=True)
                 self._copy(name, target)
         if model is None or _is_same(model.generation_config, self._generation()):
@@ -181,10 +191,7 @@ def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles
                 str(error).strip().split("\n")[0],
             )
             return None
-    has_all = (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    return BaseFiles(folder) if has_all else None
+    return BaseFiles(folder) if (folder / "config.json").is_file() and has_processor(folder) else None
 
 
 def set_type(config: dict[str, object], dtype: str) -> None:

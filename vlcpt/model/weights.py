@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlcpt.errors import ConfigError
+from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.file_writes import refusal, write_error
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,9 +81,7 @@ def read_shapes(path: Path) -> Shapes:
         (96,)
     """
     if path.suffix != ".safetensors":
-        held = read_archive(path)
-        tensors = held.items() if isinstance(held, dict) else ()
-        return {str(name): tuple(one.shape) for name, one in tensors if isinstance(one, torch.Tensor)}
+        return {name: tuple(one.shape) for name, one in _tensors_in(path)}
     try:
         # With torch it maps the file for writing, which a machine with less memory than that refuses.
         with safe_open(path, framework="np") as file:
@@ -144,7 +142,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(". ")
 
 
-Saved = Literal["model", "processor", "adapter"]
+Kind = Literal["model", "adapter"]
 
 _OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
 CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
@@ -160,7 +158,7 @@ WEIGHTS = {
 }
 
 
-def check_files(what: Literal["model", "adapter"], folder: str) -> None:
+def check_files(what: Kind, folder: str) -> None:
     """Look whether the files of a model or adapter are there, without reading weights.
 
     Raises:
@@ -186,7 +184,7 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
         raise ConfigError(not_loaded(what, folder, f"{weights.name} lists {missing[0]}, which is not there."))
 
 
-def weights_in(folder: Path, what: Literal["model", "adapter"]) -> Path | None:
+def weights_in(folder: Path, what: Kind) -> Path | None:
     """The file of a folder that holds a model's or adapter's weights, or lists the files that do; or None.
 
     Example:
@@ -210,20 +208,15 @@ def shards_of(index: Path) -> list[str]:
         >>> shards_of(index)
         ['1.safetensors', '2.safetensors']
     """
-    try:
+    with wrong_config():
         named = read_json(index).get("weight_map")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if not isinstance(named, dict) or not all(
-        isinstance(one, str) and Path(one).name == one for one in named.values()
-    ):
-        raise ConfigError(
-            str(damaged(index, "its weight_map does not give a file of this folder to each tensor"))
-        )
-    return sorted(set(named.values()))
+        files = named.values() if isinstance(named, dict) else [None]
+        if not all(isinstance(one, str) and Path(one).name == one for one in files):
+            raise damaged(index, "its weight_map does not give a file of this folder to each tensor")
+    return sorted(set(map(str, files)))
 
 
-def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
+def check_checkpoint(folder: str) -> Kind:
     """What a folder holds; that no file is missing is checked by the names.
 
     Raises:
@@ -237,7 +230,7 @@ def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give a checkpoint or a saved model.")
-    kinds: tuple[Literal["model", "adapter"], ...] = ("adapter", "model")
+    kinds: tuple[Kind, ...] = ("adapter", "model")
     for what in kinds:
         if (path / CONFIGS[what]).is_file():
             check_files(what, folder)
@@ -248,7 +241,7 @@ def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
     )
 
 
-def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
+def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exception | str) -> str:
     """The message for a model, processor or adapter that is missing or unreadable.
 
     Example:
@@ -392,8 +385,9 @@ def not_finite(file: Path | str, tensor: str) -> ValueError:
 
 def _tensors_in(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if file.suffix != ".safetensors":
-        loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        yield from ((name, value) for name, value in loaded.items() if isinstance(value, torch.Tensor))
+        held = read_archive(file)
+        tensors = held.items() if isinstance(held, dict) else ()
+        yield from ((str(name), one) for name, one in tensors if isinstance(one, torch.Tensor))
         return
     with safe_open(file, framework="pt") as weights:
         for name in weights.keys():  # noqa: SIM118  # it is no mapping

@@ -10,11 +10,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from vlcpt.data.families import Tower
-    from vlcpt.model.loading import TowerParameters
+    from vlcpt.model.counting import TowerParameters
 
 How = Literal["frozen", "lora", "full"]
-# "documents": by their bounds and without a mask, as flash attention also does.
-Attention = Literal["documents", "sdpa", "eager"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Setup:
         weight_bytes: Of a frozen weight: 2 or 4.
         autocast: Products in bfloat16 or float16 while weights stay (``bf16: true`` without DeepSpeed).
         checkpointing: Activations are computed again instead of kept.
-        attention: Its kernel.
+        attention: ``sdpa`` and ``eager`` have a mask; all others go by the bounds of documents.
         masked: A row holds several documents.
         optimizer: ``optim`` of the configuration.
         accumulates: Several forward passes make a step, so that gradients wait for the next one.
@@ -61,7 +59,7 @@ class Setup:
     weight_bytes: int = 2
     autocast: bool = False
     checkpointing: bool = True
-    attention: Attention = "sdpa"
+    attention: str = "sdpa"
     masked: bool = True
     optimizer: str = "adamw_torch"
     accumulates: bool = False
@@ -187,7 +185,7 @@ def weight_bytes(towers: Mapping[Tower, TowerParameters], setup: Setup) -> tuple
     """Bytes of all weights on a device, and of those that ZeRO-3 gathers temporarily.
 
     Example:
-        >>> from vlcpt.model.loading import TowerParameters
+        >>> from vlcpt.model.counting import TowerParameters
         >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
         (2040, 0)
     """
@@ -380,7 +378,7 @@ def estimate_memory(
         towers: ``vision``, ``merger`` and ``language``.
 
     Example:
-        >>> from vlcpt.model.loading import TowerParameters
+        >>> from vlcpt.model.counting import TowerParameters
         >>> tower = TowerShape(2, 64, 128, 4, 32, 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
         >>> shape = ModelShape(tower, tower, vocabulary=1000, patch=1176)
         >>> frozen, full = TowerParameters("frozen", 10_000, 0), TowerParameters("full", 0, 1_000_000)
@@ -401,7 +399,7 @@ def estimate_memory(
         batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
         + batch.rows * batch.tokens * 60
     )
-    inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "documents")
+    inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention in ("sdpa", "eager"))
     moments: dict[Moment, tuple[int, int, int]] = {
         "looking": (waiting, looking + gathered, 0),
         "learning": (waiting, kept + seen + max(work - logits, 0) + gathered, max(logits, head)),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -22,8 +22,9 @@ from vlcpt.data.plan.split import Part
 from vlcpt.report.screen import visible
 
 if TYPE_CHECKING:
+    from vlcpt.hub.push import Push
+    from vlcpt.model.tuning import TowerRow
     from vlcpt.training.evaluate import SetResult
-from rich.console import RenderableType
 
 _NAME = 20  # cells of a name's line, at most: a Chinese character takes two
 
@@ -66,12 +67,10 @@ class Sheet:
         return whole <= options.max_width
 
     def _table(self, start: int, stop: int) -> Table:
-        table = Table(box=box.SIMPLE, pad_edge=False)
-        if start == 0:
-            table.title, table.title_justify = self.title, "left"
+        table = _plain_table(self.title if start == 0 else None, show_header=any(self.columns))
         if stop == len(self.columns) and self.caption:
             table.caption, table.caption_justify = self.caption, "left"
-        table.add_column("")
+        table.add_column("", overflow="fold")
         for number in range(start, stop):
             name = self.columns[number]
             # As wide as a number or a word of the name needs: of a narrow terminal, labels take what is left.
@@ -81,6 +80,17 @@ class Sheet:
         for label, cells in self.rows:
             table.add_row(label, *cells[start:stop])
         return table
+
+
+def _plain_table(title: str | None = None, *, show_header: bool = True, show_footer: bool = False) -> Table:
+    return Table(
+        box=box.SIMPLE,
+        title=title,
+        title_justify="left",
+        pad_edge=False,
+        show_header=show_header,
+        show_footer=show_footer,
+    )
 
 
 # Two shades, so that neighbouring tokens can be distinguished.
@@ -133,23 +143,13 @@ def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[i
             yield f"  {key.replace('_', ' ')}", row("tokens", key)
 
 
-def towers_table(rows: Sequence[Mapping[str, object]]) -> Table:
-    """What trains, tower by tower.
-
-    Args:
-        rows: ``tower``, ``how``, ``trained``, ``total`` and ``dtype`` of each.
-
-    Example:
-        >>> towers_table([{"tower": "vision", "how": "frozen", "trained": 0, "total": 9, "dtype": "bfloat16"}]).row_count
-        1
-    """  # noqa: E501
-    table = Table(box=box.SIMPLE, title="what trains", title_justify="left", pad_edge=False)
+def towers_table(rows: Sequence[TowerRow]) -> Table:
+    """What trains, tower by tower."""
+    table = _plain_table("what trains")
     for name in ("tower", "how", "trained", "of", "held as"):
         table.add_column(name, justify="right" if name in ("trained", "of") else "left")
     for row in rows:
-        table.add_row(
-            str(row["tower"]), str(row["how"]), f"{row['trained']:,}", f"{row['total']:,}", str(row["dtype"])
-        )
+        table.add_row(row.tower, row.how, f"{row.trained:,}", f"{row.total:,}", row.dtype)
     return table
 
 
@@ -263,21 +263,21 @@ def _append(body: Text, text: str, is_target: bool, place: int, colours: bool) -
         body.append(f"«{text}»" if is_target else text)
 
 
-def push_lines(
-    repo_id: str, private: bool, revision: str | None, files: Iterable[tuple[str, int]], card: str
-) -> list[RenderableType]:
+def push_lines(push: Push) -> list[RenderableType]:
     """The repository, every file with its size, and the card in full.
 
     Example:
-        >>> lines = push_lines("me/mine", True, None, [("README.md", 2), ("config.json", 40)], "hi")
-        >>> str(lines[0])
+        >>> from vlcpt import push_adapter
+        >>> from vlcpt.demo import base_path
+        >>> str(push_lines(push_adapter(base_path(), "me/mine", dry_run=True))[0])
         'would go to me/mine (private, branch main)'
     """
-    table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
-    sizes = list(files)
-    table.add_column("file", f"{len(sizes)} files", overflow="fold")
-    table.add_column("bytes", f"{sum(size for _, size in sizes):,}", justify="right", no_wrap=True)
-    for name, size in sizes:
-        table.add_row(name, f"{size:,}")
-    where = f"{'private' if private else 'public'}, branch {revision or 'main'}"
-    return [Text(f"would go to {repo_id} ({where})"), table, Text("README.md", "bold"), Text(visible(card))]
+    table = _plain_table(show_footer=True)
+    total = sum(file.size for file in push.files)
+    table.add_column("file", f"{len(push.files)} files", overflow="fold")
+    table.add_column("bytes", f"{total:,}", justify="right", no_wrap=True)
+    for file in push.files:
+        table.add_row(file.name, f"{file.size:,}")
+    where = f"{'private' if push.private else 'public'}, branch {push.revision or 'main'}"
+    head = Text(f"would go to {push.repo_id} ({where})")
+    return [head, table, Text("README.md", "bold"), Text(visible(push.card))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -149,7 +149,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)
     if is_main:
-        console.print(towers_table([asdict(row) for row in tower_table(model)]))
+        console.print(towers_table(tower_table(model)))
     ranks.at(0, "reading the evaluation data")
     evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
     sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}

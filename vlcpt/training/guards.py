@@ -17,7 +17,7 @@ from vlcpt.config.precision import autocast_type, slow_products, used_devices
 from vlcpt.config.training import CPTConfig, check_training
 from vlcpt.data.encode.vision import VisionEncoder
 from vlcpt.errors import ConfigError
-from vlcpt.model.attention import describe_kernels
+from vlcpt.model.attention import attention_of, describe_kernels
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model, limit_checkpointing
 from vlcpt.model.weights import first_not_finite, tensors_of
@@ -277,7 +277,7 @@ def require_bounds(model: PreTrainedModel | PeftModel, inputs: Mapping[str, obje
     """
     positions = inputs.get("position_ids")
     if (
-        not str(base_model(model).config._attn_implementation).startswith("flash_attention")
+        not attention_of(base_model(model)).startswith("flash_attention")
         or inputs.get("cu_seq_lens_q") is not None
         or inputs.get("attention_mask") is not None
         or not isinstance(positions, torch.Tensor)

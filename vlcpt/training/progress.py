@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import IntervalStrategy, TrainerCallback, TrainerControl, Trai
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
+from vlcpt.run_files import read_log
 from vlcpt.training.loss import BatchTensors
 
 LOG_NAME = "train_log.jsonl"
@@ -68,8 +68,11 @@ class RunProgress(TrainerCallback):
         self._reset()
         if not state.is_world_process_zero:
             return
-        # A start that failed may have left its evaluation before step 1, which is now made again.
-        _keep_steps(Path(str(args.output_dir)) / LOG_NAME, state.global_step or -1)
+        log = Path(str(args.output_dir)) / LOG_NAME
+        if log.is_file():
+            # A start that failed may have left its evaluation before step 1, which is now made again.
+            kept = [line for line, _ in read_log(log.parent, state.global_step or -1)]
+            write_file(log, "".join(kept), "the log of the run", todo=GO_ON)
         if self.console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(
                 TextColumn("training"),
@@ -139,21 +142,6 @@ class RunProgress(TrainerCallback):
         append_lines(Path(str(args.output_dir)) / LOG_NAME, line, "the log of the run", todo=GO_ON)
         if shown := _line(state, logs):
             self.say(shown)
-
-
-def _keep_steps(path: Path, last: int) -> None:
-    """Take from the log the lines past step ``last``: a resumed run writes them again."""
-    if not path.is_file():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _step(line) <= last]
-    write_file(path, "".join(kept), "the log of the run", todo=GO_ON)
-
-
-def _step(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a crash
 
 
 def _line(state: TrainerState, logs: dict[str, float]) -> str | None:

@@ -28,6 +28,7 @@ from vlcpt.folder_locks import hold
 from vlcpt.interrupts import interrupt
 from vlcpt.model.base_files import BaseFiles, find_base_files
 from vlcpt.model.tuning import base_model
+from vlcpt.run_files import step_of
 from vlcpt.training.checkpoints.files import (
     UNFINISHED,
     CheckpointError,
@@ -41,7 +42,6 @@ from vlcpt.training.checkpoints.files import (
     require_own,
     require_states,
     rotate,
-    step_of,
     verify,
     write_manifest,
     write_record,

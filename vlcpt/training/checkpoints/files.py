@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import xxhash
 
 from vlcpt import __version__
 from vlcpt.file_writes import sync, write_file
+from vlcpt.run_files import step_of
 
 logger = logging.getLogger(__name__)
 
@@ -257,17 +257,6 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     """
     found = [path for path in output_dir.glob("checkpoint-*") if step_of(path) is not None and path.is_dir()]
     return sorted(found, key=lambda path: step_of(path) or 0)
-
-
-def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint's name gives; None where the name is another.
-
-    Example:
-        >>> step_of(Path("out/checkpoint-20")), step_of(Path("out/checkpoint-copy"))
-        (20, None)
-    """
-    found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", folder.name)
-    return int(found[1]) if found else None
 
 
 def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:

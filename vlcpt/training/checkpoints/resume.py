@@ -6,7 +6,6 @@ file that was broken, forged, or saved by another optimizer is one message, and 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import random
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_pt_utils import safe_globals
 
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
+from vlcpt.model.attention import with_attention
 from vlcpt.model.weights import (
     UNREADABLE,
     compare_shapes,
@@ -37,7 +37,8 @@ from vlcpt.model.weights import (
     read_shapes,
     weight_files,
 )
-from vlcpt.training.checkpoints.files import CheckpointError, step_of
+from vlcpt.run_files import step_of
+from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.checkpoints.identity import differences, lora_facts
 
 # States that are sums of squares: a negative one makes every later weight NaN.
@@ -250,8 +251,7 @@ def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:
         CheckpointError: If any tensor is missing, unexpected, or of another shape.
     """
     # The shapes are those of the model in memory, whatever config.json says: what it says could fill memory.
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "sdpa"
+    config = with_attention(model.config, "sdpa")
     try:
         for file in weight_files(checkpoint):
             read_shapes(file)
