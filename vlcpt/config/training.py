@@ -127,7 +127,13 @@ _ACCELERATOR: Mapping[str, tuple[object, str]] = {
 }
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 _AT_LEAST_ZERO = ("dataloader_num_workers", "dataloader_timeout")
-_LEARNING_RATES = ("learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate")
+# The key of each group of the optimizer.
+LEARNING_RATES: Mapping[str, str] = {
+    "language": "learning_rate",
+    "vision": "vision_learning_rate",
+    "merger": "merger_learning_rate",
+    "embeddings": "embedding_learning_rate",
+}
 _LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -156,7 +162,7 @@ def check_training(training: CPTConfig) -> None:
         for name in names:
             if getattr(training, name) < least:
                 raise ValueError(f"{name} {getattr(training, name)} must be {least} or more.")
-    for name in _LEARNING_RATES:
+    for name in LEARNING_RATES.values():
         rate = getattr(training, name)
         if rate is not None and rate < 0:
             raise ValueError(f"{name} {rate} must not be below 0.")

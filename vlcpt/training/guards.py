@@ -330,19 +330,16 @@ class FiniteNumbers(TrainerCallback):
         trainer.accelerator.clip_grad_norm_ = clip_and_note
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Look at all weights, so that no document is blamed for what came with them.
 
         Raises:
             NotFiniteError: With the first name.
         """
-        if model is not None and (name := first_not_finite(tensors_of(model))) is not None:
+        model = self._trainer.model
+        assert isinstance(model, nn.Module)
+        if (name := first_not_finite(tensors_of(model))) is not None:
             raise NotFiniteError(
                 f"{name} is not finite before step {state.global_step + 1}, so no document can be trained "
                 "on. Look at the files that the model was loaded from, or what changed it since."
@@ -372,8 +369,8 @@ class FiniteNumbers(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Look at the norm, which is the same on all ranks."""
-        norm = self._norm
-        if norm is None or _is_finite(float(norm)):
+        # DeepSpeed 0.19 gives -1 for one that is not finite.
+        if self._norm is None or 0 <= float(self._norm) < math.inf:
             return
         bad = self._bad_losses()
         if not any(bad) and self._scales_losses():
@@ -428,10 +425,6 @@ def require_finite(model: nn.Module) -> None:
             f"{name} is not finite, so this model is not saved. Lower the learning rate, and go on from the "
             "last checkpoint with --resume_from_checkpoint true."
         )
-
-
-def _is_finite(norm: float) -> bool:
-    return math.isfinite(norm) and norm >= 0  # DeepSpeed 0.19 gives -1 for one that is not
 
 
 def _named(documents: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from vlcpt.data.workers import LoadingError, WorkerBoard
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.interrupts import Interruption
+from vlcpt.model.weights import UNREADABLE
 from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.loss import total_weight
 from vlcpt.training.progress import GO_ON
@@ -123,14 +124,12 @@ class StepCounts(NamedTuple):
     Args:
         weight: Σ weight of its targets, on this rank's device.
         read: What reading gave, of all ranks if a document failed, so that they stop or train on alike.
-        any_failed: Whether a document could not be read.
         any_batch: Whether a rank has a batch.
         interrupted: Σ :attr:`vlcpt.interrupts.Interruption.code`.
     """
 
     weight: torch.Tensor
     read: Sequence[ReadBatch]
-    any_failed: bool
     any_batch: bool
     interrupted: float
 
@@ -151,7 +150,7 @@ def count_step(
     _, failed, count, interrupted = sums.tolist()
     if failed:
         read = gather_object(list(read))
-    return StepCounts(sums[0], read, bool(failed), bool(count), interrupted)
+    return StepCounts(sums[0], read, bool(count), interrupted)
 
 
 def require_failed(step: int, counts: StepCounts) -> None:
@@ -160,7 +159,7 @@ def require_failed(step: int, counts: StepCounts) -> None:
     Raises:
         ValueError: With the number of the step.
     """
-    if not counts.any_failed:
+    if not any(one.failed for one in counts.read):
         raise ValueError(
             f"step {step} has no target in any batch, so it has no loss. "
             "CPTDataset leaves such documents out; let your own data set do the same."
@@ -243,15 +242,7 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
     if (path := checkpoint / FAILED).is_file():
         try:
             dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            IndexError,
-            RecursionError,
-            AttributeError,
-        ) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{path}: it does not list documents of this data that failed. Use another checkpoint."
             ) from error

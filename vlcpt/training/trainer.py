@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from vlcpt.config.training import CPTConfig
+from vlcpt.config.training import LEARNING_RATES, CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.interrupts import Interruption, signal_of
@@ -213,10 +213,7 @@ class CPTTrainer(Trainer):
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, tuned)  # type: ignore[arg-type]
             groups = parameter_groups(
                 tuned,
-                learning_rate=self.args.learning_rate,
-                vision_learning_rate=self.args.vision_learning_rate,
-                merger_learning_rate=self.args.merger_learning_rate,
-                embedding_learning_rate=self.args.embedding_learning_rate,
+                **{key: getattr(self.args, key) for key in LEARNING_RATES.values()},
                 weight_decay=self.args.weight_decay,
                 decay_names=self.get_decay_parameter_names(tuned),
             )

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from vlcpt.config.training import CPTConfig
-from vlcpt.file_writes import Writing, refusal, sync
+from vlcpt.file_writes import Writing, sync
 from vlcpt.folder_locks import hold
 from vlcpt.interrupts import interrupt
 from vlcpt.model.base_files import BaseFiles, find_base_files
@@ -192,7 +192,7 @@ class Checkpoints(TrainerCallback):
         except BaseException as error:
             if self._writing is None:
                 raise
-            if args.should_save and refusal(error, self._writing.path):
+            if args.should_save and self._writing.refused(error):
                 # What it took is room for what comes next.
                 shutil.rmtree(self._writing.path, ignore_errors=True)
             with self._writing:

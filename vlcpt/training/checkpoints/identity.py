@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from vlcpt.config.precision import autocast_type
-from vlcpt.config.training import CPTConfig
+from vlcpt.config.training import LEARNING_RATES, CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import UNREADABLE
@@ -122,12 +122,6 @@ _OF_CONFIGURATION = (
     *("max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("tf32", "metric_for_best_model", "greater_is_better"),
 )
-_RATES = {
-    "language": "learning_rate",
-    "vision": "vision_learning_rate",
-    "merger": "merger_learning_rate",
-    "embeddings": "embedding_learning_rate",
-}
 # Of a group: what is no setting, or only how a step is computed.
 _PASSED_OVER = ("params", "name", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable")
 
@@ -156,7 +150,7 @@ def settings_of(groups: Sequence[Facts]) -> list[dict[str, object]]:
     for group in groups:
         # The learning rate that the schedule starts from, not what it has come to.
         rate = group.get("initial_lr", group["lr"])
-        key = _RATES.get(str(group.get("name")), "learning_rate")
+        key = LEARNING_RATES.get(str(group.get("name")), "learning_rate")
         named = {key: rate.item() if isinstance(rate, torch.Tensor) else rate}
         named |= {name: value for name, value in group.items() if name not in _PASSED_OVER}
         if isinstance(betas := named.pop("betas", None), Sequence):
@@ -194,7 +188,7 @@ def resumed_lines(
             if actual[name] != asked[name]:
                 changed.setdefault(name, (actual[name], asked[name]))
     # A tower without a rate of its own has that of the language tower: it is said once.
-    for key in set(_RATES.values()) - {"learning_rate"}:
+    for key in set(LEARNING_RATES.values()) - {"learning_rate"}:
         if getattr(args, key) is None and changed.get(key) == changed.get("learning_rate"):
             changed.pop(key, None)
     lines = {name: _line(name, *both, "checkpoint") for name, both in changed.items()}

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.modeling_utils import str_to_torch_dtype
 
-from vlcpt.file_writes import Writing, refusal, remove
+from vlcpt.file_writes import Writing, remove
 from vlcpt.model.base_files import BaseFiles, set_type
 from vlcpt.model.weights import weight_files
 from vlcpt.training.checkpoints.files import next_steps
@@ -98,7 +98,7 @@ def result_or_nothing(directory: Path, model: nn.Module, output_dir: Path) -> It
         try:
             yield
         except BaseException as error:
-            if refusal(error, directory, reads=True):
+            if writing.refused(error):
                 for path, when in written_at().items():
                     if before.get(path) != when:
                         remove(path)
