@@ -225,7 +225,7 @@ STATES: dict[str, tuple[Change, str]] = {
         saved("optimizer.pt", lambda held: held | {"param_groups": held["param_groups"] * 2}),
         OPTIMIZER + "it has 2 groups of parameters",
     ),
-    "optimizer: a parameter less": (in_group(params=[0]), OPTIMIZER + "its group language has 1 parameters"),
+    "optimizer: a parameter less": (in_group(params=[0]), OPTIMIZER + "params of its group language is "),
     "optimizer: of SGD": (
         saved(
             "optimizer.pt",
@@ -240,9 +240,9 @@ STATES: dict[str, tuple[Change, str]] = {
     ),
     "optimizer: states of SGD": (
         in_state(lambda one: MOMENTUM),
-        OPTIMIZER + "its states are momentum_buffer",
+        OPTIMIZER + "parameter 0 has no .*: it was saved by another optimizer",
     ),
-    "optimizer: empty states": (in_state(lambda one: {}), OPTIMIZER + "its states are empty"),
+    "optimizer: empty states": (in_state(lambda one: {}), OPTIMIZER + "parameter 0 has no "),
     "optimizer: numbers for states": (in_state(lambda one: 3), OPTIMIZER + "it has a state for"),
     "optimizer: other shapes": (
         in_state(lambda one: one | {"exp_avg": torch.zeros(3, 5)}),

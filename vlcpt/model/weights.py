@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.file_writes import refusal, write_error
+from vlcpt.file_writes import Writing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -242,9 +242,9 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
         >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
         no/where: no such folder, and no model of this id was found on the Hub. ... Offline.
     """
-    cache = Path(HF_HUB_CACHE)
-    if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
-        return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
+    writing = Writing(Path(HF_HUB_CACHE), "the cache of the Hub", todo=_OTHER_CACHE, reads=True)
+    if isinstance(error, Exception) and (found := writing.refused(error)):
+        return f"{name_or_path}: {found}"
     reason = without_advice(str(error).strip().split("\n")[0])
     if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run the code in it
         reason = f"One of its files: {_PICKLE}. Use weights in safetensors."

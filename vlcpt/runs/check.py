@@ -45,7 +45,7 @@ from vlcpt.runs.data import (
     shown,
     train_dataset,
 )
-from vlcpt.training.engine import require_media
+from vlcpt.training.step import require_media
 
 # Packs that may need most: so many of the longest, of those with most targets, and with most media.
 _CANDIDATES = 20
