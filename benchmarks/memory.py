@@ -104,7 +104,7 @@ def _towers(config: object, dtype: object, tuning: str, more: dict[str, bool]) -
     from transformers import AutoModelForImageTextToText
 
     from vlcpt.config.schema import ModelConfig
-    from vlcpt.model.loading import count_towers
+    from vlcpt.model.counting import count_towers
 
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
 from vlcpt.config.schema import ModelConfig
-from vlcpt.model.loading import count_towers
+from vlcpt.model.counting import count_towers
 from vlcpt.report.memory import LargestBatch, Setup, estimate_memory, shape_of
 
 # hidden, intermediate, layers, heads, key heads, vocabulary, tied, the vision tower's intermediate

@@ -21,6 +21,7 @@ MODULES = {
 ALLOWED = {
     "vlcpt.errors": ("vlcpt.errors",),
     "vlcpt.file_writes": ("vlcpt.file_writes",),
+    "vlcpt.run_files": ("vlcpt.run_files",),
     "vlcpt.folder_locks": ("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.errors"),
     # Formats and names of sources are checked before data is read.
     "vlcpt.config": (
@@ -32,12 +33,13 @@ ALLOWED = {
     ),
     "vlcpt.model": (
         *("vlcpt.model", "vlcpt.data.families", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
+        "vlcpt.run_files",
     ),
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
-        *("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.interrupts"),
+        *("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.run_files", "vlcpt.interrupts"),
     ),
-    "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.__version__"),
+    "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.run_files", "vlcpt.__version__"),
 }
 # Heavy or foreign packages that a part must do without.
 FORBIDDEN = {
@@ -52,6 +54,7 @@ FORBIDDEN = {
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),
     "vlcpt.file_writes": ("torch", "transformers"),
+    "vlcpt.run_files": ("torch", "transformers"),
     "vlcpt.interrupts": ("torch", "transformers"),
     "vlcpt.__main__": ("torch", "transformers"),
 }

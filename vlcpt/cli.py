@@ -219,8 +219,7 @@ def push(
             print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
             return
         screen = Screen()
-        files = [(file.name, file.size) for file in done.files]
-        for line in push_lines(done.repo_id, done.private, done.revision, files, done.card):
+        for line in push_lines(done):
             # The card's lines stay whole, for a person to copy.
             screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 
@@ -312,13 +311,12 @@ def _reported() -> Iterator[None]:
 
 def _disk_message(error: OSError) -> str:
     """What the system says, with what is free where a library found a disk full or read-only."""
-    from vlcpt.file_writes import WriteError, refusal, write_error
+    from vlcpt.file_writes import WriteError, Writing
 
     named = error.filename2 or error.filename
     if isinstance(error, WriteError) or not isinstance(named, str):
         return str(error)
-    found = refusal(error, Path(named), reads=True)
-    return str(error if found is None else write_error(Path(named), "", found))
+    return str(Writing(Path(named), reads=True).refused(error) or error)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -41,9 +41,7 @@ def base(request, tmp_path):
 )
 def test_the_cards_code_gives_the_processor_the_limits_that_were_trained_with(base, limits, large, small):
     folder, untouched = base
-    card = model_card(
-        "model", str(folder), RunFacts(**limits), base_model=None, licence=Licence(), versions={"vlcpt": "1"}
-    )
+    card = model_card("model", str(folder), RunFacts(**limits), base_model=None, licence=Licence())
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     made = {}
 
@@ -61,8 +59,6 @@ def test_the_cards_code_gives_the_processor_the_limits_that_were_trained_with(ba
 
 
 def test_a_card_of_a_run_without_limits_leaves_the_processor_alone():
-    card = model_card(
-        "model", "me/mine", RunFacts(), base_model=None, licence=Licence(), versions={"vlcpt": "1"}
-    )
+    card = model_card("model", "me/mine", RunFacts(), base_model=None, licence=Licence())
 
     assert "part.size" not in card and "_pixels" not in card

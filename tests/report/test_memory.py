@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vlcpt.config.schema import ModelConfig
 from vlcpt.model.attention import attend_by_document
-from vlcpt.model.loading import TowerParameters
+from vlcpt.model.counting import TowerParameters
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.report import memory
 from vlcpt.report.memory import (

@@ -13,6 +13,7 @@ from vlcpt import CPTDataset, parse_markup
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import split_stream
+from vlcpt.model.tuning import TowerRow
 from vlcpt.report.terminal import document_lines, ledger_table, number, results_table, towers_table
 
 
@@ -56,7 +57,7 @@ def test_a_mediums_tokens_are_folded_into_one_label(tiny_processor: ProcessorMix
     assert "<|image_pad|>" not in text
 
 
-def test_chinese_and_emoji_are_shown_whole(tiny_processor: ProcessorMixin) -> None:
+def test_chinese_and_emoji_are_not_cut(tiny_processor: ProcessorMixin) -> None:
     text = inspected("安全阀<trainable_text>👩‍🔧修理</trainable_text>", tiny_processor)
 
     assert "安全阀«👩‍🔧修理" in text
@@ -98,7 +99,7 @@ def test_tables_fit_a_narrow_terminal(tiny_processor: ProcessorMixin) -> None:
         "shuffled_images_loss": None,
         "blank_images_loss": None,
     }
-    rows = [{"tower": "vision", "how": "frozen", "trained": 0, "total": 448_224, "dtype": "float32"}]
+    rows = [TowerRow(tower="vision", how="frozen", trained=0, total=448_224, dtype="float32")]
     dataset = CPTDataset([{"text": "a b c"}], tiny_processor, max_length=64)
 
     for table in (results_table({"new": result}), towers_table(rows), ledger_table(dataset.ledger)):  # type: ignore[dict-item]
@@ -129,8 +130,8 @@ def test_no_number_of_a_ledger_or_an_evaluation_is_cut(width: int) -> None:
         numbers = text.partition("loss in nats")[0].splitlines()
         for label, cells in table.rows:
             lines = [line.split() for line in numbers if line.strip().startswith(label.strip())]
-            told = [word for words in lines for word in words[len(label.split()) :]]
-            assert [cell for cell in cells if cell] == told
+            found = [word for words in lines for word in words[len(label.split()) :]]
+            assert [cell for cell in cells if cell] == found
         blocks = sum(line.strip().startswith(table.rows[0][0]) for line in numbers)
         assert blocks > 1 or width > 40
         assert blocks == 1 or width < 200

@@ -71,7 +71,7 @@ class CPTConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.resume_from_checkpoint in ("true", "false"):  # in quotes, or from a launcher
             self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
-        _check_training(self)
+        check_training(self)
         checkpointing = _checkpointing_kwargs(self)
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
@@ -127,11 +127,17 @@ _ACCELERATOR: Mapping[str, tuple[object, str]] = {
 }
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 _AT_LEAST_ZERO = ("dataloader_num_workers", "dataloader_timeout")
-_LEARNING_RATES = ("learning_rate", "vision_learning_rate", "merger_learning_rate", "embedding_learning_rate")
+# The key of each group of the optimizer.
+LEARNING_RATES: Mapping[str, str] = {
+    "language": "learning_rate",
+    "vision": "vision_learning_rate",
+    "merger": "merger_learning_rate",
+    "embeddings": "embedding_learning_rate",
+}
 _LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
-def _check_training(training: CPTConfig) -> None:
+def check_training(training: CPTConfig) -> None:
     """Raise ValueError for settings of the Trainer that cannot work here, or mean nothing."""
     name = getattr(training.optim, "value", training.optim)
     if name not in OPTIMIZERS:
@@ -156,7 +162,7 @@ def _check_training(training: CPTConfig) -> None:
         for name in names:
             if getattr(training, name) < least:
                 raise ValueError(f"{name} {getattr(training, name)} must be {least} or more.")
-    for name in _LEARNING_RATES:
+    for name in LEARNING_RATES.values():
         rate = getattr(training, name)
         if rate is not None and rate < 0:
             raise ValueError(f"{name} {rate} must not be below 0.")

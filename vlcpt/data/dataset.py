@@ -18,7 +18,8 @@ from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TrainEo
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium, medium_errors
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.open import MediaError, MediaLimits, giants_in_turn, read_image
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import MediaLimits, giants_in_turn, read_image
 from vlcpt.data.media.videos import read_video
 from vlcpt.data.media.whole import check_container
 from vlcpt.data.plan.ledger import Dropped
@@ -27,7 +28,7 @@ from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Track
 from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
 from vlcpt.data.prepared.write import require_same_encoding
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES
+from vlcpt.data.rows.base import MAX_ROW_BYTES
 from vlcpt.data.sources import Sources, distinct, open_sources
 from vlcpt.data.workers import WorkerBoard
 

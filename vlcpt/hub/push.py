@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import logging
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
@@ -21,14 +21,16 @@ from vlcpt.config.training import CPTConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import require_free
-from vlcpt.hub.files import PushedFile, is_allowed, kind_of, pushed_files
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
 from vlcpt.model.base import base_folders, check_parameters
+from vlcpt.model.base_files import GENERATION, GROUPS, VOCABULARY, has_processor, is_licence
 from vlcpt.model.loading import read_config
+from vlcpt.model.weights import WEIGHTS, Kind, check_checkpoint
 from vlcpt.report.card import Licence, model_card, read_run
 from vlcpt.training.checkpoints.files import is_unfinished
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a model's folder in the Hub's cache
 
@@ -96,9 +98,6 @@ def hub_base(named: str, checkpoint: Path) -> str:
     return found
 
 
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
-
-
 @dataclass(frozen=True)
 class Push:
     """What goes to the Hub, or went there.
@@ -137,17 +136,17 @@ def push_adapter(
 
     Files go by an allow-list: weights, configurations, processor and licences, never optimizer state, logs,
     data or this machine's paths. What an earlier push left in the repository and this one does not have is
-    taken away in the same commit, so that no loader mixes the two; licences stay.
+    deleted in the same commit, so that no loader mixes the two; licences stay.
 
     Args:
         checkpoint: A run's folder, or a checkpoint in it. ``config.yaml``, ``ledger.json`` and
-            ``train_log.jsonl`` there tell the card what was done.
+            ``train_log.jsonl`` there say for the card what was done.
         repo_id: ``owner/name``; made if it is not there.
         private: False makes a public repository. One that is public already must be asked for with it.
         dry_run: Only say what would go; needs no token and no network.
         base_model: Hub id of the base, where the checkpoint names a folder.
-        run: Folder whose files tell the card what was done, where that is not the checkpoint's own run: for
-            a merged model, that of its adapter.
+        run: Folder whose files say for the card what was done, where that is not the checkpoint's own run:
+            for a merged model, that of its adapter.
         licence: What to state; by default that it is unknown.
         evaluation: What ``vlcpt eval --output`` wrote, for the card.
         revision: Branch to push to; made if it is not there.
@@ -163,39 +162,73 @@ def push_adapter(
         >>> push.private, push.files[0].name, push.url
         (True, 'README.md', None)
     """
-    push, base = plan_push(
-        Path(checkpoint),
-        repo_id,
-        private=private,
-        base_model=base_model,
-        run_folder=checkpoint if run is None else run,
-        licence=licence or Licence(),
-        evaluation=None if evaluation is None else Path(evaluation),
-        revision=revision,
-    )
-    if dry_run:
-        return push
+    checkpoint, licence = Path(checkpoint), licence or Licence()
     again = "Try again: " + push_command(
         checkpoint,
         repo_id,
         private=private,
         base_model=base_model,
         run=run,
-        license=licence.id if licence else None,
-        license_link=licence.link if licence else None,
+        license=licence.id,
+        license_link=licence.link,
         evaluation=evaluation,
         revision=revision,
     )
-    repo_id = check_access(
+    check_names(repo_id, base_model, revision)
+    adapter = _check_folders(checkpoint, run, evaluation)
+    kind: Kind = "model" if adapter is None else "adapter"
+    facts = read_run(Path(run or checkpoint), None if evaluation is None else Path(evaluation))
+    base_revision = None
+    if base_model is None and adapter is not None:
+        base_model = hub_base(adapter.base_model_name_or_path or "", checkpoint)
+        base_revision = adapter.revision if is_revision(adapter.revision or "") else None
+    elif base_model is None and facts.base:
+        base_model = hub_id(facts.base)
+    files = pushed_files(checkpoint, kind, base_model)
+    card = model_card(
+        kind,
         repo_id,
-        private=private,
-        base=base,
+        facts,
+        base_model=base_model,
+        base_revision=base_revision,
         revision=revision,
-        token=token,
-        then=f"Check the network. {again}",
+        has_processor=has_processor(checkpoint),
+        licence=licence,
     )
-    with _as_one_message(f"{repo_id}: the push failed", f"{checkpoint} is whole as before. {again}"):
+    push = Push(repo_id, private, revision, (PushedFile("README.md", card.encode()), *files), card)
+    if dry_run:
+        return push
+    then = f"Check the network. {again}"
+    repo_id = check_access(
+        repo_id, private=private, base=base_model, revision=revision, token=token, then=then
+    )
+    with _as_one_message(f"{repo_id}: the push failed", f"{checkpoint} is unchanged. {again}"):
         return _commit(replace(push, repo_id=repo_id), token)
+
+
+def _check_folders(
+    checkpoint: Path, run: str | Path | None, evaluation: str | Path | None
+) -> PeftConfig | None:
+    """The configuration of an adapter; None for a model.
+
+    Raises:
+        ConfigError: If it is no complete adapter or model, a run writes into it, or a path leads nowhere.
+    """
+    # A checkpoint in it is complete; the result is written file by file.
+    require_free(checkpoint, "the run's folder")
+    if is_unfinished(checkpoint):
+        raise ConfigError(f"{checkpoint} was not saved to its end. Give another checkpoint.")
+    if evaluation is not None and not Path(evaluation).is_file():
+        raise ConfigError(f"{evaluation}: no such file. Give what `vlcpt eval --output` wrote.")
+    if run is not None and not Path(run).is_dir():
+        raise ConfigError(f"--run {run}: no such folder. Give the run's, or a checkpoint in it.")
+    if check_checkpoint(str(checkpoint)) == "model":
+        check_parameters(read_config(str(checkpoint)), str(checkpoint), times=1)
+        return None
+    config = read_adapter_config(str(checkpoint))
+    if (checkpoint / WEIGHTS["adapter"][0]).is_file():  # else its own message follows
+        read_adapter_shapes(checkpoint)
+    return config
 
 
 def push_command(
@@ -215,63 +248,6 @@ def push_command(
     for name, value in options.items():
         words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-def plan_push(
-    checkpoint: Path,
-    repo_id: str,
-    *,
-    private: bool,
-    base_model: str | None,
-    run_folder: str | Path,
-    licence: Licence,
-    evaluation: Path | None,
-    revision: str | None,
-) -> tuple[Push, str | None]:
-    """What would go, and the Hub id of the base; nothing is sent."""
-    check_names(repo_id, base_model, revision)
-    if not checkpoint.is_dir():
-        raise ConfigError(f"{checkpoint}: no such folder. Give a run's folder, or a checkpoint in it.")
-    # A checkpoint in it is whole; the result is written file by file.
-    require_free(checkpoint, "the run's folder")
-    if is_unfinished(checkpoint):
-        raise ConfigError(f"{checkpoint} was not saved to its end. Give another checkpoint.")
-    if evaluation is not None and not evaluation.is_file():
-        raise ConfigError(f"{evaluation}: no such file. Give what `vlcpt eval --output` wrote.")
-    if not Path(run_folder).is_dir():
-        raise ConfigError(f"--run {run_folder}: no such folder. Give the run's, or a checkpoint in it.")
-    kind = kind_of(checkpoint)
-    config = None
-    if kind == "adapter":
-        config = read_adapter_config(str(checkpoint))
-        if (checkpoint / "adapter_model.safetensors").is_file():  # else its own message follows
-            read_adapter_shapes(checkpoint)
-    else:
-        check_parameters(read_config(str(checkpoint)), str(checkpoint), times=1)
-    run = read_run(Path(run_folder), evaluation)
-    base_revision = None
-    if config is not None:
-        base_revision = config.revision if base_model is None else None
-        base_model = base_model or hub_base(config.base_model_name_or_path or "", checkpoint)
-    elif base_model is None and run.base:
-        base_model = hub_id(run.base)
-    files = pushed_files(checkpoint, kind, base_model)
-    card = model_card(
-        kind,
-        repo_id,
-        run,
-        base_model=base_model,
-        base_revision=base_revision if base_revision and is_revision(base_revision) else None,
-        revision=revision,
-        has_processor=any(
-            file.name in ("processor_config.json", "preprocessor_config.json") for file in files
-        ),
-        licence=licence,
-        versions={"vlcpt": __version__, **{package: version(package) for package in _PACKAGES}},
-    )
-    readme = card.encode()
-    whole = (PushedFile("README.md", readme, len(readme)), *files)
-    return Push(repo_id, private, revision, whole, card), base_model
 
 
 def check_access(
@@ -326,14 +302,14 @@ def check_access(
 
 
 def _commit(push: Push, token: str | None) -> Push:
-    """All files in one commit, which is there whole or not at all."""
+    """Send all files in one commit, which is there completely or not at all."""
     api = _api(token)
     info = api.model_info(push.repo_id, revision=push.revision)
     names = {file.name for file in push.files}
     stale = [
         one.rfilename
         for one in info.siblings or []
-        if one.rfilename not in names and is_allowed(one.rfilename)
+        if one.rfilename not in names and is_allowed(one.rfilename, "adapter", "model")
     ]
     commit = api.create_commit(
         push.repo_id,
@@ -427,3 +403,129 @@ def without_pushes(training: CPTConfig) -> CPTConfig:
     quiet = copy.copy(training)
     quiet.push_to_hub = False
     return quiet
+
+
+# --- what may leave the machine ---
+
+# Everything else stays on this machine: optimizer and trainer state, logs, pickles, a person's own files.
+_PROCESSOR = {GENERATION, *VOCABULARY, *(name for group in GROUPS for name in group)}
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_OWN: Mapping[Kind, re.Pattern[str]] = {
+    "adapter": re.compile(r"adapter_config\.json|adapter_model\.safetensors"),
+    "model": re.compile(rf"config\.json|model\.safetensors(\.index\.json)?|{_SHARD.pattern}"),
+}
+# A licence to read, not one that unlocks a program: license.key, license.json.
+_TEXT = re.compile(r"|\.(txt|md|rst|html?|pdf|\d+)")
+# In other files a text that begins with a slash may be what a model reads and writes.
+_CONFIGS = re.compile(r"(.*_)?config\.json")
+_PATH = re.compile(r"(/|~|[A-Za-z]:[\\/]|\\\\|file:)")
+_NAMES = ("_name_or_path", "name_or_path", "_commit_hash")  # of the folder that something was loaded from
+
+
+@dataclass(frozen=True)
+class PushedFile:
+    """A file as it goes to the Hub.
+
+    Args:
+        name: Its name there.
+        content: The file, or its bytes where they are not those on disk.
+    """
+
+    name: str
+    content: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+def is_allowed(name: str, *kinds: Kind) -> bool:
+    """Whether a file of this name is a part of an adapter or a model, whichever is asked for.
+
+    Example:
+        >>> is_allowed("model-00001-of-00002.safetensors", "model"), is_allowed("optimizer.pt", "model")
+        (True, False)
+        >>> is_allowed("model.safetensors", "adapter")
+        False
+    """
+    return name in _PROCESSOR or any(_OWN[kind].fullmatch(name) for kind in kinds)
+
+
+def pushed_files(checkpoint: Path, kind: Kind, base_model: str | None) -> list[PushedFile]:
+    """The files of an adapter or model that go to the Hub, in order of their names, with its licences.
+
+    A configuration goes byte for byte unless something in it must not go, or names the base otherwise.
+
+    Args:
+        base_model: What an adapter's configuration shall call its base.
+
+    Raises:
+        ValueError: If the weights are only there as a pickle, or a configuration is not JSON or has
+            a key twice.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> [file.name for file in pushed_files(Path(base_path()), "model", None)][:2]
+        ['config.json', 'generation_config.json']
+    """
+    weights, index, *_ = WEIGHTS[kind]
+    names = sorted(path.name for path in checkpoint.iterdir() if path.is_file())
+    shards = [name for name in names if _SHARD.fullmatch(name) and kind == "model"]
+    if weights in names:  # then loaders read nothing else, and shards are left from an earlier save
+        names = [name for name in names if name not in (*shards, index)]
+    elif not shards:
+        raise ValueError(
+            f"{checkpoint} holds no {weights}, but weights in a format that can run code when it is loaded. "
+            "Load the model and save it with safetensors first."
+        )
+    return [
+        PushedFile(name, _cleaned(checkpoint / name, base_model))
+        for name in names
+        if is_allowed(name, kind) or (is_licence(name) and _TEXT.fullmatch(Path(name).suffix.lower()))
+    ]
+
+
+def _cleaned(path: Path, base_model: str | None) -> Path | bytes:
+    """A configuration without names of folders; the file itself where it has none, or is no configuration."""
+    if not _CONFIGS.fullmatch(path.name):
+        return path
+    try:
+        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_mapping)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON that can be read: {error}. Save the model anew.") from error
+    cleaned = without_paths(found)
+    if path.name == "adapter_config.json":
+        assert isinstance(cleaned, dict)
+        cleaned["base_model_name_or_path"] = base_model
+    if cleaned == found:
+        return path
+    return (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; refused where a key stands twice, because only the last one would be looked at."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
+
+
+def without_paths(value: object) -> object:
+    """JSON without entries that name a place on this machine.
+
+    Example:
+        >>> without_paths({"_name_or_path": "out", "a": {"b": "/home/me/base", "c": 1}})
+        {'a': {'c': 1}}
+    """
+    if isinstance(value, dict):
+        # The tokens of a tokenizer are no paths, whatever they look like.
+        return {
+            key: item if key in ("added_tokens_decoder", "extra_special_tokens") else without_paths(item)
+            for key, item in value.items()
+            if key not in _NAMES and not (isinstance(item, str) and _PATH.match(item))
+        }
+    if isinstance(value, list):
+        return [without_paths(item) for item in value if not (isinstance(item, str) and _PATH.match(item))]
+    return value

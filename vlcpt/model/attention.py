@@ -7,15 +7,16 @@ pass, so that no mask is made and nothing is guessed from positions. One functio
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -57,6 +58,35 @@ def attend_by_document(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._attn_implementation = BY_DOCUMENT
+
+
+def attention_for(config: PreTrainedConfig, wanted: str) -> str:
+    """The attention that a model is to run: the one wanted, or for ``auto`` attention by documents.
+
+    That cannot keep a token from seeing those far before it, as a layer with a sliding window does. A model
+    that has one, as no published Qwen2.5-VL does, gets PyTorch's own with a mask.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> from vlcpt.model.loading import read_config
+        >>> attention_for(read_config(base_path()), "auto")
+        'flash_by_document'
+    """
+    if wanted != "auto":
+        return wanted
+    return "sdpa" if "sliding_attention" in (config.get_text_config().layer_types or ()) else BY_DOCUMENT
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The attention that a model runs, by the name of transformers or :data:`BY_DOCUMENT`."""
+    return str(model.config._attn_implementation)
+
+
+def with_attention(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    """A copy of a configuration, for a model with this attention."""
+    copied = copy.deepcopy(config)
+    copied._attn_implementation = name
+    return copied
 
 
 def by_document(
@@ -116,19 +146,19 @@ def by_document(
     else:
         if lengths is None:
             lengths = cu_seq_lens_q.diff().tolist()
-        out = _by_length(module, query, key, value, lengths, dropout, scaling, causal)
+        out = _by_length(query, key, value, lengths, module, scaling, causal, dropout)
     return out.unflatten(0, (rows, tokens)), None
 
 
 def _by_length(
-    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: Sequence[int],
-    dropout: float,
+    module: nn.Module,
     scaling: float | None,
     causal: bool,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """PyTorch's attention of each document, those of one length as one batch: (tokens, heads, width)."""
     runs = [(length, length * len(list(same))) for length, same in groupby(lengths)]
@@ -150,8 +180,8 @@ def _by_length(
         out, _ = sdpa_attention_forward(
             module, query, key, value, None, dropout=dropout, scaling=scaling, is_causal=causal
         )
-        pieces = out.flatten(0, 1).split([sizes[number] for number in numbers])
-        found.update(zip(numbers, pieces, strict=True))
+        parted = out.flatten(0, 1).split([sizes[number] for number in numbers])
+        found.update(zip(numbers, parted, strict=True))
     return found[0] if len(runs) == 1 else torch.cat([found[number] for number in range(len(runs))])
 
 
@@ -173,13 +203,8 @@ def _mask(
     """No mask where documents say what is seen; PyTorch's for padding of the caller's and for caches."""
     if attention_mask is None and q_length == kv_length:
         return None
-    mask: torch.Tensor | None = sdpa_mask(
-        q_length=q_length,
-        kv_length=kv_length,
-        attention_mask=attention_mask,
-        **kwargs,  # type: ignore[arg-type]
-    )
-    return mask
+    given = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask, **kwargs}
+    return sdpa_mask(**given)  # type: ignore[arg-type]
 
 
 def _compute_type(value: torch.Tensor) -> torch.dtype:
@@ -203,7 +228,7 @@ def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.
         >>> describe_kernels(load_base(base_path()), torch.device("cpu"), torch.float32)
         ''
     """
-    if model.config._attn_implementation != BY_DOCUMENT or device.type != "cuda":
+    if attention_of(model) != BY_DOCUMENT or device.type != "cuda":
         return ""
     text, vision = model.config.get_text_config(), model.config.vision_config
     group = text.num_attention_heads // text.num_key_value_heads
@@ -241,27 +266,24 @@ def kernel_for(device: torch.device, dtype: torch.dtype, width: int, group: int,
             None, f"it computes in {str(dtype).removeprefix('torch.')}, and the kernel needs 16 bits"
         )
     try:
-        kernel = _varlen_kernel()
+        kernel, wrong = _varlen_kernel(), ""
         # Over 128 tokens another library may serve the call, so longer documents are compared as well.
         for lengths in ((48, 16), (96, 160)):
-            if wrong := compare(kernel, lengths, device, dtype, width, group, causal):
-                return _refused(device, wrong)
+            wrong = wrong or compare(kernel, lengths, device, dtype, width, group, causal)
     except torch.OutOfMemoryError:  # a full GPU says nothing of the kernel
         raise
     # Older cards and ROCm refuse with a RuntimeError, older releases of torch have other arguments or none.
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        return _refused(device, f"it does not run: {(str(error) or repr(error)).splitlines()[0]}")
-    return Proof(kernel, "torch.nn.attention.varlen agrees with PyTorch's attention")
-
-
-def _refused(device: torch.device, reason: str) -> Proof:
+        wrong = f"it does not run: {(str(error) or repr(error)).splitlines()[0]}"
+    if not wrong:
+        return Proof(kernel, "torch.nn.attention.varlen agrees with PyTorch's attention")
     logger.warning(
         "attention by documents runs on PyTorch's own attention on %s, which is slower: "
         "torch.nn.attention.varlen is not used, because %s.",
         device,
-        reason,
+        wrong,
     )
-    return Proof(None, reason)
+    return Proof(None, wrong)
 
 
 def _varlen_kernel() -> Kernel:
@@ -325,15 +347,24 @@ def compare(
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
     scaling = width**-0.5
 
-    def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return _by_length(layer, query, key, value, lengths, 0.0, scaling, causal)
+    def results(
+        computed_in: torch.dtype, attend: Callable[..., torch.Tensor], *given: object
+    ) -> list[torch.Tensor]:
+        """Output and the gradients of the inputs, in float32."""
+        with (
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            # Inside a layer whose activations are checkpointed, what is kept here is none of that layer's.
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+        ):
+            leaves = [one.detach().to(computed_in).requires_grad_() for one in inputs]
+            out = attend(*leaves, *given, scaling, causal)
+            grads = torch.autograd.grad(out, leaves, upstream.to(computed_in))
+        return [one.float() for one in (out.detach(), *grads)]
 
-    def fast(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return kernel(query, key, value, bounds, max(lengths), scaling, causal)
-
-    exact = list(_results(plain, inputs, upstream, torch.float32))
-    rounded = list(_results(plain, inputs, upstream, dtype))
-    found = list(_results(fast, inputs, upstream, dtype))
+    exact = results(torch.float32, _by_length, lengths, layer)
+    rounded = results(dtype, _by_length, lengths, layer)
+    found = results(dtype, kernel, bounds, max(lengths))
     names = ("output", "gradient of the queries", "gradient of the keys", "gradient of the values")
     for name, right, near, one in zip(names, exact, rounded, found, strict=True):
         error = float((one - right).abs().max())
@@ -341,23 +372,3 @@ def compare(
         if not error <= allowed:  # also where it is NaN
             return f"its {name} is off by {error:.2g}, where rounding explains {allowed:.2g}"
     return ""
-
-
-def _results(
-    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-    inputs: Sequence[torch.Tensor],
-    upstream: torch.Tensor,
-    dtype: torch.dtype,
-) -> Iterator[torch.Tensor]:
-    """Output and the gradients of the inputs, in float32."""
-    with (
-        torch.enable_grad(),
-        torch.autocast(upstream.device.type, enabled=False),
-        # Inside a layer whose activations are checkpointed, what is kept here is none of that layer's.
-        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
-    ):
-        leaves = [one.detach().to(dtype).requires_grad_() for one in inputs]
-        out = attend(leaves[0], leaves[1], leaves[2])
-        grads = torch.autograd.grad(out, leaves, upstream.to(dtype))
-    for one in (out.detach(), *grads):
-        yield one.float()

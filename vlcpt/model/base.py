@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
-import yaml
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_url,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -24,20 +28,23 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.model.attention import with_attention
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
-    Saved,
+    Kind,
+    as_load_error,
     not_loaded,
     read_json,
     read_shapes,
     weight_files,
 )
+from vlcpt.run_files import read_mapping, run_settings
 
 _PAUSE = 1.0  # seconds before the second and last try
 
 
-def only_cached(what: Saved, name_or_path: str, revision: str | None = None) -> bool:
+def only_cached(what: Kind | Literal["processor"], name_or_path: str, revision: str | None = None) -> bool:
     """Whether only the cache can be asked for this name, because the Hub does not answer.
 
     transformers 5.24 and peft 0.21 try each of their files six times, for 24 seconds, where the network is
@@ -74,6 +81,7 @@ def _asked(url: str) -> Exception | None:
     for pause in (_PAUSE, 0.0):
         try:
             get_hf_file_metadata(url)
+            return None
         except (RepositoryNotFoundError, OfflineModeIsEnabled) as final:
             return final
         except HfHubHTTPError:
@@ -81,9 +89,32 @@ def _asked(url: str) -> Exception | None:
         except HTTPError as failed:
             error = failed
             time.sleep(pause)
-        else:
-            return None
     return error
+
+
+def local_folder(what: Kind, name_or_path: str, files: list[str], revision: str | None = None) -> Path:
+    """A folder itself; for an id on the Hub that of its cache, into which missing files are fetched.
+
+    Args:
+        what: What is looked for.
+        files: Names or patterns of the files to fetch.
+
+    Raises:
+        ConfigError: If the Hub has no such id for this user, or does not answer, and nothing is cached.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> local_folder("model", base_path(), ["*.json"]).name
+        'base'
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = only_cached(what, name_or_path, revision)
+    with as_load_error(what, name_or_path):
+        return Path(
+            snapshot_download(name_or_path, revision=revision, allow_patterns=files, local_files_only=cached)
+        )
 
 
 def base_folders(named: str, checkpoint: Path) -> list[Path]:
@@ -108,33 +139,15 @@ def base_folders(named: str, checkpoint: Path) -> list[Path]:
         []
     """
     path = Path(named).expanduser()
-    if path.is_absolute() and _is_model(path):
+    if path.is_absolute() and (path / CONFIGS["model"]).is_file():
         return [path]
     found: dict[str, Path] = {}
-    for folder in (path, checkpoint / path, checkpoint.parent / path, *_configured(path.name, checkpoint)):
-        if _is_model(folder):
+    # Another name means that somebody has corrected the one in adapter_config.json.
+    configured = [one for model, one in _models_of(checkpoint) if Path(model).name == path.name]
+    for folder in (path, checkpoint / path, checkpoint.parent / path, *configured):
+        if (folder / CONFIGS["model"]).is_file():
             found.setdefault(os.path.realpath(folder), folder)
     return list(found.values())
-
-
-def find_base(named: str, checkpoint: Path) -> str:
-    """The folder that an adapter means by the name of its base, or the name itself if it means no folder.
-
-    Raises:
-        ValueError: If there are two, because the wrong one would give a wrong model.
-
-    Example:
-        >>> find_base("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
-        'Qwen/Qwen2.5-VL-3B-Instruct'
-    """
-    found = base_folders(named, checkpoint)
-    if len(found) > 1:
-        raise ValueError(
-            f"{checkpoint}/adapter_config.json: the base model {named!r} may be "
-            f"{' or '.join(os.path.realpath(folder) for folder in found)}. Write the absolute path of the "
-            "right one into base_model_name_or_path."
-        )
-    return str(found[0]) if found else named
 
 
 def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
@@ -157,23 +170,7 @@ def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
     if any(os.path.realpath(folder) == os.path.realpath(used) for folder in folders):
         return True
     in_use = _config(used)
-    return in_use is not None and in_use in map(_config, [str(folder) for folder in folders] or [named])
-
-
-def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:
-    """The settings in a config.yaml in or above a checkpoint, each with the folder of the file.
-
-    Example:
-        >>> list(run_settings(Path("/none/checkpoint-2")))
-        []
-    """
-    for folder in (checkpoint, checkpoint.parent):
-        try:
-            written = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            continue  # none there, or somebody else's
-        if isinstance(written, dict):
-            yield folder, written
+    return bool(in_use) and in_use in map(_config, [str(folder) for folder in folders] or [named])
 
 
 def base_of_run(checkpoint: Path) -> str | None:
@@ -183,39 +180,25 @@ def base_of_run(checkpoint: Path) -> str | None:
         >>> base_of_run(Path("/none/checkpoint-2")) is None
         True
     """
+    return next((str(path) if path.is_dir() else named for named, path in _models_of(checkpoint)), None)
+
+
+def _models_of(checkpoint: Path) -> Iterator[tuple[str, Path]]:
+    """The model that a config.yaml in or above a checkpoint names, and the folder if it is one."""
     for folder, settings in run_settings(checkpoint):
-        named = settings.get("model_name_or_path")
-        if isinstance(named, str):
-            there = folder / Path(named).expanduser()
-            return str(there) if there.is_dir() else named
-    return None
+        if isinstance(named := settings.get("model_name_or_path"), str):
+            yield named, folder / Path(named).expanduser()
 
 
-def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
-    """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
-    for folder, written in run_settings(checkpoint):
-        model = written.get("model_name_or_path")
-        # Another name means that somebody has corrected the one in adapter_config.json.
-        if isinstance(model, str) and Path(model).name == name:
-            yield folder / Path(model).expanduser()
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-def _config(name_or_path: str) -> object:
-    """The content of a model's config.json, from its folder or the Hub's cache; None if it is in neither."""
-    file: object = Path(name_or_path, "config.json")
-    if not Path(name_or_path).is_dir():
-        try:
-            file = try_to_load_from_cache(name_or_path, "config.json")
-        except HFValidationError:  # a path, not an id
-            return None
+def _config(name_or_path: str) -> dict[str, object]:
+    """The content of a model's config.json, from its folder or the Hub's cache; empty if it is in neither."""
+    if Path(name_or_path).is_dir():
+        return read_mapping(Path(name_or_path, "config.json"))
     try:
-        return json.loads(Path(file).read_text("utf-8")) if isinstance(file, str | Path) else None
-    except (OSError, ValueError):
-        return None
+        cached = try_to_load_from_cache(name_or_path, "config.json")
+    except HFValidationError:  # a path, not an id
+        return {}
+    return read_mapping(Path(cached)) if isinstance(cached, str) else {}
 
 
 # A configuration makes lists as long as there are layers, and a model an object for each.
@@ -244,14 +227,16 @@ def check_config_file(path: Path) -> None:
     for key, value in _entries(found):
         name = key.rpartition(".")[2]
         most = _MAX_LAYERS if name in _LAYERS else _MAX_SIZE
+        wrong = ""
         if isinstance(value, int) and abs(value) > most:
+            wrong = f"can be at most {most:,}"
+        elif name in ("dtype", "torch_dtype") and value is not None:
+            is_type = isinstance(getattr(torch, str(value).removeprefix("torch."), None), torch.dtype)
+            wrong = "" if is_type else "must be float32, bfloat16 or float16"
+        if wrong:
             raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]}, and can be at most {most:,}. Get the file again from "
-                "where the model is published."
-            )
-        if name in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value):
-            raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]!r}, and must be float32, bfloat16 or float16. Correct it."
+                f"{path}: {key} is {repr(value)[:40]}, and {wrong}. Get the file again from where the "
+                "model is published."
             )
 
 
@@ -306,9 +291,8 @@ def bare_model(config: PreTrainedConfig, attn_implementation: str = "sdpa") -> P
         >>> bare_model(read_config(base_path())).device.type
         'meta'
     """
-    bare = copy.deepcopy(config)
+    bare = with_attention(config, attn_implementation)
     vars(bare).pop("quantization_config", None)  # shapes are those of weights that are not packed
-    bare._attn_implementation = attn_implementation
     # As if DeepSpeed stage 3 were active already: else it would partition this model over the ranks.
     with torch.device("meta"), set_zero3_state():
         model = AutoModelForImageTextToText.from_config(bare)
@@ -326,9 +310,3 @@ def _entries(value: object, key: str = "") -> Iterator[tuple[str, object]]:
             yield from _entries(one, key)
     else:
         yield key, value
-
-
-def _is_dtype(value: object) -> bool:
-    return isinstance(value, str) and isinstance(
-        getattr(torch, value.removeprefix("torch."), None), torch.dtype
-    )

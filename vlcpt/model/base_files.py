@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlcpt.errors import ConfigError
-from vlcpt.model.base import only_cached
+from vlcpt.model.base import local_folder
 from vlcpt.model.loading import load_processor
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ GROUPS = (
     ("chat_template.jinja", "chat_template.json"),
 )
 # Older tools read these two instead of tokenizer.json.
-_VOCABULARY = ("vocab.json", "merges.txt")
+VOCABULARY = ("vocab.json", "merges.txt")
 GENERATION = "generation_config.json"
 _LICENCE = re.compile(r"(?i)(licen[cs]e|notice|copying)([-_.][\w.-]*)?")
 _CODE = (".py", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
@@ -53,6 +51,16 @@ def is_licence(name: str) -> bool:
     return _LICENCE.fullmatch(name) is not None and not name.endswith(_CODE)
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a folder holds a processor: as published, or as transformers 5 saves it.
+
+    Example:
+        >>> has_processor(Path("/none"))
+        False
+    """
+    return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+
+
 class BaseFiles:
     """The files of a base, beside its weights.
 
@@ -67,7 +75,7 @@ class BaseFiles:
     @property
     def size(self) -> int:
         """Bytes of all that a result takes over from here, its config.json included."""
-        names = {"config.json", GENERATION, *_VOCABULARY, *(name for group in GROUPS for name in group)}
+        names = {"config.json", GENERATION, *VOCABULARY, *(name for group in GROUPS for name in group)}
         found = [one for one in self.folder.iterdir() if one.name in names or is_licence(one.name)]
         return sum(one.stat().st_size for one in found if one.is_file())
 
@@ -83,7 +91,7 @@ class BaseFiles:
         """
         unchanged = [group for group in GROUPS if self._is_unchanged(group, target)]
         for group in unchanged:
-            for name in (*group, *(_VOCABULARY if group is GROUPS[0] else ())):
+            for name in (*group, *(VOCABULARY if group is GROUPS[0] else ())):
                 (target / name).unlink(missing_ok=True)
                 self._copy(name, target)
         if model is None or _is_same(model.generation_config, self._generation()):
@@ -93,32 +101,28 @@ class BaseFiles:
             if is_licence(path.name) and path.is_file():
                 self._copy(path.name, target)
 
-    def restore_config(self, target: Path, *, tied: bool | None = None) -> None:
-        """Give a result's config.json the layout of the base's, with the type that the saved one says.
+    def restore_config(self, target: Path) -> None:
+        """Give a result's config.json the layout of the base's; type and tied embeddings stay its own.
 
         Left as it is where the model's shape or working is another than the base's.
-
-        Args:
-            tied: Whether the embeddings share one weight, where a merge has decided that.
         """
         saved, path = target / "config.json", self.folder / "config.json"
         written, ours = AutoConfig.from_pretrained(target), AutoConfig.from_pretrained(self.folder)
-        if tied is not None:
-            for one in (written, ours):
-                one.tie_word_embeddings = one.get_text_config().tie_word_embeddings = tied
+        tied = written.tie_word_embeddings
+        is_parted = ours.tie_word_embeddings != tied
+        for one in (written, ours):
+            one.tie_word_embeddings = one.get_text_config().tie_word_embeddings = tied
         if not _is_same(written, ours):
             logger.info("%s: config.json is not the base's, so it is saved as it is.", target)
             return
         text = path.read_text("utf-8")
         config = json.loads(text)
         found = json.loads(saved.read_text("utf-8"))
-        dtype = found.get("dtype") or found.get("torch_dtype")
-        before = json.dumps(config)
-        set_type(config, dtype)
-        if tied is not None:
+        set_type(config, found.get("dtype") or found.get("torch_dtype"))
+        if is_parted:
             for part in (config, config.get("text_config", {})):
                 part |= {key: tied for key in ("tie_word_embeddings",) if key in part or part is config}
-        if json.dumps(config) == before:
+        if config == json.loads(text):
             shutil.copyfile(path, saved)
         else:
             saved.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -134,8 +138,8 @@ class BaseFiles:
 
     def _is_unchanged(self, group: tuple[str, ...], target: Path) -> bool:
         """Whether a result's files are what the base's own processor saves, or the base's, or not there."""
-        found = {name: _said(target / name) for name in group if (target / name).is_file()}
-        if all(content == _said(self.folder / name) for name, content in found.items()):
+        found = {name: _content(target / name) for name in group if (target / name).is_file()}
+        if all(content == _content(self.folder / name) for name, content in found.items()):
             return True
         written = self._written(target)
         return found == {name: written[name] for name in group if name in written}
@@ -145,14 +149,14 @@ class BaseFiles:
             # Not where TMPDIR says: there is room beside the result, which is of the same size or larger.
             with tempfile.TemporaryDirectory(prefix=".base-", dir=target) as folder:
                 load_processor(str(self.folder)).save_pretrained(folder)
-                self._as_written = {path.name: _said(path) for path in Path(folder).iterdir()}
+                self._as_written = {path.name: _content(path) for path in Path(folder).iterdir()}
         return self._as_written
 
 
 def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles | None:
     """The files of a base, without its weights; None for a model without a folder, made in Python.
 
-    Of a name on the Hub those that are not cached yet are fetched, unless it does not answer.
+    Files of a name on the Hub that are not cached yet are fetched, unless the Hub does not answer.
 
     Example:
         >>> from vlcpt.demo import base_path
@@ -160,31 +164,19 @@ def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles
         >>> (files.folder / "config.json").is_file(), find_base_files("")
         (True, None)
     """
-    folder = Path(name_or_path).expanduser()
     if not name_or_path:
         return None
-    if not folder.is_dir():
-        try:
-            folder = Path(
-                snapshot_download(
-                    name_or_path,
-                    revision=revision,
-                    allow_patterns=["*.json", "*.txt", "*.jinja", "[Ll][Ii][Cc]*", "NOTICE*", "COPYING*"],
-                    local_files_only=only_cached("model", name_or_path, revision),
-                )
-            )
-        except (OSError, ConfigError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            logger.warning(
-                "%s: the base's own files could not be read, so tokenizer and configuration are saved as "
-                "this transformers writes them, which older versions may not read: %s",
-                name_or_path,
-                str(error).strip().split("\n")[0],
-            )
-            return None
-    has_all = (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    return BaseFiles(folder) if has_all else None
+    wanted = ["*.json", "*.txt", "*.jinja", "[Ll][Ii][Cc]*", "NOTICE*", "COPYING*"]
+    try:
+        folder = local_folder("model", name_or_path, wanted, revision)
+    except ConfigError as error:
+        logger.warning(
+            "The base's own files could not be read, so tokenizer and configuration are saved as this "
+            "transformers writes them, which older versions may not read. %s",
+            error,
+        )
+        return None
+    return BaseFiles(folder) if (folder / "config.json").is_file() and has_processor(folder) else None
 
 
 def set_type(config: dict[str, object], dtype: str) -> None:
@@ -231,15 +223,11 @@ def set_pixels(folder: Path, min_pixels: int | None, max_pixels: int | None) -> 
         if not path.is_file():
             continue
         config = json.loads(path.read_text("utf-8"))
-        parts = [config, config.get("image_processor"), config.get("video_processor")]
-        for part in parts[1:] if name == "processor_config.json" else parts[:1]:
-            if not isinstance(part, dict):
-                continue
-            size = part.get("size")
-            has_size = isinstance(size, dict)
-            if isinstance(size, dict):
+        inner = [one for key in ("image_processor", "video_processor") if (one := config.get(key))]
+        for part in inner if name == "processor_config.json" else [config]:
+            if size := part.get("size"):
                 size |= {edges[key]: value for key, value in given.items()}
-            part |= {key: value for key, value in given.items() if key in part or not has_size}
+            part |= {key: value for key, value in given.items() if key in part or not size}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -259,8 +247,8 @@ def _lasting(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _said(path: Path) -> object:
-    """What a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
+def _content(path: Path) -> object:
+    """What a file holds, without how it was loaded: a folder and a name on the Hub differ in that."""
     if not path.is_file():
         return None
     if path.name in ("tokenizer_config.json", "processor_config.json"):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -25,24 +22,15 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from vlcpt.data.families import TOWERS, Tower, base_name, family_of, is_embedding, tower_of
+from vlcpt.data.families import family_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.adapters import (
-    adapter_folder,
-    check_adapter_tensors,
-    check_trained_parts,
-    load_adapter,
-    new_adapter,
-    read_adapter_config,
-    read_adapter_settings,
-    read_adapter_shapes,
-)
-from vlcpt.model.attention import attend_by_document
+from vlcpt.model.adapters import adapter_folder, check_trained_parts, empty_adapter, load_adapter
+from vlcpt.model.attention import BY_DOCUMENT, attend_by_document, attention_for
 from vlcpt.model.base import bare_model, check_config_file, check_parameters, only_cached
-from vlcpt.model.tuning import adapted_layers, apply_tuning, copied_modules, is_tied
+from vlcpt.model.tuning import apply_tuning
 from vlcpt.model.weights import (
     CONFIGS,
-    UNREADABLE,
+    as_load_error,
     check_checkpoint,
     check_files,
     first_few,
@@ -127,17 +115,15 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     cached = only_cached("processor", name_or_path)
     if (config := Path(name_or_path, CONFIGS["model"])).is_file():
         check_config_file(config)  # looked into for the kind of processor
-    try:
+    with as_load_error("processor", name_or_path):
         processor = AutoProcessor.from_pretrained(
             name_or_path, local_files_only=cached, trust_remote_code=False
         )
-    except (HfHubHTTPError, *UNREADABLE) as error:
-        raise ConfigError(not_loaded("processor", name_or_path, error)) from error
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
-            "Use a folder or id with the whole processor of a Qwen2.5-VL model: beside the tokenizer's files "
-            "preprocessor_config.json, as it is published, or processor_config.json, as it is saved today."
+            "Use a folder or id with the complete processor of a Qwen2.5-VL model: beside the tokenizer's "
+            "files preprocessor_config.json, as published, or processor_config.json, as saved today."
         )
     return processor
 
@@ -181,10 +167,7 @@ def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | Peft
 def _without_cache(config: ModelConfig, name_or_path: str, *, in_4_bits: bool = False) -> PreTrainedModel:
     """A model without a KV cache, which would let packed documents see each other."""
     model = load_base(
-        name_or_path,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        in_4_bits=in_4_bits,
+        name_or_path, dtype=config.dtype, attn_implementation=config.attn_implementation, in_4_bits=in_4_bits
     )
     model.config.use_cache = model.config.get_text_config().use_cache = False
     return model
@@ -213,7 +196,7 @@ def load_base(
     """
     found = read_config(name_or_path, revision=revision)
     check_parameters(found, name_or_path)
-    torch_dtype = resolve_dtype(dtype, found)
+    torch_dtype, attention = resolve_dtype(dtype, found), attention_for(found, attn_implementation)
     cached = only_cached("model", name_or_path, revision)
     try:
         # Typed as the model alone; with output_loading_info it is a pair.
@@ -224,7 +207,7 @@ def load_base(
             local_files_only=cached,
             adapter_kwargs={"local_files_only": cached},  # looks for an adapter in the same place
             dtype=torch_dtype,
-            attn_implementation="sdpa" if attn_implementation == "auto" else attn_implementation,
+            attn_implementation="sdpa" if attention == BY_DOCUMENT else attention,
             quantization_config=four_bits(torch_dtype) if in_4_bits else None,
             trust_remote_code=False,
             output_loading_info=True,
@@ -239,16 +222,15 @@ def load_base(
     assert isinstance(loaded, tuple)
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    wrong = {kind: sorted(str(key) for key in keys) for kind, keys in info.items()}
-    if any(wrong.values()):
+    if wrong := first_few({kind: sorted(map(str, keys)) for kind, keys in info.items()}):
         raise ValueError(
-            f"{name_or_path}: the checkpoint's tensors are not the model's: {first_few(wrong)}. "
+            f"{name_or_path}: the checkpoint's tensors are not the model's: {wrong}. "
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
     require_finite_base(model, name_or_path, torch_dtype)
     if in_4_bits:
         keep_layout(model)
-    if attn_implementation == "auto" and not has_sliding_window(found):
+    if attention == BY_DOCUMENT:
         attend_by_document(model)
     return model
 
@@ -265,17 +247,13 @@ def read_config(name_or_path: str, *, revision: str | None = None) -> PreTrained
         'qwen2_5_vl'
     """
     cached = only_cached("model", name_or_path, revision)
-    try:
+    with as_load_error("model", name_or_path):
         path = cached_file(name_or_path, CONFIGS["model"], revision=revision, local_files_only=cached)
         if path is not None:
             check_config_file(Path(path))
         found = AutoConfig.from_pretrained(
             name_or_path, revision=revision, local_files_only=cached, trust_remote_code=False
         )
-    except ConfigError:
-        raise
-    except (HfHubHTTPError, *UNREADABLE) as error:
-        raise ConfigError(not_loaded("model", name_or_path, error)) from error
     assert isinstance(found, PreTrainedConfig)
     with wrong_config():
         family_of(found.model_type)
@@ -295,11 +273,10 @@ def with_native_dtype(config: ModelConfig, *, emulates_bf16: bool) -> ModelConfi
         >>> with_native_dtype(config, emulates_bf16=True).dtype  # as it was asked for
         'bfloat16'
     """
-    if config.dtype != "auto" or not emulates_bf16:
-        return config
-    if resolve_dtype(config.dtype, read_config(config.model_name_or_path)) != torch.bfloat16:
-        return config
-    return replace(config, dtype="float32")
+    may_change = config.dtype == "auto" and emulates_bf16
+    if may_change and resolve_dtype("auto", read_config(config.model_name_or_path)) == torch.bfloat16:
+        return replace(config, dtype="float32")
+    return config
 
 
 def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
@@ -312,19 +289,6 @@ def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
     if dtype not in named:
         raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(named)}.")
     return named[dtype]
-
-
-def has_sliding_window(config: PreTrainedConfig) -> bool:
-    """Whether a layer of the language model sees only tokens that are near; no published Qwen2.5-VL has one.
-
-    Attention by documents does not do that, and leaves such a model to PyTorch's own with a mask.
-
-    Example:
-        >>> from importlib.resources import files
-        >>> has_sliding_window(read_config(str(files("vlcpt") / "demo/base")))
-        False
-    """
-    return "sliding_attention" in (config.get_text_config().layer_types or ())
 
 
 def not_supported_here(name_or_path: str, asked: str, error: Exception) -> str:
@@ -343,8 +307,8 @@ def load_for_evaluation(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
     """A trained model as it was in training, and its base where that is not inside it.
 
-    Both are frozen and in evaluation mode. Of ``config`` only the base, ``dtype``, the attention and
-    whether ``tuning`` is ``qlora`` are used: an adapter is then measured on the 4-bit weights that it was
+    Both are frozen and in evaluation mode. Only the base, ``dtype``, the attention and whether ``tuning`` is
+    ``qlora`` are read from ``config``: an adapter is then measured on the 4-bit weights that it was
     trained on. What was trained, and how, is the checkpoint's.
 
     Args:
@@ -384,7 +348,7 @@ def check_model(config: ModelConfig) -> None:
     """Load and tune the model without its weights, to find errors before the data is read.
 
     Layers are those of the model itself, without any numbers (on PyTorch's meta device): a second or two
-    also for the largest. Of folders it is checked that their files are there. From the Hub only
+    also for the largest. A folder must have its files. From the Hub only
     configurations are fetched, and an adapter.
 
     Raises:
@@ -400,14 +364,12 @@ def check_model(config: ModelConfig) -> None:
         vlcpt.errors.ConfigError: lora_target_modules names 'q_porj', which matches no layer of language, ...
     """
     adapter = config.adapter_name_or_path
-    if adapter is not None and Path(adapter).is_dir():
-        check_files("adapter", adapter)
     model = _checked_base(config, config.model_name_or_path)
     with torch.device("meta"), wrong_config():
         if adapter is None:
             apply_tuning(model, config)
         else:
-            check_trained_parts(_checked_adapter(model, adapter, is_trainable=True), config)
+            check_trained_parts(empty_adapter(model, adapter_folder(adapter)), config)
 
 
 def check_evaluated(config: ModelConfig, checkpoint: str) -> None:
@@ -427,8 +389,8 @@ def check_evaluated(config: ModelConfig, checkpoint: str) -> None:
     if kind == "model":
         _checked_base(config, checkpoint)
         return
-    with torch.device("meta"), wrong_config():
-        _checked_adapter(model, checkpoint, is_trainable=False)
+    with wrong_config():
+        empty_adapter(model, Path(checkpoint))
 
 
 def _checked_base(config: ModelConfig, name_or_path: str) -> PreTrainedModel:
@@ -442,139 +404,3 @@ def _checked_base(config: ModelConfig, name_or_path: str) -> PreTrainedModel:
         return bare_model(found, "sdpa" if wanted == "auto" else wanted)
     except (ImportError, ValueError) as error:
         raise ConfigError(not_supported_here(name_or_path, wanted, error)) from error
-
-
-def _checked_adapter(model: PreTrainedModel, adapter: str, *, is_trainable: bool) -> PeftModel:
-    """An adapter without numbers, compared with the header of its file."""
-    config = read_adapter_config(adapter)
-    tuned = new_adapter(model, config, is_trainable=is_trainable, name_or_path=adapter)
-    check_adapter_tensors(tuned, adapter, read_adapter_shapes(adapter_folder(adapter)))
-    return tuned
-
-
-@dataclass(frozen=True)
-class TowerParameters:
-    """Parameters of a tower.
-
-    Args:
-        how: How it trains.
-        frozen: Those that do not train.
-        trained: Those that do: its own, copies of them, or its adapters'.
-        packed: Of the frozen ones, those held in 4 bits.
-        trained_head: Of the trained ones, those of the output layer.
-    """
-
-    how: Literal["frozen", "lora", "full"]
-    frozen: int
-    trained: int
-    packed: int = 0
-    trained_head: int = 0
-
-
-def empty_model(config: ModelConfig) -> PreTrainedModel:
-    """The model that training starts from in its type, without a weight and before anything is tuned.
-
-    Raises:
-        ConfigError: As ``load_model`` does, for what shows without weights.
-
-    Example:
-        >>> from vlcpt.config.schema import ModelConfig
-        >>> from vlcpt.demo import base_path
-        >>> empty_model(ModelConfig(base_path(), dtype="bfloat16")).dtype
-        torch.bfloat16
-    """
-    found = read_config(config.model_name_or_path)
-    # Attention makes no parameters, and flash attention is refused where its package is missing.
-    model = bare_model(found)
-    nn.Module.to(model, resolve_dtype(config.dtype, found))  # transformers hides the type of its own
-    return model
-
-
-def count_towers(model: PreTrainedModel, config: ModelConfig) -> dict[Tower, TowerParameters]:
-    """Parameters of each tower as training would hold them, counted without peft, which takes long to import.
-
-    Args:
-        model: The base, on the meta device.
-        config: What trains of it, and how.
-
-    Raises:
-        ConfigError: For layers that cannot be adapted, or a saved adapter that cannot be read.
-
-    Example:
-        >>> from vlcpt.config.schema import ModelConfig
-        >>> from vlcpt.demo import base_path
-        >>> config = ModelConfig(base_path(), lora_r=4)
-        >>> {tower: found.how for tower, found in count_towers(empty_model(config), config).items()}
-        {'vision': 'frozen', 'merger': 'frozen', 'language': 'lora'}
-    """
-    if config.tuning == "full":
-        apply_tuning(model, config)
-    else:
-        model.requires_grad_(False)
-    found = [(name, one.numel(), one.requires_grad) for name, one in model.named_parameters()]
-    with wrong_config():
-        found += [(name, count, True) for name, count in _added_parameters(model, config)]
-    packed = set()
-    if config.tuning == "qlora":
-        packed = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear)}
-    tied = is_tied(model, family_of(model.config.model_type))
-    counts: dict[Tower, TowerParameters] = {}
-    for tower in TOWERS:
-        frozen = {name: count for name, count, trains in found if tower_of(name) == tower and not trains}
-        trained = [(name, count) for name, count, trains in found if tower_of(name) == tower and trains]
-        has_adapter = any(".lora_" in name for name, _ in trained)
-        in_full = any(".lora_" not in name and not is_embedding(name) for name, _ in trained)
-        in_4_bits = {
-            name for name in packed & frozen.keys() if tower == "language" and not is_embedding(name)
-        }
-        counts[tower] = TowerParameters(
-            how="lora" if has_adapter else "full" if in_full else "frozen",
-            frozen=sum(frozen.values()),
-            trained=sum(count for _, count in trained),
-            packed=sum(frozen[name] for name in in_4_bits),
-            # The output layer makes the logits, or the embeddings that are tied to it.
-            trained_head=sum(n for name, n in trained if is_embedding(name) and (tied or "lm_head" in name)),
-        )
-    return counts
-
-
-def _added_parameters(model: PreTrainedModel, config: ModelConfig) -> Iterator[tuple[str, int]]:
-    """Names and numbers of what peft puts beside the base: adapters, and copies of what trains in full."""
-    if config.tuning == "full":
-        return
-    if config.adapter_name_or_path is not None:
-        family = family_of(model.config.model_type)
-        for name, shape in read_adapter_shapes(adapter_folder(config.adapter_name_or_path)).items():
-            is_head = base_name(name).startswith(family.embeddings[1]) and ".lora_" not in name
-            if not (is_head and is_tied(model, family)):  # saved twice, and held once
-                yield name, math.prod(shape)
-        return
-    pattern = re.compile(adapted_layers(model, config))
-    for path, module in model.named_modules():
-        if pattern.fullmatch(path):
-            rows, columns = module.get_parameter("weight").shape
-            magnitudes = rows if isinstance(module, nn.Linear) else columns
-            yield f"{path}.lora_A", config.lora_r * (rows + columns) + config.use_dora * magnitudes
-    copied = {
-        parameter: f"{path}.{name}"
-        for path in copied_modules(model, config)
-        for name, parameter in model.get_submodule(path).named_parameters()
-    }
-    for parameter, name in copied.items():
-        yield name, parameter.numel()
-
-
-def adapter_shape(config: ModelConfig) -> tuple[int, bool]:
-    """The rank of a run's adapters, and whether they drop some of their input; 0 without adapters.
-
-    Example:
-        >>> from vlcpt.config.schema import ModelConfig
-        >>> adapter_shape(ModelConfig("base", lora_r=4)), adapter_shape(ModelConfig("base", tuning="full"))
-        ((4, False), (0, False))
-    """
-    if config.tuning == "full":
-        return 0, False
-    if config.adapter_name_or_path is None:
-        return config.lora_r, config.lora_dropout > 0
-    found = read_adapter_settings(adapter_folder(config.adapter_name_or_path) / CONFIGS["adapter"])
-    return int(str(found.get("r", 8))), bool(found.get("lora_dropout"))

@@ -1,34 +1,33 @@
 """A run's result as one model in its base's type, proven by logits before anything is written for good."""
 
 import gc
-import json
 import logging
-import re
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from vlcpt.data.families import family_of
-from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.errors import ConfigError
 from vlcpt.file_writes import Writing, sync
 from vlcpt.folder_locks import hold, staging_folder
 from vlcpt.model.adapters import load_adapter, read_adapter_config
-from vlcpt.model.base import base_of_run, find_base, run_settings
-from vlcpt.model.base_files import BaseFiles, find_base_files, set_pixels
+from vlcpt.model.base import base_folders, base_of_run
+from vlcpt.model.base_files import BaseFiles, find_base_files, has_processor, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import is_tied
 from vlcpt.model.weights import check_checkpoint, first_not_finite
+from vlcpt.run_files import RECORD, read_log, record_of, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +54,21 @@ class Merge:
     effect: float | None
 
 
-# What a run leaves beside its result: a card is made of it.
-RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
-
-
 @dataclass(frozen=True)
 class _Source:
     """What is merged.
 
     Args:
-        kind: Of the checkpoint.
         base: Folder or Hub id of the base; None where a run in full does not say it.
         revision: Of the base on the Hub.
         dtype: Of the merged weights; None: of the base's, one by one.
+        is_adapter: Whether the checkpoint is one, or a model.
     """
 
-    kind: Literal["adapter", "model"]
     base: str | None
     revision: str | None
     dtype: torch.dtype | None
+    is_adapter: bool
 
 
 def merge_adapter(
@@ -88,7 +83,7 @@ def merge_adapter(
     An adapter is added to its base, and peft is not needed any more. A model trained in full, whose weights
     are saved in float32, is rounded to the type of its base. The base's own processor, tokenizer, generation
     configuration and licence come along, and the run's record, so that the folder can be pushed with the
-    whole card. A ``min_pixels`` or ``max_pixels`` that was trained with is in the processor's configuration.
+    complete card. A ``min_pixels`` or ``max_pixels`` of the training is in the processor's configuration.
 
     The base of an adapter is the one that ``adapter_config.json`` names, in its own precision, not in 4
     bits; a relative path may start at the current directory, the checkpoint or its parent, or be that of
@@ -114,7 +109,7 @@ def merge_adapter(
         >>> from importlib.resources import files
         >>> merge_adapter(str(files("vlcpt") / "demo/base"), "merged")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        vlcpt.errors.ConfigError: ...base holds a whole model, and neither it nor the folder above ...
+        vlcpt.errors.ConfigError: ...base holds a model, and neither it nor the folder above has ...
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -126,7 +121,27 @@ def merge_adapter(
     source = _find_source(checkpoint, dtype)
     writing = Writing(output, "the merged model", reads=True)
     with writing, _staged(output) as staging:
-        merge = _write_all(source, checkpoint, staging, max_shard_size, writing)
+        has_own = has_processor(checkpoint) or source.base is None
+        processor = load_processor(str(checkpoint if has_own else source.base))
+        files = find_base_files(source.base or "", source.revision)
+        model, before, effect = _merged(source, checkpoint)
+        stored = model.dtype
+        small = (files or BaseFiles(checkpoint)).size + sum(one.stat().st_size for one in _record(checkpoint))
+        writing.needed = model.get_memory_footprint() + small
+        writing.require_room()
+        model.save_pretrained(staging, max_shard_size=max_shard_size)
+        if files is not None:
+            files.restore_config(staging)
+        for path in staging.iterdir():
+            sync(path)
+        del model
+        gc.collect()  # a model's modules refer to each other
+        merge = _compare(before, effect, stored, staging)
+        processor.save_pretrained(staging)
+        if files is not None:
+            files.restore(staging, model=None)
+        _copy_record(checkpoint, staging)
+        sync(staging)
         if output.exists():
             output.rmdir()
         staging.rename(output)
@@ -158,145 +173,87 @@ def _staged(output: Path) -> Iterator[Path]:
             work.rmdir()
 
 
-def _write_all(
-    source: _Source, checkpoint: Path, staging: Path, max_shard_size: int | str, writing: Writing
-) -> Merge:
-    """Write all of the merged model, and prove its weights."""
-    has_processor = any(
-        (checkpoint / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    processor = load_processor(str(checkpoint) if has_processor or not source.base else source.base)
-    files = find_base_files(source.base or "", source.revision)
+def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
+    """What a checkpoint is, and its base.
 
-    before = _write_merged(source, checkpoint, staging, max_shard_size, files, writing)
-    gc.collect()  # the model: its modules refer to each other
-    merge = _compare(before, staging)
-    processor.save_pretrained(staging)
-    if files is not None:
-        files.restore(staging, model=None)
-    for _, settings in list(run_settings(checkpoint))[:1]:
-        limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
-        set_pixels(staging, *(one if isinstance(one, int) else None for one in limits))
-    _copy_record(checkpoint, staging)
-    sync(staging)
-    return merge
-
-
-def _base_name(config: PeftConfig, checkpoint: Path) -> str:
-    """Folder or Hub id of the base; refused where its weights are packed."""
-    if not config.base_model_name_or_path:
-        raise ConfigError(
-            f"{checkpoint}/adapter_config.json names no base model. Write its folder or Hub id "
-            "into base_model_name_or_path."
+    Raises:
+        ConfigError: If it is nothing to merge, or its base cannot be found, or is packed.
+    """
+    if check_checkpoint(str(checkpoint)) == "model":
+        found = base_of_run(checkpoint)
+        if found is None and dtype is None:
+            raise ConfigError(
+                f"{checkpoint} holds a model, and neither it nor the folder above has a run's "
+                "config.yaml that names its base, so the type to write is not known. Say it with --dtype "
+                "bfloat16; a model that is in it already needs no merge."
+            )
+        return _Source(
+            found, None, resolve_dtype(dtype or "auto", read_config(found or str(checkpoint))), False
         )
-    with wrong_config():
-        name = find_base(config.base_model_name_or_path, checkpoint)
-    with _naming_the_base(checkpoint):
-        found = read_config(name, revision=config.revision)
-    if getattr(found, "quantization_config", None) is not None:
+    file = f"{checkpoint}/adapter_config.json"
+    adapter = read_adapter_config(str(checkpoint))
+    if not adapter.base_model_name_or_path:
         raise ConfigError(
-            f"{checkpoint}/adapter_config.json: the base model {name} is saved in few bits, where no adapter "
-            "can be added exactly. Write the model that it was made from into base_model_name_or_path."
+            f"{file} names no base model. Write its folder or Hub id into base_model_name_or_path."
+        )
+    folders = list(map(str, base_folders(adapter.base_model_name_or_path, checkpoint)))
+    if len(folders) > 1:  # the wrong one would give a wrong model
+        raise ConfigError(
+            f"{file}: the base model {adapter.base_model_name_or_path!r} may be "
+            f"{' or '.join(map(os.path.realpath, folders))}. Write the absolute path of the right one into "
+            "base_model_name_or_path."
+        )
+    base = folders[0] if folders else adapter.base_model_name_or_path
+    try:
+        config = read_config(base, revision=adapter.revision)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{file}: the base model could not be loaded. If it has moved, correct base_model_name_or_path. "
+            f"{error}"
+        ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"{file}: the base model {base} is saved in few bits, where no adapter can be added exactly. "
+            "Write the model that it was made from into base_model_name_or_path."
         )
     if any(settings.get("tuning") == "qlora" for _, settings in run_settings(checkpoint)):
         logger.info(
             "The adapter was trained on 4-bit weights (tuning: qlora). It is merged into, and compared on, "
             "the base's own weights, which those 4 bits only approximate: measure the result with vlcpt eval."
         )
-    return name
+    return _Source(base, adapter.revision, resolve_dtype(dtype, config) if dtype else None, True)
 
 
-def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
-    """What a checkpoint is, and its base.
-
-    Raises:
-        ConfigError: If it is nothing to merge, or its base cannot be found.
-    """
-    kind = check_checkpoint(str(checkpoint))
-    if kind == "adapter":
-        config = read_adapter_config(str(checkpoint))
-        base = _base_name(config, checkpoint)
-        wanted = resolve_dtype(dtype, read_config(base, revision=config.revision)) if dtype else None
-        return _Source(kind, base, config.revision, wanted)
-    found = base_of_run(checkpoint)
-    if found is None and dtype is None:
-        raise ConfigError(
-            f"{checkpoint} holds a whole model, and neither it nor the folder above has a run's config.yaml "
-            "that names its base, so the type to write is not known. Say it with --dtype bfloat16; a model "
-            "that is in it already needs no merge."
-        )
-    return _Source(kind, found, None, resolve_dtype(dtype or "auto", read_config(found or str(checkpoint))))
-
-
-def _run_of(checkpoint: Path) -> tuple[Path, int | None]:
-    """The folder with what a run left beside its result, and the step of a checkpoint in it."""
-    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    is_inner = step is not None and not (checkpoint / "config.yaml").is_file()
-    return checkpoint.parent if is_inner else checkpoint, int(step[1]) if step else None
-
-
-def _small_bytes(checkpoint: Path, files: BaseFiles | None) -> int:
-    """Bytes of what comes along with the weights: processor, tokenizer, licences, and the run's record."""
-    run, _ = _run_of(checkpoint)
-    record = sum((run / name).stat().st_size for name in RECORD if (run / name).is_file())
-    return record + (BaseFiles(checkpoint) if files is None else files).size
+def _record(checkpoint: Path) -> list[Path]:
+    """The files that the run left beside its result."""
+    run, _ = record_of(checkpoint)
+    return [run / name for name in RECORD if (run / name).is_file()]
 
 
 def _copy_record(checkpoint: Path, folder: Path) -> None:
-    """Copy what the run left beside its result; of a checkpoint, its log up to there."""
-    run, step = _run_of(checkpoint)
-    for name in RECORD:
-        if (run / name).is_file():
-            shutil.copyfile(run / name, folder / name)
-    log = folder / "train_log.jsonl"
-    if step is not None and log.is_file():
-        lines = log.read_text("utf-8").splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line).get("step", 0) <= step), "utf-8")
+    """Copy what the run left beside its result, its log up to a checkpoint; limit pixels as the run did."""
+    run, step = record_of(checkpoint)
+    for path in _record(checkpoint):
+        shutil.copyfile(path, folder / path.name)
+    if step is not None and (log := folder / "train_log.jsonl").is_file():
+        log.write_text("".join(line for line, _ in read_log(run, step)), "utf-8")
+    _, settings = next(run_settings(checkpoint), (None, {}))
+    limits = (settings.get(name) for name in ("min_pixels", "max_pixels"))
+    set_pixels(folder, *(one if isinstance(one, int) else None for one in limits))
 
 
-@contextmanager
-def _naming_the_base(checkpoint: Path) -> Iterator[None]:
-    """Say of each error of the block that it is about the adapter's base."""
-    try:
-        yield
-    except ValueError as error:
-        kind = ConfigError if isinstance(error, ConfigError) else ValueError
-        raise kind(
-            f"{checkpoint}/adapter_config.json: the base model could not be loaded. If it has moved, "
-            f"correct base_model_name_or_path. {error}"
-        ) from error
-
-
-@dataclass(frozen=True)
-class _Logits:
-    """Logits of what is merged, and of the base alone; None: not computed."""
-
-    both: torch.Tensor
-    base: torch.Tensor | None
-    dtype: torch.dtype
-
-
-def _write_merged(
-    source: _Source,
-    checkpoint: Path,
-    folder: Path,
-    max_shard_size: int | str,
-    files: BaseFiles | None,
-    writing: Writing,
-) -> _Logits:
-    """Write the merged weights and their configuration, if there is room; returns the logits before."""
-    if source.kind == "adapter":
-        assert source.base is not None
-        with _naming_the_base(checkpoint):
-            base = load_base(source.base, revision=source.revision, attn_implementation="sdpa")
+def _merged(source: _Source, checkpoint: Path) -> tuple[PreTrainedModel, torch.Tensor, float | None]:
+    """The merged model in the type to write; the logits of what is merged, and how far the base's are off."""
+    if source.is_adapter:
+        base = load_base(str(source.base), revision=source.revision, attn_implementation="sdpa")
         tuned = load_adapter(base, str(checkpoint), is_trainable=False)
-        both = check_logits(tuned)
+        before = check_logits(tuned)
         with tuned.disable_adapter():
-            alone = check_logits(tuned)
-        model = add_adapter(tuned, source.dtype, tied=is_tied(base, family_of(base.config.model_type)))
+            effect = _distance(check_logits(tuned), before)
+        model = add_adapter(tuned, source.dtype, tied=is_tied(base))
     else:
-        model, alone = load_base(str(checkpoint), attn_implementation="sdpa"), None
-        both = check_logits(model)
+        model, effect = load_base(str(checkpoint), attn_implementation="sdpa"), None
+        before = check_logits(model)
     if source.dtype is not None:
         for weight in model.parameters():  # one after the other: no second copy of the model
             weight.data = weight.data.to(source.dtype)
@@ -305,15 +262,12 @@ def _write_merged(
             f"{name}: the merged weight holds numbers that are not finite, so the adapter or its base is "
             "broken. Merge an earlier checkpoint."
         )
-    held = {id(one): one for one in (*model.parameters(), *model.buffers())}
-    writing.needed = sum(one.nbytes for one in held.values()) + _small_bytes(checkpoint, files)
-    writing.require_room()
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    if files is not None:
-        files.restore_config(folder, tied=model.config.tie_word_embeddings)
-    for path in folder.iterdir():
-        sync(path)
-    return _Logits(both, alone, model.dtype)
+    return model, before, effect
+
+
+def _distance(logits: torch.Tensor, right: torch.Tensor) -> float:
+    """The norm of the difference, over that of the right ones."""
+    return float((logits - right).norm() / right.norm())
 
 
 @torch.no_grad()
@@ -367,15 +321,10 @@ def add_adapter(tuned: PeftModel, dtype: torch.dtype | None, *, tied: bool) -> P
     return model
 
 
-def _compare(before: _Logits, folder: Path) -> Merge:
+def _compare(before: torch.Tensor, effect: float | None, dtype: torch.dtype, folder: Path) -> Merge:
     """Read the merged model back, and compare its logits with those before."""
     after = check_logits(load_base(str(folder), attn_implementation="sdpa"))
-    norm = before.both.norm()
-    merge = Merge(
-        dtype=before.dtype,
-        difference=float((after - before.both).norm() / norm),
-        effect=None if before.base is None else float((before.base - before.both).norm() / norm),
-    )
+    merge = Merge(dtype, _distance(after, before), effect)
     tolerance = TOLERANCES[merge.dtype]
     # Written so that NaN fails as well.
     if not merge.difference <= tolerance:

@@ -58,11 +58,8 @@ def adapted_layers(model: PreTrainedModel, config: ModelConfig) -> str:
         >>> adapted_layers(load_base(base_path()), ModelConfig(base_path(), **way))
         'model\\\\.visual\\\\.merger\\\\.(?:.+\\\\.)?(?:mlp\\\\.2)'
     """
-    family, towers, names = (
-        family_of(model.config.model_type),
-        config.adapter_towers,
-        config.lora_target_modules,
-    )
+    family, towers = family_of(model.config.model_type), config.adapter_towers
+    names = config.lora_target_modules
     if names is None:
         return "|".join(family.lora_targets[tower] for tower in towers)
     layers = {
@@ -76,7 +73,7 @@ def adapted_layers(model: PreTrainedModel, config: ModelConfig) -> str:
         found = [path for path in candidates if f".{path}".endswith(f".{name}")]
         if not found:
             raise ValueError(_no_match(name, candidates, towers))
-        if is_tied(model, family) and any(path in family.embeddings for path in found):
+        if is_tied(model) and any(path in family.embeddings for path in found):
             raise ValueError(
                 f"lora_target_modules names {name!r}, which shares its weight with the "
                 "other embedding: an adapter on one of them gives wrong merged weights. "
@@ -123,19 +120,18 @@ def copied_modules(model: PreTrainedModel, config: ModelConfig) -> list[str]:
     return copies
 
 
-def is_tied(model: PreTrainedModel, family: Family) -> bool:
+def is_tied(model: PreTrainedModel) -> bool:
     """Whether input and output embeddings are one tensor, whatever the configuration says.
 
     Example:
-        >>> from importlib.resources import files
         >>> from transformers import AutoModelForImageTextToText
-        >>> from vlcpt.data.families import family_of
-        >>> model = AutoModelForImageTextToText.from_pretrained(str(files("vlcpt") / "demo/base"))
-        >>> is_tied(model, family_of("qwen2_5_vl")) == model.config.tie_word_embeddings
+        >>> from vlcpt.demo import base_path
+        >>> model = AutoModelForImageTextToText.from_pretrained(base_path())
+        >>> is_tied(model) == model.config.tie_word_embeddings
         True
     """
-    first, second = (model.get_submodule(path).weight for path in family.embeddings)
-    return first is second
+    first, second = map(model.get_submodule, family_of(model.config.model_type).embeddings)
+    return first.weight is second.weight
 
 
 def _anchored(family: Family, tower: Tower, names: Sequence[str]) -> str:
@@ -207,7 +203,7 @@ def apply_tuning(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
         use_rslora=config.use_rslora,
         modules_to_save=copies or None,
         # peft warns when this is asked for and no tied module is among the copies.
-        ensure_weight_tying=is_tied(model, family) and any(path in copies for path in family.embeddings),
+        ensure_weight_tying=is_tied(model) and any(path in copies for path in family.embeddings),
     )
     return finish_tuning(get_peft_model(model, lora))
 
@@ -329,26 +325,23 @@ def _row(model: nn.Module, tower: Tower) -> TowerRow:
     in_full = [name for name in trained if ".lora_" not in name]
     if in_full:
         how.append("embeddings" if all(is_embedding(name) for name in in_full) else "full")
+    types = {
+        "4-bit" if hasattr(p, "quant_state") else str(p.dtype).removeprefix("torch.") for p in base.values()
+    }
     return TowerRow(
         tower=tower,
         total=sum(_size(p) for p in base.values()),
         trained=sum(_size(p) for p in trained.values()),
         how=" + ".join(how) or "frozen",
-        dtype=", ".join(sorted({_dtype(p) for p in base.values()})),
+        dtype=", ".join(sorted(types)),
     )
 
 
 def _size(parameter: nn.Parameter) -> int:
     """Numbers in a parameter, also if it is packed in 4 bits or partitioned by ZeRO-3."""
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
+    if (state := getattr(parameter, "quant_state", None)) is not None:
         return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _dtype(parameter: nn.Parameter) -> str:
-    packed = getattr(parameter, "quant_state", None) is not None
-    return "4-bit" if packed else str(parameter.dtype).removeprefix("torch.")
 
 
 def parameter_groups(

@@ -7,19 +7,20 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlcpt.errors import ConfigError
-from vlcpt.file_writes import refusal, write_error
+from vlcpt.errors import ConfigError, wrong_config
+from vlcpt.file_writes import Writing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -81,15 +82,20 @@ def read_shapes(path: Path) -> Shapes:
         (96,)
     """
     if path.suffix != ".safetensors":
-        held = read_archive(path)
-        tensors = held.items() if isinstance(held, dict) else ()
-        return {str(name): tuple(one.shape) for name, one in tensors if isinstance(one, torch.Tensor)}
+        return {name: tuple(one.shape) for name, one in _tensors_in(path)}
     try:
         # With torch it maps the file for writing, which a machine with less memory than that refuses.
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise damaged(path, f"it is no whole safetensors file ({_one_line(error)})") from error
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise damaged(path, f"it is no complete safetensors file ({reason})") from error
+
+
+_PICKLE = (
+    "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it is not "
+    "loaded"
+)
 
 
 def read_archive(path: Path) -> object:
@@ -110,24 +116,16 @@ def read_archive(path: Path) -> object:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if any(
-            one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in members
-        ):
-            raise damaged(path, "it is compressed, which torch.save never does")
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            kinds = {(one.compress_type, one.file_size == one.compress_size) for one in archive.infolist()}
+        if kinds <= {(zipfile.ZIP_STORED, True)}:
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise damaged(path, "there is no such file") from error
     except pickle.UnpicklingError as error:
-        raise damaged(
-            path,
-            "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it "
-            "is not loaded",
-        ) from error
+        raise damaged(path, _PICKLE) from error
     except UNREADABLE as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
         raise damaged(path, "it is cut, or no file that torch.save writes") from error
+    raise damaged(path, "it is compressed, which torch.save never does")
 
 
 def damaged(path: Path | str, found: str) -> ValueError:
@@ -140,27 +138,22 @@ def damaged(path: Path | str, found: str) -> ValueError:
     return ValueError(f"{path}: {found}. Get the file again, or use another checkpoint.")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(". ")
-
-
-Saved = Literal["model", "processor", "adapter"]
+Kind = Literal["model", "adapter"]
 
 _OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
-CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
+# In this order: an adapter's folder may hold its base's config.json as well.
+CONFIGS: Mapping[Kind, str] = {"adapter": "adapter_config.json", "model": "config.json"}
 # One of them is needed, looked for in this order.
 WEIGHTS = {
     "model": (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
+        *("model.safetensors", "model.safetensors.index.json"),
+        *("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ),
     "adapter": ("adapter_model.safetensors", "adapter_model.bin"),
 }
 
 
-def check_files(what: Literal["model", "adapter"], folder: str) -> None:
+def check_files(what: Kind, folder: str) -> None:
     """Look whether the files of a model or adapter are there, without reading weights.
 
     Raises:
@@ -186,7 +179,7 @@ def check_files(what: Literal["model", "adapter"], folder: str) -> None:
         raise ConfigError(not_loaded(what, folder, f"{weights.name} lists {missing[0]}, which is not there."))
 
 
-def weights_in(folder: Path, what: Literal["model", "adapter"]) -> Path | None:
+def weights_in(folder: Path, what: Kind) -> Path | None:
     """The file of a folder that holds a model's or adapter's weights, or lists the files that do; or None.
 
     Example:
@@ -210,20 +203,15 @@ def shards_of(index: Path) -> list[str]:
         >>> shards_of(index)
         ['1.safetensors', '2.safetensors']
     """
-    try:
+    with wrong_config():
         named = read_json(index).get("weight_map")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if not isinstance(named, dict) or not all(
-        isinstance(one, str) and Path(one).name == one for one in named.values()
-    ):
-        raise ConfigError(
-            str(damaged(index, "its weight_map does not give a file of this folder to each tensor"))
-        )
-    return sorted(set(named.values()))
+        files = named.values() if isinstance(named, dict) else [None]
+        if not all(isinstance(one, str) and Path(one).name == one for one in files):
+            raise damaged(index, "its weight_map does not give a file of this folder to each tensor")
+    return sorted(set(map(str, files)))
 
 
-def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
+def check_checkpoint(folder: str) -> Kind:
     """What a folder holds; that no file is missing is checked by the names.
 
     Raises:
@@ -237,9 +225,8 @@ def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give a checkpoint or a saved model.")
-    kinds: tuple[Literal["model", "adapter"], ...] = ("adapter", "model")
-    for what in kinds:
-        if (path / CONFIGS[what]).is_file():
+    for what, config in CONFIGS.items():
+        if (path / config).is_file():
             check_files(what, folder)
             return what
     raise ConfigError(
@@ -248,22 +235,19 @@ def check_checkpoint(folder: str) -> Literal["model", "adapter"]:
     )
 
 
-def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
+def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exception | str) -> str:
     """The message for a model, processor or adapter that is missing or unreadable.
 
     Example:
         >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
         no/where: no such folder, and no model of this id was found on the Hub. ... Offline.
     """
-    cache = Path(HF_HUB_CACHE)
-    if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
-        return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
+    writing = Writing(Path(HF_HUB_CACHE), "the cache of the Hub", todo=_OTHER_CACHE, reads=True)
+    if isinstance(error, Exception) and (found := writing.refused(error)):
+        return f"{name_or_path}: {found}"
     reason = without_advice(str(error).strip().split("\n")[0])
     if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run the code in it
-        reason = (
-            "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
-            "code, so it is not loaded. Use weights in safetensors."
-        )
+        reason = f"One of its files: {_PICKLE}. Use weights in safetensors."
     if Path(name_or_path).is_dir():
         held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
         return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
@@ -271,6 +255,24 @@ def not_loaded(what: Saved, name_or_path: str, error: Exception | str) -> str:
         f"{name_or_path}: no such folder, and no {what} of this id was found on the Hub. "
         f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
     )
+
+
+@contextmanager
+def as_load_error(what: Kind | Literal["processor"], name_or_path: str) -> Iterator[None]:
+    """Make what the libraries raise in the block one message of :func:`not_loaded`.
+
+    Example:
+        >>> with as_load_error("model", "no/where"):
+        ...     raise OSError("Offline.")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: no/where: no such folder, and no model of this id was found on the Hub. ...
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (HfHubHTTPError, *UNREADABLE) as error:
+        raise ConfigError(not_loaded(what, name_or_path, error)) from error
 
 
 # Libraries that refuse a file advise to read it without the check.
@@ -392,8 +394,9 @@ def not_finite(file: Path | str, tensor: str) -> ValueError:
 
 def _tensors_in(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     if file.suffix != ".safetensors":
-        loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        yield from ((name, value) for name, value in loaded.items() if isinstance(value, torch.Tensor))
+        held = read_archive(file)
+        tensors = held.items() if isinstance(held, dict) else ()
+        yield from ((str(name), one) for name, one in tensors if isinstance(one, torch.Tensor))
         return
     with safe_open(file, framework="pt") as weights:
         for name in weights.keys():  # noqa: SIM118  # it is no mapping

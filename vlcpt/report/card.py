@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 import jinja2
-import yaml
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
+
+from vlcpt import __version__
+from vlcpt.report.screen import Sheet
+from vlcpt.run_files import read_log, read_mapping, record_of
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
 # fmt: off
@@ -36,6 +39,7 @@ _COUNTS = {
     "media tokens": ("tokens", "media"),
     "tokens read": ("tokens", "read"),
 }
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 _OTHER = "loss, other images"
 _MEASURES = {
     "targets": "targets",
@@ -49,22 +53,13 @@ _MEASURES = {
 
 
 @dataclass(frozen=True)
-class Table:
-    """Numbers for people: the names of columns, and a label and cells a row."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class RunFacts:
     """What is known of a run; empty where its files are not there."""
 
     trained: tuple[tuple[str, str], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
-    data: Table | None = None
-    evaluation: Table | None = None
+    data: Sheet | None = None
+    evaluation: Sheet | None = None
     base: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -84,26 +79,23 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
         >>> read_run(Path("nowhere")) == RunFacts()
         True
     """
-    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    folder, step = checkpoint, int(found[1]) if found else None
-    if found and not (folder / "config.yaml").is_file():
-        folder = checkpoint.parent
-    config = _mapping(folder / "config.yaml")
+    folder, step = record_of(checkpoint)
+    config = read_mapping(folder / "config.yaml")
     names = _names(config)
-    log = list(_log(folder / "train_log.jsonl", step))
+    log = [entry for _, entry in read_log(folder, step)]
     settings = [(key, _value(config[key])) for key in _SHOWN if _was_used(key, config)]
     if log:
         settings.append(("steps done", f"{log[-1]['step']}"))
     if evaluation is not None:
-        measured: Table | None = _evaluation_file(evaluation, names)
+        measured: Sheet | None = _evaluation_file(evaluation, names)
     else:
         is_best = config.get("load_best_model_at_end") and step is None
         measured = _logged_evaluation(log, names, config.get("metric_for_best_model") if is_best else None)
     base = config.get("model_name_or_path")
     return RunFacts(
-        trained=tuple(_trained(config, _mapping(checkpoint / "adapter_config.json"))),
+        trained=tuple(_trained(config, read_mapping(checkpoint / "adapter_config.json"))),
         settings=tuple(settings),
-        data=_data(_mapping(folder / "ledger.json"), names),
+        data=_data(read_mapping(folder / "ledger.json"), names),
         evaluation=measured,
         base=base if isinstance(base, str) and not (folder / base).exists() else None,
         min_pixels=_pixels(config.get("min_pixels")),
@@ -114,16 +106,6 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
 def _pixels(value: object) -> int | None:
     """A limit that becomes code in the card, so nothing but a number."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _mapping(path: Path) -> dict[str, object]:
-    """A JSON or YAML file that is a mapping; nothing where there is none."""
-    try:
-        text = path.read_text("utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _was_used(key: str, config: Mapping[str, object]) -> bool:
@@ -171,7 +153,7 @@ def _label(name: str, number: int, names: Set[str]) -> str:
     return name if name in names else f"source {number}"
 
 
-def _data(ledger: Mapping[str, object], names: Set[str]) -> Table | None:
+def _data(ledger: Mapping[str, object], names: Set[str]) -> Sheet | None:
     sources, total = ledger.get("sources"), ledger.get("total")
     if not isinstance(sources, dict) or not isinstance(total, dict):
         return None
@@ -179,13 +161,12 @@ def _data(ledger: Mapping[str, object], names: Set[str]) -> Table | None:
     if len(accounts) > 1:
         accounts.append(("total", total))
     try:
-        rows = tuple(
-            (label, tuple(_count(one[part][key]) for part, key in _COUNTS.values()))
-            for label, one in accounts
-        )
+        rows = [
+            (label, [_count(one[part][key]) for part, key in _COUNTS.values()]) for label, one in accounts
+        ]
     except (KeyError, TypeError):
         return None  # another program's file
-    return Table(tuple(_COUNTS), rows)
+    return Sheet("data", [*_COUNTS], rows)
 
 
 def _count(found: object) -> str:
@@ -195,23 +176,7 @@ def _count(found: object) -> str:
     return f"{found:,}"
 
 
-def _log(path: Path, last: int | None) -> Iterator[dict[str, object]]:
-    """The lines of the log, up to a checkpoint's step."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # cut short by a crash
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if isinstance(step, int) and (last is None or step <= last):
-            yield entry
-
-
-def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: object) -> Table | None:
+def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: object) -> Sheet | None:
     """What the run last measured; or at the best step by the metric ``best``, if that model was kept."""
     measured = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
     step = measured[-1]["step"] if measured else None
@@ -228,28 +193,29 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: obje
     return _results(results, names, f", measured at step {step}")
 
 
-def _evaluation_file(path: Path, names: Set[str]) -> Table:
-    results = _mapping(path).get("sets")
-    table = _results(results, names, "") if isinstance(results, dict) else None
+def _evaluation_file(path: Path, names: Set[str]) -> Sheet:
+    results = read_mapping(path).get("sets")
+    table = _results(results, names) if isinstance(results, dict) else None
     if table is None:
         raise ValueError(
             f"{path} is not what `vlcpt eval --output` writes. Measure the checkpoint with it first."
         )
-    return replace(table, note="; other images: of the next document") if _OTHER in table.columns else table
+    return table
 
 
-def _results(results: Mapping[str, object], names: Set[str], note: str) -> Table | None:
+def _results(results: Mapping[str, object], names: Set[str], note: str = "") -> Sheet | None:
     sets = {name: one for name, one in results.items() if isinstance(one, dict)}
     shown = {
         label: key
         for label, key in _MEASURES.items()
         if any(one.get(key) is not None for one in sets.values())
     }
-    rows = tuple(
-        (_label(name, place, names), tuple(_measure(one.get(key)) for key in shown.values()))
+    rows = [
+        (_label(name, place, names), [_measure(one.get(key)) for key in shown.values()])
         for place, (name, one) in enumerate(sets.items(), 1)
-    )
-    return Table(tuple(shown), rows, note) if shown else None
+    ]
+    note += "; other images: of the next document" if _OTHER in shown else ""
+    return Sheet("evaluation", [*shown], rows, note) if shown else None
 
 
 def _measure(value: object) -> str:
@@ -320,7 +286,6 @@ def model_card(
     revision: str | None = None,
     has_processor: bool = True,
     licence: Licence,
-    versions: Mapping[str, str],
 ) -> str:
     """The README.md of a repository: metadata that the Hub reads, then Markdown for people.
 
@@ -331,8 +296,7 @@ def model_card(
         has_processor: Whether the processor is among the files, or is the base's.
 
     Example:
-        >>> card = model_card("model", "me/mine", RunFacts(), base_model=None, licence=Licence("mit"),
-        ...     versions={"vlcpt": "0.1.0"})
+        >>> card = model_card("model", "me/mine", RunFacts(), base_model=None, licence=Licence("mit"))
         >>> card.splitlines()[:4]
         ['---', 'library_name: transformers', 'license: mit', 'pipeline_tag: image-text-to-text']
     """
@@ -345,7 +309,7 @@ def model_card(
         **licence.metadata(base_model),  # type: ignore[arg-type]
     )
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        autoescape=True, finalize=escaped, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     template = environment.from_string((files("vlcpt.report") / "templates/card.md.jinja").read_text("utf-8"))
     body = template.render(
@@ -356,34 +320,23 @@ def model_card(
         base_revision=base_revision,
         revision=revision,
         has_processor=has_processor,
-        min_pixels=run.min_pixels,
-        max_pixels=run.max_pixels,
-        licence=escaped(licence.sentence()),
-        trained=[(escaped(part), escaped(how)) for part, how in run.trained],
-        settings=[(key, escaped(value)) for key, value in run.settings],
-        data=run.data and _escaped_table(run.data),
-        evaluation=run.evaluation and _escaped_table(run.evaluation),
-        versions={name: escaped(number) for name, number in versions.items()},
+        run=run,
+        licence=licence.sentence(),
+        versions={"vlcpt": __version__, **{name: version(name) for name in _PACKAGES}},
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def _escaped_table(table: Table) -> Table:
-    return Table(
-        tuple(map(escaped, table.columns)),
-        tuple((escaped(label), tuple(map(escaped, cells))) for label, cells in table.rows),
-        table.note,
-    )
-
-
-def escaped(text: str) -> Markup:
-    """Text that Markdown and HTML show as it is: one line, no markup, no control characters.
+def escaped(value: object) -> Markup:
+    """A value that Markdown and HTML show as it is: one line, no markup, no control characters.
 
     Example:
         >>> str(escaped("a|b <c>"))
         'a&#124;b &#60;c&#62;'
     """
-    line = " ".join(str(text).split())
+    if isinstance(value, Markup):  # the template's own
+        return value
+    line = " ".join(str(value).split())
     return Markup(
         _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};" if found[0].isprintable() else "\ufffd", line)
     )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from rich import box
-from rich.table import Table
 
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.ledger import Dropped, Ledger, SourceLedger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
+from vlcpt.report.screen import Sheet
 
 OWN_REASONS = ("without_targets", "overlong", "medium_too_large")  # all others are bad rows
 
@@ -99,9 +96,10 @@ def _lengths(
     """About documents that are split, and packs that are not full."""
     documents = ledger.total.documents
     if documents["split"] > 0.05 * documents["used"]:
+        length = -(-longest // 256) * 256  # a multiple of 256, as most people give
         yield (
             f"{documents['split']:,} of {_documents(documents['used'])} split into parts: with max_length "
-            f"{_round_up(longest):,} the longest would stay in one."
+            f"{length:,} the longest would stay in one."
         )
     if ledger.fill is not None and ledger.fill < 0.9 and ledger.packs >= 10:
         yield (
@@ -174,11 +172,6 @@ def _documents(count: int) -> str:
     return f"{count:,} document{'' if count == 1 else 's'}"
 
 
-def _round_up(tokens: int) -> int:
-    """To a multiple of 256, as lengths are mostly given."""
-    return -(-tokens // 256) * 256
-
-
 _GIB = 2**30
 # What differs between two messages of one kind: quoted names, paths and numbers.
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\S+\.\w{2,4}\b|\d[\d,.]*")
@@ -228,68 +221,38 @@ class Course:
         return math.ceil(self.epochs * self.steps_per_epoch)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Messages that differ only in names and numbers.
-
-    Args:
-        reason: The ledger's word for it.
-        count: Documents.
-        detail: The first message.
-        places: The first documents.
-    """
-
-    reason: str
-    count: int
-    detail: str
-    places: tuple[str, ...]
+_PLACES, _KINDS = 3, 12  # of documents with one problem, and of problems: so many are shown
 
 
-def fold(dropped: Iterable[Dropped], places: int = 3) -> list[Problem]:
-    """Unused documents by reason and message, the most frequent first.
+def problem_lines(dropped: Iterable[Dropped]) -> list[str]:
+    """Why documents are not used: those whose messages differ only in names and numbers in one line.
+
+    Each line says how many there are, the first message, and where the first ones are; the most frequent
+    is first.
 
     Example:
-        >>> told = "'{}.png' does not exist."
-        >>> rows = [Dropped("a.jsonl", line, None, "medium", told.format(line)) for line in (3, 7)]
-        >>> [(problem.count, problem.detail, problem.places) for problem in fold(rows)]
-        [(2, "'3.png' does not exist.", ('a.jsonl:3', 'a.jsonl:7'))]
+        >>> message = "'{}.png' does not exist."
+        >>> rows = [Dropped("a.jsonl", line, None, "medium", message.format(line)) for line in (3, 7)]
+        >>> problem_lines(rows)
+        ["2 × medium: '3.png' does not exist. (a.jsonl:3, a.jsonl:7)"]
     """
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], list[Dropped]] = {}
+    alike: dict[tuple[str, str], list[Dropped]] = {}
     for one in dropped:
-        key = (one.reason, _VARIES.sub("…", one.detail))
-        counts[key] += 1
-        if len(named := first.setdefault(key, [])) < places:
-            named.append(one)
-    return [
-        Problem(key[0], count, first[key][0].detail, tuple(map(_place, first[key])))
-        for key, count in counts.most_common()
-    ]
-
-
-def _place(one: Dropped) -> str:
-    return f"{one.source}:{one.line}" + (f" ({one.id})" if one.id else "")
-
-
-def problem_lines(problems: Sequence[Problem], most: int = 12) -> list[str]:
-    """Problems as text: how many, why, and where the first are.
-
-    Example:
-        >>> problem_lines([Problem("json", 5, "not JSON: line 1.", ("a.jsonl:3",))])
-        ['5 × json: not JSON: line 1. (a.jsonl:3 and 4 more)']
-    """
+        alike.setdefault((one.reason, _VARIES.sub("…", one.detail)), []).append(one)
+    groups = sorted(alike.values(), key=len, reverse=True)
     lines = []
-    for one in problems[:most]:
-        more = one.count - len(one.places)
-        where = ", ".join(one.places) + (f" and {more:,} more" if more else "")
-        lines.append(f"{one.count:,} × {one.reason.replace('_', ' ')}: {one.detail} ({where})")
-    if len(problems) > most:
-        lines.append(f"{len(problems) - most:,} other kinds of message: see dropped.jsonl")
+    for group in groups[:_KINDS]:
+        places = [f"{one.source}:{one.line}" + (f" ({one.id})" if one.id else "") for one in group[:_PLACES]]
+        more = f" and {len(group) - _PLACES:,} more" if len(group) > _PLACES else ""
+        reason, where = group[0].reason.replace("_", " "), ", ".join(places) + more
+        lines.append(f"{len(group):,} × {reason}: {group[0].detail} ({where})")
+    if len(groups) > _KINDS:
+        lines.append(f"{len(groups) - _KINDS:,} other kinds of message: see dropped.jsonl")
     return lines
 
 
 def unread_lines(ledger: Ledger) -> list[str]:
-    """What of each source was not read: a line each, for sources where anything was not.
+    """The fields that were not read, a line for each source that has some.
 
     Example:
         >>> ledger = Ledger(["pages"])
@@ -306,64 +269,52 @@ def unread_lines(ledger: Ledger) -> list[str]:
 
 def course_table(
     course: Course, ledger: Ledger, longest: Sequence[tuple[str, int]], max_length: int
-) -> Table:
+) -> Sheet:
     """Packs, fill, steps, and the longest documents.
 
     Example:
-        >>> course_table(Course(8, 1, 1, 1, 1, -1), Ledger(["a"]), [("a.jsonl:3", 70)], 64).row_count
+        >>> len(course_table(Course(8, 1, 1, 1, 1, -1), Ledger(["a"]), [("a.jsonl:3", 70)], 64).rows)
         4
     """
-    table = _table("packs and steps", show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right")
-    if ledger.fill is None:
-        table.add_row("samples", f"{course.items:,}")
-    else:
-        table.add_row("packs", f"{course.items:,}")
-        table.add_row("fill", f"{ledger.fill:.1%}")
+    rows = [("samples" if ledger.fill is None else "packs", f"{course.items:,}")]
+    if ledger.fill is not None:
+        rows.append(("fill", f"{ledger.fill:.1%}"))
     devices = f"{course.devices} process{'es' if course.devices > 1 else ''}"
-    table.add_row(
-        f"steps an epoch ({devices} × {course.rows} × {course.accumulation})", f"{course.steps_per_epoch:,}"
-    )
-    asked = (
-        f"max_steps {course.max_steps}"
-        if course.max_steps > 0
-        else f"{course.epochs:g} epoch{'s' * (course.epochs != 1)}"
-    )
-    table.add_row(f"steps in all ({asked})", f"{course.steps:,}")
+    asked = f"{course.epochs:g} epoch{'s' * (course.epochs != 1)}"
+    if course.max_steps > 0:
+        asked = f"max_steps {course.max_steps}"
+    rows += [
+        (
+            f"steps an epoch ({devices} × {course.rows} × {course.accumulation})",
+            f"{course.steps_per_epoch:,}",
+        ),
+        (f"steps in all ({asked})", f"{course.steps:,}"),
+    ]
     for place, (name, tokens) in enumerate(longest):
-        label = "longest documents" if place == 0 else ""
-        table.add_row(f"{label:<19}{name}", f"{tokens:,} tokens")
-    table.caption = f"max_length is {max_length:,} tokens" if longest else None
-    return table
+        rows.append((f"{'' if place else 'longest documents':<19}{name}", f"{tokens:,} tokens"))
+    caption = f"max_length is {max_length:,} tokens" if longest else ""
+    return Sheet("packs and steps", [""], [(label, [value]) for label, value in rows], caption)
 
 
-def memory_table(estimates: Mapping[str, MemoryEstimate]) -> Table:
+def memory_table(estimates: Mapping[str, MemoryEstimate]) -> Sheet:
     """Memory of one device, a column for each way to train.
 
     Example:
         >>> one = MemoryEstimate("learning", 2**30, 0, 2**30, 2**30, 0, 0)
-        >>> memory_table({"as configured": one}).row_count
-        7
+        >>> memory_table({"as configured": one}).rows[-1]
+        ('most at once', ['3.00'])
     """
-    most = max((one.total + one.host for one in estimates.values()), default=0)
+    found = list(estimates.values())
+    most = max((one.total + one.host for one in found), default=0)
     unit, name = (_GIB, "GiB") if most >= _GIB else (2**20, "MiB")
-    table = _table("memory of one device, estimated")
-    table.add_column(name)
-    for name in estimates:
-        table.add_column(name, justify="right")
-    for label in ("weights", "gradients", "optimizer", "activations", "logits", "inputs"):
-        table.add_row(label, *(f"{getattr(one, label) / unit:,.2f}" for one in estimates.values()))
-    table.add_section()
-    table.add_row("most at once", *(f"{one.total / unit:,.2f}" for one in estimates.values()))
-    if any(one.host for one in estimates.values()):
-        table.add_row("offloaded, per device", *(f"{one.host / unit:,.2f}" for one in estimates.values()))
-    moments = " / ".join(dict.fromkeys(_MOMENTS[one.moment] for one in estimates.values()))
-    table.caption = f"{moments}; CUDA itself takes about {CONTEXT / _GIB:g} GiB more"
-    return table
 
+    def row(label: str, part: str) -> tuple[str, list[str]]:
+        return label, [f"{getattr(one, part) / unit:,.2f}" for one in found]
 
-def _table(title: str, *, show_header: bool = True) -> Table:
-    table = Table(box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_header=show_header)
-    table.caption_justify = "left"
-    return table
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "inputs")
+    rows = [*(row(part, part) for part in parts), row("most at once", "total")]
+    if any(one.host for one in found):
+        rows.append(row("offloaded, per device", "host"))
+    moments = " / ".join(dict.fromkeys(_MOMENTS[one.moment] for one in found))
+    caption = f"{moments}; CUDA itself takes about {CONTEXT / _GIB:g} GiB more"
+    return Sheet(f"memory of one device, estimated, in {name}", [*estimates], rows, caption)

@@ -1,4 +1,4 @@
-"""Versions and devices, for a bug report."""
+"""Versions and devices, for a bug report; needs torch alone, so that it runs where other packages do not."""
 
 from __future__ import annotations
 
@@ -8,18 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from vlcpt import __version__
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "accelerate",
-    "peft",
-    "bitsandbytes",
-    "deepspeed",
-    "datasets",
-    "qwen-vl-utils",
-    "av",
-    "pillow",
-    "flash-attn",
+    *("torch", "torchvision", "transformers", "accelerate", "peft", "bitsandbytes", "deepspeed", "datasets"),
+    *("qwen-vl-utils", "av", "pillow", "flash-attn"),
 )
 
 

@@ -10,11 +10,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from vlcpt.data.families import Tower
-    from vlcpt.model.loading import TowerParameters
+    from vlcpt.model.counting import TowerParameters
 
 How = Literal["frozen", "lora", "full"]
-# "documents": by their bounds and without a mask, as flash attention also does.
-Attention = Literal["documents", "sdpa", "eager"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Setup:
         weight_bytes: Of a frozen weight: 2 or 4.
         autocast: Products in bfloat16 or float16 while weights stay (``bf16: true`` without DeepSpeed).
         checkpointing: Activations are computed again instead of kept.
-        attention: Its kernel.
+        attention: ``sdpa`` and ``eager`` have a mask; all others go by the bounds of documents.
         masked: A row holds several documents.
         optimizer: ``optim`` of the configuration.
         accumulates: Several forward passes make a step, so that gradients wait for the next one.
@@ -61,7 +59,7 @@ class Setup:
     weight_bytes: int = 2
     autocast: bool = False
     checkpointing: bool = True
-    attention: Attention = "sdpa"
+    attention: str = "sdpa"
     masked: bool = True
     optimizer: str = "adamw_torch"
     accumulates: bool = False
@@ -132,7 +130,7 @@ def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> in
 def vision_layer(shape: TowerShape, how: How, setup: Setup, patches: int) -> int:
     """Bytes that one vision block keeps for ``patches`` patches; nothing where the tower is frozen.
 
-    As in the language tower, but queries, keys and values come from one product, which stays as a whole
+    As in the language tower, but queries, keys and values come from one product, which is kept complete
     because the values are a part of it, and images are joined again after attention.
 
     Example:
@@ -187,16 +185,15 @@ def weight_bytes(towers: Mapping[Tower, TowerParameters], setup: Setup) -> tuple
     """Bytes of all weights on a device, and of those that ZeRO-3 gathers temporarily.
 
     Example:
-        >>> from vlcpt.model.loading import TowerParameters
+        >>> from vlcpt.model.counting import TowerParameters
         >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
         (2040, 0)
     """
-    held = 0.0
-    for tower in towers.values():
-        plain = tower.frozen - tower.packed
-        held += (
-            plain * setup.hidden("frozen") + tower.packed * FOUR_BITS + tower.trained * setup.hidden("full")
-        )
+    frozen, trained = setup.hidden("frozen"), setup.hidden("full")
+    held = sum(
+        (one.frozen - one.packed) * frozen + one.packed * FOUR_BITS + one.trained * trained
+        for one in towers.values()
+    )
     if setup.stage != 3:
         return round(held), 0
     numbers = sum(tower.frozen + tower.trained for tower in towers.values())
@@ -209,7 +206,7 @@ def gradient_bytes(trained: int, setup: Setup) -> tuple[int, int]:
     """Bytes of all gradients when the backward pass ends, and of what the optimizer's step adds.
 
     Without DeepSpeed they are float32, and DDP keeps a second copy in the buckets that it sends. ZeRO-1
-    keeps them whole, 2 and 3 a part, beside up to two buckets that are being filled and sent. Its step
+    keeps all of them, 2 and 3 a part, beside up to two buckets that are being filled and sent. Its step
     makes the part float32.
 
     Example:
@@ -380,7 +377,7 @@ def estimate_memory(
         towers: ``vision``, ``merger`` and ``language``.
 
     Example:
-        >>> from vlcpt.model.loading import TowerParameters
+        >>> from vlcpt.model.counting import TowerParameters
         >>> tower = TowerShape(2, 64, 128, 4, 32, 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
         >>> shape = ModelShape(tower, tower, vocabulary=1000, patch=1176)
         >>> frozen, full = TowerParameters("frozen", 10_000, 0), TowerParameters("full", 0, 1_000_000)
@@ -397,11 +394,9 @@ def estimate_memory(
     logits = 12 * batch.targets * shape.vocabulary
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
     waiting = gradients if setup.accumulates else bucket_bytes(trained, setup)
-    inputs = (
-        batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
-        + batch.rows * batch.tokens * 60
-    )
-    inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention != "documents")
+    inputs = batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
+    inputs += batch.rows * batch.tokens * 60
+    inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention in ("sdpa", "eager"))
     moments: dict[Moment, tuple[int, int, int]] = {
         "looking": (waiting, looking + gathered, 0),
         "learning": (waiting, kept + seen + max(work - logits, 0) + gathered, max(logits, head)),

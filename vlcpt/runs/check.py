@@ -23,18 +23,11 @@ from vlcpt.data.dataset import CheckedDataset, CPTDataset, DecodedDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
-from vlcpt.model.loading import (
-    TowerParameters,
-    adapter_shape,
-    count_towers,
-    empty_model,
-    has_sliding_window,
-    load_processor,
-    with_native_dtype,
-)
-from vlcpt.report.check import Course, course_table, fold, hints, memory_table, problem_lines
+from vlcpt.model.attention import attention_for
+from vlcpt.model.counting import TowerParameters, adapter_shape, count_towers, empty_model
+from vlcpt.model.loading import load_processor, with_native_dtype
+from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines
 from vlcpt.report.memory import (
-    Attention,
     LargestBatch,
     MemoryEstimate,
     Setup,
@@ -51,7 +44,7 @@ from vlcpt.runs.data import (
     shown,
     train_dataset,
 )
-from vlcpt.training.engine import require_media
+from vlcpt.training.step import require_media
 
 # Packs that may need most: so many of the longest, of those with most targets, and with most media.
 _CANDIDATES = 20
@@ -69,7 +62,7 @@ def foresee(
     """The estimate for the pack that needs most, and where activation checkpointing is off, also with it.
 
     Args:
-        model: On the meta device, see :func:`vlcpt.model.loading.empty_model`.
+        model: On the meta device, see :func:`vlcpt.model.counting.empty_model`.
         towers: What trains of it.
         packs: int64 (packs, 3): tokens, targets and pad tokens of each.
         devices: Processes that share the work.
@@ -99,15 +92,11 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
     zero = _mapping(sharding.get("zero_optimization"))
     zero = {name: value for name, value in zero.items() if value != "auto"}  # which DeepSpeed chooses
     mixed = bool(training.bf16 or training.fp16)
-    wanted = configs.model.attn_implementation
-    if wanted == "auto" and has_sliding_window(model.config):
-        wanted = "sdpa"
-    attention: Attention = wanted if wanted == "sdpa" or wanted == "eager" else "documents"
     return Setup(
         weight_bytes=4 if model.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
         autocast=mixed and not sharding,
         checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),
-        attention=attention,
+        attention=attention_for(model.config, configs.model.attn_implementation),
         masked=bool(training.packing or training.per_device_train_batch_size > 1),
         optimizer=str(training.optim.value if hasattr(training.optim, "value") else training.optim),
         accumulates=training.gradient_accumulation_steps > 1,
@@ -258,11 +247,9 @@ def _show_plan(
 
 
 def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
-    problems = fold(ledger.dropped)
-    if problems:
-        lost = sum(one.count for one in problems)
-        console.print(Text(visible(f"\nof {name}, {lost:,} would be lost"), "bold"))
-    _list(console, problem_lines(problems))
+    if ledger.dropped:
+        console.print(Text(visible(f"\nof {name}, {len(ledger.dropped):,} would be lost"), "bold"))
+    _list(console, problem_lines(ledger.dropped))
 
 
 def _write(ledger: Ledger, output: Path, console: Console) -> None:

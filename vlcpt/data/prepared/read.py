@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 
 from vlcpt.data.documents import MAX_WEIGHT, DocumentError, Image, Medium, Source, Video
 from vlcpt.data.encode.streams import IGNORE_INDEX, NUMBERS, EncodedDocument, TokenStream
-from vlcpt.data.media.references import shown_url
+from vlcpt.data.media.files import shown_url
+from vlcpt.data.rows.base import Rows, file_state
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import Rows, file_state
 from vlcpt.data.rows.open import default_name
 from vlcpt.data.rows.tables import ParquetRows, file_system, is_address
 

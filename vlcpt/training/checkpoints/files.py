@@ -1,11 +1,11 @@
-"""A checkpoint's files: a manifest written last, the newest that verifies, those this run wrote."""
+"""A checkpoint's files: a manifest written last, the newest that verifies, older ones deleted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import re
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import xxhash
 
 from vlcpt import __version__
 from vlcpt.file_writes import sync, write_file
+from vlcpt.run_files import step_of
 
 logger = logging.getLogger(__name__)
 
@@ -258,17 +259,6 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint's name gives; None where the name is another.
-
-    Example:
-        >>> step_of(Path("out/checkpoint-20")), step_of(Path("out/checkpoint-copy"))
-        (20, None)
-    """
-    found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", folder.name)
-    return int(found[1]) if found else None
-
-
 def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:
     """Why a checkpoint cannot be used; empty if it can.
 
@@ -354,3 +344,72 @@ def _record(output_dir: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def next_steps(output_dir: Path) -> str:
+    """Which checkpoint there is to resume from, and how.
+
+    Example:
+        >>> next_steps(Path("nowhere"))  # doctest: +ELLIPSIS
+        'There is no complete checkpoint. Lower save_total_limit, and start again with --resume_from_che...'
+    """
+    sound = [one for one in list_checkpoints(output_dir) if not fault(one, hashes=False)]
+    return (
+        f"{f'{sound[-1].name} is complete' if sound else 'There is no complete checkpoint'}. Lower "
+        "save_total_limit, and start again with --resume_from_checkpoint auto."
+    )
+
+
+def flush_of_rank(folder: Path, rank: int) -> None:
+    """Flush what a rank has written; rank 0 flushes all, but may be on another machine."""
+    for pattern in (f"*rank_{rank}_*", f"rng_state_{rank}.pth") if rank else ():
+        for path in folder.rglob(pattern):
+            sync(path)
+
+
+def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:
+    """Delete the oldest checkpoints until ``limit`` are left; never the newest nor the best.
+
+    What is not whole does not count, and goes. Checkpoints of later steps than the newest are of a run that
+    was given up, so they are older.
+
+    Args:
+        output_dir: The run's folder.
+        limit: As ``save_total_limit``; None or less than 1: nothing is deleted.
+        newest: The one just written, whole.
+        best: The one with the best metric so far.
+    """
+    if not limit or limit < 1:
+        return
+    found = list_checkpoints(output_dir)
+    place = [one.name for one in found].index(newest.name)
+    kept = {newest.name} | ({best.name} if best else set())
+    others = [one for one in [*found[place + 1 :], *found[:place]] if one.name not in kept]
+    broken = [one for one in others if fault(one, hashes=False)]
+    whole = [one for one in others if one not in broken]
+    excess = max(0, len(whole) + len(kept) - limit)
+    for one in [*broken, *whole[:excess]]:
+        delete_checkpoint(one)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint so that it is none from the first moment on: one rename takes its name away."""
+    if folder.is_symlink():  # what it leads to is somebody else's
+        folder.unlink()
+        return
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.rename(doomed)
+    sync(doomed.parent)
+    shutil.rmtree(doomed)
+
+
+def finish_deletions(output_dir: Path) -> None:
+    """Delete what a run that was killed had begun to delete.
+
+    Example:
+        >>> finish_deletions(Path("nowhere"))
+    """
+    for folder in output_dir.glob(".checkpoint-*.deleted"):
+        shutil.rmtree(folder)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlcpt.config.schema import ModelConfig
-from vlcpt.model.loading import adapter_shape, count_towers, empty_model, load_model
+from vlcpt.model.counting import adapter_shape, count_towers, empty_model
+from vlcpt.model.loading import load_model
 from vlcpt.model.tuning import tower_table
 
 CONFIGS = [
@@ -86,7 +87,7 @@ def test_an_adapters_own_shape_counts(
     assert count_towers(empty_model(saved), saved) == count_towers(empty_model(made), made)
 
 
-def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model could be loaded from this folder"):
         empty_model(ModelConfig(str(tmp_path)))
 
@@ -94,7 +95,7 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
 COUNTED = """
 import sys
 from vlcpt.config.schema import ModelConfig
-from vlcpt.model.loading import count_towers, empty_model
+from vlcpt.model.counting import count_towers, empty_model
 
 config = ModelConfig(sys.argv[1], use_dora=True)
 assert count_towers(empty_model(config), config)["language"].trained > 0
