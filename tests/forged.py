@@ -153,9 +153,9 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
         tensors(ADAPTER, lambda held: {key: one[..., :1] for key, one in held.items()}),
         r"of another shape",
     ),
-    "half of the weights": (cut(ADAPTER), r"adapter_model\.safetensors: it is no whole"),
-    "no weights": (raw(ADAPTER, b""), r"adapter_model\.safetensors: it is no whole"),
-    "a petabyte": (huge_header(ADAPTER), r"adapter_model\.safetensors: it is no whole"),
+    "half of the weights": (cut(ADAPTER), r"adapter_model\.safetensors: it is no complete"),
+    "no weights": (raw(ADAPTER, b""), r"adapter_model\.safetensors: it is no complete"),
+    "a petabyte": (huge_header(ADAPTER), r"adapter_model\.safetensors: it is no complete"),
     "a header of 2^60": (
         raw(ADAPTER, (2**60).to_bytes(8, "little") + b"{}"),
         r"adapter_model\.safetensors: it is no",
@@ -313,9 +313,9 @@ STATES: dict[str, tuple[Change, str]] = {
 
 MODEL = "model.safetensors"
 WEIGHTS: dict[str, tuple[Change, str]] = {
-    "half of the weights": (cut(MODEL), r"model\.safetensors: it is no whole"),
-    "no weights": (raw(MODEL, b""), r"model\.safetensors: it is no whole"),
-    "a petabyte": (huge_header(MODEL), r"model\.safetensors: it is no whole"),
+    "half of the weights": (cut(MODEL), r"model\.safetensors: it is no complete"),
+    "no weights": (raw(MODEL, b""), r"model\.safetensors: it is no complete"),
+    "a petabyte": (huge_header(MODEL), r"model\.safetensors: it is no complete"),
     "a tensor missing": (tensors(MODEL, lambda held: dict(list(held.items())[1:])), r"1 missing|parameters"),
     "a tensor more": (tensors(MODEL, lambda held: held | {"extra": torch.ones(1)}), r"1 unexpected"),
     "other shapes": (
