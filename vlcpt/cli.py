@@ -238,15 +238,15 @@ def _read(context: typer.Context, config: Path) -> Configs:
     """The configuration of a command. Most mistakes are reported within a second, the others before its work
     is imported. What train refuses about output_dir, check only reports.
     """
-    from vlcpt.config.early import read_early
-    from vlcpt.config.packages import require_packages
-    from vlcpt.errors import ConfigError
+    from vlcpt.config.rules import missing_packages
+    from vlcpt.config.yaml import complete, read_early
+    from vlcpt.errors import ConfigError, refuse
     from vlcpt.folder_locks import require_free
     from vlcpt.runs.folder import require_empty
 
     command, early = context.info_name, read_early(config, context.args)
     if command == "train":
-        require_packages({**vars(early.model), **early.training}, early.given)
+        refuse(early.located(missing_packages({**vars(early.model), **early.training})))
     # Where one launcher started all ranks, it ends the others; else rank 0 reports it to all of them later.
     rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if command in ("train", "check") and rank in (None, "0") and ranks == here:
@@ -258,8 +258,6 @@ def _read(context: typer.Context, config: Path) -> Configs:
                 raise
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
-    from vlcpt.config.yaml import complete
-
     return complete(early, computes=command in ("train", "eval"))
 
 

@@ -9,13 +9,12 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from vlcpt.config.early import read_early
 from vlcpt.config.keys import known_types
-from vlcpt.config.packages import OPTIMIZERS
+from vlcpt.config.rules import OPTIMIZERS
 from vlcpt.config.schema import ModelConfig, SourceConfig
 from vlcpt.config.synonyms import read_table, remarks, synonyms
 from vlcpt.config.values import Loader
-from vlcpt.config.yaml import load_config
+from vlcpt.config.yaml import load_config, read_early
 from vlcpt.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -459,8 +458,8 @@ def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(fo
         "4: train_data[1].file_name",
         "4: train_data[1].formatting",
         "4: train_data[1].columns",
-        "5: eval_data.num_samples",
-        "5: eval_data.mediaroot",
+        "5: eval_data[0].num_samples",
+        "5: eval_data[0].mediaroot",
     ]
     ends = [
         "Write: path: a.jsonl",

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlcpt.config.early import read_deepspeed
+from vlcpt.config.paths import read_deepspeed
 from vlcpt.config.precision import slow_products, used_devices
 from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vlcpt.config.packages import require_packages
 from vlcpt.config.precision import autocast_type, used_devices
+from vlcpt.config.rules import missing_packages
 from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.cache import remove_plans
+from vlcpt.errors import refuse
 from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
@@ -57,7 +58,7 @@ def train_run(
     """
     console = console or Screen()
     training = configs.training
-    require_packages({**vars(configs.model), **vars(training)})
+    refuse(missing_packages({**vars(configs.model), **vars(training)}))
     check_launch(training)
     output = Path(str(training.output_dir))
     ranks = RankWatch(training)
