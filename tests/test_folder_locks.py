@@ -18,7 +18,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK, hold, holder, require_free
 
 
-def test_a_second_process_is_refused_and_told_who_the_first_is(tmp_path):
+def test_a_second_process_is_refused_and_the_message_names_the_first(tmp_path):
     with holding(tmp_path) as (first, _):
         name = f"process {first.pid} on host {socket.gethostname()}"
         assert holder(tmp_path) == name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from vlcpt.config.schema import ROLES, SourceConfig
 from vlcpt.data.rows.open import default_name, files_of, is_pattern
 
+_RESUMES = ("auto", "true", "false")  # what resume_from_checkpoint takes besides a path
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -40,18 +41,12 @@ def moved_source(source: SourceConfig, base: Path, start: Path) -> SourceConfig:
 
 
 def _is_path(key: str, value: str, base: Path) -> bool:
-    match key:
-        case "output_dir":
-            return True
-        case "model_name_or_path" | "adapter_name_or_path":
-            return (base / Path(value).expanduser()).is_dir()
-        case "resume_from_checkpoint":
-            return value not in ("auto", "true", "false")
-        case "deepspeed":
-            return not value.startswith("{") and value not in shipped_deepspeed()
-        case "accelerator_config":
-            return not value.startswith("{")
-    return False
+    if key.endswith("name_or_path"):
+        return (base / Path(value).expanduser()).is_dir()
+    # Keys that take a path, with the words that are none; JSON is none either.
+    words: dict[str, Collection[str]] = {"resume_from_checkpoint": _RESUMES, "deepspeed": shipped_deepspeed()}
+    words |= {"output_dir": (), "accelerator_config": ()}
+    return key in words and value not in words[key] and not value.startswith("{")
 
 
 def _moved_path(path: str, base: Path, start: Path) -> str:
@@ -82,7 +77,7 @@ def wrong_paths(values: Mapping[str, object]) -> Iterator[str]:
             if (message := _wrong_source(source)) is not None:
                 yield f"{key}[{number}]: {message}"
     resume = values.get("resume_from_checkpoint")
-    if isinstance(resume, str) and resume not in ("auto", "true", "false") and not Path(resume).is_dir():
+    if isinstance(resume, str) and resume not in _RESUMES and not Path(resume).is_dir():
         yield (
             f"resume_from_checkpoint: there is no folder {resume}. Correct the path, or give true for the "
             "newest in output_dir, or auto to start a new run where there is none."

@@ -14,20 +14,12 @@ from vlcpt.config.schema import RATES, DataConfig, ModelConfig, wrong_numbers
 
 # transformers' names for report_to, with the modules of each and what pip calls them.
 _REPORTS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    **{name: ((name,), name) for name in ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow")},
+    **{name: ((name,), name) for name in ("neptune", "swanlab", "tensorboard", "trackio", "wandb")},
     "azure_ml": (("azureml",), "azureml-core"),
-    "clearml": (("clearml",), "clearml"),
-    "codecarbon": (("codecarbon",), "codecarbon"),
-    "comet_ml": (("comet_ml",), "comet_ml"),
     "dagshub": (("dagshub", "mlflow"), "dagshub mlflow"),
-    "dvclive": (("dvclive",), "dvclive"),
     "flyte": (("flytekit",), "flytekit"),
     "kubeflow": ((), ""),
-    "mlflow": (("mlflow",), "mlflow"),
-    "neptune": (("neptune",), "neptune"),
-    "swanlab": (("swanlab",), "swanlab"),
-    "tensorboard": (("tensorboard",), "tensorboard"),
-    "trackio": (("trackio",), "trackio"),
-    "wandb": (("wandb",), "wandb"),
 }
 # Modules of which any is enough; kernels fetches the attention's kernel from the Hub.
 _ATTENTION: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -156,11 +148,11 @@ def missing_packages(values: Mapping[str, object]) -> Iterator[str]:
         >>> list(missing_packages({"report_to": "tensor_board"}))  # doctest: +ELLIPSIS
         ['report_to: tensor_board is not known. Choose one of: azure_ml, ..., all or none.']
     """
-    reports = values.get("report_to") or []
+    reports, known = values.get("report_to") or [], sorted(_REPORTS)
     for name in reports if isinstance(reports, list | tuple) else [str(reports)]:
         modules, pip = _REPORTS.get(name, ((), ""))
-        if name not in (*_REPORTS, "all", "none"):
-            yield f"report_to: {name} is not known. Choose one of: {', '.join(_REPORTS)}, all or none."
+        if name not in (*known, "all", "none"):
+            yield f"report_to: {name} is not known. Choose one of: {', '.join(known)}, all or none."
         elif not all(map(_is_there, modules)) and not (name == "tensorboard" and _is_there("tensorboardX")):
             yield f"report_to: {name} is not installed. Run pip install {pip}, or remove it from report_to."
     attention = values.get("attn_implementation")

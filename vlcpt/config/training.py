@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments, training_args
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -87,8 +89,14 @@ class CPTConfig(TrainingArguments):
             self.dataloader_persistent_workers = False  # torch refuses it without workers
         written = self.deepspeed
         sharding = read_deepspeed(written)
-        asked = config_precision.read_asked(self, sharding)
-        precision = config_precision.choose_precision(asked, config_precision.device_facts())
+        precision = config_precision.choose_precision(
+            config_precision.device_facts(),
+            bf16=self.bf16,
+            fp16=self.fp16,
+            use_cpu=self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"),
+            launcher=os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+            deepspeed=sharding,
+        )
         # Both are asked for only where the user did so, which transformers refuses.
         self.bf16, self.fp16 = precision == "bf16", self.fp16 or precision == "fp16"
         if sharding is not None:

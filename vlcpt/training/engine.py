@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config.precision import autocast_type, slow_products, used_devices
+from vlcpt.config.precision import autocast_type, slow_products
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.encoder import Modality
@@ -85,7 +85,7 @@ class EngineCheck(TrainerCallback):
         for line in (describe_engine(wrapped, args.world_size), kernels):
             if line:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if (slow := slow_products(args, used_devices(args))) is not None:
+        if (slow := slow_products(args)) is not None:
             self._console.print(slow, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
