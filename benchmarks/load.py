@@ -46,10 +46,10 @@ def index(folder: Path) -> dict[str, object]:
         for first in range(0, LINES, 10_000):
             numbers = range(first, first + 10_000)
             file.write(b"".join(b'{"text": "%s", "id": "%07d"}\n' % (b"x" * 276, n) for n in numbers))
-    from vlcpt.data.rows.jsonl import JsonlRows
+    from vlcpt.data.rows.text_files import JsonRows
 
     start = begin()
-    rows = JsonlRows(path)
+    rows = JsonRows(path)
     found = finish(start)
     assert len(rows) == LINES
     for number in [0, LINES - 1, *random.Random(0).choices(range(LINES), k=1000)]:

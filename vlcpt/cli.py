@@ -309,13 +309,12 @@ def _reported() -> Iterator[None]:
 
 def _disk_message(error: OSError) -> str:
     """What the system says, with what is free where a library found a disk full or read-only."""
-    from vlcpt.file_writes import WriteError, refusal, write_error
+    from vlcpt.file_writes import WriteError, Writing
 
     named = error.filename2 or error.filename
     if isinstance(error, WriteError) or not isinstance(named, str):
         return str(error)
-    found = refusal(error, Path(named), reads=True)
-    return str(error if found is None else write_error(Path(named), "", found))
+    return str(Writing(Path(named), reads=True).refused(error) or error)
 
 
 def _is_ours(error: BaseException) -> bool:

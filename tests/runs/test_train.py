@@ -210,7 +210,7 @@ def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
 
     table = _evaluation_file(tmp_path / "eval.json", {"new"})
 
-    assert table.note == note
+    assert table.caption == note
     assert ("loss, other images" in table.columns) == bool(note)
 
 
@@ -278,7 +278,7 @@ def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
         ("merge empty merged", "empty holds neither an adapter"),
         (
             "merge full merged",
-            "full holds a whole model, and neither it nor the folder above has a run's config.yaml",
+            "full holds a model, and neither it nor the folder above has a run's config.yaml",
         ),
         ("merge full full", "full exists and is not empty"),
     ],

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 from vlcpt.config.keys import defaults
-from vlcpt.config.schema import RATES, DataConfig, ModelConfig, wrong_numbers
+from vlcpt.config.schema import LEARNING_RATES, DataConfig, ModelConfig, wrong_numbers
 
 # transformers' names for report_to, with the modules of each and what pip calls them.
 _REPORTS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -114,9 +114,13 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
         ['vision_learning_rate would not be used. Set train_vision: true, or remove it.']
     """
     training = SimpleNamespace(**{**defaults(), **values})
-    for part, switch in RATES.items():
-        if getattr(training, f"{part}_learning_rate") is not None and not getattr(model, switch):
-            yield f"{part}_learning_rate would not be used. Set {switch}: true, or remove it."
+    for group, key in LEARNING_RATES.items():
+        if (
+            group != "language"
+            and getattr(training, key) is not None
+            and not getattr(model, f"train_{group}")
+        ):
+            yield f"{key} would not be used. Set train_{group}: true, or remove it."
     if model.adapter_name_or_path is not None and (changed := model.changed_lora):
         yield (
             f"{changed} would not be used with adapter_name_or_path: the adapter brings its own. "

@@ -226,8 +226,11 @@ class DataConfig:
         refuse([*_wrong_choices(self), *wrong_numbers(vars(self)), *_data_rules(self)])
 
 
-# Parts of the model that may have a learning rate of their own, with the key that trains them.
-RATES = {"vision": "train_vision", "merger": "train_merger", "embedding": "train_embeddings"}
+# The key of each group of the optimizer.
+LEARNING_RATES: Mapping[str, str] = {
+    **{"language": "learning_rate", "vision": "vision_learning_rate"},
+    **{"merger": "merger_learning_rate", "embeddings": "embedding_learning_rate"},
+}
 ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
 
@@ -237,7 +240,7 @@ _RANGES: Sequence[tuple[float, float, str, Sequence[str]]] = (
     (_TINY, _ANY, "above 0", ("lora_alpha", "min_pixels", "max_pixels", "fps", "max_row_bytes")),
     (_TINY, _ANY, "above 0", ("max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels")),
     (0, _ANY, "0 or more", ("dataloader_num_workers", "dataloader_timeout")),
-    (0, _ANY, "0 or more", ("learning_rate", *(f"{part}_learning_rate" for part in RATES))),
+    (0, _ANY, "0 or more", tuple(LEARNING_RATES.values())),
     (1, _ANY, "1 or more", ("lora_r", "gradient_accumulation_steps")),
     (1, _ANY, "1 or more", ("per_device_train_batch_size", "per_device_eval_batch_size")),
     (2, _ANY, "2 or more: the model sees frames in pairs", ("max_frames",)),

@@ -9,7 +9,8 @@ from vlcpt.data.documents import Document, Image, Medium
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.encode.vision import PlacedMedium, medium_errors
-from vlcpt.data.media.open import MediaError, giants_in_turn, read_image
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import giants_in_turn, read_image
 from vlcpt.data.media.videos import read_video
 from vlcpt.data.media.whole import check_container
 

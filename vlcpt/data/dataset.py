@@ -25,7 +25,7 @@ from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, make_plan, untracked
 from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
 from vlcpt.data.prepared.fingerprints import require_same_encoding
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES
+from vlcpt.data.rows.base import MAX_ROW_BYTES
 from vlcpt.data.sources import Sources, distinct, open_sources
 from vlcpt.data.workers import WorkerBoard
 

@@ -11,11 +11,12 @@ from vlcpt.data.formats.chat import PREFERENCES
 from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.formats.unread import Unread
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.recognise import may_hold_media
+from vlcpt.data.media.files import may_hold_media
 from vlcpt.data.prepared.read import PreparedRows, prepared_members
+from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows
 from vlcpt.data.rows.fields import Row, id_field, is_given
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows
 from vlcpt.data.rows.open import default_name, open_rows, why_empty
+from vlcpt.data.rows.tables import DatasetRows, MemoryRows, is_dataset
 from vlcpt.data.rows.tars import TarRow, with_own_files
 from vlcpt.file_writes import WriteError
 
@@ -177,11 +178,10 @@ def open_source(
                 ignored=ignore_fields,
                 max_row_bytes=max_row_bytes,
             )
-            rows.limit(max_row_bytes)
         else:
             if split:
                 raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
-            rows = MemoryRows(path, name)
+            rows = DatasetRows(path, name) if is_dataset(path) else MemoryRows(path, name)
         if not len(rows):
             reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
             raise DocumentError(reason, kind="source", field=str(path)[:200])
@@ -329,7 +329,7 @@ def open_sources(
     """
     given: Sequence[object] = sources if isinstance(sources, list | tuple) else [sources]
     is_one = isinstance(sources, str | Path | Mapping) or is_dataclass(sources)
-    if (is_one and not _is_dataset(sources)) or (
+    if (is_one and not is_dataset(sources)) or (
         given is sources and all(isinstance(one, str | Path) or _is_source(one) for one in given)
     ):
         return [
@@ -339,7 +339,7 @@ def open_sources(
         ]
     if hasattr(sources, "__len__") and not len(sources):
         return []
-    tables = given if all(map(_is_dataset, given)) else [sources]
+    tables = given if all(map(is_dataset, given)) else [sources]
     return [
         open_source(one, untagged=untagged, name=f"{memory_name}-{number}" if number > 1 else memory_name)  # type: ignore[arg-type]
         for number, one in enumerate(tables, 1)
@@ -358,10 +358,6 @@ def _is_source(one: object) -> bool:
         return "path" in one and one.keys() <= _SOURCE_KEYS
     # An entry of DataConfig, by its fields: no configuration class is known here.
     return is_dataclass(one) and {field.name for field in fields(one)} == _SOURCE_KEYS
-
-
-def _is_dataset(one: object) -> bool:
-    return type(one).__module__.split(".")[0] == "datasets"
 
 
 def _entry(given: object) -> dict[str, object]:

@@ -45,7 +45,8 @@ from vlcpt.runs.data import (
     train_dataset,
     with_native_model,
 )
-from vlcpt.training.engine import asked_stage, require_media
+from vlcpt.training.guards import asked_stage
+from vlcpt.training.step import require_media
 
 T = TypeVar("T")
 

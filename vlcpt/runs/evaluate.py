@@ -15,7 +15,7 @@ from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
 from vlcpt.runs.data import evaluation_sets, quiet_libraries, show_unmeasured, shown, with_native_model
 from vlcpt.runs.folder import write_json
-from vlcpt.training.evaluate import SetResult, evaluate_sets
+from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets
 
 
 def eval_run(
@@ -38,17 +38,14 @@ def eval_run(
         # 4-bit weights are put on their device while they load.
         if one is not None and not getattr(one, "is_quantized", False):
             torch.nn.Module.to(one, device)  # transformers hides the type of its own
-    results = evaluate_sets(
-        model,
-        sets,
-        processor,
-        base=base,
+    options = EvalOptions(
         batch_size=configs.training.per_device_eval_batch_size,
         num_workers=configs.training.dataloader_num_workers,
         timeout=configs.training.dataloader_timeout,
         autocast=autocast_type(configs.training),
         track=shown(console),
     )
+    results = evaluate_sets(model, sets, processor, options, base=base)
     console.print(results_table(results))
     for name, dataset in sets.items():
         if dataset.has_media and not dataset.can_shuffle:

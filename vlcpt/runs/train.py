@@ -40,9 +40,9 @@ from vlcpt.runs.data import (
 )
 from vlcpt.runs.folder import PLANS, prepare_output
 from vlcpt.training.checkpoints.files import find_checkpoint
-from vlcpt.training.engine import require_media
 from vlcpt.training.guards import check_launch, check_packed
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
+from vlcpt.training.step import require_media
 from vlcpt.training.trainer import CPTTrainer
 
 
@@ -129,7 +129,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     processor = load_processor(configs.model.model_name_or_path)
     configs = with_native_model(configs)
     precision = str(autocast_type(training) or torch.float32)
-    require_equal(training, precision, f"the type of products ({precision}, see bf16)")
+    require_equal(precision, f"the type of products ({precision}, see bf16)")
     if configs.model.tuning == "qlora":
         stored = resolve_dtype(configs.model.dtype, read_config(configs.model.model_name_or_path))
         check_packed(stored, training)
@@ -137,7 +137,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     ranks.at(0, "reading the data")
     track = shown(console)  # one rank reads, whichever that is
     dataset = train_dataset(configs, processor, track, plans=output / PLANS)
-    require_equal(training, dataset.digest, "the plan of train_data")
+    require_equal(dataset.digest, "the plan of train_data")
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
@@ -152,7 +152,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
     sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
     for name, one in sets.items():
-        require_equal(training, one.digest, f"the plan of {name}")
+        require_equal(one.digest, f"the plan of {name}")
     dataset.ledger.unmeasured = [dropped for one in sets.values() for dropped in one.ledger.dropped]
     if is_main:
         show_unmeasured(sets, console)

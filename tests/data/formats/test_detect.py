@@ -12,7 +12,7 @@ import pytest
 from vlcpt import Document, DocumentError, Text
 from vlcpt.data.documents import TurnEdge
 from vlcpt.data.formats.detect import FORMATS, SCHEMAS, check_format, detect_format, schema_reader
-from vlcpt.data.rows.jsonl import MemoryRows
+from vlcpt.data.rows.tables import MemoryRows
 from vlcpt.data.sources import open_source
 
 TURNS = [{"from": "human", "value": "a"}]

@@ -592,3 +592,11 @@ def test_where_every_row_is_refused_nothing_is_said_of_files_beside_them(rows):
     account = error.value.ledger.sources["train"]
     assert account.dropped_documents.total() == 1
     assert account.not_read == {}
+
+
+@pytest.mark.parametrize("image", [False, 0, None])
+def test_a_field_that_says_that_there_is_no_image_is_not_advised_as_one(rows, image):
+    with pytest.raises(DocumentError, match="<image>") as caught:
+        list(read_documents(rows({"text": "<image>A valve.", "image": image})))
+    assert "The row has one" not in str(caught.value)
+    assert "set format: text" in str(caught.value)

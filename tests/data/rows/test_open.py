@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, Image, Text, encode_document, read_documents
 from vlcpt.data.rows import tables
-from vlcpt.data.rows.jsonl import MemoryRows
 from vlcpt.data.rows.open import open_rows
+from vlcpt.data.rows.tables import MemoryRows
 from vlcpt.data.sources import open_source
 
 COUNT = 23

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,8 +21,10 @@ from vlcpt.data.formats.chat import (
 from vlcpt.data.formats.marked import read_marked, read_segments, read_text
 from vlcpt.data.formats.web import read_caption, read_mmc4, read_obelics
 from vlcpt.data.markup import Untagged
-from vlcpt.data.rows.fields import Row, field_names
-from vlcpt.data.rows.jsonl import Rows, TextRows
+from vlcpt.data.media.files import may_be_media, medium_in
+from vlcpt.data.rows.base import Rows
+from vlcpt.data.rows.fields import Row, field_names, is_given
+from vlcpt.data.rows.text_files import TextRows
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +190,7 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
         DocumentError: If no format fits, or more than one.
 
     Example:
-        >>> from vlcpt.data.rows.jsonl import MemoryRows
+        >>> from vlcpt.data.rows.tables import MemoryRows
         >>> detect_format(MemoryRows([{"image": "a.png", "caption": "A cat."}], "rows"), "rows")
         'caption'
     """
@@ -231,8 +233,6 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
 
 def _misnamed(row: Row) -> str:
     """Which field seems to have a medium, for rows of which no field has a known name for one."""
-    from vlcpt.data.media.recognise import medium_in  # not before there is an error: it opens images
-
     names = (str(name)[:60] for name, value in row.items() if medium_in(value, str(name), None) is not None)
     return next((f" {name!r} seems to have a medium: call it 'image' or 'video'." for name in names), "")
 
@@ -266,11 +266,8 @@ def _fitting(row: Row, ignored: Collection[str] = ()) -> list[str]:
             found.append("docmatix")
         elif "images" in given and all(one is None or isinstance(one, str) for one in texts):
             found.append("obelics")
-    alone = any(_may_be_media(given.get(name)) for name in ("image", "video"))
-    listed = any(
-        _may_be_media(one) and not (isinstance(one, Sized) and not len(one))
-        for one in (given.get("images"), given.get("videos"))
-    )
+    alone = any(may_be_media(given.get(name)) for name in ("image", "video"))
+    listed = any(may_be_media(one) and is_given(one) for one in (given.get("images"), given.get("videos")))
     text = str(given.get("text"))
     tags = [*TAG_START.finditer(text)] if "text" in given else []
     if "caption" in given and (alone or listed):
@@ -287,8 +284,3 @@ def _fitting(row: Row, ignored: Collection[str] = ()) -> list[str]:
     if not found:
         found = [format for format, asked, answer in _ANSWERS if answer in given and asked & given.keys()]
     return found
-
-
-def _may_be_media(value: object) -> bool:
-    """Whether a field's value may be one of media: a number counts them. Equality is of no use for arrays."""
-    return not (value is None or isinstance(value, int | float) or (isinstance(value, str) and not value))

@@ -12,8 +12,16 @@ from vlcpt.data.formats.chat import TEMPLATE, TEMPLATE_SIZES, TURN_WEIGHTS
 from vlcpt.data.formats.detect import SCHEMAS
 from vlcpt.data.formats.marked import OTHER_BRACKETS
 from vlcpt.data.formats.markers import MEDIA_FIELDS
-from vlcpt.data.media.names import BESIDE, LONE_MEDIA, LONE_TEXTS, UNNAMED
-from vlcpt.data.media.recognise import is_there, links_to_media, medium_in
+from vlcpt.data.media.files import (
+    BESIDE,
+    LONE_MEDIA,
+    LONE_TEXTS,
+    UNNAMED,
+    is_there,
+    links_to_media,
+    may_be_media,
+    medium_in,
+)
 from vlcpt.data.media.references import HINTS
 from vlcpt.data.rows.fields import Row, is_given
 from vlcpt.data.rows.tars import UNNAMED as OF_A_TAR
@@ -104,7 +112,7 @@ class Unread:
         if isinstance(error, MissingFileError):
             others = (name for name in row if name not in self.fields and name not in self.ignored)
             for name in others:
-                is_named = name in MEDIA_FIELDS and is_given(row[name])
+                is_named = name in MEDIA_FIELDS and is_given(row[name]) and may_be_media(row[name])
                 if is_named or medium_in(row[name], str(name), self.media_root) is not None:
                     is_caption = self.format == "caption"
                     todo = "call it 'image' or 'video'" if is_caption else "list it in 'images' or 'videos'"
@@ -114,7 +122,7 @@ class Unread:
                     )
                     return
         is_markup = self.format == "vlcpt" and error.kind in ("markup", "markers")
-        if is_markup and not any(is_given(row.get(name)) for name in MEDIA_FIELDS):
+        if is_markup and not any(is_given(one) and may_be_media(one) for one in map(row.get, MEDIA_FIELDS)):
             error.reason += _PLAIN
 
     def _left(self, row: Row) -> Iterator[tuple[str, str, object]]:

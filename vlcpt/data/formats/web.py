@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, MissingFileError, Segment, Text
 from vlcpt.data.formats.markers import MEDIA_FIELDS, place_media, refuse_unread, split_markers
-from vlcpt.data.media.references import medium_at, shown_url
+from vlcpt.data.media.files import shown_url
+from vlcpt.data.media.references import medium_at
 from vlcpt.data.rows.fields import Row, field_names, is_given, list_field, required_list, text_at, text_field
 
 

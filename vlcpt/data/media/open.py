@@ -6,7 +6,6 @@ import ctypes
 import fcntl
 import os
 import re
-import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote
 
 import numpy as np
 import PIL.Image
@@ -23,7 +21,8 @@ from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 from PIL.ImageFile import ImageFile
 
 from vlcpt.data.documents import Image, Medium
-from vlcpt.data.media.references import IMAGE_FORMATS, PILLOW_ERRORS, UPRIGHT, orientation, shown_url
+from vlcpt.data.media.files import MediaError, heif_kind, resolve
+from vlcpt.data.media.references import IMAGE_FORMATS, PILLOW_ERRORS, UPRIGHT, orientation
 
 _SNAPSHOT = r"datasets--(?P<name>[^/'\"]+)/snapshots/[^/'\"]+"
 
@@ -42,13 +41,6 @@ def without_cache(message: str) -> str:
     for cache in (HF_HUB_CACHE, os.path.realpath(HF_HUB_CACHE), HF_HOME):
         message = message.replace(cache, "(the cache of Hugging Face)")
     return message
-
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
-
-
-class MediaError(ValueError):
-    """A medium that cannot be used: what was found and what to do. The caller adds file, line and field."""
 
 
 @dataclass(frozen=True)
@@ -79,53 +71,6 @@ DEFAULT_LIMITS = MediaLimits()
 
 GIANT_PIXELS = 25_000_000
 """Pixels of an image that is decoded in turn: 5,000 × 5,000, above all cameras' but the largest."""
-
-
-def resolve(path: str, media_root: Path | None) -> Path:
-    """The real path of a regular file that the row may name.
-
-    Args:
-        path: As the row has it: relative to ``media_root``, absolute, or a ``file:`` URI.
-        media_root: The folder that the file's real path must lie in, after ``..`` and links.
-            None trusts the caller: any file, relative paths from the current folder.
-
-    Raises:
-        MediaError: If it is a URL, lies outside, is missing, or is no regular file.
-
-    Example:
-        >>> resolve("open.py", Path(__file__).parent).name
-        'open.py'
-    """
-    shown = repr(path if len(path) <= 200 else path[:200] + "…")
-    local = path
-    if path[:5].lower() == "file:":
-        local = re.sub("^//(?:localhost)?(?=/)", "", unquote(path[5:]), flags=re.IGNORECASE)
-        if local.startswith("//"):
-            raise MediaError(f"{shown} names another machine. Write file:///folder/name, or a plain path.")
-    elif _URL.match(path):
-        raise MediaError(f"{shown_url(path)!r} is a URL, and nothing is fetched. Download it, give its path.")
-    folder = str(media_root or Path())  # as written: messages reach files, absolute paths are private
-    try:
-        root = os.path.realpath(folder)
-        real = os.path.realpath(os.path.join(root, local))
-        inside = media_root is None or os.path.commonpath([root, real]) == root
-        mode = os.stat(real).st_mode if inside else 0
-    except FileNotFoundError:
-        todo = "Correct the path, or set media_root to the folder that paths are relative to."
-        raise MediaError(f"{shown} does not exist in {folder!r}. {todo}") from None
-    except OSError as error:
-        raise MediaError(f"{shown} cannot be opened: {error.strerror}. Correct the path.") from None
-    except ValueError as error:  # a NUL, or half a surrogate pair
-        raise MediaError(f"{shown} is not a path: {error}. Correct it.") from None
-    if not inside:
-        raise MediaError(
-            f"{shown} lies outside the media_root {folder!r} (from there, {os.path.relpath(real, root)!r}). "
-            "Move the file there, or set media_root to a folder that holds it."
-        )
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise MediaError(f"{shown} is {kind}, not a regular file. Name a file.")
-    return Path(real)
 
 
 @contextmanager
@@ -273,31 +218,6 @@ def opened_image(image: Image, media_root: Path | None, limits: MediaLimits) -> 
             ) from error
 
 
-# Major brands of HEIF's family. MP4 and MOV have others (isom, mp42, qt), whatever they are compatible with.
-_AVIF = frozenset((b"avif", b"avis"))
-_ANY_CODEC = frozenset((b"mif1", b"mif2", b"msf1"))  # brands that they are compatible with say which
-_HEIC = _ANY_CODEC.union(b"heic heix heim heis heif avci hevc hevx hevm hevs avcs".split())
-
-
-def heif_kind(start: bytes) -> str | None:
-    """``"HEIC"`` or ``"AVIF"`` by the first bytes of a file, whatever its name says; None: neither.
-
-    Args:
-        start: The file's first bytes; 64 are enough.
-
-    Example:
-        >>> heif_kind(b"\\0\\0\\0\\x18ftypmif1\\0\\0\\0\\0mif1avif")
-        'AVIF'
-        >>> heif_kind(b"\\0\\0\\0\\x14ftypisom\\0\\0\\0\\0heic")
-    """
-    brand = start[8:12] if start[4:8] == b"ftyp" else b""
-    size = min(int.from_bytes(start[:4], "big"), len(start)) if brand in _ANY_CODEC else 0
-    compatible = {start[place : place + 4] for place in range(16, size - 3, 4)}
-    if _AVIF & {brand, *compatible}:
-        return "AVIF"
-    return "HEIC" if brand in _HEIC else None
-
-
 def refuse_heif(medium: Medium, start: bytes) -> None:
     """An error for HEIC and AVIF that says what they are, and what converts them.
 
@@ -311,7 +231,7 @@ def refuse_heif(medium: Medium, start: bytes) -> None:
         >>> refuse_heif(Image("a.jpg"), b"\\0\\0\\0\\x14ftypheic\\0\\0\\0\\0mif1")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        vlcpt.data.media.open.MediaError: a.jpg is a HEIC picture, which is not read. Convert it to PNG: ...
+        vlcpt.data.media.files.MediaError: a.jpg is a HEIC picture, which is not read. Convert it to PNG: ...
     """
     kind = heif_kind(start)
     if kind is not None:

@@ -160,18 +160,6 @@ HINTS = frozenset(
 )
 
 
-def shown_url(url: str) -> str:
-    """A URL for a message: without user, password, query and fragment, where secrets are, and not endless.
-
-    Example:
-        >>> shown_url("https://me:secret@example.org/a.png?signature=secret")
-        'https://example.org/a.png?…'
-    """
-    bare = re.sub(r"(?<=://)[^/?#]*@", "", url)
-    bare = re.sub(r"[?#].*", "?…", bare, flags=re.DOTALL)
-    return bare if len(bare) <= 200 else bare[:200] + "…"
-
-
 def image_from(reference: object) -> Image:
     """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, bytes, a dict, or a ``PIL.Image``.
 

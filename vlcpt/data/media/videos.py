@@ -15,7 +15,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vlcpt.data.documents import Video
-from vlcpt.data.media.open import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium, refuse_heif
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import DEFAULT_LIMITS, MediaLimits, open_medium, refuse_heif
 
 FRAME_FACTOR = 2  # frames in one step of the model's time
 MIN_FRAMES = 4
@@ -70,7 +71,7 @@ def clip_of(
     Args:
         fps: Frames to take per second; the video's own ``fps`` wins.
         max_frames: Frames to take at most; the video's own ``max_frames`` wins.
-        media_root: See :func:`vlcpt.data.media.open.resolve`.
+        media_root: See :func:`vlcpt.data.media.files.resolve`.
 
     Raises:
         MediaError: If the file may not or cannot be opened, is no video, or is above a limit.

@@ -11,7 +11,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import STRIPBYTECOUNTS, STRIPOFFSETS, TILEBYTECOUNTS, TILEOFFSETS, TiffImageFile
 
 from vlcpt.data.documents import Image, Medium, Video
-from vlcpt.data.media.open import DEFAULT_LIMITS, MediaError, MediaLimits, open_medium, opened_image
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import DEFAULT_LIMITS, MediaLimits, open_medium, opened_image
 from vlcpt.data.media.videos import opened_video
 
 # By Pillow's name of the format. Pixels never hold the marks of PNG and JPEG. They may hold that of a GIF by
@@ -33,7 +34,7 @@ def check_container(medium: Medium, *, media_root: Path | None, limits: MediaLim
 
     Args:
         medium: An image or a video.
-        media_root: See :func:`vlcpt.data.media.open.resolve`.
+        media_root: See :func:`vlcpt.data.media.files.resolve`.
 
     Raises:
         MediaError: If the file may not or cannot be opened, is of no kind that is read, or is cut.
@@ -47,7 +48,7 @@ def check_container(medium: Medium, *, media_root: Path | None, limits: MediaLim
         >>> check_container(Image(data=file.getvalue()[:-9]), media_root=None)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        vlcpt.data.media.open.MediaError: image given as bytes is cut short: it has no end mark. Copy, ...
+        vlcpt.data.media.files.MediaError: image given as bytes is cut short: it has no end mark. Copy, ...
     """
     check = _problem_of_image if isinstance(medium, Image) else _problem_of_video
     problem = check(medium, media_root, limits)  # type: ignore[arg-type]

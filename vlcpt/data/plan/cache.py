@@ -21,7 +21,7 @@ from vlcpt import __version__
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.ledger import Dropped
 from vlcpt.data.plan.scan import LINE, BadRow, Reading, Scan, SourceScanner, joined
-from vlcpt.data.rows.jsonl import FileState
+from vlcpt.data.rows.base import FileState
 from vlcpt.data.sources import DocumentSource
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import WriteError, remove, write_file

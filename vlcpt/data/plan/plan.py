@@ -12,13 +12,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.media.names import BESIDE, media_beside
+from vlcpt.data.media.files import BESIDE, media_beside
 from vlcpt.data.plan.cache import remove_old, scan_file, scanned
 from vlcpt.data.plan.ledger import NOT_READ, BadDataError, Ledger, SourceLedger, TokenCounts, list_reasons
 from vlcpt.data.plan.mix import draw_documents, passes_for_shares, repeat_documents
 from vlcpt.data.plan.scan import Reading, Scan, SourceScanner
 from vlcpt.data.prepared.read import PreparedRows
-from vlcpt.data.rows.jsonl import MemoryRows
+from vlcpt.data.rows.tables import DatasetRows, MemoryRows
 from vlcpt.data.sources import DocumentSource
 
 T = TypeVar("T")
@@ -269,7 +269,7 @@ def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[
     # Media that may be those of rows of which none has one; nothing is beside a saved data set, or one from
     # the Hub, and of rows that could all not be used, their own messages say why.
     has_root = source.unread.format != "text" and source.media_root is not None
-    if has_root and not isinstance(source.rows, MemoryRows) and documents and not media:
+    if has_root and not isinstance(source.rows, MemoryRows | DatasetRows) and documents and not media:
         found[BESIDE] = media_beside(str(source.media_root))
     return found | source.left_out()
 

@@ -19,11 +19,11 @@ from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.streams import TokenStream, closed_stream
 from vlcpt.data.encode.tokens import Run
-from vlcpt.data.media.open import MediaError, resolve
+from vlcpt.data.media.files import MediaError, resolve
 from vlcpt.data.plan.ledger import NOT_READ, BadDataError, Dropped, TokenCounts, count_tokens
 from vlcpt.data.plan.split import OnOverlong, Part, split_stream
 from vlcpt.data.prepared.read import PreparedRows
-from vlcpt.data.rows.jsonl import FileState, file_state
+from vlcpt.data.rows.base import FileState, file_state
 from vlcpt.data.sources import DocumentSource
 from vlcpt.data.workers import WorkerBoard, read_by_workers
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.encode.streams import NUMBERS, EncodedDocument
-from vlcpt.data.media.references import shown_url
+from vlcpt.data.media.files import shown_url
 from vlcpt.data.prepared.shards import SCHEMA, row_document, row_source
+from vlcpt.data.rows.base import Rows, file_state
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import Rows, file_state
 from vlcpt.data.rows.open import default_name
 from vlcpt.data.rows.tables import ParquetRows, as_numpy, file_system, is_address
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from vlcpt.data.documents import MAX_WEIGHT, Document, DocumentError, Image, Medium, Source, Video
 from vlcpt.data.encode.streams import IGNORE_INDEX, NUMBERS, EncodedDocument, TokenStream, numbers_of
-from vlcpt.data.media.open import MediaError, MediaLimits, open_medium
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import MediaLimits, open_medium
 from vlcpt.data.rows.fields import Row
 
 _LARGEST = 2**62  # a row may ask for more pixels than Parquet can write; no image has as many

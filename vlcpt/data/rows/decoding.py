@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shlex
 import uuid
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from vlcpt.data.documents import DocumentError
@@ -98,7 +99,6 @@ def _writing(copy: Path, path: Path, done: int) -> Writing:
 
 BOM = b"\xef\xbb\xbf"
 _LOOKED_AT = 1 << 16  # bytes
-_ENOUGH = 0.6  # of the pairs of bytes in the common part of an encoding; others have a third there
 _MARKS = (
     (b"\xff\xfe\0\0", "UTF-32"),
     (b"\0\0\xfe\xff", "UTF-32"),
@@ -107,12 +107,13 @@ _MARKS = (
 )
 
 
-def text_of(data: bytes, file: str) -> str:
+def text_of(data: bytes, file: str, around: bytes = b"") -> str:
     """A text from UTF-8, with or without a mark at its start.
 
     Args:
         data: The bytes.
         file: The file's name, for the command that converts it.
+        around: The same with what stands around it: a word is not enough to tell encodings apart.
 
     Raises:
         DocumentError: That names the encoding that the bytes look like.
@@ -128,7 +129,7 @@ def text_of(data: bytes, file: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise not_utf8(data, error.start, file) from None
+        raise not_utf8(around or data, error.start, file) from None
 
 
 def check_wide(data: bytes, file: str) -> None:
@@ -173,67 +174,43 @@ def looks_like(data: bytes) -> str | None:
     data = data[:_LOOKED_AT]
     if (wide := _wide(data)) is not None:
         return wide
-    for name in ("UTF-16LE", "UTF-16BE"):
-        if _is_chinese(data[: len(data) // 2 * 2], name):
-            return name
-    high = [place for place, byte in enumerate(data) if byte >= 0x80]
-    if not high:
-        return None
     # A letter with an accent stands among plain ones; half of a Chinese character does not.
-    is_high = [False, *(byte >= 0x80 for byte in data), False]
-    lone = sum(not is_high[place] and not is_high[place + 2] for place in high)
-    shares = {name: _share(data, lead, trail) for name, (lead, trail) in _COMMON.items()}
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] >= _ENOUGH and lone < 0.7 * len(high):
-        return _east_asian(data) if best == "GBK" else best
-    if lone >= 0.5 * len(high):
-        return "WINDOWS-1252" if any(0x80 <= data[place] < 0xA0 for place in high) else "ISO-8859-1"
+    high = [len(run) for run in re.findall(rb"[\x80-\xff]+", data)]
+    lone = high.count(1) / sum(high) if high else 0
+    for known in _COMMON:
+        if (lone < 0.7 or known[0].startswith("UTF")) and _is_like(data, *known):
+            return known[0]
+    if lone >= 0.5:
+        return "WINDOWS-1252" if re.search(rb"[\x80-\x9f]", data) else "ISO-8859-1"
     return None
 
 
-_Test = Callable[[int], bool]
-# Of each encoding the first and the second byte of what its common characters have.
-_COMMON: dict[str, tuple[_Test, _Test]] = {
-    "GBK": (lambda lead: 0xB0 <= lead <= 0xD7 or 0xA1 <= lead <= 0xA5, lambda trail: 0xA1 <= trail <= 0xFE),
-    "BIG5": (
-        lambda lead: 0xA1 <= lead <= 0xC6,
-        lambda trail: 0x40 <= trail <= 0x7E or 0xA1 <= trail <= 0xFE,
-    ),
-    "SHIFT_JIS": (
-        lambda lead: 0x81 <= lead <= 0x83 or 0x88 <= lead <= 0x97,
-        lambda trail: 0x40 <= trail <= 0xFC and trail != 0x7F,
-    ),
-}
+_CHINESE = (*range(0xA1, 0xA4), *range(0xB0, 0xD8))
+# Each encoding with the codec and first byte of the characters that are common in it (Chinese of the first
+# level, kana, hangul), and how large a part of a text they are at least, in how many characters.
+_COMMON: tuple[tuple[str, str, tuple[int, ...], float, int], ...] = (
+    ("UTF-16LE", "gb2312", _CHINESE, 0.6, 4),
+    ("UTF-16BE", "gb2312", _CHINESE, 0.6, 4),
+    ("EUC-JP", "euc_jp", (0xA4, 0xA5), 0.3, 1),
+    ("SHIFT_JIS", "euc_jp", (0xA4, 0xA5), 0.3, 1),
+    ("EUC-KR", "euc_kr", tuple(range(0xB0, 0xC9)), 0.97, 20),
+    ("GBK", "gb2312", _CHINESE, 0.6, 1),
+    ("BIG5", "big5", tuple(range(0xA1, 0xC7)), 0.6, 1),
+)
 
 
-def _share(data: bytes, is_lead: _Test, is_trail: _Test) -> float:
-    """Which part of the pairs of bytes is of the common ones."""
-    place, pairs, common = 0, 0, 0
-    while place < len(data) - 1:
-        if data[place] < 0x80:
-            place += 1
-            continue
-        pairs += 1
-        common += is_lead(data[place]) and is_trail(data[place + 1])
-        place += 2
-    return common / pairs if pairs else 0.0
+@cache
+def _characters(codec: str, leads: tuple[int, ...]) -> frozenset[str]:
+    pairs = (bytes((lead, trail)) for lead in leads for trail in range(0x40, 0xFF))
+    return frozenset("".join(pair.decode(codec, "ignore") for pair in pairs))
 
 
-def _east_asian(data: bytes) -> str:
-    """GBK, or one of two encodings that have the same bytes, where most of them are kana or hangul."""
-    leads, place = [], 0
-    while place < len(data) - 1:
-        if data[place] >= 0x80:
-            leads.append(data[place])
-            place += 1
-        place += 1
-    kana = sum(lead in (0xA4, 0xA5) for lead in leads)
-    hangul = sum(0xB0 <= lead <= 0xC8 for lead in leads)
-    if kana > 0.3 * len(leads):
-        return "EUC-JP"
-    if len(leads) >= 20 and hangul > 0.97 * sum(lead >= 0xB0 for lead in leads):
-        return "EUC-KR"
-    return "GBK"
+def _is_like(
+    data: bytes, encoding: str, codec: str, leads: tuple[int, ...], share: float, least: int
+) -> bool:
+    text = [char for char in data.decode(encoding, "replace") if not char.isascii()]
+    common = sum(char in _characters(codec, leads) for char in text)
+    return len(text) >= least and common >= share * len(text)
 
 
 def _wide(data: bytes) -> str | None:
@@ -249,20 +226,6 @@ def _wide(data: bytes) -> str | None:
     if high >= 0.1 * pairs and low <= 0.25 * high:  # some characters end with a zero byte as well
         return "UTF-16LE" if second > first else "UTF-16BE"
     return None
-
-
-_FIRST_LEVEL = {bytes([lead]) for lead in (*range(0xA1, 0xA4), *range(0xB0, 0xD8))}
-
-
-def _is_chinese(data: bytes, encoding: str) -> bool:
-    """Whether bytes are UTF-16 of Chinese, which has hardly a zero byte."""
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    # The first level of GB 2312 is what Chinese is written with; of all Chinese characters it is a sixth.
-    common = sum(char.encode("gb2312", "ignore")[:1] in _FIRST_LEVEL for char in text)
-    return len(text) >= 4 and common >= 0.6 * len(text)
 
 
 def _error(found: str, name: str, file: str) -> DocumentError:

@@ -14,17 +14,18 @@ from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.formats.markers import MEDIA_FIELDS
-from vlcpt.data.media.names import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_name, is_video_name, suffixes_of
-from vlcpt.data.rows.decoding import text_of
-from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import (
+from vlcpt.data.media.files import LONE_MEDIA, LONE_TEXTS, UNNAMED, is_media_name, is_video_name, suffixes_of
+from vlcpt.data.rows.base import (
+    MAX_ROW_BYTES,
     Rows,
     check_row_size,
     file_state,
     files_inside,
-    json_object,
     require_regular,
 )
+from vlcpt.data.rows.decoding import text_of
+from vlcpt.data.rows.fields import Row
+from vlcpt.data.rows.text_files import json_object
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,6 @@ class MetadataRows(Rows):
     def state(self) -> list[object]:
         """What tells whether they changed."""
         return [self._prefix, self._numbers, self._rows.state()]
-
-    def limit(self, most: int) -> None:
-        """Refuse rows of more bytes."""
-        self._rows.limit(most)
 
     def only(self, columns: Iterable[str]) -> MetadataRows:
         """The same rows; of tables, these columns and those that name files."""
@@ -289,12 +286,19 @@ class PairRows(Rows):
         left_out: What else is there, by what it is.
         root: The media root; references start there.
         format: The source's format; rows of ``vlcpt`` have ``text`` and ``images``.
+        max_row_bytes: See :class:`Rows`.
     """
 
     def __init__(
-        self, folder: Path, keys: Sequence[_Key], left_out: Mapping[str, int], root: str, format: str
+        self,
+        folder: Path,
+        keys: Sequence[_Key],
+        left_out: Mapping[str, int],
+        root: str,
+        format: str,
+        max_row_bytes: int,
     ) -> None:
-        super().__init__(str(folder))
+        super().__init__(str(folder), max_row_bytes)
         self._folder = folder
         self._keys = keys
         self._left_out = dict(left_out)
@@ -351,7 +355,13 @@ class PairRows(Rows):
         return row
 
 
-def find_pairs(folder: Path, files: Sequence[Path], root: str, format: str = "auto") -> PairRows | None:
+def find_pairs(
+    folder: Path,
+    files: Sequence[Path],
+    root: str,
+    format: str = "auto",
+    max_row_bytes: int = MAX_ROW_BYTES,
+) -> PairRows | None:
     """The pairs among the files of a folder; None if there are none.
 
     Args:
@@ -359,6 +369,7 @@ def find_pairs(folder: Path, files: Sequence[Path], root: str, format: str = "au
         files: All files in it and in folders inside, in order.
         root: The media root.
         format: The source's format.
+        max_row_bytes: See :class:`Rows`.
 
     Raises:
         DocumentError: If more texts stand alone than beside a medium, and no format says which are meant.
@@ -412,7 +423,7 @@ def find_pairs(folder: Path, files: Sequence[Path], root: str, format: str = "au
     )
     left_out[LONE_TEXTS] = lone_texts
     left_out.update(suffixes_of(others))
-    return PairRows(folder, pairs, +left_out, root, format)
+    return PairRows(folder, pairs, +left_out, root, format, max_row_bytes)
 
 
 def _put(row: dict[str, object], paths: Sequence[str], *, as_list: bool) -> None:

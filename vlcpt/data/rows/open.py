@@ -6,28 +6,20 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from vlcpt.data.documents import Document, DocumentError, Source
-from vlcpt.data.media.names import is_media_name, suffixes_of
+from vlcpt.data.media.files import is_media_name, suffixes_of
+from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows, files_inside, require_regular
 from vlcpt.data.rows.decoding import inner_name, unpacked
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import (
-    MAX_ROW_BYTES,
-    TEXT_SUFFIXES,
-    JsonlRows,
-    JsonRows,
-    Rows,
-    TextRows,
-    check_strings,
-    files_inside,
-    require_regular,
-)
+from vlcpt.data.rows.text_files import TEXT_SUFFIXES, DelimitedRows, JsonRows, TextRows
 
 _MOST = 1_000_000  # names that braces may stand for
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -63,7 +55,9 @@ def files_of(pattern: str) -> list[Path]:
     start, rest = _literal_start(pattern)
     found: set[str] = set()
     missing = []
-    names = _without_braces(rest, pattern)
+    names = [*islice(_without_braces(rest), _MOST + 1)]
+    if len(names) > _MOST:
+        raise _error(f"its braces stand for more than {_MOST:,} names. Use * for numbers.", pattern)
     for name in names:
         path = os.path.join(start, name)
         if glob.has_magic(name) and not os.path.exists(path):
@@ -77,9 +71,7 @@ def files_of(pattern: str) -> list[Path]:
     if missing:
         of_many = f", {len(missing):,} of the {len(names):,} that the braces name" if len(names) > 1 else ""
         what = "nothing fits this pattern" if glob.has_magic(missing[0]) else "no such file or folder"
-        raise DocumentError(
-            f"{what}{of_many}. Correct the pattern, or put the file there.", kind="source", field=missing[0]
-        )
+        raise _error(f"{what}{of_many}. Correct the pattern, or put the file there.", missing[0])
     return [Path(path) for path in sorted(found)]
 
 
@@ -96,44 +88,22 @@ def _literal_start(pattern: str) -> tuple[str, str]:
     return start, "/".join(parts[done:])
 
 
-def _without_braces(text: str, pattern: str) -> list[str]:
+def _without_braces(text: str) -> Iterator[str]:
     """Every name that braces stand for; numbers have as many digits as they are written with."""
-    names = [text]
-    while any(_BRACES.search(name) for name in names):
-        opened = []
-        for name in names:
-            match = _BRACES.search(name)
-            if match is None:
-                opened.append(name)
-                continue
-            opened += [
-                name[: match.start()] + one + name[match.end() :] for one in _alternatives(match, pattern)
-            ]
-            if len(opened) > _MOST:
-                raise _too_many(pattern)
-        names = opened
-    return names
+    match = _BRACES.search(text)
+    if match is None:
+        yield text
+        return
+    alternatives: Iterable[str] = match[1].split(",")
+    if numbers := _RANGE.fullmatch(match.group()):
+        low, high = sorted(map(int, numbers.groups()))
+        is_padded = any(one.startswith("0") and len(one) > 1 for one in numbers.groups())
+        width = max(map(len, numbers.groups())) if is_padded else 0
+        alternatives = (f"{number:0{width}}" for number in range(low, high + 1))
+    for one in alternatives:
+        yield from _without_braces(text[: match.start()] + one + text[match.end() :])
 
 
-def _alternatives(match: re.Match[str], pattern: str) -> list[str]:
-    numbers = _RANGE.fullmatch(match.group())
-    if numbers is None:
-        return match[1].split(",")
-    low, high = int(numbers[1]), int(numbers[2])
-    if abs(high - low) >= _MOST:
-        raise _too_many(pattern)
-    is_padded = any(one.startswith("0") and len(one) > 1 for one in numbers.groups())
-    width = max(map(len, numbers.groups())) if is_padded else 0
-    return [f"{number:0{width}}" for number in range(min(low, high), max(low, high) + 1)]
-
-
-def _too_many(pattern: str) -> DocumentError:
-    return DocumentError(
-        f"its braces stand for more than {_MOST:,} names. Use * for numbers.", kind="source", field=pattern
-    )
-
-
-_COMPRESSED = (".gz", ".zst", ".zstd")
 _LINES = (".jsonl", ".ndjson")
 # What a folder may hold many of. Not .json: beside data, those files mostly describe it.
 _SHARDS = (*_LINES, ".parquet", ".arrow", ".tar", ".tgz")
@@ -170,8 +140,6 @@ class ChainRows(Rows):
         roots: The media root of each file, where they have one each.
     """
 
-    has_columns = True
-
     def __init__(
         self,
         parts: Sequence[Rows],
@@ -179,6 +147,7 @@ class ChainRows(Rows):
         roots: Sequence[str] | None = None,
     ) -> None:
         super().__init__("")  # each row's place is its file's
+        self.has_columns = any(part.has_columns for part in parts)
         self._parts = parts
         self._left_out = left_out or {}
         self._roots = roots
@@ -199,11 +168,6 @@ class ChainRows(Rows):
         """What tells whether they changed; None if nothing does for one of them."""
         found = [part.state() for part in self._parts]
         return None if None in found else [self._roots, *found]
-
-    def limit(self, most: int) -> None:
-        """Refuse rows of more bytes, where they are read by the row."""
-        for part in self._parts:
-            part.limit(most)
 
     def only(self, columns: Iterable[str]) -> ChainRows:
         """The same rows; of tables, these columns alone."""
@@ -244,7 +208,7 @@ def open_rows(
         format: The rows' schema: with ``text``, a folder is read as text files, whatever else it holds.
         media_root: Where media paths start; None: where the data is.
         ignored: Fields that are not looked at; with ``file_name``, no metadata names a medium.
-        max_row_bytes: A row of more is refused, where a file is read whole or looked through at its opening.
+        max_row_bytes: A larger row is refused before it is read; tables are read by groups of rows.
 
     Returns:
         The rows, and the folder that their media paths start from and may not leave.
@@ -273,12 +237,9 @@ def open_rows(
         return _hub_rows(shown, split)
     if file.is_dir():
         return _folder_rows(file, split, opening), media_root or shown
-    require_regular(file)
     if split:
         raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
-    if (opener := _opener(file, max_row_bytes, looks_beside=format == "auto")) is None:
-        raise _error(f"cannot read files ending in {file.suffix or 'nothing'!r}. Known: {_KNOWN}.", shown)
-    rows = opener()
+    rows = _open_file(file, max_row_bytes, looks_beside=format == "auto")
     if file.name.startswith("metadata.") and not opening.ignores_names:
         from vlcpt.data.rows.folders import metadata_rows
 
@@ -332,39 +293,31 @@ def default_name(path: str) -> str:
     return stem if Path(name).suffix.lower() in _NAMED else name
 
 
-def _opener(file: Path, most: int, *, looks_beside: bool = False) -> Callable[[], Rows] | None:
-    """What reads a file, by its name, rows of that many bytes at most; None: nothing does."""
-    suffix = Path(inner_name(file.name)).suffix.lower()
-    packed = file.suffix.lower() in _COMPRESSED or file.suffix.lower() == ".tgz"
-    if suffix in TEXT_SUFFIXES and not packed:
-        return partial(TextRows, file, looks_beside=looks_beside)
-    if suffix in _LINES:
-        return lambda: JsonlRows(unpacked(file), str(file))
-    if suffix == ".json":
-        return lambda: _json_rows(unpacked(file), str(file), most)
-    if suffix in _DELIMITED:
-        from vlcpt.data.rows.tables import DelimitedRows
+def _kind(file: Path) -> str:
+    """The suffix of what is in a file, without compression."""
+    return Path(inner_name(file.name)).suffix.lower()
 
-        return lambda: DelimitedRows(unpacked(file), str(file), most)
-    if suffix == ".tar":
+
+def _open_file(file: Path, most: int, *, looks_beside: bool = False) -> Rows:
+    """The rows of a file, by its name; those of more than ``most`` bytes are refused."""
+    require_regular(file)
+    kind = _kind(file)
+    is_packed = inner_name(file.name) != file.name
+    if kind in TEXT_SUFFIXES and not is_packed:
+        return TextRows(file.parent, [file], looks_beside=looks_beside, max_row_bytes=most)
+    if kind in (*_LINES, ".json"):
+        return JsonRows(unpacked(file), str(file), most)
+    if kind in _DELIMITED:
+        return DelimitedRows(unpacked(file), str(file), most)
+    if kind == ".tar":
         from vlcpt.data.rows.tars import TarRows
 
-        return lambda: TarRows(unpacked(file), str(file))
-    if suffix in (".parquet", ".arrow") and not packed:
+        return TarRows(unpacked(file), str(file), most)
+    if kind in (".parquet", ".arrow") and not is_packed:
         from vlcpt.data.rows.tables import ArrowRows, ParquetRows
 
-        return partial(ParquetRows if suffix == ".parquet" else ArrowRows, file)
-    return None
-
-
-def _json_rows(file: Path, name: str, most: int) -> Rows:
-    """A list, or, as many files of that name on the Hub are, one object a line."""
-    check_strings(file, most, name)
-    with file.open("rb") as lines:
-        line = lines.readline(1 << 20)  # of a list on one line, not all
-    first = line.removeprefix(b"\xef\xbb\xbf").strip()
-    is_object = first.startswith(b"{") and (first.endswith(b"}") or len(line) == 1 << 20)
-    return JsonlRows(file, name) if is_object else JsonRows(file, name)
+        return ParquetRows(file) if kind == ".parquet" else ArrowRows(file)
+    raise _error(f"cannot read files ending in {file.suffix or 'nothing'!r}. Known: {_KNOWN}.", str(file))
 
 
 def _folder_rows(folder: Path, split: str | None, opening: _Opening) -> Rows:
@@ -401,46 +354,48 @@ def _rows_of_files(folder: Path, files: list[Path], shown: str, split: str | Non
     """The rows of a folder's files, or of some of them: of one kind, or of what a tool leaves together."""
     from vlcpt.data.rows.tables import loaded_rows
 
-    is_whole = shown == str(folder)  # and no pattern, which names its files on purpose
+    is_folder = shown == str(folder)  # and no pattern, which names its files on purpose
     texts = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
     data_texts = [file for file in texts if file.name != "README.md"]  # the card of a data set is none
     is_text = opening.format == "text"
     if not is_text and (named := _metadata_rows(folder, files, split, opening)) is not None:
         return named
-    if not (is_text and data_texts):  # of plain text, files of rows are read where no text files are
-        shards = [file for file in files if Path(inner_name(file.name)).suffix.lower() in _SHARDS]
+    if not (is_text and data_texts):  # with format: text, files of rows are read where no text files are
+        shards = [file for file in files if _kind(file) in _SHARDS]
         described = {file for file in shards if _describes_a_shard(file)}
         shards = [file for file in shards if file not in described]
-        pairs = None
         if not shards and not is_text:
             from vlcpt.data.rows.folders import find_pairs
 
-            pairs = find_pairs(folder, files, opening.media_root or str(folder), opening.format)
-        if pairs is not None:
-            _refuse_split(split, "to a folder of media and their texts", shown)
-            return pairs
+            root = opening.media_root or str(folder)
+            pairs = find_pairs(folder, files, root, opening.format, opening.max_row_bytes)
+            if pairs is not None:
+                _refuse_split(split, "to a folder of media and their texts", shown)
+                return pairs
         if described:
             _refuse_split(split, "to a folder that img2dataset wrote", shown)
         if split:
             return loaded_rows(str(folder), split)
-        for suffixes in (_DELIMITED, () if is_whole else (".json",)):
+        for kinds in (_DELIMITED, () if is_folder else (".json",)):
             if not shards and not data_texts:
-                shards = [f for f in files if Path(inner_name(f.name)).suffix.lower() in suffixes]
+                shards = [file for file in files if _kind(file) in kinds]
         if shards:
+            _refuse_several_kinds(shards, data_texts, shown)
             beside = [file for file in files if file.suffix.lower() == ".json" and file not in shards]
             left_out = suffixes_of([*described, *beside]) if described else {}
-            parts = [_opened(file, opening.max_row_bytes) for file in _of_one_kind(shards, data_texts, shown)]
+            parts = [_open_file(file, opening.max_row_bytes) for file in shards]
             roots = [str(file.parent) for file in shards]
-            # Of a folder, all media paths start there; of a pattern, each at its file's folder.
-            by_file = opening.media_root is None and not is_whole and len({*roots}) > 1
+            # In a folder, all media paths start there; with a pattern, each at its file's folder.
+            by_file = opening.media_root is None and not is_folder and len({*roots}) > 1
             return ChainRows(parts, left_out, roots if by_file else None)
     if split:
         return loaded_rows(str(folder), split)
     if not texts and any(file.suffix.lower() == ".json" for file in files):
         raise _error("of .json files in a folder none is read. Give the path of one file.", shown)
-    if not texts and not is_whole:
+    if not texts and not is_folder:
         raise _error(f"none of {len(files):,} files is of a kind that is read. Known: {_KNOWN}.", shown)
-    return TextRows(folder, texts, looks_beside=opening.format == "auto")
+    looks_beside = opening.format == "auto"
+    return TextRows(folder, texts, looks_beside=looks_beside, max_row_bytes=opening.max_row_bytes)
 
 
 def _metadata_rows(folder: Path, files: list[Path], split: str | None, opening: _Opening) -> Rows | None:
@@ -449,30 +404,19 @@ def _metadata_rows(folder: Path, files: list[Path], split: str | None, opening: 
         return None
     from vlcpt.data.rows.folders import image_folder
 
-    found = image_folder(
-        folder, files, split, opening.media_root, lambda file: _opened(file, opening.max_row_bytes)
-    )
+    open_file = partial(_open_file, most=opening.max_row_bytes)
+    found = image_folder(folder, files, split, opening.media_root, open_file)
     return None if found is None else ChainRows(*found)
 
 
-def _opened(file: Path, most: int) -> Rows:
-    require_regular(file)
-    opener = _opener(file, most)
-    assert opener is not None  # of known names
-    return opener()
-
-
-def _of_one_kind(shards: list[Path], texts: list[Path], shown: str) -> list[Path]:
-    """The shards, or an error where they are of several kinds, or stand with texts."""
-    kinds = sorted({Path(inner_name(file.name)).suffix.lower() for file in shards})
-    kinds += sorted({file.suffix for file in texts})
+def _refuse_several_kinds(shards: list[Path], texts: list[Path], shown: str) -> None:
+    kinds = [*sorted({_kind(file) for file in shards}), *sorted({file.suffix for file in texts})]
     if len(kinds) > 1:
         raise _error(
             f"the folder holds files of several kinds: {', '.join(kinds)}. Give one of the files, a folder "
             "of one kind, or format: text for its text files.",
             shown,
         )
-    return shards
 
 
 def _describes_a_shard(file: Path) -> bool:

@@ -1,32 +1,30 @@
-"""Rows of Parquet, Arrow, CSV and TSV files, of saved ``datasets`` and of data sets on the Hub."""
+"""Rows of tables: Parquet, Arrow, ``datasets`` that were saved or are on the Hub; and rows in memory."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-import sys
-from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.rows.decoding import check_wide, looks_like, not_utf8
+from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.media.references import without_pictures
+from vlcpt.data.rows.base import Rows, check_names, file_state
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import MAX_ROW_BYTES, MemoryRows, Rows
 from vlcpt.file_writes import WriteError, Writing
+
+if TYPE_CHECKING:
+    import datasets
 
 # Row groups are kept while they fit here, at least one: memory stays flat, and reading on is fast.
 _KEPT_BYTES = 128 << 20
@@ -56,7 +54,7 @@ class ParquetRows(Rows):
                 self.schema = file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:  # the last: names that are not UTF-8
             raise _damaged(path, "Parquet", error) from None
-        _check_names(path, self.schema.names)
+        check_names(str(path), self.schema.names)
         wanted = None if columns is None else set(columns)
         self._columns = [name for name in self.schema.names if wanted is None or name in wanted]
         self._ends = np.cumsum(groups, dtype=np.int64)
@@ -121,35 +119,111 @@ class ArrowRows(Rows):
         try:
             mapped = pa.memory_map(str(path))
             try:
-                reader = pa.ipc.open_file(mapped)
-                batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+                table = pa.ipc.open_file(mapped).read_all()
             except pa.ArrowInvalid:
                 mapped.seek(0)
-                batches = list(pa.ipc.open_stream(mapped))
+                table = pa.ipc.open_stream(mapped).read_all()
                 _check_end(path)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, "Arrow", error) from None
-        if batches:
-            _check_names(path, batches[0].schema.names)
-        if columns is not None and batches:
-            names = [name for name in batches[0].schema.names if name in set(columns)]
-            batches = [batch.select(names) for batch in batches]
-        self._batches = batches
-        self._ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+        check_names(str(path), table.schema.names)
+        names = [name for name in table.schema.names if self._wanted is None or name in self._wanted]
+        self._table = table.select(names)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._table)
 
     def __reduce__(self) -> tuple[object, ...]:  # a worker maps the file itself instead of copying it
         return (ArrowRows, (self._path, self._wanted))
 
     def row(self, number: int) -> Row:
-        batch = int(np.searchsorted(self._ends, number, side="right"))
-        return _row(self._batches[batch], number - (int(self._ends[batch - 1]) if batch else 0))
+        return _row(self._table, number)
 
     def only(self, columns: Iterable[str]) -> ArrowRows:
         """The same rows with these columns alone."""
         return ArrowRows(self._path, columns)
+
+
+class DatasetRows(Rows):
+    """Rows of a ``datasets.Dataset``, as they are stored: it would decode media past their limits.
+
+    Args:
+        rows: The data set.
+        name: What messages call it.
+
+    Raises:
+        DocumentError: If it is another class of ``datasets``, which has no rows by number.
+    """
+
+    has_columns = True
+
+    def __init__(self, rows: datasets.Dataset, name: str) -> None:
+        import datasets
+
+        super().__init__(name)
+        if not isinstance(rows, datasets.Dataset):
+            raise DocumentError(
+                f"expected a datasets.Dataset, found {type(rows).__name__}. Choose a split, without "
+                "streaming.",
+                kind="source",
+            )
+        self._rows = rows.with_format("arrow")  # paths and bytes, nothing cast or copied
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def state(self) -> list[object]:
+        """What tells whether they changed: the fingerprint that the data set carries, and its files."""
+        files = [file_state(one["filename"]) for one in self._rows.cache_files]
+        return [self._name, self._rows._fingerprint, files]
+
+    def only(self, columns: Iterable[str]) -> DatasetRows:
+        """The same rows with these columns alone."""
+        names = set(columns)
+        kept = [name for name in self._rows.column_names if name in names]
+        return DatasetRows(self._rows.select_columns(kept), self._name)
+
+    def row(self, number: int) -> Row:
+        return self._rows[number].to_pylist()[0]
+
+
+class MemoryRows(Rows):
+    """Rows or Documents that are in memory already.
+
+    Args:
+        rows: A sequence of them.
+        name: What messages call it.
+    """
+
+    def __init__(self, rows: Sequence[object], name: str) -> None:
+        super().__init__(name)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, object]:  # for spawned workers
+        rows = self._rows
+        return {**self.__dict__, "_rows": without_pictures(rows) if isinstance(rows, list) else rows}
+
+    def state(self) -> None:
+        """None: nothing tells whether they changed."""
+
+    def row(self, number: int) -> Row | Document:
+        row = self._rows[number]
+        if isinstance(row, Mapping | Document):
+            return row
+        raise DocumentError(f"expected a dict or a Document, found {type(row).__name__}.", kind="row")
+
+
+def is_dataset(rows: object) -> bool:
+    """Whether an object is of a class of ``datasets``, without importing it.
+
+    Example:
+        >>> is_dataset([{"text": "a"}])
+        False
+    """
+    return type(rows).__module__.split(".")[0] == "datasets"
 
 
 def is_address(path: str) -> bool:
@@ -204,7 +278,7 @@ def is_saved(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def saved_rows(path: Path, split: str | None) -> MemoryRows:
+def saved_rows(path: Path, split: str | None) -> DatasetRows:
     """The rows of a folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote.
 
     Raises:
@@ -241,10 +315,10 @@ def saved_rows(path: Path, split: str | None) -> MemoryRows:
             _check_end(file)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, "a saved data set", ValueError(f"{file.name}: {error}")) from None
-    return MemoryRows(found, str(path))
+    return DatasetRows(found, str(path))
 
 
-def loaded_rows(path: str, split: str) -> MemoryRows:
+def loaded_rows(path: str, split: str) -> DatasetRows:
     """The rows of a split as ``datasets.load_dataset`` finds it: by a name on the Hub, or in a folder.
 
     Raises:
@@ -272,7 +346,7 @@ def loaded_rows(path: str, split: str) -> MemoryRows:
             kind="source",
             field=path,
         ) from None
-    return MemoryRows(found, path)
+    return DatasetRows(found, path)
 
 
 def _row(table: pa.Table | pa.RecordBatch, number: int) -> Row:
@@ -288,14 +362,6 @@ def _unreadable(what: str) -> Iterator[None]:
         raise DocumentError(f"{what} cannot be read: {error}. Write the file again.", kind="row") from None
 
 
-def _check_names(path: Path | str, names: list[str]) -> None:
-    """Raise if two columns have one name: only one of them would be read."""
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DocumentError(
-            f"two columns are named {twice[0][:100]!r}. Rename or remove one.", kind="source", field=str(path)
-        )
-
-
 def _check_end(path: Path) -> None:
     """Raise if a stream lacks its end mark: cut between two batches, it reads like a whole one."""
     with path.open("rb") as file:
@@ -307,189 +373,3 @@ def _check_end(path: Path) -> None:
 def _damaged(path: Path | str, kind: str, error: Exception) -> DocumentError:
     reason = " ".join(str(error).split())[:300]
     return DocumentError(f"cannot be read as {kind}: {reason}", kind="source", field=str(path))
-
-
-_HEAD = 1 << 14  # bytes that tell an encoding
-# Cells of these fields may hold JSON; that of a path may also begin with a bracket and be none.
-_LISTS = frozenset(
-    [
-        *("images", "videos", "conversations", "messages", "segments", "texts", "text_list", "image_info"),
-        *("image_files", "history", "similarity_matrix"),
-        *("file_names", "image_file_names", "video_file_names"),
-    ]
-)
-_ALONE = frozenset(("image", "video"))
-_SWITCHES = frozenset(("label", "kto_tag"))
-
-
-class DelimitedRows(Rows):
-    """A CSV or TSV file through an index of its rows: random access, memory for one row.
-
-    An empty cell is an absent field, and a row of empty cells is none. Cells of fields that are lists hold
-    JSON.
-
-    Args:
-        path: The file, without compression.
-        name: What messages call it.
-        max_row_bytes: A row of more ends the reading: a quote that is not closed makes one row of all lines.
-    """
-
-    def __init__(self, path: Path, name: str | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> None:
-        super().__init__(name or str(path))
-        self._path = path
-        self._most = max_row_bytes
-        self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        self._columns: list[str] = []
-        starts, stops, lines = array("q"), array("q"), array("q")
-        with path.open("rb") as file, _long_cells():
-            self._check_wide(file)
-            for start, stop, line, cells in self._records(file):
-                if not any(cells):
-                    continue
-                if not self._columns:
-                    self._columns = self._header(cells)
-                    continue
-                starts.append(start)
-                stops.append(stop)
-                lines.append(line)
-        self._starts, self._stops, self._lines = (
-            np.frombuffer(found, dtype=np.int64) for found in (starts, stops, lines)
-        )
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def source(self, number: int) -> Source:
-        return Source(self._name, int(self._lines[number]))
-
-    def row(self, number: int) -> Row:
-        start, stop = int(self._starts[number]), int(self._stops[number])
-        with self._path.open("rb") as file:
-            file.seek(start)
-            text = file.read(stop - start).decode()
-        with _long_cells():
-            (cells,) = self._reader(StringIO(text, newline="\n"))
-        if len(cells) != len(self._columns):
-            raise DocumentError(
-                f"the row has {len(cells)} cells and the header {len(self._columns)}. Put a cell that holds "
-                f"{_SHOWN[self._delimiter]} or a line break into double quotes.",
-                kind="row",
-            )
-        return {
-            column: _value(column, cell) for column, cell in zip(self._columns, cells, strict=True) if cell
-        }
-
-    def _reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        # Strict: a quote that is not closed would take the rest of the file for one cell.
-        return csv.reader(lines, delimiter=self._delimiter, strict=True)
-
-    def _records(self, file: BinaryIO) -> Iterator[tuple[int, int, int, list[str]]]:
-        """Where each record begins and ends, its first line, and its cells."""
-        place, number, start, first = 0, 0, 0, 1
-
-        def lines() -> Iterator[str]:
-            nonlocal place, number
-            # No more than a row may have is read, wherever its end is.
-            while line := file.readline(self._most - (place - start) + 1):
-                number += 1
-                if place - start + len(line) > self._most:
-                    raise DocumentError(
-                        f"the row has more bytes than max_row_bytes = {self._most:,}. Split it into several "
-                        "rows, or raise the limit. A double quote that is not closed makes one row of all "
-                        "that follows.",
-                        kind="source",
-                        source=Source(self._name, first),
-                    )
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError as error:
-                    raise self._not_utf8(line, error.start).at(Source(self._name, number)) from None
-                place += len(line)
-                yield text.removeprefix("\ufeff") if number == 1 else text
-
-        reader = self._reader(lines())
-        while True:
-            start, first = place, number + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                todo = "Inside double quotes write each quote twice, and close each cell that is opened."
-                reason = f"{error}. {todo}"
-                if "new-line character" in str(error):  # of old Macs
-                    reason = (
-                        "lines end in a carriage return alone. Write each as a line feed: tr '\\r' '\\n'."
-                    )
-                raise DocumentError(
-                    f"cannot be read as {_KIND[self._delimiter]}: {reason}",
-                    kind="source",
-                    source=Source(self._name, first),
-                ) from None
-            yield start, place, first, cells
-
-    def _check_wide(self, file: BinaryIO) -> None:
-        head = file.read(_HEAD)
-        file.seek(0)
-        try:
-            check_wide(head, self._name)
-        except DocumentError as error:
-            raise error.at(None, self._name) from None
-
-    def _not_utf8(self, line: bytes, place: int) -> DocumentError:
-        if looks_like(line) is None or len(line) < _HEAD:
-            with self._path.open("rb") as file:
-                line = file.read(_HEAD * 4) + line
-        return not_utf8(line, place, self._name)
-
-    def _header(self, cells: list[str]) -> list[str]:
-        # Pandas writes its index without a name.
-        names = [name.strip() or f"column {number + 1}" for number, name in enumerate(cells)]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise DocumentError(
-                f"two columns are named {twice[0][:100]!r}. Rename or remove one.",
-                kind="source",
-                field=self._name,
-            )
-        other = next((one for one in ",\t;|" if one != self._delimiter and one in names[0]), None)
-        if len(names) == 1 and other is not None:
-            raise DocumentError(
-                f"the header {names[0][:80]!r} is one column, and is parted by {_SHOWN[other]}. A .csv is "
-                "parted by commas, a .tsv by tabs: rename the file, or write it so.",
-                kind="source",
-                field=self._name,
-            )
-        return names
-
-
-_SHOWN = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
-_KIND = {",": "CSV", "\t": "TSV"}
-
-
-def _value(column: str, cell: str) -> object:
-    """What a cell holds; lists are JSON, all else is text."""
-    if column in _SWITCHES and cell.lower() in ("true", "false"):
-        return cell.lower() == "true"
-    if (column not in _LISTS and column not in _ALONE) or cell.lstrip()[:1] not in ("[", "{"):
-        return cell
-    try:
-        return orjson.loads(cell)
-    except orjson.JSONDecodeError as error:
-        if column in _ALONE:
-            return cell
-        raise DocumentError(
-            f'expected JSON, such as ["a.png"], found {cell[:80]!r}: {error}. Strings in JSON have double '
-            "quotes.",
-            kind="json",
-            field=column,
-        ) from None
-
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """The csv module refuses a cell of more than 131,072 characters, unless told for the whole process."""
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

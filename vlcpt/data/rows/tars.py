@@ -13,10 +13,11 @@ import numpy as np
 import orjson
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Video
-from vlcpt.data.media.names import MEDIA_SUFFIXES, is_video_name
+from vlcpt.data.media.files import MEDIA_SUFFIXES, is_video_name
+from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows, check_row_size
 from vlcpt.data.rows.decoding import text_of
 from vlcpt.data.rows.fields import Row
-from vlcpt.data.rows.jsonl import Rows, check_row_size, json_object
+from vlcpt.data.rows.text_files import json_object
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,11 @@ class TarRows(Rows):
     Args:
         path: The file, without compression.
         name: What messages call it.
+        max_row_bytes: See :class:`Rows`.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        super().__init__(name or str(path))
+    def __init__(self, path: Path, name: str | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> None:
+        super().__init__(name or str(path), max_row_bytes)
         self._path = path
         names: list[bytes] = []
         places: list[tuple[int, int]] = []

@@ -1,10 +1,11 @@
-"""A checkpoint's files: a manifest written last, the newest that verifies, those this run wrote."""
+"""A checkpoint's files: a manifest written last, the newest that verifies, older ones deleted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -343,3 +344,72 @@ def _record(output_dir: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def next_steps(output_dir: Path) -> str:
+    """Which checkpoint there is to resume from, and how.
+
+    Example:
+        >>> next_steps(Path("nowhere"))  # doctest: +ELLIPSIS
+        'There is no complete checkpoint. Lower save_total_limit, and start again with --resume_from_che...'
+    """
+    sound = [one for one in list_checkpoints(output_dir) if not fault(one, hashes=False)]
+    return (
+        f"{f'{sound[-1].name} is complete' if sound else 'There is no complete checkpoint'}. Lower "
+        "save_total_limit, and start again with --resume_from_checkpoint auto."
+    )
+
+
+def flush_of_rank(folder: Path, rank: int) -> None:
+    """Flush what a rank has written; rank 0 flushes all, but may be on another machine."""
+    for pattern in (f"*rank_{rank}_*", f"rng_state_{rank}.pth") if rank else ():
+        for path in folder.rglob(pattern):
+            sync(path)
+
+
+def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:
+    """Delete the oldest checkpoints until ``limit`` are left; never the newest nor the best.
+
+    What is not whole does not count, and goes. Checkpoints of later steps than the newest are of a run that
+    was given up, so they are older.
+
+    Args:
+        output_dir: The run's folder.
+        limit: As ``save_total_limit``; None or less than 1: nothing is deleted.
+        newest: The one just written, whole.
+        best: The one with the best metric so far.
+    """
+    if not limit or limit < 1:
+        return
+    found = list_checkpoints(output_dir)
+    place = [one.name for one in found].index(newest.name)
+    kept = {newest.name} | ({best.name} if best else set())
+    others = [one for one in [*found[place + 1 :], *found[:place]] if one.name not in kept]
+    broken = [one for one in others if fault(one, hashes=False)]
+    whole = [one for one in others if one not in broken]
+    excess = max(0, len(whole) + len(kept) - limit)
+    for one in [*broken, *whole[:excess]]:
+        delete_checkpoint(one)
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint so that it is none from the first moment on: one rename takes its name away."""
+    if folder.is_symlink():  # what it leads to is somebody else's
+        folder.unlink()
+        return
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.rename(doomed)
+    sync(doomed.parent)
+    shutil.rmtree(doomed)
+
+
+def finish_deletions(output_dir: Path) -> None:
+    """Delete what a run that was killed had begun to delete.
+
+    Example:
+        >>> finish_deletions(Path("nowhere"))
+    """
+    for folder in output_dir.glob(".checkpoint-*.deleted"):
+        shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, Image, Text, read_documents
-from vlcpt.data.rows.tables import DelimitedRows
+from vlcpt.data.rows.text_files import DelimitedRows
 from vlcpt.data.sources import open_source
 
 

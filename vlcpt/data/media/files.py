@@ -1,10 +1,12 @@
-"""Whether a value that no format reads holds a medium: by name, first bytes, or a file that is there."""
+"""Files of media: their names, their kinds by the first bytes, and whether a value of a row is one."""
 
 from __future__ import annotations
 
 import base64
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -12,9 +14,188 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from vlcpt.data.documents import Image, Video
-from vlcpt.data.media.names import MEDIA_SUFFIXES, ends_like_media
-from vlcpt.data.media.open import MediaError, heif_kind, resolve
 from vlcpt.data.rows.fields import is_given
+
+# HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff"),
+    *("heic", "heif", "avif"),
+)
+VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "webm", "mkv", "avi")
+MEDIA_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+
+# What files that are not read are called, where their suffix says less; counted by files.
+BESIDE = "media files beside the rows"
+LONE_MEDIA = "pictures and videos without a text"
+LONE_TEXTS = "texts without a picture or video"
+UNNAMED = "media files that no row names"
+_MOST_BESIDE = 10_000  # entries of a folder, and of those in it
+_MOST_BELOW = 3  # as images/train/000/
+
+
+def is_media_name(name: str) -> bool:
+    """Whether a path or URL ends like an image or a video, those included that have to be converted first.
+
+    Example:
+        >>> is_media_name("a.JPG"), is_media_name("a.heic"), is_media_name("a.txt"), is_media_name(".jpg")
+        (True, True, False, False)
+    """
+    if "://" in name[:20]:
+        name = name.partition("?")[0].partition("#")[0]
+        if name.count("/") < 3:  # a host alone
+            return False
+    stem, point, suffix = name[-7:].rpartition(".")
+    # `img_ext: ".jpg"` is a suffix and no name.
+    return point == "." and suffix.lower() in MEDIA_SUFFIXES and stem[-1:] not in ("", "/", "\\")
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file's name ends like a video.
+
+    Example:
+        >>> is_video_name("a.MP4"), is_video_name("a.gif")
+        (True, False)
+    """
+    return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES
+
+
+def media_beside(media_root: str) -> int:
+    """How many media files are in a folder and in some folders below; few looks, however large it is.
+
+    Example:
+        >>> media_beside("/no/such/folder")
+        0
+    """
+    found, looked = 0, 0
+    folders = [(media_root, 0)]
+    for folder, below in folders:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    looked += 1
+                    if looked > _MOST_BESIDE:
+                        return found
+                    if entry.name.startswith("."):
+                        continue
+                    if below < _MOST_BELOW and entry.is_dir(follow_symlinks=False):
+                        folders.append((entry.path, below + 1))
+                    found += is_media_name(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:
+    """Files that are not read, counted by their suffixes, as :func:`list_unread` shows them.
+
+    Example:
+        >>> suffixes_of([Path("a_stats.json"), Path("b.JSON"), Path("LICENSE")])
+        {'.json': 2, '. (no suffix)': 1}
+    """
+    return dict(Counter(file.suffix.lower() or ". (no suffix)" for file in files))
+
+
+def shown_url(url: str) -> str:
+    """A URL for a message: without user, password, query and fragment, where secrets are, and not endless.
+
+    Example:
+        >>> shown_url("https://me:secret@example.org/a.png?signature=secret")
+        'https://example.org/a.png?…'
+    """
+    bare = re.sub(r"(?<=://)[^/?#]*@", "", url)
+    bare = re.sub(r"[?#].*", "?…", bare, flags=re.DOTALL)
+    return bare if len(bare) <= 200 else bare[:200] + "…"
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
+
+
+class MediaError(ValueError):
+    """A medium that cannot be used: what was found and what to do. The caller adds file, line and field."""
+
+
+def resolve(path: str, media_root: Path | None) -> Path:
+    """The real path of a regular file that the row may name.
+
+    Args:
+        path: As the row has it: relative to ``media_root``, absolute, or a ``file:`` URI.
+        media_root: The folder that the file's real path must lie in, after ``..`` and links.
+            None trusts the caller: any file, relative paths from the current folder.
+
+    Raises:
+        MediaError: If it is a URL, lies outside, is missing, or is no regular file.
+
+    Example:
+        >>> resolve("files.py", Path(__file__).parent).name
+        'files.py'
+    """
+    shown = repr(path if len(path) <= 200 else path[:200] + "…")
+    local = path
+    if path[:5].lower() == "file:":
+        local = re.sub("^//(?:localhost)?(?=/)", "", unquote(path[5:]), flags=re.IGNORECASE)
+        if local.startswith("//"):
+            raise MediaError(f"{shown} names another machine. Write file:///folder/name, or a plain path.")
+    elif _URL.match(path):
+        raise MediaError(f"{shown_url(path)!r} is a URL, and nothing is fetched. Download it, give its path.")
+    folder = str(media_root or Path())  # as written: messages reach files, absolute paths are private
+    try:
+        root = os.path.realpath(folder)
+        real = os.path.realpath(os.path.join(root, local))
+        inside = media_root is None or os.path.commonpath([root, real]) == root
+        mode = os.stat(real).st_mode if inside else 0
+    except FileNotFoundError:
+        todo = "Correct the path, or set media_root to the folder that paths are relative to."
+        raise MediaError(f"{shown} does not exist in {folder!r}. {todo}") from None
+    except OSError as error:
+        raise MediaError(f"{shown} cannot be opened: {error.strerror}. Correct the path.") from None
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise MediaError(f"{shown} is not a path: {error}. Correct it.") from None
+    if not inside:
+        raise MediaError(
+            f"{shown} lies outside the media_root {folder!r} (from there, {os.path.relpath(real, root)!r}). "
+            "Move the file there, or set media_root to a folder that holds it."
+        )
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise MediaError(f"{shown} is {kind}, not a regular file. Name a file.")
+    return Path(real)
+
+
+# Major brands of HEIF's family. MP4 and MOV have others (isom, mp42, qt), whatever they are compatible with.
+_AVIF = frozenset((b"avif", b"avis"))
+_ANY_CODEC = frozenset((b"mif1", b"mif2", b"msf1"))  # brands that they are compatible with say which
+_HEIC = _ANY_CODEC.union(b"heic heix heim heis heif avci hevc hevx hevm hevs avcs".split())
+
+
+def heif_kind(start: bytes) -> str | None:
+    """``"HEIC"`` or ``"AVIF"`` by the first bytes of a file, whatever its name says; None: neither.
+
+    Args:
+        start: The file's first bytes; 64 are enough.
+
+    Example:
+        >>> heif_kind(b"\\0\\0\\0\\x18ftypmif1\\0\\0\\0\\0mif1avif")
+        'AVIF'
+        >>> heif_kind(b"\\0\\0\\0\\x14ftypisom\\0\\0\\0\\0heic")
+    """
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    size = min(int.from_bytes(start[:4], "big"), len(start)) if brand in _ANY_CODEC else 0
+    compatible = {start[place : place + 4] for place in range(16, size - 3, 4)}
+    if _AVIF & {brand, *compatible}:
+        return "AVIF"
+    return "HEIC" if brand in _HEIC else None
+
+
+def may_be_media(value: object) -> bool:
+    """Whether a field's value may be one of media: a number counts them, and false says that there is none.
+
+    Example:
+        >>> may_be_media("a.png"), may_be_media(False), may_be_media(3), may_be_media({"path": None})
+        (True, False, False, True)
+    """
+    # Equality is of no use for arrays.
+    return not (value is None or isinstance(value, int | float) or (isinstance(value, str) and not value))
+
 
 _SAYS_MEDIUM = re.compile(
     "image|img|picture|photo|video|图片|图像|照片|截图|插图|视频|影片|影像|圖片|圖像|視頻|画像|写真|動画",
@@ -136,10 +317,10 @@ def _named(value: str, name: str, media_root: str | None) -> str | None:
         return f"the names {value[:80]!r}"
     if len(value) > _MOST_NAME or "\n" in value:
         return None
-    if says and ends_like_media(value) and not _IS_TEXT.search(name):
+    if says and is_media_name(value) and not _IS_TEXT.search(name):
         return f"the name {value[:80]!r}"
     is_local = "://" not in value or value[:5].lower() == "file:"
-    if (says or ends_like_media(value)) and is_local and is_there(value, media_root):
+    if (says or is_media_name(value)) and is_local and is_there(value, media_root):
         return f"the name of a file that is there, {value[:80]!r}"
     return None
 
@@ -160,7 +341,7 @@ def links_to_media(text: str, media_root: str | None) -> bool:
         # A `srcset` may lead to several.
         for one in (target, *(part.split()[0] for part in target.split(",") if part.strip())):
             name = unquote(re.split(r"[?#]", one, maxsplit=1)[0])
-            if ends_like_media(name) and is_there(name, media_root):
+            if is_media_name(name) and is_there(name, media_root):
                 return True
     return False
 

@@ -1,0 +1,465 @@
+"""Rows of text files: JSON lines and lists, CSV and TSV by byte offsets; ``.txt`` and ``.md``, a row each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sys
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+
+from vlcpt.data.documents import DocumentError, Source
+from vlcpt.data.media.files import BESIDE, media_beside
+from vlcpt.data.rows.base import (
+    MAX_ROW_BYTES,
+    FileState,
+    Rows,
+    check_names,
+    check_row_size,
+    file_state,
+    require_regular,
+)
+from vlcpt.data.rows.decoding import BOM, check_wide, not_utf8, text_of
+from vlcpt.data.rows.fields import Row
+
+TEXT_SUFFIXES = (".txt", ".md")
+
+_CHUNK = 1 << 20
+_HEAD = 1 << 14  # bytes that tell an encoding
+_SPACED = re.compile(rb'"\s+:')
+_GAP = re.compile(r"[ \t\n\r]*")
+
+Places = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+"""The byte at which each row starts, the one after its end, and its line or number in the file."""
+
+
+class _PlacedRows(Rows):
+    """Rows of a file through an index of their places: random access, memory for the index and one row.
+
+    Args:
+        path: The file, without compression.
+        name: What messages call it.
+        max_row_bytes: See :class:`Rows`.
+    """
+
+    def __init__(self, path: Path, name: str | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> None:
+        super().__init__(name or str(path), max_row_bytes)
+        self._path = path
+        with path.open("rb") as file, self._errors_of_the_file():
+            check_wide(file.read(_HEAD), self._name)
+        self._starts, self._stops, self._lines = self._places()
+
+    @abstractmethod
+    def _places(self) -> Places: ...
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def source(self, number: int) -> Source:
+        return Source(self._name, int(self._lines[number]))
+
+    def _bytes(self, number: int) -> bytes:
+        start, stop = int(self._starts[number]), int(self._stops[number])
+        check_row_size(stop - start, self._most)
+        # By number, not as a file object: that takes three times as long, for each row.
+        file = os.open(self._path, os.O_RDONLY)
+        try:
+            return os.pread(file, stop - start, start)
+        finally:
+            os.close(file)
+
+    def _around(self, start: int, size: int) -> bytes:
+        """A row with what stands around it: one line is often too short to tell encodings apart."""
+        with self._path.open("rb") as file:
+            file.seek(max(0, start - _HEAD))
+            return file.read(_HEAD * 4 + size)
+
+    @contextmanager
+    def _errors_of_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except DocumentError as error:
+            raise error.at(None, self._name) from None
+
+
+class JsonRows(_PlacedRows):
+    """The objects of a ``.jsonl`` file, a line each, or of the list in a ``.json`` file.
+
+    Many files on the Hub that are called ``.json`` have one object a line, too.
+    """
+
+    def _places(self) -> Places:
+        if self._path.suffix.lower() != ".json":
+            return self._places_of_lines()
+        with self._path.open("rb") as file:
+            line = file.readline(_CHUNK)  # of a list on one line, not all
+        first = line.removeprefix(BOM).strip()
+        if first.startswith(b"{") and (first.endswith(b"}") or len(line) == _CHUNK):
+            return self._places_of_lines()
+        _check_strings(self._path, self._most, self._name)
+        with self._errors_of_the_file():
+            return _places_in_list(self._path.read_bytes(), self._name)
+
+    def _places_of_lines(self) -> Places:
+        bounds = _line_bounds(self._path)
+        starts, stops = bounds[:-1], bounds[1:]
+        blank = []
+        with self._path.open("rb") as file:
+            for line in np.flatnonzero(stops - starts <= len(BOM) + 2).tolist():
+                file.seek(int(starts[line]))
+                if not file.read(int(stops[line] - starts[line])).removeprefix(BOM).strip():
+                    blank.append(line)
+        lines: Sequence[int] | np.ndarray = range(1, len(starts) + 1)
+        if blank:
+            starts, stops, lines = (np.delete(one, blank) for one in (starts, stops, np.array(lines)))
+        return starts, stops, lines
+
+    def row(self, number: int) -> Row:
+        line = self._bytes(number)
+        try:
+            return json_object(line, self._name)
+        except DocumentError as error:
+            if error.kind == "encoding":
+                text_of(line, self._name, self._around(int(self._starts[number]), len(line)))
+            raise
+
+
+def _line_bounds(path: Path) -> np.ndarray:
+    """Where each line begins, and the last one ends: int64 (lines + 1,)."""
+    # One array that grows, not parts that are joined at last: that would hold them twice.
+    bounds = array("q", [0])
+    with path.open("rb") as file:
+        done = 0
+        while chunk := file.read(_CHUNK):
+            ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + (done + 1)
+            bounds.frombytes(ends.astype(np.int64).tobytes())
+            done += len(chunk)
+    if bounds[-1] != done:  # the last line may end without a newline
+        bounds.append(done)
+    return np.frombuffer(bounds, dtype=np.int64)
+
+
+def _places_in_list(data: bytes, name: str) -> Places:
+    text = text_of(data, name)
+    starts, stops = array("q"), array("q")
+    byte, done = len(BOM) if data.startswith(BOM) else 0, 0
+    try:
+        for start, stop in _entries(text):
+            starts.append(byte + len(text[done:start].encode()))
+            byte = starts[-1] + len(text[start:stop].encode())
+            stops.append(byte)
+            done = stop
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"not JSON: {error}.", kind="json") from None
+    except RecursionError:
+        raise _too_deep() from None
+    return starts, stops, range(1, len(starts) + 1)
+
+
+def _entries(text: str) -> Iterator[tuple[int, int]]:
+    """Where each entry of a list in JSON begins and ends, in characters."""
+    decoder = json.JSONDecoder()
+    place = _after_gap(text, 0)
+    if not text.startswith("[", place):
+        found = decoder.decode(text)
+        raise DocumentError(f"expected a list of rows, found {type(found).__name__}.", kind="source")
+    place = _after_gap(text, place + 1)
+    is_open = not text.startswith("]", place)
+    while is_open:
+        _, stop = decoder.raw_decode(text, place)
+        yield place, stop
+        place = _after_gap(text, stop)
+        is_open = text.startswith(",", place)
+        if not is_open and not text.startswith("]", place):
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+        place = _after_gap(text, place + 1) if is_open else place
+    if (end := _after_gap(text, place + 1)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _after_gap(text: str, place: int) -> int:
+    match = _GAP.match(text, place)
+    return match.end() if match else place
+
+
+def json_object(line: bytes, file: str = "") -> dict[str, object]:
+    """A row from its JSON.
+
+    Args:
+        line: In UTF-8, with or without a mark at its start.
+        file: Its file's name, for the command that converts another encoding.
+
+    Example:
+        >>> json_object(b'{"text": "a"}')
+        {'text': 'a'}
+        >>> json_object(b'{"text": "a", "text": "b"}')
+        Traceback (most recent call last):
+        vlcpt.data.documents.DocumentError: the key 'text' stands twice in one object. Rename or remove one.
+    """
+    try:
+        row = orjson.loads(line.removeprefix(BOM))
+    except orjson.JSONDecodeError as error:
+        text_of(line, file)  # another encoding has its own error
+        raise DocumentError(f"not JSON: {error}.", kind="json") from None
+    if not isinstance(row, dict):
+        raise DocumentError(f"expected an object in {{}}, found {type(row).__name__}.", kind="json")
+    # With as many ends of keys as there are keys left, none was dropped.
+    if line.count(b'":') != _count_keys(row) or _SPACED.search(line):
+        try:
+            json.loads(line, object_pairs_hook=_refuse_repeats)
+        except RecursionError:
+            raise _too_deep() from None
+    return row
+
+
+def _count_keys(row: object) -> int:
+    found, todo = 0, [row]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            found += len(one)
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+    return found
+
+
+def _refuse_repeats(pairs: list[tuple[str, object]]) -> None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise DocumentError(
+                f"the key {key[:100]!r} stands twice in one object. Rename or remove one.", kind="json"
+            )
+        seen.add(key)
+
+
+def _too_deep() -> DocumentError:
+    return DocumentError("not JSON that can be read: it is nested too deeply.", kind="json")
+
+
+def _check_strings(path: Path, most: int, name: str) -> None:
+    """Raise for a JSON file with a text above a limit: a list is read as one, so its rows are too late.
+
+    Args:
+        path: The file, without compression.
+        most: Bytes between two quotes.
+        name: What messages call the file.
+    """
+    if path.stat().st_size <= most:
+        return
+    with path.open("rb") as file:
+        done = last = 0
+        while chunk := file.read(_CHUNK):
+            quotes = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord('"')) + done
+            done += len(chunk)
+            bounds = np.concatenate([[last], quotes, [done] if done - last > most else []])
+            gaps = np.diff(bounds)
+            if len(gaps) and gaps.max() > most:
+                raise DocumentError(
+                    f"a text at byte {int(bounds[gaps.argmax()]):,} is longer than max_row_bytes = {most:,}. "
+                    "Split it into several rows, or raise the limit.",
+                    kind="source",
+                    field=name,
+                )
+            last = int(quotes[-1]) if len(quotes) else last
+
+
+# Cells of these fields may hold JSON; that of a path may also begin with a bracket and be none.
+_LISTS = frozenset(
+    [
+        *("images", "videos", "conversations", "messages", "segments", "texts", "text_list", "image_info"),
+        *("image_files", "history", "similarity_matrix"),
+        *("file_names", "image_file_names", "video_file_names"),
+    ]
+)
+_ALONE = frozenset(("image", "video"))
+_SWITCHES = frozenset(("label", "kto_tag"))
+_SHOWN = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+_KIND = {",": "CSV", "\t": "TSV"}
+
+
+class DelimitedRows(_PlacedRows):
+    """A CSV or TSV file.
+
+    An empty cell is an absent field, and a row of empty cells is none. Cells of fields that are lists hold
+    JSON. A row above ``max_row_bytes`` ends the reading: a quote that is not closed makes one row of all that
+    follows.
+    """
+
+    def _places(self) -> Places:
+        self._delimiter = "\t" if self._path.suffix.lower() == ".tsv" else ","
+        self._columns: list[str] = []
+        starts, stops, lines = array("q"), array("q"), array("q")
+        with self._path.open("rb") as file, _long_cells():
+            for start, stop, line, cells in self._records(file):
+                if not any(cells):
+                    continue
+                if not self._columns:
+                    self._columns = self._header(cells)
+                    continue
+                starts.append(start)
+                stops.append(stop)
+                lines.append(line)
+        return starts, stops, lines
+
+    def row(self, number: int) -> Row:
+        with _long_cells():
+            (cells,) = self._reader(StringIO(self._bytes(number).decode(), newline="\n"))
+        if len(cells) != len(self._columns):
+            raise DocumentError(
+                f"the row has {len(cells)} cells and the header {len(self._columns)}. Put a cell that holds "
+                f"{_SHOWN[self._delimiter]} or a line break into double quotes.",
+                kind="row",
+            )
+        return {
+            column: _value(column, cell) for column, cell in zip(self._columns, cells, strict=True) if cell
+        }
+
+    def _reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        # Strict: a quote that is not closed would take the rest of the file for one cell.
+        return csv.reader(lines, delimiter=self._delimiter, strict=True)
+
+    def _records(self, file: BinaryIO) -> Iterator[tuple[int, int, int, list[str]]]:
+        """Where each record begins and ends, its first line, and its cells."""
+        place, number, start, first = 0, 0, 0, 1
+
+        def lines() -> Iterator[str]:
+            nonlocal place, number
+            # No more than a row may have is read, wherever its end is.
+            while line := file.readline(self._most - (place - start) + 1):
+                number += 1
+                if place - start + len(line) > self._most:
+                    raise DocumentError(
+                        f"the row has more bytes than max_row_bytes = {self._most:,}. Split it into several "
+                        "rows, or raise the limit. A double quote that is not closed makes one row of all "
+                        "that follows.",
+                        kind="source",
+                        source=Source(self._name, first),
+                    )
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    found = not_utf8(self._around(place, len(line)), error.start, self._name)
+                    raise found.at(Source(self._name, number)) from None
+                place += len(line)
+                yield text.removeprefix("\ufeff") if number == 1 else text
+
+        reader = self._reader(lines())
+        while True:
+            start, first = place, number + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                todo = "Inside double quotes write each quote twice, and close each cell that is opened."
+                reason = f"{error}. {todo}"
+                if "new-line character" in str(error):  # of old Macs
+                    reason = (
+                        "lines end in a carriage return alone. Write each as a line feed: tr '\\r' '\\n'."
+                    )
+                raise DocumentError(
+                    f"cannot be read as {_KIND[self._delimiter]}: {reason}",
+                    kind="source",
+                    source=Source(self._name, first),
+                ) from None
+            yield start, place, first, cells
+
+    def _header(self, cells: list[str]) -> list[str]:
+        # Pandas writes its index without a name.
+        names = [name.strip() or f"column {number + 1}" for number, name in enumerate(cells)]
+        check_names(self._name, names)
+        other = next((one for one in ",\t;|" if one != self._delimiter and one in names[0]), None)
+        if len(names) == 1 and other is not None:
+            raise DocumentError(
+                f"the header {names[0][:80]!r} is one column, and is parted by {_SHOWN[other]}. A .csv is "
+                "parted by commas, a .tsv by tabs: rename the file, or write it so.",
+                kind="source",
+                field=self._name,
+            )
+        return names
+
+
+def _value(column: str, cell: str) -> object:
+    """What a cell holds; lists are JSON, all else is text."""
+    if column in _SWITCHES and cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
+    if (column not in _LISTS and column not in _ALONE) or cell.lstrip()[:1] not in ("[", "{"):
+        return cell
+    try:
+        return orjson.loads(cell)
+    except orjson.JSONDecodeError as error:
+        if column in _ALONE:
+            return cell
+        raise DocumentError(
+            f'expected JSON, such as ["a.png"], found {cell[:80]!r}: {error}. Strings in JSON have double '
+            "quotes.",
+            kind="json",
+            field=column,
+        ) from None
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """The csv module refuses a cell of more than 131,072 characters, unless told for the whole process."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class TextRows(Rows):
+    """Text files, each of them one row.
+
+    Args:
+        folder: Where they are.
+        files: The files.
+        looks_beside: Whether media files that lie with them are named as not read.
+        max_row_bytes: See :class:`Rows`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[Path],
+        *,
+        looks_beside: bool = False,
+        max_row_bytes: int = MAX_ROW_BYTES,
+    ) -> None:
+        super().__init__(str(folder), max_row_bytes)
+        self._files = files
+        self._looks_beside = looks_beside
+        for file in files:
+            require_regular(file)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def source(self, number: int) -> Source:
+        return Source(str(self._files[number]), 1)
+
+    def state(self) -> list[FileState]:
+        """What tells whether they changed."""
+        return [file_state(file) for file in self._files]
+
+    def left_out(self) -> Mapping[str, int]:
+        """Media files that lie with them, which may be theirs."""
+        return {BESIDE: media_beside(self._name)} if self._looks_beside else {}
+
+    def row(self, number: int) -> Row:
+        file = self._files[number]
+        check_row_size(file.stat().st_size, self._most)
+        # Line ends of any system are one character, as when Python reads a text.
+        return {"text": text_of(file.read_bytes(), str(file)).replace("\r\n", "\n").replace("\r", "\n")}
