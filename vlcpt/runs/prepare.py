@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from vlcpt.config.schema import DataConfig, SourceConfig
+from vlcpt.config.schema import ROLES, DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CheckingEncoder
 from vlcpt.data.documents import DocumentError
@@ -36,8 +36,6 @@ from vlcpt.runs.data import (
     train_dataset,
 )
 from vlcpt.runs.folder import write_json
-
-ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
 
 def prepare_run(
