@@ -12,7 +12,7 @@ from vlcpt.cli import app
 from vlcpt.demo import base_path
 from vlcpt.training.checkpoints.files import list_checkpoints, verify
 from vlcpt.training.checkpoints.resume import StepSeeds
-from vlcpt.training.engine import EngineCheck
+from vlcpt.training.guards import EngineCheck
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 

@@ -18,7 +18,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK, hold, holder, require_free
 
 
-def test_a_second_process_is_refused_and_told_who_the_first_is(tmp_path):
+def test_a_second_process_is_refused_and_the_first_named(tmp_path):
     with holding(tmp_path) as (first, _):
         name = f"process {first.pid} on host {socket.gethostname()}"
         assert holder(tmp_path) == name
@@ -118,7 +118,10 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
 
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(ConfigError, match=r"output_dir .*out is a file\. Give a folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"output_dir .*out cannot be written: File exists \(in the place of its folder\)\. Give",
+    ):
         hold(tmp_path / "out").__enter__()
 
 

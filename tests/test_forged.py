@@ -129,7 +129,7 @@ def test_a_forged_state_is_one_line_that_names_the_file(copied, what):
     assert "checkpoint-2" in said and re.search(message, said), said
 
 
-def test_a_checkpoint_that_was_not_touched_is_gone_on_with(copied):
+def test_training_continues_from_a_checkpoint_that_was_not_touched(copied):
     """Or the refusals prove nothing."""
     remanifest(copied / "out/checkpoint-2")
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +43,7 @@ class Refusal:
     is_full: bool
 
 
+@dataclass
 class Writing:
     """A block that writes, itself or through a library: what prevents that becomes a :class:`WriteError`.
 
@@ -65,17 +66,12 @@ class Writing:
         vlcpt.file_writes.WriteError: /dev/full (a test) could not be written: No space left on device. It ...
     """
 
-    def __init__(
-        self,
-        path: Path,
-        what: str = "",
-        *,
-        needed: int | None = None,
-        todo: str | None = None,
-        reads: bool = False,
-    ) -> None:
-        self.path, self.what, self.needed, self.todo = path, what, needed, todo
-        self._reads = reads
+    path: Path
+    what: str = ""
+    _: KW_ONLY
+    needed: int | None = None
+    todo: str | None = None
+    reads: bool = False
 
     def require_room(self) -> None:
         """Raise where ``needed`` is more than is free, before anything is written.
@@ -85,8 +81,22 @@ class Writing:
         """
         assert self.needed is not None
         if free_bytes(self.path) < self.needed:
-            found = Refusal("there is too little room", is_full=True)
-            raise write_error(self.path, self.what, found, needed=self.needed, todo=self.todo)
+            raise self.error(Refusal("there is too little room", is_full=True))
+
+    def error(self, found: Refusal) -> WriteError:
+        """The one error about something that could not be written."""
+        name = f"{self.path} ({self.what})" if self.what else str(self.path)
+        size = "" if self.needed is None else f"It takes about {human_size(self.needed)}, and "
+        place = "Make room, or choose a place on another disk." if found.is_full else "Choose another place."
+        return WriteError(
+            f"{name} could not be written: {found.reason}. {size}{human_size(free_bytes(self.path))} are "
+            f"free there. {place}{f' {self.todo}' if self.todo else ''}"
+        )
+
+    def refused(self, error: BaseException) -> WriteError | None:
+        """What prevented a write, as the one error; None for an error about something else."""
+        found = refusal(error, self.path, reads=self.reads)
+        return None if found is None else self.error(found)
 
     def __enter__(self) -> Self:
         return self
@@ -94,23 +104,8 @@ class Writing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, WriteError):
-            return
-        if (found := refusal(error, self.path, reads=self._reads)) is not None:
-            raise write_error(self.path, self.what, found, needed=self.needed, todo=self.todo) from error
-
-
-def write_error(
-    path: Path, what: str, found: Refusal, *, needed: int | None = None, todo: str | None = None
-) -> WriteError:
-    """The one error about something that could not be written; for its arguments see :class:`Writing`."""
-    size = f"It takes about {human_size(needed)}, and " if needed is not None else ""
-    place = "Make room, or choose a place on another disk." if found.is_full else "Choose another place."
-    more = f" {todo}" if todo else ""
-    return WriteError(
-        f"{path}{f' ({what})' if what else ''} could not be written: {found.reason}. {size}"
-        f"{human_size(free_bytes(path))} are free there. {place}{more}"
-    )
+        if error is not None and not isinstance(error, WriteError) and (found := self.refused(error)):
+            raise found from error
 
 
 def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal | None:
@@ -127,14 +122,15 @@ def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal
         >>> refusal(Exception("No space left on device (os error 28)"), Path("a")).is_full
         True
     """
-    if (found := _one_refusal(error, path, reads=reads)) is not None:
-        return found
-    causes: list[BaseException] = []  # libraries raise errors of their own about it
-    cause = error.__cause__ or error.__context__
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return next((found for one in causes if (found := _one_refusal(one, path, reads=True))), None)
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        # Libraries raise errors of their own about it, when they also read.
+        if (found := _one_refusal(one, path, reads=reads or one is not error)) is not None:
+            return found
+        seen.append(one)
+        one = one.__cause__ or one.__context__
+    return None
 
 
 def _one_refusal(error: BaseException, path: Path, *, reads: bool) -> Refusal | None:
@@ -162,7 +158,7 @@ def write_file(
     *,
     todo: str | None = None,
 ) -> None:
-    """Write a file that is there whole, and on the disk, or as it was before. Its folder is made.
+    """Write a file so that it is complete and on the disk, or as it was before. Its folder is made.
 
     Args:
         path: Of the file.

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 
 from vlcpt.errors import ConfigError
-from vlcpt.file_writes import Refusal, refusal, write_error
+from vlcpt.file_writes import Refusal, Writing, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,6 @@ def hold(
         None ['.vlcpt.lock']
         False
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{name} {folder} is a file. Give a folder.")
     key = (os.getpid(), str(folder.resolve()))
     if key in _held:
         yield
@@ -85,18 +83,11 @@ def holder(folder: Path) -> str | None:
     # Closing any descriptor of a file ends this process's own locks on it.
     if (os.getpid(), str(folder.resolve())) in _held:
         return None
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        _lock(descriptor)
-    except (BlockingIOError, PermissionError):
-        return _described(path)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+    with suppress(OSError), path.open("rb+") as file:
+        try:
+            _lock(file.fileno())
+        except (BlockingIOError, PermissionError):
+            return _described(path)
     return None
 
 
@@ -157,7 +148,7 @@ def _open(folder: Path, named: str) -> int | None:
     except OSError as error:
         found = refusal(error, folder)
         if found is None or found.is_full:
-            raise write_error(folder, "", found or Refusal(str(error), is_full=False)) from error
+            raise Writing(folder).error(found or Refusal(str(error), is_full=False)) from error
         raise _unusable(named, found.reason) from error
 
 

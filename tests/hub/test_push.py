@@ -163,8 +163,8 @@ def test_licences_and_what_the_base_says_of_generating_go_byte_for_byte(hub, run
     push_adapter(folder, "me/mine", base_model=BASE)
 
     files = hub.files("me/mine")
-    told = re.compile("(?i)licen|notice|copying")
-    assert {name: content for name, content in files.items() if told.match(name)} == terms
+    terms_of = re.compile("(?i)licen|notice|copying")
+    assert {name: content for name, content in files.items() if terms_of.match(name)} == terms
     assert files["generation_config.json"] == Path(base_path(), "generation_config.json").read_bytes()
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_a_run_goes_with_what_the_run_knows_of_it(hub, runs):
     assert "| targets |" in (card := hub.files("me/mine")["README.md"].decode()) and "steps done | 2" in card
 
 
-def test_a_model_in_shards_goes_whole_and_an_older_one_leaves(hub, runs, tmp_path):
+def test_a_model_in_shards_goes_complete_and_an_older_one_is_deleted(hub, runs, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(runs["full"])
     model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
     hub.repositories["me/mine"] = Repository(
@@ -254,7 +254,7 @@ def test_a_merged_model_in_shards_goes_with_the_card_of_its_run_and_loads_from_t
     np.testing.assert_allclose(found, logits_here(runs["lora"], tiny_processor, is_adapter=True), atol=1e-4)
 
 
-def test_a_run_that_is_not_there_is_told(adapter):
+def test_a_run_that_is_not_there_is_an_error(adapter):
     with pytest.raises(ConfigError, match=r"--run gone: no such folder"):
         push_adapter(adapter, "me/mine", base_model=BASE, run="gone", dry_run=True)
 
@@ -338,7 +338,7 @@ def test_a_failed_push_keeps_the_weights_and_says_how_to_try_again(hub, adapter,
     before = {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
     hub.fail_at, hub.status = stage, status
 
-    with pytest.raises(ValueError, match=r"me/mine: the push failed: .*is whole as before") as failed:
+    with pytest.raises(ValueError, match=r"me/mine: the push failed: .*is unchanged") as failed:
         push_adapter(adapter, "me/mine", base_model=BASE, licence=Licence("apache-2.0"))
 
     assert not isinstance(failed.value, ConfigError)
@@ -357,13 +357,13 @@ def test_a_failed_push_keeps_the_weights_and_says_how_to_try_again(hub, adapter,
 def test_a_hub_that_is_not_there_is_one_message(hub, adapter, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
-    told = r"me/mine: the repository could not be opened.*refused.*Try again: vlcpt push .* --base_model"
-    with pytest.raises(ValueError, match=told):
+    message = r"me/mine: the repository could not be opened.*refused.*Try again: vlcpt push .* --base_model"
+    with pytest.raises(ValueError, match=message):
         push_adapter(adapter, "me/mine", base_model=BASE)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "token", "told"),
+    ("arguments", "token", "message"),
     [
         (["out", "me/mine", "--base_model", BASE], None, "no access token for the Hub"),
         (["out", "me/mine", "--base_model", BASE], "hf_wrong", "does not let this token write there"),
@@ -375,7 +375,7 @@ def test_a_hub_that_is_not_there_is_one_message(hub, adapter, monkeypatch):
         (["out", "me/mine", "--evaluation", "none.json"], TOKEN, "none.json: no such file"),
     ],
 )
-def test_a_wrong_push_is_one_message_and_exit_code_2(hub, adapter, monkeypatch, arguments, token, told):
+def test_a_wrong_push_is_one_message_and_exit_code_2(hub, adapter, monkeypatch, arguments, token, message):
     monkeypatch.chdir(adapter.parent)
     monkeypatch.delenv("HF_TOKEN")
     if token:
@@ -384,7 +384,7 @@ def test_a_wrong_push_is_one_message_and_exit_code_2(hub, adapter, monkeypatch, 
     result = CliRunner().invoke(app, ["push", *arguments])
 
     assert result.exit_code == 2, result.output
-    assert told in result.output and "Traceback" not in result.output
+    assert message in result.output and "Traceback" not in result.output
     assert "hf_" not in result.output
     assert not any("/commit/" in request for request in hub.requests)
 
@@ -503,15 +503,15 @@ def test_push_to_hub_opens_the_repository_before_training_and_pushes_once_after(
 
 
 @pytest.mark.parametrize(
-    ("lines", "token", "told"),
+    ("lines", "token", "message"),
     [
         ("tuning: full", None, "no access token for the Hub"),
         ("tuning: full\nhub_model_id: them/theirs", TOKEN, "does not let this token write there"),
         ("tuning: lora", TOKEN, "push_to_hub: an adapter on the Hub needs its base there"),
     ],
 )
-def test_a_push_that_cannot_work_is_told_before_anything_is_read(
-    hub, tmp_path, monkeypatch, lines, token, told
+def test_a_push_that_cannot_work_is_an_error_before_anything_is_read(
+    hub, tmp_path, monkeypatch, lines, token, message
 ):
     config = write_run(tmp_path)
     config.write_text(config.read_text().replace("lora_r: 4\n", "") + f"{lines}\npush_to_hub: true\n")
@@ -523,12 +523,12 @@ def test_a_push_that_cannot_work_is_told_before_anything_is_read(
     result = CliRunner().invoke(app, ["train", str(config)])
 
     assert result.exit_code == 2, result.output
-    assert told in result.output
+    assert message in result.output
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_base_that_is_not_on_the_hub_is_told_before_anything_is_read(hub, tmp_path, tuning):
+def test_a_base_that_is_not_on_the_hub_is_an_error_before_anything_is_read(hub, tmp_path, tuning):
     config = write_run(tmp_path)
     written = config.read_text().replace(base_path(), "org/none").replace("lora_r: 4\n", "")
     config.write_text(f"{written}tuning: {tuning}\npush_to_hub: true\n")
@@ -543,7 +543,7 @@ def test_a_base_that_is_not_on_the_hub_is_told_before_anything_is_read(hub, tmp_
     assert open_repository(load_config(config)) == "me/out"  # or any base would be refused
 
 
-def test_a_base_that_left_the_hub_while_a_run_trained_is_told_with_the_command_to_try_again(hub, adapter):
+def test_a_base_that_left_the_hub_while_a_run_trained_is_an_error_with_the_command_to_try_again(hub, adapter):
     config = load_config(
         write_run(adapter.parent), ["--output_dir", str(adapter), "--hub_private_repo", "false"]
     )
@@ -604,7 +604,7 @@ def test_of_two_processes_one_pushes(hub, tmp_path):
     )  # before, after
 
 
-def test_a_folder_into_which_a_run_still_writes_is_not_pushed_and_its_whole_checkpoints_are(adapter):
+def test_a_folder_into_which_a_run_still_writes_is_not_pushed_and_its_complete_checkpoints_are(adapter):
     (adapter / "checkpoint-9").mkdir()
     (adapter / "checkpoint-9" / UNFINISHED).touch()
     with holding(adapter) as (first, _):

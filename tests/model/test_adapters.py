@@ -42,7 +42,7 @@ def rewrite(file, change):
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
-def test_an_adapter_is_gone_on_with_where_it_stood(tiny_model_dir, adapter_dir, tiny_inputs):
+def test_training_of_a_saved_adapter_continues_from_its_weights(tiny_model_dir, adapter_dir, tiny_inputs):
     base = AutoModelForImageTextToText.from_pretrained(tiny_model_dir)
     expected = logits(PeftModel.from_pretrained(base, adapter_dir), tiny_inputs)
 
@@ -56,7 +56,7 @@ def test_an_adapter_is_gone_on_with_where_it_stood(tiny_model_dir, adapter_dir, 
     assert not torch.equal(logits(model, tiny_inputs), expected)
 
 
-def test_a_full_copy_in_an_adapter_is_gone_on_with_in_float32_on_a_bfloat16_base(
+def test_a_full_copy_in_a_saved_adapter_trains_in_float32_on_a_bfloat16_base(
     make_tiny_model, tiny_inputs, tmp_path
 ):
     make_tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "base")

@@ -52,7 +52,7 @@ def test_output_and_gradients_are_those_of_each_document_alone(causal, lengths):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_without_bounds_documents_begin_where_positions_do_not_go_on():
+def test_without_bounds_documents_begin_where_positions_do_not_grow_by_one():
     query, key, value = random_inputs(rows=2, tokens=5)
     positions = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]])
     bounds = torch.tensor([0, 3, 5, 10], dtype=torch.int32)

@@ -139,8 +139,8 @@ def load_elsewhere(base: Path, result: Path, packages: str, logits: Path) -> tup
     command = [sys.executable, str(ROOT / "tests" / "elsewhere.py"), str(base), str(result), str(logits)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=base)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    return told["facts"], told["version"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["facts"], found["version"]
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_results_load_in_other_versions_and_give_the_same_logits(tmp_path, tunin
 
 @pytest.mark.slow
 @pytest.mark.skipif(TRL not in os.environ, reason=f"{TRL} names no folder with TRL; .ci/run does")
-def test_trl_goes_on_from_an_adapter_and_from_a_merged_model(tmp_path):
+def test_trl_continues_from_an_adapter_and_from_a_merged_model(tmp_path):
     base = write_published(tmp_path / "base")
     adapter = train(tmp_path, base)
     merge_adapter(adapter, tmp_path / "merged")

@@ -143,7 +143,7 @@ def test_a_checkpoint_with_a_tensor_of_another_shape_is_refused(model_copy):
 def test_a_broken_file_of_weights_is_an_error_that_names_it(model_copy):
     (model_copy / "model.safetensors").write_bytes(b"1234")
 
-    with pytest.raises(ValueError, match=r"model/model\.safetensors: it is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model/model\.safetensors: it is no complete safetensors file"):
         load_model(ModelConfig(str(model_copy)))
 
 
@@ -260,7 +260,7 @@ def test_qlora_saved_and_reloaded_by_peft_alone_gives_equal_logits(tiny_model_di
     assert torch.equal(logits(reloaded, tiny_inputs), expected)
 
 
-def test_a_qlora_adapter_is_gone_on_with(tiny_model_dir, tiny_inputs, tmp_path):
+def test_training_of_a_qlora_adapter_continues(tiny_model_dir, tiny_inputs, tmp_path):
     model = load_model(ModelConfig(str(tiny_model_dir), tuning="qlora"))
     one_step(model, tiny_inputs)
     model.save_pretrained(tmp_path)

@@ -49,7 +49,7 @@ def test_an_adapter_is_measured_whatever_the_configuration_trains(tiny_model_dir
 
 
 @pytest.mark.parametrize("way", CONFIGS, ids=str)
-def test_a_whole_model_is_measured_beside_its_base(tiny_model_dir, tiny_inputs, tmp_path, way):
+def test_a_model_trained_in_full_is_measured_beside_its_base(tiny_model_dir, tiny_inputs, tmp_path, way):
     expected = trained(ModelConfig(str(tiny_model_dir), tuning="full"), tiny_inputs, tmp_path)
     untrained = logits(AutoModelForImageTextToText.from_pretrained(tiny_model_dir).eval(), tiny_inputs)
 

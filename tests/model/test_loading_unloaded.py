@@ -105,7 +105,7 @@ def test_attention_that_cannot_run_here_is_an_error_that_names_it(tiny_model_dir
         check_model(ModelConfig(str(tiny_model_dir), attn_implementation="flash_attention_2"))
 
 
-def test_an_adapter_that_can_be_gone_on_with_is_passed(tiny_model_dir, adapter_dir):
+def test_an_adapter_that_training_can_continue_from_is_passed(tiny_model_dir, adapter_dir):
     check_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(adapter_dir)))
 
 

@@ -279,7 +279,7 @@ def test_an_interrupted_merge_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-def test_a_disk_that_is_too_full_is_told_with_sizes(
+def test_a_disk_that_is_too_full_is_an_error_with_sizes(
     tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
 ):
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
@@ -470,7 +470,7 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(tiny_model, tiny_proces
     assert set(tmp_path.iterdir()) - before == {tmp_path / "merged", tmp_path / ".merged-of-mine"}
 
 
-def test_a_second_merge_into_one_output_is_refused_and_told_who_the_first_is(
+def test_a_second_merge_into_one_output_is_refused_and_names_the_first(
     tiny_model, tiny_processor, tiny_inputs, tmp_path
 ):
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)

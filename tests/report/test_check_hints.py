@@ -61,11 +61,11 @@ def test_overlong_documents_ask_for_splitting() -> None:
 
 
 def test_documents_without_a_target_ask_for_marks() -> None:
-    told = advice(dropped_without_targets=2, markings=("Set targets: all.",))
-    assert told == "2 documents without a target. Set targets: all. Or take them out of the data."
+    found = advice(dropped_without_targets=2, markings=("Set targets: all.",))
+    assert found == "2 documents without a target. Set targets: all. Or take them out of the data."
 
 
-def test_steps_that_do_not_read_all_are_told() -> None:
+def test_steps_that_do_not_read_all_are_pointed_out() -> None:
     assert "max_steps 9 is less than one pass of 10 steps" in advice(max_steps=9, steps_per_epoch=10)
     assert advice(max_steps=10, steps_per_epoch=10) == advice(max_steps=-1, steps_per_epoch=10) == ""
 

@@ -57,7 +57,7 @@ def test_a_mediums_tokens_are_folded_into_one_label(tiny_processor: ProcessorMix
     assert "<|image_pad|>" not in text
 
 
-def test_chinese_and_emoji_are_shown_whole(tiny_processor: ProcessorMixin) -> None:
+def test_chinese_and_emoji_are_not_cut(tiny_processor: ProcessorMixin) -> None:
     text = inspected("安全阀<trainable_text>👩‍🔧修理</trainable_text>", tiny_processor)
 
     assert "安全阀«👩‍🔧修理" in text
@@ -130,8 +130,8 @@ def test_no_number_of_a_ledger_or_an_evaluation_is_cut(width: int) -> None:
         numbers = text.partition("loss in nats")[0].splitlines()
         for label, cells in table.rows:
             lines = [line.split() for line in numbers if line.strip().startswith(label.strip())]
-            told = [word for words in lines for word in words[len(label.split()) :]]
-            assert [cell for cell in cells if cell] == told
+            found = [word for words in lines for word in words[len(label.split()) :]]
+            assert [cell for cell in cells if cell] == found
         blocks = sum(line.strip().startswith(table.rows[0][0]) for line in numbers)
         assert blocks > 1 or width > 40
         assert blocks == 1 or width < 200

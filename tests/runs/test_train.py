@@ -210,7 +210,7 @@ def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
 
     table = _evaluation_file(tmp_path / "eval.json", {"new"})
 
-    assert table.note == note
+    assert table.caption == note
     assert ("loss, other images" in table.columns) == bool(note)
 
 
@@ -278,12 +278,12 @@ def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
         ("merge empty merged", "empty holds neither an adapter"),
         (
             "merge full merged",
-            "full holds a whole model, and neither it nor the folder above has a run's config.yaml",
+            "full holds a model, and neither it nor the folder above has a run's config.yaml",
         ),
         ("merge full full", "full exists and is not empty"),
     ],
 )
-def test_a_wrong_model_is_told_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
+def test_a_wrong_model_is_reported_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
     configs(tmp_path)
     (tmp_path / "train.jsonl").write_text("not read\n")
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""A rank that trains a whole model, vision tower included, on texts alone; started by test_engine.py."""
+"""A rank that trains a whole model, vision tower included, on texts; test_guards_engine.py starts it."""
 
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ from transformers import EvalPrediction
 
 from tests.support import FOUR, TEN, avi, digits, encode_rows, make_trainer, png, row, run_alone
 from vlcpt import CPTDataset, ModelConfig, load_model
-from vlcpt.training.evaluate import evaluate_sets, perplexity, score, trainer_metrics
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, score, trainer_metrics
 
 
 def mean_nll(model, samples):
@@ -39,7 +39,7 @@ def test_the_loss_moves_with_neither_batch_size_nor_packing(
     trainer = make_trainer(model, None, tiny_processor, tmp_path, per_device_eval_batch_size=batch_size)
 
     metrics = trainer.evaluate(dataset)
-    scored = score(model, dataset, tiny_processor, batch_size=batch_size)
+    scored = score(model, dataset, tiny_processor, EvalOptions(batch_size=batch_size))
 
     assert metrics["eval_loss"] == pytest.approx(loss_of_ten, rel=1e-6)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(loss_of_ten), rel=1e-5)
@@ -102,7 +102,7 @@ def test_shuffled_and_blank_images_are_measured_on_swapped_pixels(model, tiny_pr
             shuffled[number] = replace(shuffled[number], **{field: following})
             blank[number] = replace(blank[number], **{field: torch.zeros_like(following)})
 
-    result = evaluate_sets(model, {"seen": dataset}, tiny_processor, batch_size=2)["seen"]
+    result = evaluate_sets(model, {"seen": dataset}, tiny_processor, EvalOptions(batch_size=2))["seen"]
 
     expected = [mean_nll(model, found) for found in (samples, shuffled, blank)]
     names = ("loss", "shuffled_images_loss", "blank_images_loss")
@@ -196,7 +196,7 @@ def test_each_measurement_is_tracked_under_the_name_of_its_set(model, tiny_proce
             yield batch
 
     dataset = CPTDataset(SEEN, tiny_processor, max_length=20)
-    evaluate_sets(model, {"seen": dataset}, tiny_processor, track=track)
+    evaluate_sets(model, {"seen": dataset}, tiny_processor, EvalOptions(track=track))
 
     assert len(seen) == 3  # right, shuffled and blank images
     assert all("seen" in description and batches == len(dataset) > 1 for description, batches in seen)
@@ -220,7 +220,8 @@ def test_evaluation_in_bfloat16_is_that_of_the_trainer(tiny_model, tiny_processo
     dataset = CPTDataset(rows, tiny_processor, max_length=64)
 
     def loss(autocast):
-        return evaluate_sets(tiny_model, {"one": dataset}, tiny_processor, autocast=autocast)["one"]["loss"]
+        options = EvalOptions(autocast=autocast)
+        return evaluate_sets(tiny_model, {"one": dataset}, tiny_processor, options)["one"]["loss"]
 
     found, in_float32 = loss(torch.bfloat16), loss(None)
     # Last: accelerate puts its autocast into the model.

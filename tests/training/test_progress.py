@@ -137,7 +137,8 @@ def test_a_run_logs_one_readable_line_a_step(tiny_model_dir, tiny_processor, tmp
 
     trainer.train()
 
-    lines = screen.getvalue().splitlines()
+    engine, *lines = screen.getvalue().splitlines()
+    assert engine == "1 process"
     pattern = r"step \d/4  loss \d+\.\d{4}  [\d,]+ targets/s  fill \d+%  lr merger \S+ language \S+"
     assert len(lines) == 4
     assert all(re.fullmatch(pattern, line) for line in lines)

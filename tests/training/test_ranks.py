@@ -1,4 +1,4 @@
-"""A rank that waits in vain says for whom, and ends; two processes with gloo."""
+"""A rank that times out waiting for another says for which, and ends; two processes with gloo."""
 
 import json
 import re
@@ -60,20 +60,20 @@ pytestmark = pytest.mark.timeout(300)
         ("death", "at step 2", r"rank 1 gives no sign of life, and was at step 2 \(computing\)\."),
     ],
 )
-def test_a_rank_that_waits_in_vain_names_the_other_and_its_step(case, waiting, other, ended):
+def test_a_rank_that_times_out_names_the_other_and_its_step(case, waiting, other, ended):
     code, output = ended[case]
 
     assert code == 1, output
-    (line,) = [line for line in output.splitlines() if line.startswith("vlcpt: rank 0 waited")]
-    assert line.startswith(f"vlcpt: rank 0 waited for the others in vain, {waiting} (")
+    (line,) = [line for line in output.splitlines() if line.startswith("vlcpt: rank 0 timed out")]
+    assert line.startswith(f"vlcpt: rank 0 timed out waiting for the other ranks, {waiting} (")
     assert re.search(other, line), line
     assert f"--ddp_timeout (now {TIMEOUT} seconds) allows more time" in line
     assert "Traceback" not in output
 
 
 @pytest.mark.slow
-def test_before_the_time_is_over_it_is_told_as_well(ended):
-    """With NCCL the process then ends by itself, and cannot tell any more."""
+def test_before_the_time_is_over_it_is_logged_as_well(ended):
+    """With NCCL the process then ends by itself, and cannot say so any more."""
     _, output = ended["document"]
 
     assert f"a collective ends after {TIMEOUT} (ddp_timeout). The others: rank 1 is at step 2 (rea" in output
@@ -90,7 +90,7 @@ def two(tmp_path, monkeypatch) -> TrainingArguments:
 
 
 def test_without_the_launcher_that_is_said(two):
-    expected = r"in vain, before step 1 \(starting\): rank 0, or the launcher, does not answer"
+    expected = r"the other ranks, before step 1 \(starting\): rank 0, or the launcher, does not answer"
     with pytest.raises(CollectiveError, match=expected), RankWatch(two).watched():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 

@@ -21,7 +21,7 @@ from vlcpt.report.terminal import number
 from vlcpt.runs.data import evaluation_sets, quiet_libraries, shown
 from vlcpt.runs.folder import write_json
 from vlcpt.runs.train import train_run
-from vlcpt.training.evaluate import SetResult, evaluate_sets, perplexity
+from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets, perplexity
 
 Results = dict[str, SetResult]
 
@@ -52,11 +52,12 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     configs = load_config(config, ["--overwrite"])
     processor = load_processor(configs.model.model_name_or_path)
     sets = evaluation_sets(configs, processor)
+    options = EvalOptions(track=shown(console))
     # A new adapter adds zero, so this is the base.
-    before = evaluate_sets(load_model(configs.model), sets, processor, with_base=False, track=shown(console))
+    before = evaluate_sets(load_model(configs.model), sets, processor, options, with_base=False)
     trainer = train_run(configs, console)
     assert trainer.model is not None
-    after = evaluate_sets(trainer.model, sets, processor, track=shown(console))
+    after = evaluate_sets(trainer.model, sets, processor, options)
     seconds = round(time.monotonic() - started, 1)
     write_json(
         output_dir / "demo.json",

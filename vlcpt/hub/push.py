@@ -202,7 +202,7 @@ def push_adapter(
     repo_id = check_access(
         repo_id, private=private, base=base_model, revision=revision, token=token, then=then
     )
-    with _as_one_message(f"{repo_id}: the push failed", f"{checkpoint} is whole as before. {again}"):
+    with _as_one_message(f"{repo_id}: the push failed", f"{checkpoint} is unchanged. {again}"):
         return _commit(replace(push, repo_id=repo_id), token)
 
 
@@ -302,7 +302,7 @@ def check_access(
 
 
 def _commit(push: Push, token: str | None) -> Push:
-    """All files in one commit, which is there whole or not at all."""
+    """Send all files in one commit, which is there completely or not at all."""
     api = _api(token)
     info = api.model_info(push.repo_id, revision=push.revision)
     names = {file.name for file in push.files}
@@ -407,8 +407,7 @@ def without_pushes(training: CPTConfig) -> CPTConfig:
 
 # --- what may leave the machine ---
 
-# What of a checkpoint may leave the machine. All else stays here: optimizer and trainer state, logs, pickles,
-# whatever a person put there.
+# Everything else stays on this machine: optimizer and trainer state, logs, pickles, a person's own files.
 _PROCESSOR = {GENERATION, *VOCABULARY, *(name for group in GROUPS for name in group)}
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _OWN: Mapping[Kind, re.Pattern[str]] = {
@@ -505,7 +504,7 @@ def _cleaned(path: Path, base_model: str | None) -> Path | bytes:
 
 
 def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Of a key that stands twice only the last would be looked at, and the file might go as it is."""
+    """A JSON object; refused where a key stands twice, because only the last one would be looked at."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))

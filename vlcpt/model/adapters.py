@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import nn
@@ -17,13 +15,14 @@ from transformers import PreTrainedModel
 
 from vlcpt.data.families import TOWERS, is_embedding, tower_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.base import bare_model, is_same_base, only_cached
+from vlcpt.model.base import bare_model, is_same_base, local_folder
 from vlcpt.model.tuning import finish_tuning
 from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
     WEIGHTS,
     Shapes,
+    as_load_error,
     check_files,
     compare_shapes,
     first_few,
@@ -192,15 +191,21 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, is_trainable: boo
     # Before a layer is made: a forged rank could ask for more memory than there is.
     empty = bare_model(model.config)
     empty.name_or_path = model.name_or_path
+    empty_adapter(empty, folder)
     try:
-        empty_adapter(empty, folder)
         weights = load_peft_weights(str(folder), device="cpu")
     except (SafetensorError, *UNREADABLE) as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(folder)):
-            raise
         raise ValueError(not_loaded("adapter", str(folder), error)) from error
     config = read_adapter_config(str(folder))
-    _warn_of_another_base(config, model, folder)
+    named, used = config.base_model_name_or_path, model.name_or_path
+    if named and used and not is_same_base(named, used, folder):
+        logger.warning(
+            "%s was trained on the base model %s, and is used on %s, whose config.json is another or could "
+            "not be compared. On another model an adapter gives wrong results; check model_name_or_path.",
+            folder,
+            named,
+            used,
+        )
     tuned = new_adapter(model, config, folder, is_trainable=is_trainable)
     if (broken := first_not_finite(weights.items())) is not None:
         raise not_finite(weights_in(folder, "adapter") or folder, broken)
@@ -214,14 +219,7 @@ def adapter_folder(name_or_path: str) -> Path:
     Raises:
         ConfigError: If it cannot be fetched, or a file of it is missing.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        wanted = [CONFIGS["adapter"], *WEIGHTS["adapter"]]
-        cached = only_cached("adapter", name_or_path)
-        try:
-            folder = Path(snapshot_download(name_or_path, allow_patterns=wanted, local_files_only=cached))
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
+    folder = local_folder("adapter", name_or_path, [CONFIGS["adapter"], *WEIGHTS["adapter"]])
     check_files("adapter", str(folder))
     return folder
 
@@ -241,11 +239,10 @@ def empty_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     with torch.device("meta"):
         tuned = new_adapter(model, read_adapter_config(str(folder)), folder, is_trainable=True)
     expected = {key: tuple(one.shape) for key, one in get_peft_model_state_dict(tuned).items()}
-    wrong = compare_shapes(expected, read_adapter_shapes(folder))
-    if any(wrong.values()):
+    if wrong := first_few(compare_shapes(expected, read_adapter_shapes(folder))):
         raise ValueError(
             f"{folder}: the adapter's tensors are not those that its adapter_config.json asks for on "
-            f"{tuned.get_base_model().name_or_path}: {first_few(wrong)}. Use the base model it was trained "
+            f"{tuned.get_base_model().name_or_path}: {wrong}. Use the base model it was trained "
             "on, and the versions of transformers and peft it was saved with, or save it anew."
         )
     return tuned
@@ -266,10 +263,8 @@ def read_adapter_config(name_or_path: str) -> PeftConfig:
 
     path = adapter_folder(name_or_path) / CONFIGS["adapter"]
     read_adapter_settings(path)
-    try:
+    with as_load_error("adapter", name_or_path):
         return PeftConfig.from_pretrained(str(path.parent))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(not_loaded("adapter", name_or_path, error)) from error
 
 
 def new_adapter(model: PreTrainedModel, config: PeftConfig, folder: Path, *, is_trainable: bool) -> PeftModel:
@@ -326,33 +321,15 @@ def check_trained_parts(model: nn.Module, config: ModelConfig) -> None:
     # A LoRA on an embedding is a layer of the language tower like any other.
     embeddings = [name for name in trained if is_embedding(name) and ".lora_" not in name]
     others = [(name, tower_of(name)) for name in trained if name not in embeddings]
-    wanted = {"vision": config.train_vision, "merger": config.train_merger, "language": config.train_language}
-    for tower in TOWERS:
-        trains = any(owner == tower for _, owner in others)
-        if trains != wanted[tower]:
-            raise _other_parts(config, f"the {tower} tower", f"train_{tower}", trains)
+    towers = {owner for _, owner in others}
+    found = [(f"train_{tower}", f"the {tower} tower", tower in towers) for tower in TOWERS]
     # A language tower in full includes its embeddings, whatever train_embeddings says.
-    in_full = any(owner == "language" and ".lora_" not in name for name, owner in others)
-    if not in_full and bool(embeddings) != config.train_embeddings:
-        raise _other_parts(config, "the embeddings in full", "train_embeddings", bool(embeddings))
-
-
-def _other_parts(config: ModelConfig, part: str, key: str, trains: bool) -> ValueError:
-    return ValueError(
-        f"{config.adapter_name_or_path}: the adapter {'trains' if trains else 'does not train'} {part}, but "
-        "the configuration says otherwise, and a saved adapter keeps what it trains. "
-        f"Set {key}: {str(trains).lower()}."
-    )
-
-
-def _warn_of_another_base(config: PeftConfig, model: PreTrainedModel, folder: Path) -> None:
-    """Say it where an adapter is put on a base that does not seem to be its own."""
-    named, used = config.base_model_name_or_path, model.name_or_path
-    if named and used and not is_same_base(named, used, folder):
-        logger.warning(
-            "%s was trained on the base model %s, and is used on %s, whose config.json is another or could "
-            "not be compared. On another model an adapter gives wrong results; check model_name_or_path.",
-            folder,
-            named,
-            used,
-        )
+    if not any(owner == "language" and ".lora_" not in name for name, owner in others):
+        found.append(("train_embeddings", "the embeddings in full", bool(embeddings)))
+    for key, part, trains in found:
+        if trains != getattr(config, key):
+            raise ValueError(
+                f"{config.adapter_name_or_path}: the adapter {'trains' if trains else 'does not train'} "
+                f"{part}, but the configuration says otherwise, and a saved adapter keeps what it trains. "
+                f"Set {key}: {str(trains).lower()}."
+            )

@@ -180,8 +180,8 @@ def _by_length(
         out, _ = sdpa_attention_forward(
             module, query, key, value, None, dropout=dropout, scaling=scaling, is_causal=causal
         )
-        pieces = out.flatten(0, 1).split([sizes[number] for number in numbers])
-        found.update(zip(numbers, pieces, strict=True))
+        parted = out.flatten(0, 1).split([sizes[number] for number in numbers])
+        found.update(zip(numbers, parted, strict=True))
     return found[0] if len(runs) == 1 else torch.cat([found[number] for number in range(len(runs))])
 
 
@@ -203,13 +203,8 @@ def _mask(
     """No mask where documents say what is seen; PyTorch's for padding of the caller's and for caches."""
     if attention_mask is None and q_length == kv_length:
         return None
-    mask: torch.Tensor | None = sdpa_mask(
-        q_length=q_length,
-        kv_length=kv_length,
-        attention_mask=attention_mask,
-        **kwargs,  # type: ignore[arg-type]
-    )
-    return mask
+    given = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask, **kwargs}
+    return sdpa_mask(**given)  # type: ignore[arg-type]
 
 
 def _compute_type(value: torch.Tensor) -> torch.dtype:

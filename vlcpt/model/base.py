@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_url,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -27,6 +33,7 @@ from vlcpt.model.weights import (
     CONFIGS,
     UNREADABLE,
     Kind,
+    as_load_error,
     not_loaded,
     read_json,
     read_shapes,
@@ -74,6 +81,7 @@ def _asked(url: str) -> Exception | None:
     for pause in (_PAUSE, 0.0):
         try:
             get_hf_file_metadata(url)
+            return None
         except (RepositoryNotFoundError, OfflineModeIsEnabled) as final:
             return final
         except HfHubHTTPError:
@@ -81,9 +89,32 @@ def _asked(url: str) -> Exception | None:
         except HTTPError as failed:
             error = failed
             time.sleep(pause)
-        else:
-            return None
     return error
+
+
+def local_folder(what: Kind, name_or_path: str, files: list[str], revision: str | None = None) -> Path:
+    """A folder itself; for an id on the Hub that of its cache, into which missing files are fetched.
+
+    Args:
+        what: What is looked for.
+        files: Names or patterns of the files to fetch.
+
+    Raises:
+        ConfigError: If the Hub has no such id for this user, or does not answer, and nothing is cached.
+
+    Example:
+        >>> from vlcpt.demo import base_path
+        >>> local_folder("model", base_path(), ["*.json"]).name
+        'base'
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = only_cached(what, name_or_path, revision)
+    with as_load_error(what, name_or_path):
+        return Path(
+            snapshot_download(name_or_path, revision=revision, allow_patterns=files, local_files_only=cached)
+        )
 
 
 def base_folders(named: str, checkpoint: Path) -> list[Path]:
@@ -108,33 +139,15 @@ def base_folders(named: str, checkpoint: Path) -> list[Path]:
         []
     """
     path = Path(named).expanduser()
-    if path.is_absolute() and _is_model(path):
+    if path.is_absolute() and (path / CONFIGS["model"]).is_file():
         return [path]
     found: dict[str, Path] = {}
-    for folder in (path, checkpoint / path, checkpoint.parent / path, *_configured(path.name, checkpoint)):
-        if _is_model(folder):
+    # Another name means that somebody has corrected the one in adapter_config.json.
+    configured = [one for model, one in _models_of(checkpoint) if Path(model).name == path.name]
+    for folder in (path, checkpoint / path, checkpoint.parent / path, *configured):
+        if (folder / CONFIGS["model"]).is_file():
             found.setdefault(os.path.realpath(folder), folder)
     return list(found.values())
-
-
-def find_base(named: str, checkpoint: Path) -> str:
-    """The folder that an adapter means by the name of its base, or the name itself if it means no folder.
-
-    Raises:
-        ConfigError: If there are two, because the wrong one would give a wrong model.
-
-    Example:
-        >>> find_base("Qwen/Qwen2.5-VL-3B-Instruct", Path("checkpoint-2"))
-        'Qwen/Qwen2.5-VL-3B-Instruct'
-    """
-    found = base_folders(named, checkpoint)
-    if len(found) > 1:
-        raise ConfigError(
-            f"{checkpoint}/adapter_config.json: the base model {named!r} may be "
-            f"{' or '.join(os.path.realpath(folder) for folder in found)}. Write the absolute path of the "
-            "right one into base_model_name_or_path."
-        )
-    return str(found[0]) if found else named
 
 
 def is_same_base(named: str, used: str, checkpoint: Path) -> bool:
@@ -167,25 +180,14 @@ def base_of_run(checkpoint: Path) -> str | None:
         >>> base_of_run(Path("/none/checkpoint-2")) is None
         True
     """
+    return next((str(path) if path.is_dir() else named for named, path in _models_of(checkpoint)), None)
+
+
+def _models_of(checkpoint: Path) -> Iterator[tuple[str, Path]]:
+    """The model that a config.yaml in or above a checkpoint names, and the folder if it is one."""
     for folder, settings in run_settings(checkpoint):
-        named = settings.get("model_name_or_path")
-        if isinstance(named, str):
-            there = folder / Path(named).expanduser()
-            return str(there) if there.is_dir() else named
-    return None
-
-
-def _configured(name: str, checkpoint: Path) -> Iterator[Path]:
-    """Folders called ``name`` that a config.yaml in or above the checkpoint gives as its model."""
-    for folder, written in run_settings(checkpoint):
-        model = written.get("model_name_or_path")
-        # Another name means that somebody has corrected the one in adapter_config.json.
-        if isinstance(model, str) and Path(model).name == name:
-            yield folder / Path(model).expanduser()
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+        if isinstance(named := settings.get("model_name_or_path"), str):
+            yield named, folder / Path(named).expanduser()
 
 
 def _config(name_or_path: str) -> dict[str, object]:
@@ -225,14 +227,16 @@ def check_config_file(path: Path) -> None:
     for key, value in _entries(found):
         name = key.rpartition(".")[2]
         most = _MAX_LAYERS if name in _LAYERS else _MAX_SIZE
+        wrong = ""
         if isinstance(value, int) and abs(value) > most:
+            wrong = f"can be at most {most:,}"
+        elif name in ("dtype", "torch_dtype") and value is not None:
+            is_type = isinstance(getattr(torch, str(value).removeprefix("torch."), None), torch.dtype)
+            wrong = "" if is_type else "must be float32, bfloat16 or float16"
+        if wrong:
             raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]}, and can be at most {most:,}. Get the file again from "
-                "where the model is published."
-            )
-        if name in ("dtype", "torch_dtype") and value is not None and not _is_dtype(value):
-            raise ConfigError(
-                f"{path}: {key} is {str(value)[:40]!r}, and must be float32, bfloat16 or float16. Correct it."
+                f"{path}: {key} is {repr(value)[:40]}, and {wrong}. Get the file again from where the "
+                "model is published."
             )
 
 
@@ -306,9 +310,3 @@ def _entries(value: object, key: str = "") -> Iterator[tuple[str, object]]:
             yield from _entries(one, key)
     else:
         yield key, value
-
-
-def _is_dtype(value: object) -> bool:
-    return isinstance(value, str) and isinstance(
-        getattr(torch, value.removeprefix("torch."), None), torch.dtype
-    )

@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from vlcpt.errors import ConfigError
-from vlcpt.model.base import only_cached
+from vlcpt.model.base import local_folder
 from vlcpt.model.loading import load_processor
 
 logger = logging.getLogger(__name__)
@@ -103,32 +101,28 @@ class BaseFiles:
             if is_licence(path.name) and path.is_file():
                 self._copy(path.name, target)
 
-    def restore_config(self, target: Path, *, tied: bool | None = None) -> None:
-        """Give a result's config.json the layout of the base's, with the type that the saved one says.
+    def restore_config(self, target: Path) -> None:
+        """Give a result's config.json the layout of the base's; type and tied embeddings stay its own.
 
         Left as it is where the model's shape or working is another than the base's.
-
-        Args:
-            tied: Whether the embeddings share one weight, where a merge has decided that.
         """
         saved, path = target / "config.json", self.folder / "config.json"
         written, ours = AutoConfig.from_pretrained(target), AutoConfig.from_pretrained(self.folder)
-        if tied is not None:
-            for one in (written, ours):
-                one.tie_word_embeddings = one.get_text_config().tie_word_embeddings = tied
+        tied = written.tie_word_embeddings
+        is_parted = ours.tie_word_embeddings != tied
+        for one in (written, ours):
+            one.tie_word_embeddings = one.get_text_config().tie_word_embeddings = tied
         if not _is_same(written, ours):
             logger.info("%s: config.json is not the base's, so it is saved as it is.", target)
             return
         text = path.read_text("utf-8")
         config = json.loads(text)
         found = json.loads(saved.read_text("utf-8"))
-        dtype = found.get("dtype") or found.get("torch_dtype")
-        before = json.dumps(config)
-        set_type(config, dtype)
-        if tied is not None:
+        set_type(config, found.get("dtype") or found.get("torch_dtype"))
+        if is_parted:
             for part in (config, config.get("text_config", {})):
                 part |= {key: tied for key in ("tie_word_embeddings",) if key in part or part is config}
-        if json.dumps(config) == before:
+        if config == json.loads(text):
             shutil.copyfile(path, saved)
         else:
             saved.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -144,8 +138,8 @@ class BaseFiles:
 
     def _is_unchanged(self, group: tuple[str, ...], target: Path) -> bool:
         """Whether a result's files are what the base's own processor saves, or the base's, or not there."""
-        found = {name: _said(target / name) for name in group if (target / name).is_file()}
-        if all(content == _said(self.folder / name) for name, content in found.items()):
+        found = {name: _content(target / name) for name in group if (target / name).is_file()}
+        if all(content == _content(self.folder / name) for name, content in found.items()):
             return True
         written = self._written(target)
         return found == {name: written[name] for name in group if name in written}
@@ -155,14 +149,14 @@ class BaseFiles:
             # Not where TMPDIR says: there is room beside the result, which is of the same size or larger.
             with tempfile.TemporaryDirectory(prefix=".base-", dir=target) as folder:
                 load_processor(str(self.folder)).save_pretrained(folder)
-                self._as_written = {path.name: _said(path) for path in Path(folder).iterdir()}
+                self._as_written = {path.name: _content(path) for path in Path(folder).iterdir()}
         return self._as_written
 
 
 def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles | None:
     """The files of a base, without its weights; None for a model without a folder, made in Python.
 
-    Of a name on the Hub those that are not cached yet are fetched, unless it does not answer.
+    Files of a name on the Hub that are not cached yet are fetched, unless the Hub does not answer.
 
     Example:
         >>> from vlcpt.demo import base_path
@@ -170,27 +164,18 @@ def find_base_files(name_or_path: str, revision: str | None = None) -> BaseFiles
         >>> (files.folder / "config.json").is_file(), find_base_files("")
         (True, None)
     """
-    folder = Path(name_or_path).expanduser()
     if not name_or_path:
         return None
-    if not folder.is_dir():
-        try:
-            folder = Path(
-                snapshot_download(
-                    name_or_path,
-                    revision=revision,
-                    allow_patterns=["*.json", "*.txt", "*.jinja", "[Ll][Ii][Cc]*", "NOTICE*", "COPYING*"],
-                    local_files_only=only_cached("model", name_or_path, revision),
-                )
-            )
-        except (OSError, ConfigError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            logger.warning(
-                "%s: the base's own files could not be read, so tokenizer and configuration are saved as "
-                "this transformers writes them, which older versions may not read: %s",
-                name_or_path,
-                str(error).strip().split("\n")[0],
-            )
-            return None
+    wanted = ["*.json", "*.txt", "*.jinja", "[Ll][Ii][Cc]*", "NOTICE*", "COPYING*"]
+    try:
+        folder = local_folder("model", name_or_path, wanted, revision)
+    except ConfigError as error:
+        logger.warning(
+            "The base's own files could not be read, so tokenizer and configuration are saved as this "
+            "transformers writes them, which older versions may not read. %s",
+            error,
+        )
+        return None
     return BaseFiles(folder) if (folder / "config.json").is_file() and has_processor(folder) else None
 
 
@@ -238,15 +223,11 @@ def set_pixels(folder: Path, min_pixels: int | None, max_pixels: int | None) -> 
         if not path.is_file():
             continue
         config = json.loads(path.read_text("utf-8"))
-        parts = [config, config.get("image_processor"), config.get("video_processor")]
-        for part in parts[1:] if name == "processor_config.json" else parts[:1]:
-            if not isinstance(part, dict):
-                continue
-            size = part.get("size")
-            has_size = isinstance(size, dict)
-            if isinstance(size, dict):
+        inner = [one for key in ("image_processor", "video_processor") if (one := config.get(key))]
+        for part in inner if name == "processor_config.json" else [config]:
+            if size := part.get("size"):
                 size |= {edges[key]: value for key, value in given.items()}
-            part |= {key: value for key, value in given.items() if key in part or not has_size}
+            part |= {key: value for key, value in given.items() if key in part or not size}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -266,8 +247,8 @@ def _lasting(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _said(path: Path) -> object:
-    """What a file says, without how it was loaded: a folder and a name on the Hub differ in that."""
+def _content(path: Path) -> object:
+    """What a file holds, without how it was loaded: a folder and a name on the Hub differ in that."""
     if not path.is_file():
         return None
     if path.name in ("tokenizer_config.json", "processor_config.json"):

@@ -24,18 +24,13 @@ from transformers.utils import cached_file
 
 from vlcpt.data.families import family_of
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.model.adapters import (
-    adapter_folder,
-    check_trained_parts,
-    empty_adapter,
-    load_adapter,
-)
+from vlcpt.model.adapters import adapter_folder, check_trained_parts, empty_adapter, load_adapter
 from vlcpt.model.attention import BY_DOCUMENT, attend_by_document, attention_for
 from vlcpt.model.base import bare_model, check_config_file, check_parameters, only_cached
 from vlcpt.model.tuning import apply_tuning
 from vlcpt.model.weights import (
     CONFIGS,
-    UNREADABLE,
+    as_load_error,
     check_checkpoint,
     check_files,
     first_few,
@@ -120,17 +115,15 @@ def load_processor(name_or_path: str) -> Qwen2_5_VLProcessor:
     cached = only_cached("processor", name_or_path)
     if (config := Path(name_or_path, CONFIGS["model"])).is_file():
         check_config_file(config)  # looked into for the kind of processor
-    try:
+    with as_load_error("processor", name_or_path):
         processor = AutoProcessor.from_pretrained(
             name_or_path, local_files_only=cached, trust_remote_code=False
         )
-    except (HfHubHTTPError, *UNREADABLE) as error:
-        raise ConfigError(not_loaded("processor", name_or_path, error)) from error
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ConfigError(
             f"{name_or_path} holds a {type(processor).__name__}, not a Qwen2_5_VLProcessor. "
-            "Use a folder or id with the whole processor of a Qwen2.5-VL model: beside the tokenizer's files "
-            "preprocessor_config.json, as it is published, or processor_config.json, as it is saved today."
+            "Use a folder or id with the complete processor of a Qwen2.5-VL model: beside the tokenizer's "
+            "files preprocessor_config.json, as published, or processor_config.json, as saved today."
         )
     return processor
 
@@ -174,10 +167,7 @@ def load_model(config: ModelConfig, *, seed: int = 42) -> PreTrainedModel | Peft
 def _without_cache(config: ModelConfig, name_or_path: str, *, in_4_bits: bool = False) -> PreTrainedModel:
     """A model without a KV cache, which would let packed documents see each other."""
     model = load_base(
-        name_or_path,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        in_4_bits=in_4_bits,
+        name_or_path, dtype=config.dtype, attn_implementation=config.attn_implementation, in_4_bits=in_4_bits
     )
     model.config.use_cache = model.config.get_text_config().use_cache = False
     return model
@@ -232,10 +222,9 @@ def load_base(
     assert isinstance(loaded, tuple)
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    wrong = {kind: sorted(str(key) for key in keys) for kind, keys in info.items()}
-    if any(wrong.values()):
+    if wrong := first_few({kind: sorted(map(str, keys)) for kind, keys in info.items()}):
         raise ValueError(
-            f"{name_or_path}: the checkpoint's tensors are not the model's: {first_few(wrong)}. "
+            f"{name_or_path}: the checkpoint's tensors are not the model's: {wrong}. "
             "Use a complete checkpoint; a part of a model would train from random weights."
         )
     require_finite_base(model, name_or_path, torch_dtype)
@@ -258,17 +247,13 @@ def read_config(name_or_path: str, *, revision: str | None = None) -> PreTrained
         'qwen2_5_vl'
     """
     cached = only_cached("model", name_or_path, revision)
-    try:
+    with as_load_error("model", name_or_path):
         path = cached_file(name_or_path, CONFIGS["model"], revision=revision, local_files_only=cached)
         if path is not None:
             check_config_file(Path(path))
         found = AutoConfig.from_pretrained(
             name_or_path, revision=revision, local_files_only=cached, trust_remote_code=False
         )
-    except ConfigError:
-        raise
-    except (HfHubHTTPError, *UNREADABLE) as error:
-        raise ConfigError(not_loaded("model", name_or_path, error)) from error
     assert isinstance(found, PreTrainedConfig)
     with wrong_config():
         family_of(found.model_type)
@@ -288,11 +273,10 @@ def with_native_dtype(config: ModelConfig, *, emulates_bf16: bool) -> ModelConfi
         >>> with_native_dtype(config, emulates_bf16=True).dtype  # as it was asked for
         'bfloat16'
     """
-    if config.dtype != "auto" or not emulates_bf16:
-        return config
-    if resolve_dtype(config.dtype, read_config(config.model_name_or_path)) != torch.bfloat16:
-        return config
-    return replace(config, dtype="float32")
+    may_change = config.dtype == "auto" and emulates_bf16
+    if may_change and resolve_dtype("auto", read_config(config.model_name_or_path)) == torch.bfloat16:
+        return replace(config, dtype="float32")
+    return config
 
 
 def resolve_dtype(dtype: str, config: PreTrainedConfig) -> torch.dtype:
@@ -323,8 +307,8 @@ def load_for_evaluation(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
     """A trained model as it was in training, and its base where that is not inside it.
 
-    Both are frozen and in evaluation mode. Of ``config`` only the base, ``dtype``, the attention and
-    whether ``tuning`` is ``qlora`` are used: an adapter is then measured on the 4-bit weights that it was
+    Both are frozen and in evaluation mode. Only the base, ``dtype``, the attention and whether ``tuning`` is
+    ``qlora`` are read from ``config``: an adapter is then measured on the 4-bit weights that it was
     trained on. What was trained, and how, is the checkpoint's.
 
     Args:
@@ -364,7 +348,7 @@ def check_model(config: ModelConfig) -> None:
     """Load and tune the model without its weights, to find errors before the data is read.
 
     Layers are those of the model itself, without any numbers (on PyTorch's meta device): a second or two
-    also for the largest. Of folders it is checked that their files are there. From the Hub only
+    also for the largest. A folder must have its files. From the Hub only
     configurations are fetched, and an adapter.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.file_writes import Writing, sync
 from vlcpt.folder_locks import hold, staging_folder
 from vlcpt.model.adapters import load_adapter, read_adapter_config
-from vlcpt.model.base import base_of_run, find_base
+from vlcpt.model.base import base_folders, base_of_run
 from vlcpt.model.base_files import BaseFiles, find_base_files, has_processor, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
 from vlcpt.model.tuning import is_tied
@@ -61,7 +62,7 @@ class _Source:
         base: Folder or Hub id of the base; None where a run in full does not say it.
         revision: Of the base on the Hub.
         dtype: Of the merged weights; None: of the base's, one by one.
-        is_adapter: Whether the checkpoint is one, or a whole model.
+        is_adapter: Whether the checkpoint is one, or a model.
     """
 
     base: str | None
@@ -82,7 +83,7 @@ def merge_adapter(
     An adapter is added to its base, and peft is not needed any more. A model trained in full, whose weights
     are saved in float32, is rounded to the type of its base. The base's own processor, tokenizer, generation
     configuration and licence come along, and the run's record, so that the folder can be pushed with the
-    whole card. A ``min_pixels`` or ``max_pixels`` that was trained with is in the processor's configuration.
+    complete card. A ``min_pixels`` or ``max_pixels`` of the training is in the processor's configuration.
 
     The base of an adapter is the one that ``adapter_config.json`` names, in its own precision, not in 4
     bits; a relative path may start at the current directory, the checkpoint or its parent, or be that of
@@ -108,7 +109,7 @@ def merge_adapter(
         >>> from importlib.resources import files
         >>> merge_adapter(str(files("vlcpt") / "demo/base"), "merged")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        vlcpt.errors.ConfigError: ...base holds a whole model, and neither it nor the folder above ...
+        vlcpt.errors.ConfigError: ...base holds a model, and neither it nor the folder above has ...
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -125,15 +126,15 @@ def merge_adapter(
         files = find_base_files(source.base or "", source.revision)
         model, before, effect = _merged(source, checkpoint)
         stored = model.dtype
-        weights = {id(one): one for one in (*model.parameters(), *model.buffers())}
-        writing.needed = sum(one.nbytes for one in weights.values()) + _small_bytes(checkpoint, files)
+        small = (files or BaseFiles(checkpoint)).size + sum(one.stat().st_size for one in _record(checkpoint))
+        writing.needed = model.get_memory_footprint() + small
         writing.require_room()
         model.save_pretrained(staging, max_shard_size=max_shard_size)
         if files is not None:
-            files.restore_config(staging, tied=model.config.tie_word_embeddings)
+            files.restore_config(staging)
         for path in staging.iterdir():
             sync(path)
-        del model, weights
+        del model
         gc.collect()  # a model's modules refer to each other
         merge = _compare(before, effect, stored, staging)
         processor.save_pretrained(staging)
@@ -182,7 +183,7 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
         found = base_of_run(checkpoint)
         if found is None and dtype is None:
             raise ConfigError(
-                f"{checkpoint} holds a whole model, and neither it nor the folder above has a run's "
+                f"{checkpoint} holds a model, and neither it nor the folder above has a run's "
                 "config.yaml that names its base, so the type to write is not known. Say it with --dtype "
                 "bfloat16; a model that is in it already needs no merge."
             )
@@ -195,7 +196,14 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
         raise ConfigError(
             f"{file} names no base model. Write its folder or Hub id into base_model_name_or_path."
         )
-    base = find_base(adapter.base_model_name_or_path, checkpoint)
+    folders = list(map(str, base_folders(adapter.base_model_name_or_path, checkpoint)))
+    if len(folders) > 1:  # the wrong one would give a wrong model
+        raise ConfigError(
+            f"{file}: the base model {adapter.base_model_name_or_path!r} may be "
+            f"{' or '.join(map(os.path.realpath, folders))}. Write the absolute path of the right one into "
+            "base_model_name_or_path."
+        )
+    base = folders[0] if folders else adapter.base_model_name_or_path
     try:
         config = read_config(base, revision=adapter.revision)
     except ConfigError as error:
@@ -216,19 +224,17 @@ def _find_source(checkpoint: Path, dtype: str | None) -> _Source:
     return _Source(base, adapter.revision, resolve_dtype(dtype, config) if dtype else None, True)
 
 
-def _small_bytes(checkpoint: Path, files: BaseFiles | None) -> int:
-    """Bytes of what comes along with the weights: processor, tokenizer, licences, and the run's record."""
+def _record(checkpoint: Path) -> list[Path]:
+    """The files that the run left beside its result."""
     run, _ = record_of(checkpoint)
-    record = sum((run / name).stat().st_size for name in RECORD if (run / name).is_file())
-    return record + (BaseFiles(checkpoint) if files is None else files).size
+    return [run / name for name in RECORD if (run / name).is_file()]
 
 
 def _copy_record(checkpoint: Path, folder: Path) -> None:
     """Copy what the run left beside its result, its log up to a checkpoint; limit pixels as the run did."""
     run, step = record_of(checkpoint)
-    for name in RECORD:
-        if (run / name).is_file():
-            shutil.copyfile(run / name, folder / name)
+    for path in _record(checkpoint):
+        shutil.copyfile(path, folder / path.name)
     if step is not None and (log := folder / "train_log.jsonl").is_file():
         log.write_text("".join(line for line, _ in read_log(run, step)), "utf-8")
     _, settings = next(run_settings(checkpoint), (None, {}))

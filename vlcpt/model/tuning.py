@@ -325,26 +325,23 @@ def _row(model: nn.Module, tower: Tower) -> TowerRow:
     in_full = [name for name in trained if ".lora_" not in name]
     if in_full:
         how.append("embeddings" if all(is_embedding(name) for name in in_full) else "full")
+    types = {
+        "4-bit" if hasattr(p, "quant_state") else str(p.dtype).removeprefix("torch.") for p in base.values()
+    }
     return TowerRow(
         tower=tower,
         total=sum(_size(p) for p in base.values()),
         trained=sum(_size(p) for p in trained.values()),
         how=" + ".join(how) or "frozen",
-        dtype=", ".join(sorted({_dtype(p) for p in base.values()})),
+        dtype=", ".join(sorted(types)),
     )
 
 
 def _size(parameter: nn.Parameter) -> int:
     """Numbers in a parameter, also if it is packed in 4 bits or partitioned by ZeRO-3."""
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
+    if (state := getattr(parameter, "quant_state", None)) is not None:
         return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _dtype(parameter: nn.Parameter) -> str:
-    packed = getattr(parameter, "quant_state", None) is not None
-    return "4-bit" if packed else str(parameter.dtype).removeprefix("torch.")
 
 
 def parameter_groups(

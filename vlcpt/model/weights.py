@@ -7,19 +7,20 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from vlcpt.errors import ConfigError, wrong_config
-from vlcpt.file_writes import refusal, write_error
+from vlcpt.file_writes import Writing
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -87,7 +88,14 @@ def read_shapes(path: Path) -> Shapes:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise damaged(path, f"it is no whole safetensors file ({_one_line(error)})") from error
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise damaged(path, f"it is no complete safetensors file ({reason})") from error
+
+
+_PICKLE = (
+    "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it is not "
+    "loaded"
+)
 
 
 def read_archive(path: Path) -> object:
@@ -108,24 +116,16 @@ def read_archive(path: Path) -> object:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if any(
-            one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in members
-        ):
-            raise damaged(path, "it is compressed, which torch.save never does")
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            kinds = {(one.compress_type, one.file_size == one.compress_size) for one in archive.infolist()}
+        if kinds <= {(zipfile.ZIP_STORED, True)}:
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise damaged(path, "there is no such file") from error
     except pickle.UnpicklingError as error:
-        raise damaged(
-            path,
-            "it is a pickle that holds more than tensors, or a damaged one. Loading it could run code, so it "
-            "is not loaded",
-        ) from error
+        raise damaged(path, _PICKLE) from error
     except UNREADABLE as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
         raise damaged(path, "it is cut, or no file that torch.save writes") from error
+    raise damaged(path, "it is compressed, which torch.save never does")
 
 
 def damaged(path: Path | str, found: str) -> ValueError:
@@ -138,21 +138,16 @@ def damaged(path: Path | str, found: str) -> ValueError:
     return ValueError(f"{path}: {found}. Get the file again, or use another checkpoint.")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(". ")
-
-
 Kind = Literal["model", "adapter"]
 
 _OTHER_CACHE = "HF_HUB_CACHE, or HF_HOME, names another one."
-CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
+# In this order: an adapter's folder may hold its base's config.json as well.
+CONFIGS: Mapping[Kind, str] = {"adapter": "adapter_config.json", "model": "config.json"}
 # One of them is needed, looked for in this order.
 WEIGHTS = {
     "model": (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
+        *("model.safetensors", "model.safetensors.index.json"),
+        *("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ),
     "adapter": ("adapter_model.safetensors", "adapter_model.bin"),
 }
@@ -230,9 +225,8 @@ def check_checkpoint(folder: str) -> Kind:
     path = Path(folder)
     if not path.is_dir():
         raise ConfigError(f"{folder}: no such folder. Give a checkpoint or a saved model.")
-    kinds: tuple[Kind, ...] = ("adapter", "model")
-    for what in kinds:
-        if (path / CONFIGS[what]).is_file():
+    for what, config in CONFIGS.items():
+        if (path / config).is_file():
             check_files(what, folder)
             return what
     raise ConfigError(
@@ -248,15 +242,12 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
         >>> print(not_loaded("model", "no/where", "Offline."))  # doctest: +ELLIPSIS
         no/where: no such folder, and no model of this id was found on the Hub. ... Offline.
     """
-    cache = Path(HF_HUB_CACHE)
-    if isinstance(error, Exception) and (found := refusal(error, cache, reads=True)) is not None:
-        return f"{name_or_path}: {write_error(cache, 'the cache of the Hub', found, todo=_OTHER_CACHE)}"
+    writing = Writing(Path(HF_HUB_CACHE), "the cache of the Hub", todo=_OTHER_CACHE, reads=True)
+    if isinstance(error, Exception) and (found := writing.refused(error)):
+        return f"{name_or_path}: {found}"
     reason = without_advice(str(error).strip().split("\n")[0])
     if isinstance(error, pickle.UnpicklingError):  # torch's message says how to run the code in it
-        reason = (
-            "Its weights are a pickle that holds more than tensors, or a damaged one. Loading it could run "
-            "code, so it is not loaded. Use weights in safetensors."
-        )
+        reason = f"One of its files: {_PICKLE}. Use weights in safetensors."
     if Path(name_or_path).is_dir():
         held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
         return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
@@ -264,6 +255,24 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
         f"{name_or_path}: no such folder, and no {what} of this id was found on the Hub. "
         f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"
     )
+
+
+@contextmanager
+def as_load_error(what: Kind | Literal["processor"], name_or_path: str) -> Iterator[None]:
+    """Make what the libraries raise in the block one message of :func:`not_loaded`.
+
+    Example:
+        >>> with as_load_error("model", "no/where"):
+        ...     raise OSError("Offline.")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: no/where: no such folder, and no model of this id was found on the Hub. ...
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (HfHubHTTPError, *UNREADABLE) as error:
+        raise ConfigError(not_loaded(what, name_or_path, error)) from error
 
 
 # Libraries that refuse a file advise to read it without the check.

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from vlcpt import __version__
+from vlcpt.report.screen import Sheet
 from vlcpt.run_files import read_log, read_mapping, record_of
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
@@ -52,22 +53,13 @@ _MEASURES = {
 
 
 @dataclass(frozen=True)
-class Table:
-    """Numbers for people: the names of columns, and a label and cells a row."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class RunFacts:
     """What is known of a run; empty where its files are not there."""
 
     trained: tuple[tuple[str, str], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
-    data: Table | None = None
-    evaluation: Table | None = None
+    data: Sheet | None = None
+    evaluation: Sheet | None = None
     base: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -95,7 +87,7 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
     if log:
         settings.append(("steps done", f"{log[-1]['step']}"))
     if evaluation is not None:
-        measured: Table | None = _evaluation_file(evaluation, names)
+        measured: Sheet | None = _evaluation_file(evaluation, names)
     else:
         is_best = config.get("load_best_model_at_end") and step is None
         measured = _logged_evaluation(log, names, config.get("metric_for_best_model") if is_best else None)
@@ -161,7 +153,7 @@ def _label(name: str, number: int, names: Set[str]) -> str:
     return name if name in names else f"source {number}"
 
 
-def _data(ledger: Mapping[str, object], names: Set[str]) -> Table | None:
+def _data(ledger: Mapping[str, object], names: Set[str]) -> Sheet | None:
     sources, total = ledger.get("sources"), ledger.get("total")
     if not isinstance(sources, dict) or not isinstance(total, dict):
         return None
@@ -169,13 +161,12 @@ def _data(ledger: Mapping[str, object], names: Set[str]) -> Table | None:
     if len(accounts) > 1:
         accounts.append(("total", total))
     try:
-        rows = tuple(
-            (label, tuple(_count(one[part][key]) for part, key in _COUNTS.values()))
-            for label, one in accounts
-        )
+        rows = [
+            (label, [_count(one[part][key]) for part, key in _COUNTS.values()]) for label, one in accounts
+        ]
     except (KeyError, TypeError):
         return None  # another program's file
-    return Table(tuple(_COUNTS), rows)
+    return Sheet("data", [*_COUNTS], rows)
 
 
 def _count(found: object) -> str:
@@ -185,7 +176,7 @@ def _count(found: object) -> str:
     return f"{found:,}"
 
 
-def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: object) -> Table | None:
+def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: object) -> Sheet | None:
     """What the run last measured; or at the best step by the metric ``best``, if that model was kept."""
     measured = [entry for entry in log if any(key.startswith("eval_") for key in entry)]
     step = measured[-1]["step"] if measured else None
@@ -202,7 +193,7 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: obje
     return _results(results, names, f", measured at step {step}")
 
 
-def _evaluation_file(path: Path, names: Set[str]) -> Table:
+def _evaluation_file(path: Path, names: Set[str]) -> Sheet:
     results = read_mapping(path).get("sets")
     table = _results(results, names) if isinstance(results, dict) else None
     if table is None:
@@ -212,19 +203,19 @@ def _evaluation_file(path: Path, names: Set[str]) -> Table:
     return table
 
 
-def _results(results: Mapping[str, object], names: Set[str], note: str = "") -> Table | None:
+def _results(results: Mapping[str, object], names: Set[str], note: str = "") -> Sheet | None:
     sets = {name: one for name, one in results.items() if isinstance(one, dict)}
     shown = {
         label: key
         for label, key in _MEASURES.items()
         if any(one.get(key) is not None for one in sets.values())
     }
-    rows = tuple(
-        (_label(name, place, names), tuple(_measure(one.get(key)) for key in shown.values()))
+    rows = [
+        (_label(name, place, names), [_measure(one.get(key)) for key in shown.values()])
         for place, (name, one) in enumerate(sets.items(), 1)
-    )
+    ]
     note += "; other images: of the next document" if _OTHER in shown else ""
-    return Table(tuple(shown), rows, note) if shown else None
+    return Sheet("evaluation", [*shown], rows, note) if shown else None
 
 
 def _measure(value: object) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.ledger import Dropped, Ledger, SourceLedger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
-from vlcpt.report.terminal import Sheet
+from vlcpt.report.screen import Sheet
 
 OWN_REASONS = ("without_targets", "overlong", "medium_too_large")  # all others are bad rows
 
@@ -96,9 +96,10 @@ def _lengths(
     """About documents that are split, and packs that are not full."""
     documents = ledger.total.documents
     if documents["split"] > 0.05 * documents["used"]:
+        length = -(-longest // 256) * 256  # a multiple of 256, as most people give
         yield (
             f"{documents['split']:,} of {_documents(documents['used'])} split into parts: with max_length "
-            f"{_round_up(longest):,} the longest would stay in one."
+            f"{length:,} the longest would stay in one."
         )
     if ledger.fill is not None and ledger.fill < 0.9 and ledger.packs >= 10:
         yield (
@@ -169,11 +170,6 @@ def _shares(ledger: Ledger) -> Iterator[str]:
 
 def _documents(count: int) -> str:
     return f"{count:,} document{'' if count == 1 else 's'}"
-
-
-def _round_up(tokens: int) -> int:
-    """To a multiple of 256, as lengths are mostly given."""
-    return -(-tokens // 256) * 256
 
 
 _GIB = 2**30
@@ -256,7 +252,7 @@ def problem_lines(dropped: Iterable[Dropped]) -> list[str]:
 
 
 def unread_lines(ledger: Ledger) -> list[str]:
-    """What of each source was not read: a line each, for sources where anything was not.
+    """The fields that were not read, a line for each source that has some.
 
     Example:
         >>> ledger = Ledger(["pages"])

@@ -130,7 +130,7 @@ def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> in
 def vision_layer(shape: TowerShape, how: How, setup: Setup, patches: int) -> int:
     """Bytes that one vision block keeps for ``patches`` patches; nothing where the tower is frozen.
 
-    As in the language tower, but queries, keys and values come from one product, which stays as a whole
+    As in the language tower, but queries, keys and values come from one product, which is kept complete
     because the values are a part of it, and images are joined again after attention.
 
     Example:
@@ -189,12 +189,11 @@ def weight_bytes(towers: Mapping[Tower, TowerParameters], setup: Setup) -> tuple
         >>> weight_bytes({"language": TowerParameters("lora", frozen=1000, trained=10)}, Setup())
         (2040, 0)
     """
-    held = 0.0
-    for tower in towers.values():
-        plain = tower.frozen - tower.packed
-        held += (
-            plain * setup.hidden("frozen") + tower.packed * FOUR_BITS + tower.trained * setup.hidden("full")
-        )
+    frozen, trained = setup.hidden("frozen"), setup.hidden("full")
+    held = sum(
+        (one.frozen - one.packed) * frozen + one.packed * FOUR_BITS + one.trained * trained
+        for one in towers.values()
+    )
     if setup.stage != 3:
         return round(held), 0
     numbers = sum(tower.frozen + tower.trained for tower in towers.values())
@@ -207,7 +206,7 @@ def gradient_bytes(trained: int, setup: Setup) -> tuple[int, int]:
     """Bytes of all gradients when the backward pass ends, and of what the optimizer's step adds.
 
     Without DeepSpeed they are float32, and DDP keeps a second copy in the buckets that it sends. ZeRO-1
-    keeps them whole, 2 and 3 a part, beside up to two buckets that are being filled and sent. Its step
+    keeps all of them, 2 and 3 a part, beside up to two buckets that are being filled and sent. Its step
     makes the part float32.
 
     Example:
@@ -395,10 +394,8 @@ def estimate_memory(
     logits = 12 * batch.targets * shape.vocabulary
     head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
     waiting = gradients if setup.accumulates else bucket_bytes(trained, setup)
-    inputs = (
-        batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
-        + batch.rows * batch.tokens * 60
-    )
+    inputs = batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
+    inputs += batch.rows * batch.tokens * 60
     inputs += batch.rows * batch.tokens**2 * (setup.masked and setup.attention in ("sdpa", "eager"))
     moments: dict[Moment, tuple[int, int, int]] = {
         "looking": (waiting, looking + gathered, 0),

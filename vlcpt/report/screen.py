@@ -1,4 +1,4 @@
-"""A terminal that shows text as it is: control characters in it have no effect.
+"""A terminal that shows text as it is, and tables that fit it; control characters in a text have no effect.
 
 Ids, file names and texts come from data that strangers may have written. An escape sequence in one of them
 could hide lines, fake them, or set the window's title; square brackets would be read as styles.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import rich.markup
 import rich.progress
-from rich.console import Console
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
@@ -60,7 +65,7 @@ class Screen(Console):
 def say(console: Console, line: str, style: str = "") -> None:
     """Print a line as it is: file names hold brackets, which rich would take for styles.
 
-    A terminal wraps it between words; a file or pipe gets it in one piece.
+    A terminal wraps it between words; a file or pipe gets it as one line.
 
     Example:
         >>> say(Console(width=10), "a[b].jsonl is read")
@@ -80,6 +85,72 @@ def tracked(sequence: Iterable[T], description: str, *, console: Console) -> Ite
     # rich reads it as markup, and it may hold the name of a file.
     title = rich.markup.escape(visible(description))
     return rich.progress.track(sequence, title, console=console, transient=True)
+
+
+_NAME = 20  # cells of a name's line, at most: a Chinese character takes two
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Labels, and a column of numbers for each source or set.
+
+    Args:
+        title: What it shows.
+        columns: The columns' names.
+        rows: A label and a cell of each column.
+        caption: Below it.
+
+    Example:
+        >>> sheet = Sheet("counts", ["new", "old"], [("read", ["1,234,567", "12"])])
+        >>> console = Console(width=20)
+        >>> with console.capture() as narrow:
+        ...     console.print(sheet)
+        >>> [line.split() for line in narrow.get().splitlines() if "read" in line]
+        [['read', '1,234,567'], ['read', '12']]
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    caption: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        start = 0
+        while start < len(self.columns):
+            stop = len(self.columns)
+            while stop > start + 1 and not self._fits(self._table(start, stop), console, options):
+                stop -= 1
+            yield self._table(start, stop)
+            start = stop
+
+    def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
+        width = Measurement.get(console, options.update(max_width=10_000), table).maximum
+        return width <= options.max_width
+
+    def _table(self, start: int, stop: int) -> Table:
+        table = plain_table(self.title if start == 0 else None, show_header=any(self.columns))
+        if stop == len(self.columns) and self.caption:
+            table.caption, table.caption_justify = self.caption, "left"
+        table.add_column("", overflow="fold")
+        for number in range(start, stop):
+            name = self.columns[number]
+            # As wide as a number or a word of the name needs: of a narrow terminal, labels take what is left.
+            words = max(map(cell_len, name.split()), default=0)
+            widest = max(*(cell_len(cells[number]) for _, cells in self.rows), min(_NAME, words))
+            table.add_column(name, justify="right", width=widest, overflow="fold")
+        for label, cells in self.rows:
+            table.add_row(label, *cells[start:stop])
+        return table
+
+
+def plain_table(title: str | None = None, *, show_header: bool = True) -> Table:
+    """A table without frames, its title at its left.
+
+    Example:
+        >>> plain_table("ledger").title
+        'ledger'
+    """
+    return Table(box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_header=show_header)
 
 
 class _Visible(logging.Formatter):

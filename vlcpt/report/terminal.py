@@ -1,16 +1,12 @@
-"""What a run shows in a terminal, which is not steered by what it shows."""
+"""What a run shows in a terminal: tables, and documents with their targets marked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.measure import Measurement
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
@@ -19,79 +15,12 @@ from vlcpt.data.documents import Image
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.plan.ledger import Ledger, SourceLedger
 from vlcpt.data.plan.split import Part
-from vlcpt.report.screen import visible
+from vlcpt.report.screen import Sheet, plain_table, visible
 
 if TYPE_CHECKING:
     from vlcpt.hub.push import Push
     from vlcpt.model.tuning import TowerRow
     from vlcpt.training.evaluate import SetResult
-
-_NAME = 20  # cells of a name's line, at most: a Chinese character takes two
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Labels, and a column of numbers for each source or set.
-
-    Args:
-        title: What it shows.
-        columns: The columns' names.
-        rows: A label and a cell of each column.
-        caption: Below it.
-
-    Example:
-        >>> sheet = Sheet("counts", ["new", "old"], [("read", ["1,234,567", "12"])])
-        >>> console = Console(width=20)
-        >>> with console.capture() as narrow:
-        ...     console.print(sheet)
-        >>> [line.split() for line in narrow.get().splitlines() if "read" in line]
-        [['read', '1,234,567'], ['read', '12']]
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]
-    caption: str = ""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        done = 0
-        while done < len(self.columns):
-            count = len(self.columns) - done
-            while count > 1 and not self._fits(self._table(done, done + count), console, options):
-                count -= 1
-            yield self._table(done, done + count)
-            done += count
-
-    def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
-        whole = Measurement.get(console, options.update(max_width=10_000), table).maximum
-        return whole <= options.max_width
-
-    def _table(self, start: int, stop: int) -> Table:
-        table = _plain_table(self.title if start == 0 else None, show_header=any(self.columns))
-        if stop == len(self.columns) and self.caption:
-            table.caption, table.caption_justify = self.caption, "left"
-        table.add_column("", overflow="fold")
-        for number in range(start, stop):
-            name = self.columns[number]
-            # As wide as a number or a word of the name needs: of a narrow terminal, labels take what is left.
-            words = max(map(cell_len, name.split()), default=0)
-            widest = max(*(cell_len(cells[number]) for _, cells in self.rows), min(_NAME, words))
-            table.add_column(name, justify="right", width=widest, overflow="fold")
-        for label, cells in self.rows:
-            table.add_row(label, *cells[start:stop])
-        return table
-
-
-def _plain_table(title: str | None = None, *, show_header: bool = True, show_footer: bool = False) -> Table:
-    return Table(
-        box=box.SIMPLE,
-        title=title,
-        title_justify="left",
-        pad_edge=False,
-        show_header=show_header,
-        show_footer=show_footer,
-    )
-
 
 # Two shades, so that neighbouring tokens can be distinguished.
 _TARGET = ("black on green3", "black on dark_sea_green2")
@@ -145,7 +74,7 @@ def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[i
 
 def towers_table(rows: Sequence[TowerRow]) -> Table:
     """What trains, tower by tower."""
-    table = _plain_table("what trains")
+    table = plain_table("what trains")
     for name in ("tower", "how", "trained", "of", "held as"):
         table.add_column(name, justify="right" if name in ("trained", "of") else "left")
     for row in rows:
@@ -192,16 +121,8 @@ def legend(console: Console) -> Text:
     """
     mark = "bold red"
     trained = ("trained", _TARGET[0]) if console.color_system is not None else "«trained»"
-    return Text.assemble(
-        trained,
-        " context  ",
-        ("┊", mark),
-        " the rest is dropped  ",
-        ("✂", mark),
-        " next part  ",
-        ("×2", "magenta"),
-        " weight",
-    )
+    cuts = (("┊", mark), " the rest is dropped  ", ("✂", mark), " next part  ")
+    return Text.assemble(trained, " context  ", *cuts, ("×2", "magenta"), " weight")
 
 
 def document_lines(
@@ -245,7 +166,7 @@ def document_lines(
 
 
 def _readable(ids: np.ndarray, start: int, length: int, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The end of the shortest run of tokens that is whole characters."""
+    """The end of the shortest run of tokens that cuts no character."""
     for stop in range(start + 1, min(start + 8, length) + 1):
         if "\ufffd" not in tokenizer.decode(ids[start:stop]):
             return stop
@@ -272,7 +193,8 @@ def push_lines(push: Push) -> list[RenderableType]:
         >>> str(push_lines(push_adapter(base_path(), "me/mine", dry_run=True))[0])
         'would go to me/mine (private, branch main)'
     """
-    table = _plain_table(show_footer=True)
+    table = plain_table()
+    table.show_footer = True
     total = sum(file.size for file in push.files)
     table.add_column("file", f"{len(push.files)} files", overflow="fold")
     table.add_column("bytes", f"{total:,}", justify="right", no_wrap=True)

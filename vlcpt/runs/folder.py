@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlcpt.config.early import RESOLVED_HEADER
+from vlcpt.config.yaml import RESOLVED_HEADER
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_file
 from vlcpt.folder_locks import LOCK
-from vlcpt.training.checkpoints.files import RECORD, list_checkpoints
+from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, list_checkpoints
 
 if TYPE_CHECKING:
     from vlcpt.config.yaml import Configs
@@ -40,7 +40,6 @@ def prepare_output(configs: Configs, config_path: Path | None = None) -> list[st
     """
     # Not at the top: the command line looks at the folder before it waits for torch.
     from vlcpt.data.plan.cache import remove_plans
-    from vlcpt.training.checkpoints.disk import delete_checkpoint
 
     output = Path(str(configs.training.output_dir))
     require_empty(output, config_path, vars(configs.training))

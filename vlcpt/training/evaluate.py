@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
@@ -107,16 +108,33 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How data sets are scored; no number depends on it but for ``autocast``.
+
+    Args:
+        batch_size: Items in one forward pass.
+        num_workers: Processes that read.
+        timeout: Seconds to wait for a batch of theirs; 0: for ever.
+        autocast: The type of products, as in training; None for that of the weights.
+        track: What shows the progress.
+    """
+
+    batch_size: int = 1
+    num_workers: int = 0
+    timeout: float = 0
+    autocast: torch.dtype | None = None
+    track: Track = untracked
+
+
+_DEFAULTS = EvalOptions()
+
+
 def score(
     model: nn.Module,
     dataset: CPTDataset,
     processor: ProcessorMixin,
-    *,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    timeout: float = 0,
-    autocast: torch.dtype | None = None,
-    track: Track = untracked,
+    options: EvalOptions = _DEFAULTS,
     description: str = "measuring",
 ) -> Score:
     """Score every target of a data set.
@@ -124,11 +142,7 @@ def score(
     Args:
         model: In the state it is to be measured in; its mode is restored.
         dataset: Packed or not.
-        batch_size: Items in one forward pass.
-        num_workers: Processes that read.
-        timeout: Seconds to wait for a batch of theirs; 0: for ever.
-        autocast: The type of products, as in training; None for that of the weights.
-        track, description: What shows the progress, and as what.
+        description: What the progress is shown as.
 
     Raises:
         LoadingError: If a worker died, or did not answer in time.
@@ -137,17 +151,17 @@ def score(
     token_bytes = torch.tensor(token_sizes(processor.tokenizer.get_vocab()))
     collator = CPTDataCollator(processor)
     collator.window_size = base_model(model).config.vision_config.window_size
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
+    loader = DataLoader(dataset, options.batch_size, collate_fn=collator, num_workers=options.num_workers)
     device = next(model.parameters()).device
     nll, text_nll, targets, text_bytes = 0.0, 0.0, 0, 0
     was_training = model.training
     model.eval()
     with (
         torch.no_grad(),
-        torch.autocast(device.type, autocast, enabled=autocast is not None),
-        Workers(timeout, lambda: watched(dataset)) as workers,
+        torch.autocast(device.type, options.autocast, enabled=options.autocast is not None),
+        Workers(options.timeout, lambda: watched(dataset)) as workers,
     ):
-        for batch in track(workers.awaited(loader), description):
+        for batch in options.track(workers.awaited(loader), description):
             leave_out_failed(batch)
             inputs = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value
@@ -168,14 +182,10 @@ def evaluate_sets(
     model: nn.Module,
     sets: Mapping[str, CPTDataset],
     processor: ProcessorMixin,
+    options: EvalOptions = _DEFAULTS,
     *,
     base: nn.Module | None = None,
     with_base: bool = True,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    timeout: float = 0,
-    autocast: torch.dtype | None = None,
-    track: Track = untracked,
 ) -> dict[str, SetResult]:
     """What ``vlcpt eval --output`` writes under ``sets``.
 
@@ -184,40 +194,24 @@ def evaluate_sets(
         sets: Held-out and retention data by name.
         base: The model before training, where there are no adapters to switch off.
         with_base: Whether to measure what came before training at all.
-        batch_size: Items in one forward pass; no number depends on it.
-        num_workers, timeout: See :func:`score`.
-        autocast: The type of products, as in training; None for that of the weights.
-        track: What shows the progress.
     """
-    untrained: nn.Module | None = base
     if base is None and with_base and isinstance(model, PeftModel):
-        untrained = model
+        base = model
+    measure = partial(score, processor=processor, options=options)
     results: dict[str, SetResult] = {}
     for name, dataset in sets.items():
-
-        def measure(
-            one: nn.Module, pixels: CPTDataset, what: str, *, bare: bool = False, name: str = name
-        ) -> Score:
-            with one.disable_adapter() if bare and isinstance(one, PeftModel) else nullcontext():
-                return score(
-                    one,
-                    pixels,
-                    processor,
-                    batch_size=batch_size,
-                    num_workers=num_workers,
-                    timeout=timeout,
-                    autocast=autocast,
-                    track=track,
-                    description=f"{name}, {what}",
-                )
-
-        right = measure(model, dataset, "right images" if dataset.has_media else "text")
-        before = None if untrained is None else measure(untrained, dataset, "base", bare=True)
-        shuffled = blank = None
+        what = "right images" if dataset.has_media else "text"
+        right = measure(model, dataset, description=f"{name}, {what}")
+        before = shuffled = blank = None
+        if base is not None:
+            with base.disable_adapter() if isinstance(base, PeftModel) else nullcontext():
+                before = measure(base, dataset, description=f"{name}, base")
         if dataset.has_media:
-            blank = measure(model, dataset.with_pixels_of("blank"), "blank images")
-            if dataset.can_shuffle:
-                shuffled = measure(model, dataset.with_pixels_of("next_document"), "shuffled images")
+            pixels = dataset.with_pixels_of("blank")
+            blank = measure(model, pixels, description=f"{name}, blank images")
+        if dataset.can_shuffle:
+            pixels = dataset.with_pixels_of("next_document")
+            shuffled = measure(model, pixels, description=f"{name}, shuffled images")
         results[name] = SetResult(
             loss=right.loss,
             perplexity=perplexity(right.loss),

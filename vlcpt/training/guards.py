@@ -1,4 +1,4 @@
-"""What is refused before it trains, and numbers that go wrong while it does."""
+"""What is refused before it trains: launches, engines, models, settings; and numbers that go wrong in it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlcpt.config.precision import autocast_type, slow_products
+from vlcpt.config.rules import training_rules
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.encode.vision import VisionEncoder
-from vlcpt.errors import ConfigError
-from vlcpt.model.attention import attention_of
+from vlcpt.errors import ConfigError, refuse
+from vlcpt.model.attention import attention_of, describe_kernels
 from vlcpt.model.loading import packed_storage
-from vlcpt.model.tuning import base_model
+from vlcpt.model.tuning import base_model, limit_checkpointing
 from vlcpt.model.weights import first_not_finite, tensors_of
-from vlcpt.training.engine import asked_stage, converted_type
+from vlcpt.training.progress import RunProgress
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -124,7 +126,14 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
                 "them, or with tuning: full, without 4 bits."
             )
         check_packed(stored, args)
-    _check_masters(model, args)
+    if converted_type(args) is None:  # else DeepSpeed's optimizer makes masters of whatever it is given
+        trained = {one.dtype for one in model.parameters() if one.requires_grad}
+        if found := sorted(_name(dtype) for dtype in trained - {torch.float32, torch.float64}):
+            raise ConfigError(
+                f"the model's trained weights are {', '.join(found)}, which loses small updates. Load it "
+                "with vlcpt.load_model, which makes what trains float32, or call model.float() first; bf16: "
+                "true still computes in bfloat16."
+            )
     devices = set(getattr(model, "hf_device_map", {}).values())
     if len(devices) > 1 and args.world_size > 1:
         raise ConfigError(
@@ -133,21 +142,8 @@ def check_model(model: nn.Module, args: TrainingArguments) -> None:
         )
 
 
-def _check_masters(model: nn.Module, args: TrainingArguments) -> None:
-    """Refuse to train weights of 16 bits, which lose small updates, unless masters in 32 bits take them."""
-    if converted_type(args) is not None:
-        return  # DeepSpeed's optimizer makes masters of whatever it is given
-    trained = {one.dtype for one in model.parameters() if one.requires_grad}
-    if found := sorted(_name(dtype) for dtype in trained - {torch.float32, torch.float64}):
-        raise ConfigError(
-            f"the model's trained weights are {', '.join(found)}, which loses small updates. Load it with "
-            "vlcpt.load_model, which makes what trains float32, or call model.float() first; bf16: true "
-            "still computes in bfloat16."
-        )
-
-
-def check_settings(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
-    """Refuse settings that would give wrong results, or none.
+def check_run(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
+    """Refuse a launch, a model or settings that would give wrong results, or none.
 
     Raises:
         ValueError: With what to do instead.
@@ -156,27 +152,114 @@ def check_settings(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
         >>> from vlcpt import ModelConfig, load_model
         >>> from vlcpt.demo import base_path
         >>> args = CPTConfig("out", use_cpu=True)
-        >>> args.label_smoothing_factor = 0.1
-        >>> check_settings(load_model(ModelConfig(base_path())), args)
+        >>> args.bf16_full_eval = True
+        >>> check_run(load_model(ModelConfig(base_path())), args)
         Traceback (most recent call last):
-        ValueError: label_smoothing_factor does not work with the loss at the targets. Leave it out.
+        vlcpt.errors.ConfigError: bf16_full_eval: It would round the weights that train, in place. Set ...
     """
-    if args.fsdp:
-        raise ValueError("FSDP is not supported. Use DeepSpeed: --deepspeed zero2 or zero3.")
+    check_launch(args)
+    check_model(model, args)
+    refuse(training_rules(vars(args)))  # again: they may have been changed since they were made
     if args.push_to_hub:
         raise ValueError(
             "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
             "call vlcpt.push_adapter after trainer.save_model()."
         )
-    for name in ("label_smoothing_factor", "use_liger_kernel", "neftune_noise_alpha", "batch_eval_metrics"):
-        if getattr(args, name):
-            raise ValueError(f"{name} does not work with the loss at the targets. Leave it out.")
     found = base_model(model).config.vision_config.tokens_per_second
     if found != VisionEncoder.tokens_per_second:
         raise ValueError(
             f"the model has tokens_per_second {found}, but positions are made for "
             f"{VisionEncoder.tokens_per_second}, as every published Qwen2.5-VL has. Correct its config.json."
         )
+
+
+def asked_stage(args: TrainingArguments) -> int | None:
+    """The stage of the DeepSpeed config; None without one.
+
+    Example:
+        >>> asked_stage(TrainingArguments("out", use_cpu=True)) is None
+        True
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    if config is None:
+        return None
+    return int(config.get_value("zero_optimization.stage", 0))
+
+
+def converted_type(args: TrainingArguments) -> torch.dtype | None:
+    """The 16-bit type to which DeepSpeed converts the weights of a model; None without one.
+
+    Example:
+        >>> converted_type(TrainingArguments("out", use_cpu=True)) is None
+        True
+    """
+    config = getattr(args, "hf_deepspeed_config", None)
+    dtype = None if config is None else config.dtype()
+    return None if dtype == torch.float32 else dtype
+
+
+def describe_engine(wrapped: nn.Module, processes: int) -> str:
+    """What trains, in words.
+
+    Example:
+        >>> describe_engine(nn.Linear(1, 1), 1)
+        '1 process'
+    """
+    count = f"{processes} process{'es' if processes > 1 else ''}"
+    if (stage := engine_stage(wrapped)) is not None:
+        return f"{count}, DeepSpeed ZeRO-{stage}"
+    return f"{count}, DDP" if isinstance(wrapped, nn.parallel.DistributedDataParallel) else count
+
+
+def engine_stage(wrapped: nn.Module) -> int | None:
+    """The ZeRO stage of a DeepSpeed engine; None of any other model.
+
+    Example:
+        >>> engine_stage(nn.Linear(1, 1)) is None
+        True
+    """
+    if type(wrapped).__name__ != "DeepSpeedEngine":  # by name: deepspeed takes seconds to import
+        return None
+    stage = wrapped.zero_optimization_stage()  # type: ignore[operator]
+    return int(stage)
+
+
+class EngineCheck(TrainerCallback):
+    """Stops a run that has another engine than its configuration asks for; else names engine and kernels.
+
+    Args:
+        trainer: The trainer of the run.
+        progress: Where engine and kernels are named.
+    """
+
+    def __init__(self, trainer: Trainer, progress: RunProgress) -> None:
+        self._trainer, self._progress = trainer, progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Compare engine and attention, on each rank's own GPU, with what they should be."""
+        wrapped = self._trainer.model_wrapped
+        asked = asked_stage(args)
+        if engine_stage(wrapped) != asked:
+            wanted = "no DeepSpeed" if asked is None else f"DeepSpeed ZeRO-{asked}"
+            raise ValueError(
+                f"the run has {describe_engine(wrapped, args.world_size)}, but its configuration asks for "
+                f"{wanted}. Start it with torchrun or deepspeed, and unset ACCELERATE_USE_DEEPSPEED."
+            )
+        model = self._trainer.model
+        assert isinstance(model, nn.Module)
+        if getattr(args, "activation_checkpointing", False):
+            limit_checkpointing(model)  # Trainer turns checkpoints on in ``train``
+        base = base_model(model)
+        kernels = describe_kernels(base, args.device, autocast_type(args) or base.lm_head.weight.dtype)
+        if not state.is_world_process_zero:
+            return
+        self._progress.say(describe_engine(wrapped, args.world_size))
+        if kernels:
+            self._progress.say(kernels)
+        if (slow := slow_products(args)) is not None:
+            self._progress.say(slow, "yellow")
 
 
 def require_bounds(model: PreTrainedModel | PeftModel, inputs: Mapping[str, object]) -> None:
@@ -223,7 +306,7 @@ class NotFiniteError(ValueError):
 class FiniteNumbers(TrainerCallback):
     """Looks at all weights before step 1, the loss of each micro-batch and the gradient's norm of each step.
 
-    A loss that is not finite makes every gradient NaN, so the norm alone tells each rank what any rank saw:
+    A loss that is not finite makes every gradient NaN, so the norm alone shows each rank what any rank saw:
     it costs one look at the device a step, and no collective. DeepSpeed steps inside its backward, so there
     ranks agree on the losses before the last backward of a step, and a gradient is seen right after.
 
@@ -244,23 +327,20 @@ class FiniteNumbers(TrainerCallback):
             self._norm = clip(parameters, max_norm, norm_type)
             return self._norm
 
-        # Trainer asks for the norm before each step and tells no callback; after clipping it is gone.
+        # Trainer asks for the norm before each step, and no callback gets it; after clipping it is gone.
         trainer.accelerator.clip_grad_norm_ = clip_and_note
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Look at all weights, so that no document is blamed for what came with them.
 
         Raises:
             NotFiniteError: With the first name.
         """
-        if model is not None and (name := first_not_finite(tensors_of(model))) is not None:
+        model = self._trainer.model
+        assert isinstance(model, nn.Module)
+        if (name := first_not_finite(tensors_of(model))) is not None:
             raise NotFiniteError(
                 f"{name} is not finite before step {state.global_step + 1}, so no document can be trained "
                 "on. Look at the files that the model was loaded from, or what changed it since."
@@ -290,8 +370,8 @@ class FiniteNumbers(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Look at the norm, which is the same on all ranks."""
-        norm = self._norm
-        if norm is None or _is_finite(float(norm)):
+        # DeepSpeed 0.19 gives -1 for one that is not finite.
+        if self._norm is None or 0 <= float(self._norm) < math.inf:
             return
         bad = self._bad_losses()
         if not any(bad) and self._scales_losses():
@@ -301,25 +381,24 @@ class FiniteNumbers(TrainerCallback):
     def _scales_losses(self) -> bool:
         """Whether 16-bit gradients are scaled, and may overflow."""
         if self._trainer.is_deepspeed_enabled:
-            config = getattr(self._trainer.args, "hf_deepspeed_config", None)
-            return config is not None and config.get_value("fp16.enabled", False) is True
+            return converted_type(self._trainer.args) == torch.float16
         return self._trainer.accelerator.scaler is not None
 
     def _bad_losses(self) -> list[str]:
         """What each rank says of its losses that are not finite; empty for one without any."""
         rank = self._trainer.args.process_index
-        found = []
-        for number, loss in enumerate(self._losses):
-            if not bool(loss.isfinite()):
-                documents = self._documents[number] if number < len(self._documents) else []
-                found.append(f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}")
-        return _everywhere(self._trainer, "; ".join(found))
+        found = [
+            f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}"
+            for loss, documents in zip(self._losses, self._documents, strict=False)
+            if not bool(loss.isfinite())
+        ]
+        return gather_object(["; ".join(found)])
 
     def _stop(self, bad: Sequence[str]) -> None:
         reason = "; ".join(filter(None, bad))
         if not reason:
             mine = _named([name for names in self._documents for name in names])
-            everyone = _everywhere(self._trainer, mine)
+            everyone = gather_object([mine])
             reason = f"the gradient is not finite, of {'; '.join(everyone)}"
         raise NotFiniteError(
             f"step {self._trainer.state.global_step + 1}: {reason}. Nothing of this step is saved. Look at "
@@ -341,27 +420,12 @@ def require_finite(model: nn.Module) -> None:
         Traceback (most recent call last):
         vlcpt.training.guards.NotFiniteError: bias is not finite, so this model is not saved. ...
     """
-    # Under ZeRO-3 a rank holds a part of each.
-    trained = [
-        (name, getattr(one, "ds_tensor", one)) for name, one in model.named_parameters() if one.requires_grad
-    ]
-    if not trained:
-        return
-    finite = torch.stack([one.detach().isfinite().all() for _, one in trained])
-    if not bool(finite.all()):
-        name = trained[int((~finite).nonzero()[0])][0]
+    trained = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+    if (name := first_not_finite(trained)) is not None:
         raise NotFiniteError(
-            f"{name} is not finite, so this model is not saved. Lower the learning rate, and go on from the "
+            f"{name} is not finite, so this model is not saved. Lower the learning rate, and resume from the "
             "last checkpoint with --resume_from_checkpoint true."
         )
-
-
-def _is_finite(norm: float) -> bool:
-    return math.isfinite(norm) and norm >= 0  # DeepSpeed 0.19 gives -1 for one that is not
-
-
-def _everywhere(trainer: Trainer, text: str) -> list[str]:
-    return gather_object([text]) if trainer.args.world_size > 1 else [text]
 
 
 def _named(documents: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import IntervalStrategy, TrainerCallback, TrainerControl, Trai
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
+from vlcpt.run_files import read_log
 from vlcpt.training.loss import BatchTensors
 
 LOG_NAME = "train_log.jsonl"
@@ -45,6 +45,10 @@ class RunProgress(TrainerCallback):
         self._learning_rates: dict[str, float] = {}
         self._since = time.monotonic()
 
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line as it is, however narrow the terminal."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     def count(self, batches: Sequence[BatchTensors]) -> None:
         """Note the batches of a step on this rank, before they are used."""
         for batch in batches:
@@ -64,8 +68,11 @@ class RunProgress(TrainerCallback):
         self._reset()
         if not state.is_world_process_zero:
             return
-        # A start that failed may have left its evaluation before step 1, which is now made again.
-        _keep_steps(Path(str(args.output_dir)) / LOG_NAME, state.global_step or -1)
+        log = Path(str(args.output_dir)) / LOG_NAME
+        if log.is_file():
+            # A start that failed may have left its evaluation before step 1, which is now made again.
+            kept = [line for line, _ in read_log(log.parent, state.global_step or -1)]
+            write_file(log, "".join(kept), "the log of the run", todo=GO_ON)
         if self.console.is_terminal and not args.disable_tqdm:
             self._bar = Progress(
                 TextColumn("training"),
@@ -134,22 +141,7 @@ class RunProgress(TrainerCallback):
         line = json.dumps({"step": state.global_step, **logs}) + "\n"
         append_lines(Path(str(args.output_dir)) / LOG_NAME, line, "the log of the run", todo=GO_ON)
         if shown := _line(state, logs):
-            self.console.print(shown, highlight=False, soft_wrap=True, markup=False)
-
-
-def _keep_steps(path: Path, last: int) -> None:
-    """Take from the log the lines past step ``last``: a resumed run writes them again."""
-    if not path.is_file():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _step(line) <= last]
-    write_file(path, "".join(kept), "the log of the run", todo=GO_ON)
-
-
-def _step(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a crash
+            self.say(shown)
 
 
 def _line(state: TrainerState, logs: dict[str, float]) -> str | None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypedDict, TypeVar, cast
 
-import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 
 class CollectiveError(ValueError):
-    """What another rank reported, or did not: this one cannot go on."""
+    """What another rank reported, or did not: this one cannot continue."""
 
 
 def first_rank_only(training: TrainingArguments, work: Callable[[], T]) -> T:
@@ -42,18 +41,17 @@ def first_rank_only(training: TrainingArguments, work: Callable[[], T]) -> T:
             outcome = [work()]
         except (ValueError, OSError, RuntimeError) as error:
             outcome = [error]
-    if training.world_size > 1:
-        broadcast_object_list(outcome)
+    broadcast_object_list(outcome)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return cast(T, outcome[0])
 
 
-def together(training: TrainingArguments, work: Callable[[], None]) -> None:
+def together(work: Callable[[], None]) -> None:
     """Do something on each rank, wait for all of them, and raise on all what one has raised.
 
     Example:
-        >>> together(TrainingArguments("out", use_cpu=True), lambda: print("done"))
+        >>> together(lambda: print("done"))
         done
     """
     failed: Exception | None = None
@@ -61,13 +59,32 @@ def together(training: TrainingArguments, work: Callable[[], None]) -> None:
         work()
     except (ValueError, OSError, RuntimeError) as error:
         failed = error
-    if training.world_size > 1:
-        reasons = gather_object([None if failed is None else str(failed)])
-        others = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]
-        if others and failed is None:
-            raise CollectiveError(others[0])
+    reasons = gather_object([None if failed is None else str(failed)])
     if failed is not None:
         raise failed
+    if others := [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]:
+        raise CollectiveError(others[0])
+
+
+def require_equal(found: str, name: str) -> None:
+    """Raise on every rank if they do not all have the same, for they would train on other items.
+
+    Args:
+        found: What this rank has.
+        name: What it is, for the message.
+
+    Raises:
+        ValueError: If ranks differ.
+
+    Example:
+        >>> require_equal("0f3a", "the plan of train_data")
+    """
+    everywhere = gather_object([found])
+    if other := [rank for rank, one in enumerate(everywhere) if one != everywhere[0]]:
+        raise ValueError(
+            f"{name} is another on rank {other[0]} than on rank 0: their files or configuration differ, or "
+            "were changed while they were read. Give all machines the same, and start again with --overwrite."
+        )
 
 
 def leave_group() -> None:
@@ -78,40 +95,15 @@ def leave_group() -> None:
     Example:
         >>> leave_group()
     """
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def require_equal(training: TrainingArguments, found: str, name: str) -> None:
-    """Raise on every rank if they do not all have the same, for they would train on other items.
-
-    Args:
-        training: Of the run.
-        found: What this rank has.
-        name: What it is, for the message.
-
-    Raises:
-        ValueError: If ranks differ.
-
-    Example:
-        >>> require_equal(TrainingArguments("out", use_cpu=True), "0f3a", "the plan of train_data")
-    """
-    if training.world_size == 1:
-        return
-    everywhere = gather_object([found])
-    other = [rank for rank, one in enumerate(everywhere) if one != everywhere[0]]
-    if other:
-        raise ValueError(
-            f"{name} is another on rank {other[0]} than on rank 0: their files or configuration differ, or "
-            "were changed while they were read. Give all machines the same, and start again with --overwrite."
-        )
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 _PERIOD = 1.0  # seconds from one sign of life to the next
-_SILENT = 4 * _PERIOD  # without one a process is taken for dead
+_SILENT = 4 * _PERIOD  # without one a process counts as dead
 _SHOWN = 8  # ranks that a message names at most
 # How the backends begin, or what they say, when another rank did not come.
-_IN_VAIN = ("gloo", "NCCL", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+_TIMED_OUT = ("gloo", "NCCL", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")
 
 
 class Place(TypedDict):
@@ -125,7 +117,7 @@ class Place(TypedDict):
 
 
 class RankWatch(TrainerCallback):
-    """Tells the other ranks where this one is, and a person where all are when one waits in vain.
+    """Reports to the other ranks where this one is, and to a person where all are when a collective fails.
 
     On one process it does nothing.
 
@@ -143,16 +135,14 @@ class RankWatch(TrainerCallback):
         self._rank, self._world = args.process_index, args.world_size
         self._timeout = float(args.ddp_timeout)
         self._documents = documents
-        self._lock = threading.Lock()
-        self._step, self._what, self._since = 0, "starting", time.time()
-        self._reported = False
-        self._watching = False
+        self._is_watching = False
+        self.at(0, "starting")
 
     def at(self, step: int, what: str) -> None:
         """Note what this rank begins to do; ``step`` counts from 1, 0 is before the first."""
-        with self._lock:
-            self._step, self._what, self._since = step, what, time.time()
-            self._reported = False
+        now = time.time()
+        # Replaced as one value: the thread reads it.
+        self._place = Place(step=step, what=what, documents="", since=now, seen=now)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -161,25 +151,25 @@ class RankWatch(TrainerCallback):
         Raises:
             CollectiveError: In place of what a backend raises when they do not come.
         """
-        if self._watching or self._world == 1 or "MASTER_ADDR" not in os.environ:
+        if self._is_watching or self._world == 1 or "MASTER_ADDR" not in os.environ:
             yield
             return
         ended = threading.Event()
-        threading.Thread(target=self._tell, args=(ended,), name="rank watch", daemon=True).start()
-        self._watching = True
+        threading.Thread(target=self._report, args=(ended,), name="rank watch", daemon=True).start()
+        self._is_watching = True
         try:
             yield
         except RuntimeError as error:
-            if not any(word in str(error) for word in _IN_VAIN):
+            if not any(word in str(error) for word in _TIMED_OUT):
                 raise
             reason = str(error).strip().splitlines()[0][:200]
             raise CollectiveError(
-                f"rank {self._rank} waited for the others in vain, {self._where()}: {self.others()}. Look at "
-                "the output of the rank named first. If it was only slow, --ddp_timeout (now "
-                f"{self._timeout:.0f} seconds) allows more time. ({reason})"
+                f"rank {self._rank} timed out waiting for the other ranks, {_step_name(self._place)}: "
+                f"{self.others()}. Look at the output of the rank named first. If it was only slow, "
+                f"--ddp_timeout (now {self._timeout:.0f} seconds) allows more time. ({reason})"
             ) from error
         finally:
-            self._watching = False
+            self._is_watching = False
             ended.set()
 
     def others(self) -> str:
@@ -195,40 +185,31 @@ class RankWatch(TrainerCallback):
         # No clocks are compared: machines may differ in time.
         lives = {rank: now[rank] != before[rank] for rank in ranks}
         order = sorted(ranks, key=lambda rank: (lives[rank], *_behind(now[rank])))
-        told = [f"rank {rank} {_describe(now[rank], lives[rank])}" for rank in order[:_SHOWN]]
-        return "; ".join(told) + (f"; and {len(order) - _SHOWN} more" if len(order) > _SHOWN else "")
+        shown = [f"rank {rank} {_describe(now[rank], lives[rank])}" for rank in order[:_SHOWN]]
+        return "; ".join(shown) + (f"; and {len(order) - _SHOWN} more" if len(order) > _SHOWN else "")
 
-    def _where(self) -> str:
-        with self._lock:
-            return _step_name(self._step, self._what)
-
-    def _tell(self, ended: threading.Event) -> None:
+    def _report(self, ended: threading.Event) -> None:
         """The thread: a sign of life each second, and one line before a collective's time is over."""
+        reported = None
         try:
             store = _connect(self._timeout)
             while not ended.wait(_PERIOD):
-                with self._lock:
-                    place = Place(
-                        step=self._step,
-                        what=self._what,
-                        documents=self._documents(),
-                        since=self._since,
-                        seen=time.time(),
-                    )
-                    late = place["seen"] - place["since"] > 0.9 * self._timeout and not self._reported
-                    self._reported |= late
-                store.set(_key(self._rank), json.dumps(place))
-                if late:  # by a thread of its own, or this rank would seem dead
-                    threading.Thread(target=self._warn, args=(place,), daemon=True).start()
+                current = self._place
+                now: Place = {**current, "documents": self._documents(), "seen": time.time()}
+                store.set(_key(self._rank), json.dumps(now))
+                if now["seen"] - now["since"] > 0.9 * self._timeout and reported is not current:
+                    reported = current
+                    # By a thread of its own, or this rank would seem dead.
+                    threading.Thread(target=self._warn, args=(now,), daemon=True).start()
         except (RuntimeError, OSError):
             return  # the store is gone, and with it the run
 
     def _warn(self, place: Place) -> None:
-        """NCCL ends the process itself when a collective's time is over: nothing could be told then."""
+        """NCCL ends the process itself when a collective's time is over: nothing could be reported then."""
         logger.error(
             "rank %d is %s for %.0f seconds; a collective ends after %.0f (ddp_timeout). The others: %s",
             self._rank,
-            _step_name(place["step"], place["what"]),
+            _step_name(place),
             place["seen"] - place["since"],
             self._timeout,
             self.others(),
@@ -243,15 +224,11 @@ class RankWatch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """What follows a step."""
+        """What follows a step, or an evaluation."""
         what = "evaluating" if control.should_evaluate else "saving" if control.should_save else "ending it"
         self.at(state.global_step, what)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """What follows an evaluation."""
-        self.at(state.global_step, "saving" if control.should_save else "ending it")
+    on_evaluate = on_step_end
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -274,8 +251,7 @@ def _key(rank: int) -> str:
 
 def _read(store: dist.TCPStore, rank: int) -> Place | None:
     key = _key(rank)
-    found: Place | None = json.loads(store.get(key)) if store.check([key]) else None
-    return found
+    return json.loads(store.get(key)) if store.check([key]) else None
 
 
 def _behind(place: Place | None) -> tuple[float, float]:
@@ -285,13 +261,14 @@ def _behind(place: Place | None) -> tuple[float, float]:
 
 def _describe(place: Place | None, lives: bool) -> str:
     if place is None:
-        return "never said where it was"
-    where = _step_name(place["step"], place["what"])
+        return "never reported where it was"
+    where = _step_name(place)
     documents = f", {place['documents']}" if place["documents"] else ""
     if lives:
         return f"is {where} for {place['seen'] - place['since']:.0f} seconds{documents}"
     return f"gives no sign of life, and was {where}{documents}"
 
 
-def _step_name(step: int, what: str) -> str:
-    return f"at step {step} ({what})" if step else f"before step 1 ({what})"
+def _step_name(place: Place) -> str:
+    step = f"at step {place['step']}" if place["step"] else "before step 1"
+    return f"{step} ({place['what']})"

@@ -1,30 +1,39 @@
-"""What a step was read from: documents and workers that fail, and a run that has no step left."""
+"""The batches of a step over all ranks: what each must hold, and documents of it that fail."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from rich.console import Console
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import TrainingArguments
 
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.encode.encoder import IGNORE_INDEX
-from vlcpt.data.failed import FailedSample
-from vlcpt.data.workers import WorkerBoard
+from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality
+from vlcpt.data.families import Tower, tower_of
+from vlcpt.data.plan.plan import FailedSample
+from vlcpt.data.workers import LoadingError, WorkerBoard
+from vlcpt.errors import ConfigError
 from vlcpt.file_writes import append_lines, write_file
+from vlcpt.interrupts import Interruption
+from vlcpt.model.weights import UNREADABLE
 from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.loss import total_weight
 from vlcpt.training.progress import GO_ON
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -98,20 +107,42 @@ def fill_step(batches: list[Batch], count: int) -> None:
         batches.append({**batches[-1], **empty})
 
 
+def read_step(
+    trainer: Trainer, loader: Iterator[Batch], count: int, interruption: Interruption
+) -> tuple[list[Batch], list[ReadBatch]]:
+    """The next batches of a loader without what could not be read, and what reading each of them gave.
+
+    None after a signal, which may also have ended the workers.
+
+    Raises:
+        LoadingError: If a worker died, or did not answer in time.
+    """
+    batches: list[Batch] = []
+    try:
+        if not interruption.is_requested:
+            batches = list(islice(loader, count))
+    except LoadingError:
+        if not interruption.is_requested:
+            raise
+    if trainer.accelerator.gradient_state.end_of_dataloader or len(batches) < count:
+        unrepeat(batches, trainer.train_dataset, trainer.args)
+    read = [take_failed(batch) for batch in batches]
+    fill_step(batches, count)
+    return batches, read
+
+
 class StepCounts(NamedTuple):
     """What all ranks have read for one step.
 
     Args:
         weight: Σ weight of its targets, on this rank's device.
         read: What reading gave, of all ranks if a document failed, so that they stop or train on alike.
-        any_failed: Whether a document could not be read.
         any_batch: Whether a rank has a batch.
-        interrupted: Σ :attr:`vlcpt.training.stop.Interruption.code`.
+        interrupted: Σ :attr:`vlcpt.interrupts.Interruption.code`.
     """
 
     weight: torch.Tensor
     read: Sequence[ReadBatch]
-    any_failed: bool
     any_batch: bool
     interrupted: float
 
@@ -124,7 +155,7 @@ def count_step(
     Args:
         batches: The batches of this rank.
         read: What reading them gave.
-        interruption: The signal that this rank got, see :class:`vlcpt.training.stop.Interruption`.
+        interruption: The signal that this rank got, see :class:`vlcpt.interrupts.Interruption`.
     """
     weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
     mine = [float(weight), any(one.failed for one in read), len(batches), interruption]
@@ -132,7 +163,7 @@ def count_step(
     _, failed, count, interrupted = sums.tolist()
     if failed:
         read = gather_object(list(read))
-    return StepCounts(sums[0], read, bool(failed), bool(count), interrupted)
+    return StepCounts(sums[0], read, bool(count), interrupted)
 
 
 def require_failed(step: int, counts: StepCounts) -> None:
@@ -141,7 +172,7 @@ def require_failed(step: int, counts: StepCounts) -> None:
     Raises:
         ValueError: With the number of the step.
     """
-    if not counts.any_failed:
+    if not any(one.failed for one in counts.read):
         raise ValueError(
             f"step {step} has no target in any batch, so it has no loss. "
             "CPTDataset leaves such documents out; let your own data set do the same."
@@ -176,7 +207,7 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
     """Enter the documents that failed in a step in the ledger and ``dropped.jsonl``.
 
     Args:
-        read: The batches of all ranks, so that each rank has the whole ledger, and all stop together.
+        read: The batches of all ranks, so that each rank has the complete ledger, and all stop together.
         dataset: Their data set.
         output_dir: Where ``dropped.jsonl`` is; None on the ranks that do not write it.
 
@@ -209,7 +240,7 @@ def save_failed(dataset: object, checkpoint: Path) -> None:
 
 
 def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:
-    """Enter the documents that had failed when a checkpoint was saved, and write the ledger anew.
+    """Enter the documents that had failed when a checkpoint was saved, and write the ledger again.
 
     Args:
         dataset: Whose documents they are.
@@ -224,15 +255,7 @@ def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -
     if (path := checkpoint / FAILED).is_file():
         try:
             dataset.failures.restore(json.loads(path.read_text(encoding="utf-8")))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            IndexError,
-            RecursionError,
-            AttributeError,
-        ) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{path}: it does not list documents of this data that failed. Use another checkpoint."
             ) from error
@@ -260,46 +283,68 @@ def reading(dataset: object) -> str:
     return "; ".join(dataset.board.in_flight()) if isinstance(dataset, CPTDataset) else ""
 
 
-class NoStepLeft(TrainerCallback):
-    """Ends a resumed run that has all its steps before it trains one.
+_SEEING: tuple[Tower, ...] = ("vision", "merger")  # towers that only media reach
 
-    Trainer of transformers 5.24 looks at ``max_steps`` only after a step, so that each resume in the middle
-    of an epoch would train another one.
 
-    Args:
-        console: Where it is said.
+def trained_towers(model: nn.Module) -> set[Tower]:
+    """The towers of which a parameter trains, its own or an adapter's.
 
     Example:
-        >>> args, state = TrainingArguments(output_dir="out", use_cpu=True), TrainerState()
-        >>> state.global_step = state.max_steps = 3
-        >>> NoStepLeft(Console(width=200)).on_train_begin(args, state, TrainerControl()).should_training_stop
-        step 3 of 3 is done: no step is left to train, and the weights stay as they were saved. To train ...
-        True
+        >>> from vlcpt import ModelConfig, load_model
+        >>> from vlcpt.demo import base_path
+        >>> sorted(trained_towers(load_model(ModelConfig(base_path(), lora_r=4, train_merger=True))))
+        ['language', 'merger']
     """
+    return {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._is_finished = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> TrainerControl:
-        """Look whether a step is left; before the first one ``CPTTrainer`` asks ``control``."""
-        self._is_finished = 0 < state.max_steps <= state.global_step
-        if self._is_finished:
-            control.should_training_stop = True
-            if state.is_world_process_zero:
-                self._console.print(
-                    f"step {state.global_step} of {state.max_steps} is done: no step is left to train, and "
-                    "the weights stay as they were saved. To train on, raise max_steps or num_train_epochs.",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        return control
+def require_media(towers: Collection[str], dataset: object) -> None:
+    """Refuse a run that would train a tower that sees on documents of which none has anything to see.
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Let the epoch that has not taken place save and measure nothing."""
-        if self._is_finished:
-            control.should_save = control.should_evaluate = False
+    Its gradient would be zero in every step, so it could only be moved by weight decay. ``CPTTrainer``
+    itself accepts it: see :func:`share_towers`.
+
+    Args:
+        towers: Those that train.
+        dataset: Of the training. Any but a ``CPTDataset`` does not say what it holds, and is passed.
+
+    Raises:
+        ConfigError: With what to do instead.
+
+    Example:
+        >>> require_media(["vision"], [])
+    """
+    seeing = [tower for tower in _SEEING if tower in towers]
+    if not seeing or not isinstance(dataset, CPTDataset) or dataset.has_media:
+        return
+    keys, off = (", ".join(f"train_{tower}: {value}" for tower in seeing) for value in ("true", "false"))
+    raise ConfigError(
+        f"{keys}, but no document that would be trained has an image or a video, so nothing would teach "
+        f"{'it' if len(seeing) == 1 else 'them'}. Set {off}, or add documents with media to train_data or "
+        "replay_data."
+    )
+
+
+def share_towers(
+    model: nn.Module, args: CPTConfig, datasets: Sequence[object], *, is_partitioned: bool
+) -> tuple[Modality, ...]:
+    """What every batch must hold, because ranks share the tower that sees it.
+
+    That is so where parameters are partitioned, and where the vision tower or the merger trains; there
+    also on one process, so that its optimizer sees the same as that of many: Adam counts a step whose
+    gradient is zero, but not one without a gradient. Of data sets that do not say what they hold,
+    anything may come.
+
+    Where such a tower trains and no batch calls it, DDP may go without its gradients, as one process does.
+    With activation checkpoints Trainer has it wait for all, and it stops in step 2. Without a gradient a
+    weight does not move, not even by weight decay.
+    """
+    trains = bool(trained_towers(model) & set(_SEEING))
+    if not trains and not is_partitioned:
+        return ()
+    found: set[Modality] = set()
+    for dataset in datasets:
+        found |= set(dataset.modalities if isinstance(dataset, CPTDataset) else ("image", "video"))
+    if trains and not found and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True
+    return tuple(sorted(found))

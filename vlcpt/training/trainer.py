@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,43 +11,35 @@ from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProcessorMixin,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from vlcpt.config.schema import LEARNING_RATES
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
+from vlcpt.interrupts import Interruption, signal_of
 from vlcpt.model.tuning import base_model, parameter_groups
 from vlcpt.training.checkpoints.callback import Checkpoints
 from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluation_loaders, quiet_partial_load
-from vlcpt.training.engine import EngineCheck, allow_unused, modalities_to_fill
 from vlcpt.training.evaluate import row_sums, trainer_metrics
-from vlcpt.training.guards import FiniteNumbers, check_launch, check_model, check_settings, require_bounds
+from vlcpt.training.guards import EngineCheck, FiniteNumbers, asked_stage, check_run, require_bounds
 from vlcpt.training.loss import target_losses
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import RankWatch
 from vlcpt.training.step import (
-    NoStepLeft,
     count_step,
-    fill_step,
     leave_out_failed,
     note_failed,
+    read_step,
     reading,
     require_failed,
+    share_towers,
     take_documents,
-    take_failed,
-    unrepeat,
     watched,
 )
-from vlcpt.training.stop import Interruption
 
 
 class CPTTrainer(Trainer):
@@ -88,9 +79,7 @@ class CPTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         console: Console | None = None,
     ) -> None:
-        check_launch(args)
-        check_model(model, args)
-        check_settings(model, args)
+        check_run(model, args)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("CPTTrainer needs processing_class (the processor), or a data_collator.")
@@ -100,8 +89,8 @@ class CPTTrainer(Trainer):
         # documents of a pack see each other.
         base.config.get_text_config().use_cache = False
         sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
-        filled = modalities_to_fill(model, args, [one for one in (train_dataset, *sets) if one is not None])
-        allow_unused(model, args, filled)
+        given = [one for one in (train_dataset, *sets) if one is not None]
+        filled = share_towers(model, args, given, is_partitioned=asked_stage(args) == 3)
         if isinstance(data_collator, CPTDataCollator):
             data_collator.fill_modalities = filled
             data_collator.names_documents = True
@@ -115,7 +104,7 @@ class CPTTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=trainer_metrics,
-            callbacks=[*(callbacks or []), self.progress, StepSeeds(), NoStepLeft(self.progress.console)],
+            callbacks=[*(callbacks or []), self.progress, StepSeeds()],
         )
         self.loss_is_scaled_for_ga = True
         # accelerate's sampler would take its seed from torch, which StepSeeds moves: a second train() would
@@ -129,8 +118,7 @@ class CPTTrainer(Trainer):
         self._finite = FiniteNumbers(self)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
         self._checkpoints = Checkpoints(self, self.args, self.model, self.progress)
-        engine = EngineCheck(self, self.progress.console)
-        for callback in (engine, self._finite, self._ranks, self._checkpoints):
+        for callback in (EngineCheck(self, self.progress), self._finite, self._ranks, self._checkpoints):
             self.add_callback(callback)
 
     def train(
@@ -147,7 +135,8 @@ class CPTTrainer(Trainer):
 
         Raises:
             ConfigError: If another process trains in output_dir.
-            CheckpointError: If the checkpoint cannot be used, or one cannot be written.
+            CheckpointError: If the checkpoint cannot be used.
+            WriteError: If a checkpoint cannot be written.
             NotFiniteError: If a loss or a gradient is not finite; the step is not saved.
             SystemExit, KeyboardInterrupt: After SIGTERM (143) or SIGINT, when a checkpoint is saved.
         """
@@ -176,16 +165,12 @@ class CPTTrainer(Trainer):
         while not self.control.should_training_stop:
             step = self.state.global_step + 1
             self._ranks.at(step, "reading documents")
-            awaited = self._interruption.batches(self._workers.batches(epoch_iterator))
-            batches = list(islice(awaited, num_batches))
-            if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
-                unrepeat(batches, self.train_dataset, self.args)
-            read = [take_failed(batch) for batch in batches]
-            fill_step(batches, num_batches)
+            loader = self._workers.batches(epoch_iterator)
+            batches, read = read_step(self, loader, num_batches, self._interruption)
             self._ranks.at(step, "waiting for all to have read")
             counts = count_step(self.accelerator, batches, read, self._interruption.code)
             if counts.interrupted:
-                self._checkpoints.save_and_end(counts.interrupted)
+                self._checkpoints.save_and_end(signal_of(counts.interrupted))
             note_failed(counts.read, self.train_dataset, output_dir)
             if counts.weight > 0 or not counts.any_batch:
                 self._finite.start_step([take_documents(batch) for batch in batches])
@@ -217,18 +202,13 @@ class CPTTrainer(Trainer):
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, tuned)  # type: ignore[arg-type]
             groups = parameter_groups(
                 tuned,
-                learning_rate=self.args.learning_rate,
-                vision_learning_rate=self.args.vision_learning_rate,
-                merger_learning_rate=self.args.merger_learning_rate,
-                embedding_learning_rate=self.args.embedding_learning_rate,
+                **{key: getattr(self.args, key) for key in LEARNING_RATES.values()},
                 weight_decay=self.args.weight_decay,
                 decay_names=self.get_decay_parameter_names(tuned),
             )
             # From here the parent takes its groups; it keeps embeddings in 32 bits where the rest has 8.
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": groups}
-        made = super().create_optimizer(model)
-        self._checkpoints.note_configured(made)
-        return made
+        return super().create_optimizer(model)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

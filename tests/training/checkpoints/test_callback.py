@@ -18,6 +18,7 @@ from tests.processes import holding
 from tests.support import FOUR, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import WriteError
 from vlcpt.folder_locks import LOCK
 from vlcpt.training.checkpoints.files import (
     MANIFEST,
@@ -122,7 +123,7 @@ def test_with_a_damaged_newest_the_previous_is_used_and_the_end_is_the_same(make
     with caplog.at_level(logging.WARNING, "vlcpt"):
         resumed.train(resume_from_checkpoint=True)
 
-    assert "passed over checkpoint-3: " in caplog.text
+    assert "skipped checkpoint-3: " in caplog.text
     assert losses[0] == 3  # from 2
     assert equal(weights(resumed), expected)
     verify(tmp_path / "out/checkpoint-3")  # written anew
@@ -203,7 +204,7 @@ def facts_of(folder):
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, [1, 2, 3, 4]), (1, [4]), (2, [3, 4])])
-def test_older_checkpoints_go_when_the_new_one_is_whole(make, tmp_path, limit, left):
+def test_older_checkpoints_go_when_the_new_one_is_complete(make, tmp_path, limit, left):
     trainer = make(4, save_total_limit=limit)
     trainer.train()
 
@@ -279,7 +280,9 @@ def test_the_best_is_kept_verified_and_loaded_after_a_resume(make, tmp_path, tin
     assert equal(weights(resumed), weights(first))
 
 
-def test_a_best_checkpoint_that_does_not_verify_is_told_and_forgotten(make, tmp_path, tiny_processor, caplog):
+def test_a_best_checkpoint_that_does_not_verify_is_named_and_forgotten(
+    make, tmp_path, tiny_processor, caplog
+):
     held_out = CPTDataset(FOUR, tiny_processor, max_length=256)
     best = {
         "metric_for_best_model": "loss",
@@ -324,13 +327,14 @@ def test_a_best_checkpoint_that_breaks_during_the_run_is_not_saved_as_the_result
         trainer.train()
 
 
-def test_too_little_room_is_told_before_anything_is_written(make, tmp_path, monkeypatch):
+def test_too_little_room_is_an_error_before_anything_is_written(make, tmp_path, monkeypatch):
     make(1).train()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 50_000))
 
     with pytest.raises(
-        CheckpointError,
-        match=r"checkpoint-2 takes about .* kB, but the disk has 50\.0 kB free\. checkpoint-1 is",
+        WriteError,
+        match=r"checkpoint-2 could not be written: there is too little room\. It takes about .* kB, and "
+        r"50\.0 kB are free there\. .*checkpoint-1 is complete\. Lower save_total_limit, and start again",
     ):
         make(2).train(resume_from_checkpoint=True)
 
@@ -347,8 +351,8 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint_and_no_half_one(mak
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
         with pytest.raises(
-            CheckpointError,
-            match=r"checkpoint-2 could not be written: .* It takes about .* checkpoint-1 is whole",
+            WriteError,
+            match=r"checkpoint-2 could not be written: .* It takes about .* checkpoint-1 is complete",
         ):
             make(2).train(resume_from_checkpoint=True)
     finally:
@@ -359,16 +363,14 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint_and_no_half_one(mak
     assert steps(tmp_path / "out") == [1, 2]
 
 
-def test_a_full_disk_while_the_manifest_is_written_is_told(make, tmp_path, monkeypatch):
+def test_a_full_disk_while_the_manifest_is_written_is_an_error(make, tmp_path, monkeypatch):
     make(1).train()
 
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr("vlcpt.training.checkpoints.files.write_file", full)
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint-2 could not be written: .*No space left on device"
-    ):
+    with pytest.raises(WriteError, match=r"checkpoint-2 could not be written: .*No space left on device"):
         make(2).train(resume_from_checkpoint=True)
 
     assert steps(tmp_path / "out") == [1]

@@ -159,6 +159,6 @@ def test_a_damaged_list_of_rows_leaves_the_refusal_as_it_was(adapted, tiny_proce
     dataset = CPTDataset(ROWS, tiny_processor, max_length=64)
     (tmp_path / identity.ROWS).write_bytes(b"no array")
 
-    found = identity.changed_rows(dataset, tmp_path, identity.source_blocks(dataset))
+    found = identity.changed_rows(dataset, tmp_path, dataset.source_rows)
 
     assert found is None

@@ -17,37 +17,24 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from vlcpt.config.precision import autocast_type
+from vlcpt.config.schema import LEARNING_RATES
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
+from vlcpt.model.weights import UNREADABLE
 from vlcpt.training.checkpoints.files import CheckpointError
-from vlcpt.training.engine import asked_stage, converted_type
+from vlcpt.training.guards import asked_stage, converted_type
 
-ROWS = "data_rows.npy"  # in a checkpoint: a number for each row, or for each block of rows
+ROWS = "data_rows.npz"  # in a checkpoint: a number for each row, or for each block of rows
 # Of a source at most so many numbers are kept, 8 MB: beyond that, one stands for several rows.
 MAX_NUMBERS = 2_000_000
 _AGREEING = 16  # numbers that must agree again after a row that was put in or taken out
 
 
-def source_blocks(dataset: object) -> list[list[object]] | None:
-    """Name, rows and rows a number of each source, for the manifest; None of a data set that is not ours.
-
-    Example:
-        >>> source_blocks([1, 2]) is None
-        True
-    """
-    if not isinstance(dataset, CPTDataset):
-        return None
-    rows = dataset.source_rows
-    return [[name, count, max(1, -(-count // MAX_NUMBERS))] for name, count in rows.items()]
-
-
 def save_rows(dataset: object, folder: Path) -> None:
     """Put a number for each row into a checkpoint: a checksum of its tokens, targets and grids."""
     if isinstance(dataset, CPTDataset):
-        np.save(
-            folder / ROWS, np.concatenate([np.zeros(0, np.int32), *_numbers(dataset)]), allow_pickle=False
-        )
+        np.savez(folder / ROWS, *_numbers(dataset))
 
 
 def changed_rows(dataset: object, folder: Path, saved: object) -> str | None:
@@ -56,63 +43,59 @@ def changed_rows(dataset: object, folder: Path, saved: object) -> str | None:
     Args:
         dataset: Of this run.
         folder: Of the checkpoint.
-        saved: What :func:`source_blocks` gave for its manifest.
+        saved: Rows of each source by its name, as its manifest has them.
 
     Example:
         >>> changed_rows([1, 2], Path("checkpoint-2"), None) is None
         True
     """
-    if not isinstance(dataset, CPTDataset) or not isinstance(saved, list):
+    if not isinstance(dataset, CPTDataset) or not isinstance(saved, dict):
         return None
     try:
-        kept = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
-        before = [(str(name), int(rows), int(block)) for name, rows, block in saved]
-    except (OSError, ValueError, TypeError):
+        with np.load(folder / ROWS, allow_pickle=False) as kept:
+            before = [kept[name] for name in kept.files]
+        rows = {str(name): int(count) for name, count in saved.items()}
+    except UNREADABLE:
         return None
-    mine = list(dataset.source_rows)
-    if (names := [name for name, *_ in before]) != mine:
-        return f"its sources were {', '.join(names)}, and are {', '.join(mine)} now"
-    start = 0
-    for number, ((name, rows, block), now) in enumerate(zip(before, _numbers(dataset), strict=True)):
-        count = -(-rows // block)
-        then, start = np.asarray(kept[start : start + count]), start + count
-        if block == max(1, -(-dataset.source_rows[name] // MAX_NUMBERS)):
-            place = int(_first_difference(then, now))
-            if place < max(len(then), len(now)):
-                what = _what(then, now, place)
-                return _row_message(dataset.row_name(number, place * block), block, what)
-        elif rows != dataset.source_rows[name]:
-            return f"{name} had {rows:,} rows and has {dataset.source_rows[name]:,} now"
+    mine = dataset.source_rows
+    if [*rows] != [*mine]:
+        return f"its sources were {', '.join(rows)}, and are {', '.join(mine)} now"
+    for number, (name, then, now) in enumerate(zip(mine, before, _numbers(dataset), strict=True)):
+        block, shared = _block(mine[name]), min(len(then), len(now))
+        if block != _block(rows[name]):
+            return f"{name} had {rows[name]:,} rows and has {mine[name]:,} now"
+        differing = np.flatnonzero(then[:shared] != now[:shared])
+        if len(differing) or len(then) != len(now):
+            place = int(differing[0]) if len(differing) else shared
+            where = dataset.row_name(number, place * block)
+            where = f"at {where}" if block == 1 else f"within {block:,} rows from {where} on"
+            return f"the first difference is {where}: {_what(then[place:], now[place:])}"
     return (
         "all rows and their order are the same, so it is max_length, packing, data_seed, a share or "
         "replay_share that was changed"
     )
 
 
-def _numbers(dataset: CPTDataset) -> list[np.ndarray]:
+def _block(rows: int) -> int:
+    """Rows for which one number stands, in a source of so many."""
+    return max(1, -(-rows // MAX_NUMBERS))
+
+
+def _numbers(dataset: CPTDataset) -> Iterator[np.ndarray]:
     """The checksums of each source's rows, int32; of a block of several rows, one over theirs."""
-    found = []
     for checksums in dataset.row_checksums():
-        block = max(1, -(-len(checksums) // MAX_NUMBERS))
+        block = _block(len(checksums))
         if block > 1:
             digests = [
                 xxhash.xxh32_intdigest(checksums[first : first + block].tobytes())
                 for first in range(0, len(checksums), block)
             ]
             checksums = np.array(digests, dtype=np.uint32).view(np.int32)
-        found.append(checksums)
-    return found
+        yield checksums
 
 
-def _first_difference(then: np.ndarray, now: np.ndarray) -> int:
-    shared = min(len(then), len(now))
-    differs = np.flatnonzero(then[:shared] != now[:shared])
-    return int(differs[0]) if len(differs) else shared
-
-
-def _what(then: np.ndarray, now: np.ndarray, place: int) -> str:
-    """What happened at the first difference, as far as the rows after it tell."""
-    old, new = then[place:], now[place:]
+def _what(old: np.ndarray, new: np.ndarray) -> str:
+    """What happened at the first difference, as far as the rows after it show."""
     if not len(new):
         return f"{len(old):,} rows are missing from there on"
     if not len(old):
@@ -126,19 +109,12 @@ def _what(then: np.ndarray, now: np.ndarray, place: int) -> str:
     return "its tokens, targets or the sizes of its media are others"
 
 
-def _agree(first: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> bool:
+def _agree(first: np.ndarray, other: np.ndarray) -> bool:
     count = min(len(first), len(other), _AGREEING)
     return count > 0 and bool(np.array_equal(first[:count], other[:count]))
 
 
-def _row_message(name: str, block: int, what: str) -> str:
-    if block > 1:
-        return f"the first difference is within {block:,} rows from {name} on: {what}"
-    return f"the first difference is at {name}: {what}"
-
-
 Facts = Mapping[str, object]
-Groups = Sequence[Mapping[str, object]]
 
 # Settings that change what a run learns, and that it takes from the configuration also after a resume. What
 # would make it another run is refused instead, see identity.py.
@@ -147,96 +123,80 @@ _OF_CONFIGURATION = (
     *("max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("tf32", "metric_for_best_model", "greater_is_better"),
 )
-_RATES = {
-    "language": "learning_rate",
-    "vision": "vision_learning_rate",
-    "merger": "merger_learning_rate",
-    "embeddings": "embedding_learning_rate",
-}
-_NAMES = {"eps": "adam_epsilon"}
 # Of a group: what is no setting, or only how a step is computed.
 _PASSED_OVER = ("params", "name", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable")
 
 
 def saved_settings(model: nn.Module, args: TrainingArguments) -> dict[str, object]:
-    """The settings to keep in a checkpoint, so that a resume can say which have changed; JSON only.
+    """The settings to keep in a checkpoint, so that a resume can say which have changed.
 
     Example:
         >>> saved_settings(nn.Linear(1, 1), CPTConfig("out", use_cpu=True, max_steps=7))["max_steps"]
         7
     """
-    found: dict[str, object] = {}
-    for name in _OF_CONFIGURATION:
-        value = getattr(args, name)
-        found[name] = getattr(value, "value", value)
+    values = {name: getattr(args, name) for name in _OF_CONFIGURATION}
     if isinstance(model, PeftModel):
-        found["lora_dropout"] = getattr(model.peft_config[model.active_adapter], "lora_dropout", None)
-    return json.loads(json.dumps(found))  # as it will be read again
+        values["lora_dropout"] = getattr(model.peft_config[model.active_adapter], "lora_dropout", None)
+    return {name: getattr(value, "value", value) for name, value in values.items()}
 
 
-def settings_of(groups: Groups) -> list[dict[str, object]]:
-    """The settings in an optimizer's groups, to be compared with later ones.
+def settings_of(groups: Sequence[Facts]) -> list[dict[str, object]]:
+    """The settings of an optimizer's groups under the names of the configuration, to be compared later.
 
     Example:
-        >>> settings_of([{"params": [], "lr": 0.1, "weight_decay": 0.0}])
-        [{'lr': 0.1, 'weight_decay': 0.0}]
+        >>> settings_of([{"params": [], "name": "merger", "lr": 0.1, "eps": 1e-8}])
+        [{'merger_learning_rate': 0.1, 'adam_epsilon': 1e-08}]
     """
-    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    found = []
+    for group in groups:
+        # The learning rate that the schedule starts from, not what it has come to.
+        rate = group.get("initial_lr", group["lr"])
+        key = LEARNING_RATES.get(str(group.get("name")), "learning_rate")
+        named = {key: rate.item() if isinstance(rate, torch.Tensor) else rate}
+        named |= {name: value for name, value in group.items() if name not in _PASSED_OVER}
+        if isinstance(betas := named.pop("betas", None), Sequence):
+            named |= {f"adam_beta{number}": beta for number, beta in enumerate(betas, 1)}
+        if "eps" in named:
+            named["adam_epsilon"] = named.pop("eps")
+        found.append(named)
+    return found
 
 
-def resumed_lines(args: CPTConfig, configured: Groups, used: Groups, saved: Facts, now: Facts) -> list[str]:
+def resumed_lines(
+    args: CPTConfig,
+    configured: Sequence[Facts],
+    used: Sequence[Facts],
+    saved: Facts,
+    now: Facts,
+) -> list[str]:
     """One line for each setting in which checkpoint and configuration differ: both values, and which is used.
 
     Args:
         args: The configuration of the run.
-        configured: The optimizer's groups before the checkpoint was loaded into it.
-        used: Its groups now.
+        configured: The settings of the optimizer's groups before the checkpoint was loaded into it.
+        used: The same now, see :func:`settings_of`.
         saved: What :func:`saved_settings` gave when the checkpoint was saved; empty of older ones.
         now: What it gives now.
 
     Example:
         >>> args = CPTConfig("out", use_cpu=True, learning_rate=0.1)
-        >>> resumed_lines(args, [{"lr": 0.1, "name": "language"}], [{"lr": 0.5, "name": "language"}], {}, {})
+        >>> resumed_lines(args, [{"learning_rate": 0.1}], [{"learning_rate": 0.5}], {}, {})
         ["learning_rate: 0.5 in the checkpoint, 0.1 in the configuration: the checkpoint's is used"]
     """
-    lines: dict[str, str] = {}
-    rates: set[tuple[object, object]] = set()
-    for group, actual in zip(configured, used, strict=False):
-        key = _RATES.get(str(group.get("name")), "learning_rate")
-        pair = (_rate(actual), _rate(group))
-        # A tower without a rate of its own has that of the language tower: it is said once.
-        if getattr(args, key) is None and ("learning_rate" in lines or key == "learning_rate"):
-            key = "learning_rate" if pair in rates else key
-        if pair[0] != pair[1]:
-            rates.add(pair)
-            lines.setdefault(key, _line(key, *pair, "checkpoint"))
-        for name, is_used, asked in _others(group, actual):
-            if is_used != asked:
-                lines.setdefault(name, _line(name, is_used, asked, "checkpoint"))
+    changed: dict[str, tuple[object, object]] = {}
+    for asked, actual in zip(configured, used, strict=False):
+        for name in asked.keys() & actual.keys():
+            if actual[name] != asked[name]:
+                changed.setdefault(name, (actual[name], asked[name]))
+    # A tower without a rate of its own has that of the language tower: it is said once.
+    for key in set(LEARNING_RATES.values()) - {"learning_rate"}:
+        if getattr(args, key) is None and changed.get(key) == changed.get("learning_rate"):
+            changed.pop(key, None)
+    lines = {name: _line(name, *both, "checkpoint") for name, both in changed.items()}
     for name in saved.keys() & now.keys():
         if saved[name] != now[name]:
             lines[name] = _line(name, saved[name], now[name], "configuration")
     return [lines[name] for name in sorted(lines)]
-
-
-def _rate(group: Mapping[str, object]) -> object:
-    """The learning rate that the schedule starts from, not what it has come to."""
-    found = group.get("initial_lr", group["lr"])
-    return found.item() if isinstance(found, torch.Tensor) else found
-
-
-def _others(group: Mapping[str, object], actual: Mapping[str, object]) -> list[tuple[str, object, object]]:
-    """Name, value in use and value asked for, of what a group has besides its learning rate."""
-    found: list[tuple[str, object, object]] = []
-    for key, asked in group.items():
-        if key in _PASSED_OVER or key not in actual:
-            continue
-        is_used = actual[key]
-        if key == "betas" and isinstance(asked, Sequence) and isinstance(is_used, Sequence):
-            found += [(f"adam_beta{n}", *both) for n, both in enumerate(zip(is_used, asked, strict=True), 1)]
-        else:
-            found.append((_NAMES.get(key, key), is_used, asked))
-    return found
 
 
 def _line(name: str, saved: object, configured: object, winner: str) -> str:
@@ -283,9 +243,9 @@ _THREADS = 8
 
 
 def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: object) -> dict[str, object]:
-    """What a run must have in common with the one whose checkpoint it goes on from; JSON only.
+    """What a run must have in common with the one whose checkpoint it resumes; JSON only.
 
-    Weights that do not train are in no adapter's checkpoint, so they are hashed, whole: about a second
+    Weights that do not train are in no adapter's checkpoint, so all of them are hashed: about a second
     for each 10 GB. Under ZeRO-3 that gathers one after the other, so all ranks call this together.
 
     Args:
@@ -300,11 +260,14 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
         >>> run_facts(model, CPTConfig("out", use_cpu=True, seed=7), [1, 2])["seed"]
         7
     """
+    data: object = f"{len(dataset)} items" if isinstance(dataset, Sized) else None
+    if isinstance(dataset, CPTDataset):
+        data = dataset.digest
     stage = asked_stage(args)
     items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts: dict[str, object] = {
-        "data": _data(dataset),
-        "sources": source_blocks(dataset),
+        "data": data,
+        "sources": dataset.source_rows if isinstance(dataset, CPTDataset) else None,
         "seed": args.seed,
         "data_seed": args.data_seed,
         # None, as in what was saved before there was a choice.
@@ -373,20 +336,15 @@ def frozen_digest(model: nn.Module, dtype: torch.dtype | None = None) -> str:
         >>> frozen_digest(layer) == before
         False
     """
-    whole = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
+    frozen = [(name, one) for name, one in model.named_parameters() if not one.requires_grad]
     with ThreadPoolExecutor(_THREADS) as pool:
         # A few at a time: those of a GPU, or of other ranks, come into memory for it.
-        for digests in _batches(model, dtype, pool):
-            whole.update("".join(digests).encode())
-    return whole.hexdigest()
-
-
-def _batches(model: nn.Module, dtype: torch.dtype | None, pool: ThreadPoolExecutor) -> Iterator[list[str]]:
-    frozen = [(name, one) for name, one in model.named_parameters() if not one.requires_grad]
-    for first in range(0, len(frozen), _THREADS):
-        some = frozen[first : first + _THREADS]
-        with _gathered([parameter for _, parameter in some]):
-            yield list(pool.map(partial(_tensor_digest, dtype=dtype), some))
+        for first in range(0, len(frozen), _THREADS):
+            some = frozen[first : first + _THREADS]
+            with _gathered([parameter for _, parameter in some]):
+                digest.update("".join(pool.map(partial(_tensor_digest, dtype=dtype), some)).encode())
+    return digest.hexdigest()
 
 
 def _gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
@@ -406,12 +364,6 @@ def _tensor_digest(named: tuple[str, nn.Parameter], dtype: torch.dtype | None) -
     found = xxhash.xxh3_128(f"{name} {values.dtype} {tuple(values.shape)}".encode())
     found.update(values.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _data(dataset: object) -> object:
-    if isinstance(dataset, CPTDataset):
-        return dataset.digest
-    return f"{len(dataset)} items" if isinstance(dataset, Sized) else None
 
 
 def _config_digest(model: PreTrainedModel) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 def save_now(trainer: Trainer) -> None:
     """Save a checkpoint between two steps, as Trainer does after one (lines 2285 to 2286).
 
-    May go when a public method saves; tests/training/test_stop.py fails when this one is another.
+    May go when a public method saves; tests/test_interrupts_saving.py fails when this one is another.
     """
     assert isinstance(trainer.model, nn.Module)
     trainer._save_checkpoint(trainer.model, trial=None)

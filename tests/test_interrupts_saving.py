@@ -1,4 +1,4 @@
-"""Tests of vlcpt/training/stop.py: SIGTERM and SIGINT save within one step, and end with their code."""
+"""Tests of vlcpt/interrupts.py: SIGTERM and SIGINT save within one step, and end with their code."""
 
 import json
 import os

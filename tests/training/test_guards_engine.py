@@ -1,6 +1,4 @@
-"""Tests of vlcpt/training/engine.py on one process; what many do is held by test_layouts.py."""
-
-import os
+"""Tests of vlcpt/training/guards.py: the engine on one process; test_guards_layouts.py holds what many do."""
 
 import pytest
 import torch
@@ -13,7 +11,9 @@ from tests.support import FOUR, avi, make_trainer, png, row
 from tests.training.blind_rank import train
 from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.errors import ConfigError
-from vlcpt.training.engine import EngineCheck, describe_engine, engine_stage, require_media
+from vlcpt.training.guards import EngineCheck, describe_engine, engine_stage
+from vlcpt.training.progress import RunProgress
+from vlcpt.training.step import require_media
 
 
 class DeepSpeedEngine(nn.Module):
@@ -33,7 +33,7 @@ def test_an_engine_that_nobody_asked_for_stops_the_run(tiny_model, tiny_processo
     dataset = CPTDataset(FOUR, tiny_processor, max_length=128)
     trainer = make_trainer(tiny_model, dataset, tiny_processor, tmp_path)
     trainer.model_wrapped = DeepSpeedEngine()
-    check = EngineCheck(trainer, Console(file=open(os.devnull, "w")))  # noqa: SIM115
+    check = EngineCheck(trainer, RunProgress(None, Console(quiet=True)))
 
     with pytest.raises(ValueError, match=r"has 1 process, DeepSpeed ZeRO-2, but .* asks for no DeepSpeed"):
         check.on_train_begin(trainer.args, TrainerState(), TrainerControl())
@@ -77,7 +77,7 @@ def test_a_data_set_of_ones_own_may_hold_media_and_is_filled(tiny_model_dir, tin
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_are_told_of_a_tower_without_media_before_weights_are_read(tiny_model_dir, tmp_path):
+def test_two_ranks_refuse_a_tower_without_media_before_weights_are_read(tiny_model_dir, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     (tmp_path / "run.yaml").write_text(
         f"model_name_or_path: {tiny_model_dir}\ntuning: full\ntrain_merger: true\ntrain_data: train.jsonl\n"

@@ -1,4 +1,4 @@
-"""Tests of vlcpt/training/step.py."""
+"""Tests of vlcpt/training/checkpoints/callback.py: a run that has all its steps."""
 
 import pytest
 import torch
