@@ -78,7 +78,7 @@ class EarlyConfig:
 
 @dataclass(frozen=True)
 class Configs:
-    """The whole configuration of a run, checked."""
+    """The configuration of a run, checked."""
 
     model: ModelConfig
     data: DataConfig

@@ -1,4 +1,4 @@
-"""The folder of a run: free before it starts, and files in it whole or not there."""
+"""The folder of a run: free before it starts, with complete files after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, list_che
 if TYPE_CHECKING:
     from vlcpt.config.yaml import Configs
 
-# What a run writes, and --overwrite takes away first: a model beside an older adapter would load with it.
+# What a run writes, and --overwrite deletes first: a model beside an older adapter would load with it.
 RUN_FILES = (
     *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", RECORD),
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
@@ -128,7 +128,7 @@ def is_resolved(path: Path) -> bool:
 
 
 def write_json(path: Path, content: Mapping[str, object], what: str = "") -> None:
-    """Write a JSON file whole or not at all; a number that JSON does not have becomes null.
+    """Write a JSON file completely or not at all; a number that JSON does not have becomes null.
 
     Args:
         what: What it is, for the message of a :class:`vlcpt.file_writes.WriteError`.

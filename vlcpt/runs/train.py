@@ -30,12 +30,11 @@ from vlcpt.model.tuning import tower_table
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.runs.data import (
-    evaluation_sets,
+    RunData,
     quiet_libraries,
     show_unmeasured,
     show_unread,
     shown,
-    train_dataset,
     with_native_model,
 )
 from vlcpt.runs.folder import PLANS, prepare_output
@@ -135,8 +134,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         check_packed(stored, training)
     check_model(configs.model)
     ranks.at(0, "reading the data")
-    track = shown(console)  # one rank reads, whichever that is
-    dataset = train_dataset(configs, processor, track, plans=output / PLANS)
+    # One rank reads, whichever that is.
+    data = RunData(configs, processor, shown(console), plans=output / PLANS)
+    dataset = data.train()
     require_equal(dataset.digest, "the plan of train_data")
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
@@ -150,7 +150,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         console.print(towers_table(tower_table(model)))
     ranks.at(0, "reading the evaluation data")
     evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
-    sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
+    sets = data.evaluations() if evaluates else {}
     for name, one in sets.items():
         require_equal(one.digest, f"the plan of {name}")
     dataset.ledger.unmeasured = [dropped for one in sets.values() for dropped in one.ledger.dropped]
