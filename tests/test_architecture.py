@@ -46,7 +46,7 @@ FORBIDDEN = {
     "vlcpt.data": ("peft", "deepspeed", "bitsandbytes", "accelerate"),
     "vlcpt.data.documents": ("torch", "numpy", "transformers"),
     "vlcpt.data.markup": ("torch", "numpy", "transformers"),
-    "vlcpt.data.plan.pack": ("torch", "numpy", "transformers"),
+    "vlcpt.data.plan.mix": ("torch", "transformers"),
     "vlcpt.cli": ("torch", "transformers"),
     "vlcpt.config.yaml": ("torch", "transformers"),
     "vlcpt.config.keys": ("torch", "transformers"),

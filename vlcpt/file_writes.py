@@ -122,14 +122,15 @@ def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal
         >>> refusal(Exception("No space left on device (os error 28)"), Path("a")).is_full
         True
     """
-    if (found := _one_refusal(error, path, reads=reads)) is not None:
-        return found
-    causes: list[BaseException] = []  # libraries raise errors of their own about it
-    cause = error.__cause__ or error.__context__
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return next((found for one in causes if (found := _one_refusal(one, path, reads=True))), None)
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        # Libraries raise errors of their own about it, when they also read.
+        if (found := _one_refusal(one, path, reads=reads or one is not error)) is not None:
+            return found
+        seen.append(one)
+        one = one.__cause__ or one.__context__
+    return None
 
 
 def _one_refusal(error: BaseException, path: Path, *, reads: bool) -> Refusal | None:
@@ -157,7 +158,7 @@ def write_file(
     *,
     todo: str | None = None,
 ) -> None:
-    """Write a file that is there whole, and on the disk, or as it was before. Its folder is made.
+    """Write a file so that it is complete and on the disk, or as it was before. Its folder is made.
 
     Args:
         path: Of the file.

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlcpt.config.precision import slow_products
 from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
-from vlcpt.data.checking import CheckedDataset, DecodedDataset
-from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.dataset import CheckedDataset, CPTDataset, DecodedDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder

@@ -18,7 +18,7 @@ from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import Track, untracked

@@ -78,7 +78,7 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
         if gone := prepare_output(configs, config_path):
             say(console, f"overwrite: deleted {', '.join(gone)}")
         # Reported before the data is read; the trainer looks again, and reads all of it.
-        find_checkpoint(training.resume_from_checkpoint, output, hashes=False, tell=lambda message: None)
+        find_checkpoint(training.resume_from_checkpoint, output, hashes=False)
         repo_id = open_repository(configs) if training.push_to_hub else None
 
     if training.overwrite and training.local_process_index == 0:

@@ -306,7 +306,7 @@ class NotFiniteError(ValueError):
 class FiniteNumbers(TrainerCallback):
     """Looks at all weights before step 1, the loss of each micro-batch and the gradient's norm of each step.
 
-    A loss that is not finite makes every gradient NaN, so the norm alone tells each rank what any rank saw:
+    A loss that is not finite makes every gradient NaN, so the norm alone shows each rank what any rank saw:
     it costs one look at the device a step, and no collective. DeepSpeed steps inside its backward, so there
     ranks agree on the losses before the last backward of a step, and a gradient is seen right after.
 
@@ -327,7 +327,7 @@ class FiniteNumbers(TrainerCallback):
             self._norm = clip(parameters, max_norm, norm_type)
             return self._norm
 
-        # Trainer asks for the norm before each step and tells no callback; after clipping it is gone.
+        # Trainer asks for the norm before each step, and no callback gets it; after clipping it is gone.
         trainer.accelerator.clip_grad_norm_ = clip_and_note
 
     def on_train_begin(
@@ -387,11 +387,11 @@ class FiniteNumbers(TrainerCallback):
     def _bad_losses(self) -> list[str]:
         """What each rank says of its losses that are not finite; empty for one without any."""
         rank = self._trainer.args.process_index
-        found = []
-        for number, loss in enumerate(self._losses):
-            if not bool(loss.isfinite()):
-                documents = self._documents[number] if number < len(self._documents) else []
-                found.append(f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}")
+        found = [
+            f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}"
+            for loss, documents in zip(self._losses, self._documents, strict=False)
+            if not bool(loss.isfinite())
+        ]
         return gather_object(["; ".join(found)])
 
     def _stop(self, bad: Sequence[str]) -> None:
@@ -423,7 +423,7 @@ def require_finite(model: nn.Module) -> None:
     trained = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
     if (name := first_not_finite(trained)) is not None:
         raise NotFiniteError(
-            f"{name} is not finite, so this model is not saved. Lower the learning rate, and go on from the "
+            f"{name} is not finite, so this model is not saved. Lower the learning rate, and resume from the "
             "last checkpoint with --resume_from_checkpoint true."
         )
 
