@@ -402,6 +402,7 @@ def without_pushes(training: CPTConfig) -> CPTConfig:
     """
     quiet = copy.copy(training)
     quiet.push_to_hub = False
+    quiet.hub_model_id = quiet.hub_revision = None  # they would not be used
     return quiet
 
 
