@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from machine import pin
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -348,12 +348,6 @@ def count_tower() -> list[dict[str, object]]:
             flush=True,
         )
     return rows
-
-
-def pin() -> None:
-    """One thread, on one core."""
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def main() -> None:

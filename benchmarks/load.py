@@ -22,20 +22,12 @@ from pathlib import Path
 
 import load_fuzz
 import load_ledger
+from machine import memory
 
 LINES = 1_000_000
 CHECKED = 1_000_000
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.mutations
-
-
-def memory(name: str = "VmHWM", file: str = "/proc/self/status") -> int:
-    """Bytes of a process, by the kernel's name for them; 0 if it has gone."""
-    try:
-        status = Path(file).read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name)), 0)
 
 
 def memory_of_all(process: int) -> int:
@@ -81,7 +73,7 @@ def write_texts(path: Path, count: int, spans: int) -> None:
 def planning(folder: Path) -> dict[str, object]:
     """CPU of what planning does with a text document of 230 characters: the least of 40 rounds over 512."""
     from vlcpt import load_processor
-    from vlcpt.data.checking import CheckingEncoder
+    from vlcpt.data.dataset import CheckingEncoder
     from vlcpt.data.plan.scan import Reading, SourceScanner
     from vlcpt.data.sources import open_source
 
@@ -96,8 +88,10 @@ def planning(folder: Path) -> dict[str, object]:
         works: dict[str, Callable[[], object]] = {
             "all": lambda scanner=scanner: scanner[0],
             "reading": lambda source=source: [source.document(row) for row in range(512)],
-            "encoding one by one": lambda documents=documents: [encoder.tokens(one) for one in documents],
-            "the tokenizer alone": lambda texts=texts: encoder.runs._ids(texts),
+            "encoding": lambda documents=documents: [encoder.tokens(one) for one in documents],
+            "the tokenizer alone": lambda texts=texts: [
+                encoder.runs._plain.encode_batch_fast([one]) for one in texts
+            ],
         }
         least = dict.fromkeys(works, float("inf"))
         for _ in range(40):
@@ -107,6 +101,41 @@ def planning(folder: Path) -> dict[str, object]:
                 least[name] = min(least[name], time.process_time() - before)
         found[f"{spans} spans, us"] = {name: round(spent / 512 * 1e6) for name, spent in least.items()}
     return found
+
+
+def prepared(folder: Path) -> dict[str, object]:
+    """CPU of a short text at random, from a prepared folder and from JSONL: the least of 100 rounds over 100.
+
+    No row group is kept, as in a data set that is far larger than what is kept.
+    """
+    from functools import partial
+
+    from vlcpt import load_processor
+    from vlcpt.data.encode.encoder import DocumentEncoder
+    from vlcpt.data.encode.vision import EncodingOptions
+    from vlcpt.data.prepared.write import fingerprint, prepare_source
+    from vlcpt.data.rows import tables
+    from vlcpt.data.sources import open_source
+
+    processor, options, count = load_processor(str(ROOT / "vlcpt/demo/base")), EncodingOptions(), 50_000
+    encoder = DocumentEncoder(processor, options)
+    write_texts(folder / "texts.jsonl", count, 1)
+    rows = open_source(folder / "texts.jsonl")
+    made_with = fingerprint(processor, "train", options)
+    prepare_source(rows, partial(DocumentEncoder, processor, options), folder / "set", fingerprint=made_with)
+    tables._groups = tables._Kept(1)
+    sources = {"JSONL": rows, "prepared": open_source(folder / "set")}
+    least = dict.fromkeys(sources, float("inf"))
+    rng = random.Random(0)
+    for _ in range(100):
+        numbers = rng.choices(range(count), k=100)
+        for name, source in sources.items():
+            before = time.process_time()
+            for number in numbers:
+                encoder.tokens(source.document(number))
+            least[name] = min(least[name], time.process_time() - before)
+    found: dict[str, object] = {f"{name}, us": round(spent * 1e4) for name, spent in least.items()}
+    return {**found, "ratio": round(least["prepared"] / least["JSONL"], 2)}
 
 
 def check(folder: Path) -> dict[str, object]:
@@ -162,6 +191,7 @@ def cpu_seconds() -> float:
 CASES: dict[str, Callable[[Path], dict[str, object]]] = {
     "index": index,
     "planning": planning,
+    "prepared": prepared,
     "check": check,
     "ledger": load_ledger.run,
     "markup": load_fuzz.markup,

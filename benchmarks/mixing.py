@@ -27,8 +27,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vlcpt.data.plan.mix import draw_documents
-from vlcpt.data.plan.pack import plan_packs
+from vlcpt.data.plan.mix import draw_documents, plan_packs
 
 MAX_LENGTH = 4096
 STEP = 16  # packs

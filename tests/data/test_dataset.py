@@ -16,7 +16,7 @@ from tests.support import TEN, digits, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_document
 from vlcpt.config.schema import DataConfig
 from vlcpt.data.encode.encoder import Sample
-from vlcpt.data.failed import FailedSample
+from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.sources import open_source
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import wait_for
 from vlcpt import CPTDataset
-from vlcpt.data.checking import DecodedDataset
+from vlcpt.data.dataset import DecodedDataset
 
 
 class Listener:

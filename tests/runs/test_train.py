@@ -283,7 +283,7 @@ def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
         ("merge full full", "full exists and is not empty"),
     ],
 )
-def test_a_wrong_model_is_told_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
+def test_a_wrong_model_is_reported_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
     configs(tmp_path)
     (tmp_path / "train.jsonl").write_text("not read\n")
     (tmp_path / "empty").mkdir()

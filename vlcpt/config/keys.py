@@ -7,7 +7,7 @@ The keys of training stand in ``keys.json``, which ``docs/make_keys.py`` makes o
 import builtins
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -23,20 +23,19 @@ from vlcpt.config.values import Dumper, Given, did_you_mean, holds_secret, neare
 
 _NAMES = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}  # in the types of keys.json
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
-SECTIONS = ("model", "data", "training", "trainer")  # of keys.json, besides "source"
 
 
 class Key(TypedDict, total=False):
     """What ``keys.json`` says of a key.
 
     Args:
-        type: Its type, where that is made of Python's own; None: an import or choices are needed to tell.
+        type: As Python writes it; a class that is not Python's own is ``dict``, as YAML has it.
         default: What it is where nobody sets it; absent: it is needed, or its default is no plain value.
         takes: The same in words, of our own keys.
         help: A line, of our own keys.
     """
 
-    type: str | None
+    type: str
     default: object
     takes: str
     help: str
@@ -56,65 +55,71 @@ def read_keys() -> Mapping[str, Any]:
 
 @cache
 def known_types() -> Mapping[str, Any]:
-    """The known keys with their types; None where only the installed transformers can tell.
+    """The known keys with their types; ``object`` for those that only the installed transformers has.
 
     Example:
         >>> types = known_types()
         >>> types["max_length"], types["eval_strategy"]
         (<class 'int'>, typing.Literal['no', 'steps', 'epoch'])
     """
-    found: dict[str, Any] = {**get_type_hints(ModelConfig), **get_type_hints(DataConfig)}
-    same = version("transformers") == read_keys()["transformers"]
+    found = {**get_type_hints(ModelConfig), **get_type_hints(DataConfig)}
     for section in ("training", "trainer"):
-        for name, key in read_keys()[section].items():
-            # Another release may have given a field of its own another type.
-            written = key["type"] if same or section == "training" or name in REQUIRED else None
-            found[name] = None if written is None else eval(written, dict(_NAMES))
-    return found | dict.fromkeys(_newer_keys() - found.keys()) if not same else found
+        found |= {name: eval(key["type"], dict(_NAMES)) for name, key in read_keys()[section].items()}
+    return dict.fromkeys(_newer_keys(), object) | found
 
 
 @cache
-def _newer_keys() -> frozenset[str]:
+def defaults() -> Mapping[str, object]:
+    """What the keys are where nobody sets them.
+
+    Example:
+        >>> defaults()["max_length"], defaults()["seed"]
+        (4096, 42)
+    """
+    sections = [read_keys()[name] for name in ("model", "data", "training", "trainer")]
+    keys = {name: key for section in sections for name, key in section.items()}
+    return {name: key["default"] for name, key in keys.items() if "default" in key}
+
+
+def _newer_keys() -> Iterable[str]:
     """Fields of an installed transformers that ``keys.json`` is not of; more names may be among them."""
     spec = find_spec("transformers")
+    if version("transformers") == read_keys()["transformers"] or spec is None or spec.origin is None:
+        return ()
     try:
-        assert spec is not None and spec.origin is not None
         text = Path(spec.origin).with_name("training_args.py").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
-        text = ""
-    return frozenset(re.findall(r"^    (\w+)\s*:", text, re.MULTILINE))
+        return ()
+    return re.findall(r"^    (\w+)\s*:", text, re.MULTILINE)
 
 
 def _is_default(key: str, value: object) -> bool:
     """Whether a key has this value where nobody sets it."""
-    for section in SECTIONS:
-        if key in read_keys()[section]:
-            default = read_keys()[section][key].get("default")
-            return type(default) is type(value) and bool(default == value)
-    return False
+    default = defaults().get(key)
+    return type(default) is type(value) and bool(default == value)
 
 
-def wrong_keys(given: Mapping[str, Given], known: Collection[str]) -> list[str]:
-    """A line for each key that there is not, or whose value is a secret that would be written down.
+def wrong_keys(given: Mapping[str, Given]) -> tuple[dict[str, str], list[str]]:
+    """A message for each key that is unknown, or whose value is a secret that would be written down.
 
-    Where another tool has the key, its line says what to write here; if these are several, they follow once
-    more, for a person to paste.
+    Returns:
+        The messages by key, each with what to write here where another tool has the key; and where several
+        keys have that, the lines to write once more, for a person to paste.
     """
+    known = known_types()
     file = {key: plain_value(value) for key, value in given.items()}
-    lines: list[str] = []
+    wrong: dict[str, str] = {}
     pasted: dict[str, None] = {}
     for key, value in given.items():
         if key == "trust_remote_code":
-            lines.append(value.message(_NO_CODE))
+            wrong[key] = value.message(_NO_CODE)
         elif key not in known or (value.line is not None and key in synonyms("launchers")):
             message, written = _explain(value, file, known)
-            lines.append(value.message(message))
+            wrong[key] = value.message(message)
             pasted |= dict.fromkeys(written)
         elif holds_secret(key, value.node):
-            lines.append(value.message(_SECRET))
-    if len(pasted) > 1:
-        lines += ["In their place, write:", *pasted]
-    return lines
+            wrong[key] = value.message(_SECRET)
+    return wrong, ["In their place, write:", *pasted] if len(pasted) > 1 else []
 
 
 _NO_CODE = "no code from a model's folder or the Hub is ever run. Remove the key."
@@ -167,27 +172,10 @@ def _guess(key: str, known: Collection[str]) -> str:
     return f"Did you mean {near}? {here}"
 
 
-def wrong_fields(given: Given) -> Iterator[str]:
-    """A line for each field that no source has."""
-    known = read_keys()["source"]
-    is_list = isinstance(given.node, yaml.SequenceNode)
-    sources = (
-        [given.inside(f"[{number}]", node) for number, node in enumerate(given.node.value)]
-        if is_list
-        else [given]
-    )
-    for source in sources:
-        if isinstance(source.node, yaml.MappingNode):
-            for key, node in source.node.value:
-                if (name := str(key.value)) not in known:
-                    part = source.inside(f".{name}", node)
-                    yield part.message(_explain_field(name, part, known))
-
-
-def _explain_field(name: str, given: Given, known: Collection[str]) -> str:
+def explain_field(name: str, given: Given) -> str:
     """What an unknown field of a source is here, where another tool has it."""
     if (row := synonyms("source").get(name)) is None:
-        return f"unknown key. {did_you_mean(name, known)}"
+        return f"unknown key. {did_you_mean(name, read_keys()['source'])}"
     said = _called(row)
     lines = row.translate(plain_value(given), {})
     written = ", and ".join(_written(key, value, given) for key, value in lines.items())

@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality, Sample, make_fillers
-from vlcpt.data.failed import FailedSample
+from vlcpt.data.plan.plan import FailedSample
 
 Batch = dict[str, torch.Tensor | bool | int | list[int] | list[FailedSample] | list[str]]
 

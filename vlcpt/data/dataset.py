@@ -13,18 +13,21 @@ import xxhash
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import Document, DocumentError, Image, Medium
 from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TrainEos
-from vlcpt.data.encode.options import EncodingOptions
-from vlcpt.data.failed import FailedSample, Failures
+from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium, medium_errors
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import MediaLimits, giants_in_turn, read_image
+from vlcpt.data.media.videos import read_video
+from vlcpt.data.media.whole import check_container
 from vlcpt.data.plan.ledger import Dropped
-from vlcpt.data.plan.pack import plan_packs
-from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, make_plan, untracked
+from vlcpt.data.plan.mix import plan_packs
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Track, make_plan, untracked
 from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
-from vlcpt.data.prepared.fingerprints import require_same_encoding
+from vlcpt.data.prepared.write import require_same_encoding
 from vlcpt.data.rows.base import MAX_ROW_BYTES
 from vlcpt.data.sources import Sources, distinct, open_sources
 from vlcpt.data.workers import WorkerBoard
@@ -70,7 +73,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         (1, 3)
     """
 
-    # What ``vlcpt check`` reads otherwise, see vlcpt/data/checking.py.
+    # What the data sets of ``vlcpt check`` do otherwise.
     _encoder_class = DocumentEncoder
     _pixels_of: PixelsOf = "document"
     _max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW
@@ -303,3 +306,64 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
+
+
+class CheckingEncoder(DocumentEncoder):
+    """Encodes documents, and refuses those with a cut media file.
+
+    Training needs no such check: it decodes the pixels. Here a cut file shows long before that.
+
+    Example:
+        >>> from vlcpt import load_processor, parse_markup
+        >>> from vlcpt.demo import base_path
+        >>> len(CheckingEncoder(load_processor(base_path())).tokens(parse_markup("a")))
+        2
+    """
+
+    decodes = False
+
+    def tokens(self, document: Document) -> TokenStream:
+        """As in training; each medium's file is checked for cuts, and decoded where that is asked for."""
+        media: tuple[Medium, ...] = (*document.images, *document.videos)
+        root = Path(document.media_root) if media and document.media_root is not None else None
+        # First: that a file is cut says more than what its header then lacks.
+        for medium in media:
+            with medium_errors(medium, document):
+                check_container(medium, media_root=root, limits=self.options.limits)
+        stream = super().tokens(document)
+        for placed in stream.media if self.decodes else ():
+            with medium_errors(placed.medium, document):
+                self._decode(placed, root)
+        return stream
+
+    def _decode(self, placed: PlacedMedium, root: Path | None) -> None:
+        if not isinstance(placed.medium, Image):
+            assert placed.clip is not None
+            read_video(placed.medium, placed.clip, media_root=root, limits=self.options.limits)
+            return
+        with giants_in_turn(placed.size[0] * placed.size[1]):
+            width, height = read_image(placed.medium, media_root=root, limits=self.options.limits).size
+        if (height, width) != placed.size:
+            raise MediaError(
+                f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "
+                f"{placed.size[0]} × {placed.size[1]}. Write the file again."
+            )
+
+
+class DecodingEncoder(CheckingEncoder):
+    """Decodes every medium, too."""
+
+    decodes = True
+
+
+class CheckedDataset(CPTDataset):
+    """A data set for ``vlcpt check``: planned as for training, with each media file checked for cuts."""
+
+    _encoder_class: type[CheckingEncoder] = CheckingEncoder
+    _max_bad_in_a_row = None
+
+
+class DecodedDataset(CheckedDataset):
+    """A data set for ``vlcpt check --decode``: every medium is decoded once."""
+
+    _encoder_class = DecodingEncoder

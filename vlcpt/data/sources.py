@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
+from vlcpt.data.encode.streams import EncodedDocument
 from vlcpt.data.formats.chat import PREFERENCES
 from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.formats.unread import Unread
@@ -83,9 +84,12 @@ class DocumentSource:
         Raises:
             DocumentError: With file, line and field.
         """
-        source = self.rows.source(number)
+        source: Source | None = None
         try:
             row = self.rows.row(number)
+            if isinstance(row, EncodedDocument):
+                return row
+            source = self.rows.source(number)
             if isinstance(row, Document):
                 root = self.media_root if row.media_root is None else row.media_root
                 return replace(row, source=replace(row.source or source, id=row.id), media_root=root)
@@ -93,11 +97,11 @@ class DocumentSource:
             source = Source(source.path, source.line, id_field(row))
             return self._read(row, source, self.root_of(number))
         except DocumentError as error:
-            raise error.at(source) from None
+            raise error.at(source or self.rows.source(number)) from None
         except OSError as error:
             raise DocumentError(
                 f"the file cannot be read: {error.strerror or error}. Look whether it is still there.",
-                source=source,
+                source=source or self.rows.source(number),
             ) from None
 
     def _read(self, row: Row, source: Source, root: str | None) -> Document:

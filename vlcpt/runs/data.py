@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -13,15 +13,17 @@ import torch
 from rich.console import Console
 from transformers import ProcessorMixin
 
+from vlcpt.config.precision import used_devices
 from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import Track, untracked
 from vlcpt.data.sources import entries_of
+from vlcpt.model.loading import with_native_dtype
 from vlcpt.report.check import unread_lines
 from vlcpt.report.screen import say, tracked
 
@@ -150,6 +152,12 @@ def show_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
         for one in dataset.ledger.dropped[:5]:
             say(console, f"  {one.source}:{one.line}: {one.detail}")
         show_unread(dataset.ledger, console)
+
+
+def with_native_model(configs: Configs) -> Configs:
+    """The same, with frozen weights in a type that the run's GPUs compute in."""
+    emulates = used_devices(configs.training).emulates_bf16
+    return replace(configs, model=with_native_dtype(configs.model, emulates_bf16=emulates))
 
 
 def quiet_libraries() -> None:

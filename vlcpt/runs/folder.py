@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlcpt.config.early import RESOLVED_HEADER
+from vlcpt.config.yaml import RESOLVED_HEADER
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_file
 from vlcpt.folder_locks import LOCK

@@ -11,7 +11,7 @@ from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.split import split_stream
-from vlcpt.data.prepared.fingerprints import require_same_encoding
+from vlcpt.data.prepared.write import require_same_encoding
 from vlcpt.data.sources import open_sources
 from vlcpt.errors import ConfigError
 from vlcpt.model.loading import load_processor

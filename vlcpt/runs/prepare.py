@@ -13,13 +13,12 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from vlcpt.config.schema import DataConfig, SourceConfig
+from vlcpt.config.schema import ROLES, DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
-from vlcpt.data.checking import CheckingEncoder
+from vlcpt.data.dataset import CheckingEncoder
 from vlcpt.data.documents import DocumentError
-from vlcpt.data.prepared.fingerprints import fingerprint
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
-from vlcpt.data.prepared.write import Engine, prepare_source, remove_prepared
+from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
 from vlcpt.data.sources import open_source
 from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK, hold
@@ -37,8 +36,6 @@ from vlcpt.runs.data import (
     train_dataset,
 )
 from vlcpt.runs.folder import write_json
-
-ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
 
 def prepare_run(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from vlcpt.config.packages import require_packages
-from vlcpt.config.precision import autocast_type, used_devices
+from vlcpt.config.precision import autocast_type
+from vlcpt.config.rules import missing_packages
 from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.cache import remove_plans
+from vlcpt.errors import refuse
 from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
@@ -25,7 +25,6 @@ from vlcpt.model.loading import (
     load_processor,
     read_config,
     resolve_dtype,
-    with_native_dtype,
 )
 from vlcpt.model.tuning import tower_table
 from vlcpt.report.screen import Screen, say
@@ -37,6 +36,7 @@ from vlcpt.runs.data import (
     show_unread,
     shown,
     train_dataset,
+    with_native_model,
 )
 from vlcpt.runs.folder import PLANS, prepare_output
 from vlcpt.training.checkpoints.files import find_checkpoint
@@ -57,7 +57,7 @@ def train_run(
     """
     console = console or Screen()
     training = configs.training
-    require_packages({**vars(configs.model), **vars(training)})
+    refuse(missing_packages({**vars(configs.model), **vars(training)}))
     check_launch(training)
     output = Path(str(training.output_dir))
     ranks = RankWatch(training)
@@ -127,9 +127,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     is_main = training.process_index == 0
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    configs = replace(
-        configs, model=with_native_dtype(configs.model, emulates_bf16=used_devices(training).emulates_bf16)
-    )
+    configs = with_native_model(configs)
     precision = str(autocast_type(training) or torch.float32)
     require_equal(precision, f"the type of products ({precision}, see bf16)")
     if configs.model.tuning == "qlora":

@@ -13,10 +13,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config.precision import autocast_type, slow_products, used_devices
-from vlcpt.config.training import CPTConfig, check_training
+from vlcpt.config.precision import autocast_type, slow_products
+from vlcpt.config.rules import training_rules
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.encode.vision import VisionEncoder
-from vlcpt.errors import ConfigError
+from vlcpt.errors import ConfigError, refuse
 from vlcpt.model.attention import attention_of, describe_kernels
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model, limit_checkpointing
@@ -154,11 +155,11 @@ def check_run(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
         >>> args.bf16_full_eval = True
         >>> check_run(load_model(ModelConfig(base_path())), args)
         Traceback (most recent call last):
-        ValueError: bf16_full_eval: It would round the weights that train, in place. Set bf16: true, or ...
+        vlcpt.errors.ConfigError: bf16_full_eval: It would round the weights that train, in place. Set ...
     """
     check_launch(args)
     check_model(model, args)
-    check_training(args)  # again: they may have been changed since they were made
+    refuse(training_rules(vars(args)))  # again: they may have been changed since they were made
     if args.push_to_hub:
         raise ValueError(
             "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
@@ -257,7 +258,7 @@ class EngineCheck(TrainerCallback):
         self._progress.say(describe_engine(wrapped, args.world_size))
         if kernels:
             self._progress.say(kernels)
-        if (slow := slow_products(args, used_devices(args))) is not None:
+        if (slow := slow_products(args)) is not None:
             self._progress.say(slow, "yellow")
 
 

@@ -21,8 +21,8 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality
-from vlcpt.data.failed import FailedSample
 from vlcpt.data.families import Tower, tower_of
+from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import LoadingError, WorkerBoard
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import append_lines, write_file

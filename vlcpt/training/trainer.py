@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallba
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from vlcpt.config.training import LEARNING_RATES, CPTConfig
+from vlcpt.config.schema import LEARNING_RATES
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.interrupts import Interruption, signal_of

@@ -15,7 +15,7 @@ from tests.data.strategies import texts
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document, parse_markup
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 
 EOS = "<|endoftext|>"
 AVI = avi(0)

@@ -286,43 +286,30 @@ class LongWay(RunTokenizer):
         self.__dict__ |= vars(runs)
 
     def tokenize(self, texts: list[Text]) -> Run:
-        return self.cut(texts)
+        return self._cut(texts)
 
 
 @settings(shared, max_examples=300)
-@given(runs_of_texts, st.booleans())
-def test_the_short_way_gives_what_the_long_one_gives(tiny_runs, real_runs, texts_of_run, is_real):
+@given(runs_of_texts, st.booleans(), st.booleans())
+def test_the_short_way_gives_what_the_long_one_gives(tiny_runs, real_runs, texts_of_run, is_real, is_fast):
     runs = real_runs if is_real else tiny_runs
-    found, expected = runs.tokenize(texts_of_run), LongWay(runs).tokenize(texts_of_run)
+    expected = LongWay(runs).tokenize(texts_of_run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_is_fast", is_fast)
+        found = runs.tokenize(texts_of_run)
     assert found.ids.tolist() == expected.ids.tolist()
     assert found.weights.tolist() == expected.weights.tolist()
     assert found.cut_edges == expected.cut_edges
-
-
-@pytest.mark.parametrize("in_batches", [False, True])
-@settings(shared, max_examples=100)
-@given(st.lists(runs_of_texts, min_size=1, max_size=6))
-def test_many_runs_at_once_are_each_of_them_alone(real_runs, in_batches, many):
-    runs = LongWay(real_runs)  # a copy, of which only the other way is taken
-    runs._in_batches = in_batches
-    found = runs.uncut(many)
-    ids, weights = (np.split(column, found.ends[:-1]) for column in (found.ids, found.weights))
-    for number, texts_of_run in enumerate(many):
-        if found.is_uncut[number]:
-            alone = runs.tokenize(texts_of_run)
-            assert alone.cut_edges == 0
-            assert ids[number].tolist() == alone.ids.tolist()
-            assert weights[number].tolist() == alone.weights.tolist()
 
 
 @pytest.mark.parametrize(
     "marked",
     ["The[ capital] of", "in [Paris]", "a\n[\n]b", "in[ ]{Paris}", "in[ Pa]{ris}", "[a]{ b}", "{a }[b]"],
 )
-def test_the_short_way_is_taken_where_no_edge_cuts_a_token(real_tokenizer, marked):
-    short = run(real_tokenizer).uncut([parts(marked)])
-    assert short.is_uncut == [True]
+def test_the_short_way_is_taken_where_no_edge_cuts_a_token(real_tokenizer, marked, monkeypatch):
     expected = LongWay(run(real_tokenizer)).tokenize(parts(marked))
+    monkeypatch.setattr(RunTokenizer, "_cut", lambda self, texts: pytest.fail("the long way"))
+    short = run(real_tokenizer).tokenize(parts(marked))
     assert (short.ids.tolist(), short.weights.tolist()) == (expected.ids.tolist(), expected.weights.tolist())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.media.references import image_from, video_from
 from vlcpt.data.media.videos import clip_of, read_video

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.checking import CheckedDataset
+from vlcpt.data.dataset import CheckedDataset
 from vlcpt.data.plan import scan
 from vlcpt.data.plan.cache import LONG_AGO, remove_plans
 from vlcpt.data.plan.ledger import BadDataError

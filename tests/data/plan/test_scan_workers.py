@@ -13,10 +13,10 @@ from torch.utils.data import get_worker_info
 from vlcpt import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan import scan
 from vlcpt.data.prepared import write
-from vlcpt.data.prepared.fingerprints import fingerprint
+from vlcpt.data.prepared.write import fingerprint
 from vlcpt.data.sources import open_source
 from vlcpt.data.workers import LoadingError
 
@@ -55,14 +55,14 @@ def struck(original, number):
 
 @pytest.mark.parametrize(("number", "message"), HOW)
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_worker_of_planning_that_ends_or_stops_is_told_with_its_row(
+def test_a_worker_of_planning_that_ends_or_stops_is_named_with_its_row(
     rows, tiny_processor, tmp_path, monkeypatch, number, message, cached
 ):
     cache = tmp_path / "plan" if cached else None
     options = {"max_length": 64, "num_proc": 2, "timeout": 2, "cache_dir": cache}
     before = multiprocessing.active_children()
     with monkeypatch.context() as patch:
-        patch.setattr(scan, "scan_texts", struck(scan.scan_texts, number))
+        patch.setattr(scan, "split_stream", struck(scan.split_stream, number))
         with pytest.raises(LoadingError, match=rf"{message}.*worker 1 .*was reading .*train\.jsonl:\d"):
             CPTDataset(rows, tiny_processor, **options)
     assert [one for one in multiprocessing.active_children() if one not in before] == []

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.encode.streams import TokenStream
-from vlcpt.data.encode.vision import PlacedMedium
+from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium
 from vlcpt.data.plan.split import split_stream
 
 START, PAD, END, TEXT = 1, 2, 3, 9

@@ -18,14 +18,12 @@ import torch
 
 from tests.support import avi, digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.checking import CheckedDataset
+from vlcpt.data.dataset import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.options import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.ledger import BadDataError
-from vlcpt.data.prepared.fingerprints import fingerprint
-from vlcpt.data.prepared.read import PreparedRows
-from vlcpt.data.prepared.shards import SCHEMA
-from vlcpt.data.prepared.write import _write_shards, prepare_source
+from vlcpt.data.prepared.read import SCHEMA, PreparedRows
+from vlcpt.data.prepared.write import _write_shards, fingerprint, prepare_source
 from vlcpt.data.sources import open_source
 
 MAX_LENGTH = 60
@@ -239,8 +237,10 @@ def test_each_row_of_the_source_is_one_row_of_the_shards(rows, whole):
     tables = shard_tables(whole)
 
     assert [len(table) for table in tables] == [10, 10, 10, 8]
-    lines = pa.concat_tables(tables).column("line").to_pylist()
-    assert lines == [open_source(rows).rows.source(number).line for number in range(38)]
+    about = [json.loads(one) for one in pa.concat_tables(tables).column("about").to_pylist()]
+    assert [one["source"]["line"] for one in about] == [
+        open_source(rows).rows.source(number).line for number in range(38)
+    ]
 
 
 def test_several_processes_write_the_same_shards(rows, whole, tiny_processor, tmp_path):
@@ -462,7 +462,7 @@ def test_a_damaged_file_is_reported(whole, tmp_path):
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DocumentError, match=rf"{name} is not as it was prepared \(row group \d .*CRC"):
-        [open_source(tmp_path).rows.source(number) for number in range(38)]
+        [open_source(tmp_path).rows.row(number) for number in range(10, 18)]
 
 
 def test_no_changed_byte_gives_another_document_or_a_crash(whole, tiny_processor, tmp_path):
@@ -544,8 +544,8 @@ def test_its_rows_go_to_another_process_as_a_path(whole):
     rows = PreparedRows(str(whole))
 
     assert rows.__reduce__() == (PreparedRows, (str(whole),))
-    assert rows.index(range(4))["tokens"].shape == rows.index(range(9))["tokens"].shape == (38,)
-    assert rows.index(range(1, 2))["tokens"].shape == (10,)
+    assert rows.index(range(4)).shape == rows.index(range(9)).shape == (38,)
+    assert rows.index(range(1, 2)).shape == (10,)
 
 
 def test_a_plan_is_made_again_when_files_were_written_over(tiny_processor, tmp_path):
@@ -586,7 +586,7 @@ def test_a_damaged_shard_of_an_interrupted_preparation_is_named(rows, whole, tin
     (column,) = (
         found
         for number in range(group.num_columns)
-        if (found := group.column(number)).path_in_schema == "targets"
+        if (found := group.column(number)).path_in_schema == "numbers"
     )
     content = bytearray(shard.read_bytes())
     content[column.data_page_offset + column.total_compressed_size - 1] ^= 1  # a count is another

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import os
 import pickle
+import shutil
 import tarfile
 from io import BytesIO
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -155,13 +158,20 @@ def test_only_columns_that_the_schema_reads_are_read(name, tmp_path):
     assert set(open_source(tmp_path / name).rows.row(0)) == {"id", "messages", "images"}
 
 
-def test_a_parquet_file_keeps_few_row_groups(tmp_path, monkeypatch):
-    STORAGES["rows.parquet"](tmp_path / "rows.parquet")
-    rows = open_rows(tmp_path / "rows.parquet")[0]
-    monkeypatch.setattr(tables, "_KEPT_BYTES", 1)
+def test_parquet_files_keep_few_row_groups_and_few_files_open(tmp_path, monkeypatch):
+    """However many there are: 300 files of several groups, read in any order."""
+    STORAGES["rows.parquet"](tmp_path / "0.parquet")
+    for number in range(1, 300):
+        shutil.copy(tmp_path / "0.parquet", tmp_path / f"{number}.parquet")
+    rows, each = open_rows(tmp_path)[0], len(open_rows(tmp_path / "0.parquet")[0])
+    group = pq.ParquetFile(tmp_path / "0.parquet").read_row_group(0).get_total_buffer_size()
+    monkeypatch.setattr(tables, "_groups", tables._Kept(3 * group))
     for number in (0, 22, 3, 12):
-        assert rows.row(number)["id"] == str(number)
-        assert len(rows._groups) == 1
+        for file in range(300):
+            assert rows.row(file * each + number)["id"] == str(number)
+        assert len(tables._groups._kept) < 9
+    open_files = [os.readlink(one) for one in Path("/proc/self/fd").glob("*") if os.path.exists(one)]
+    assert 1 <= len([one for one in open_files if one.startswith(str(tmp_path))]) <= 256
 
 
 def test_datasets_own_image_column_is_not_decoded(tmp_path):

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Segment, Text, TurnEdge, Video
-from vlcpt.data.encode.options import DEFAULT_OPTIONS, EncodingOptions, TrainEos
+from vlcpt.data.documents import Document, DocumentError, Image, Text, TurnEdge, Video
 from vlcpt.data.encode.streams import (
     IGNORE_INDEX,
     EncodedDocument,
@@ -22,7 +21,7 @@ from vlcpt.data.encode.streams import (
     numbers_of,
 )
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
-from vlcpt.data.encode.vision import PlacedMedium, VisionEncoder
+from vlcpt.data.encode.vision import DEFAULT_OPTIONS, EncodingOptions, PlacedMedium, TrainEos, VisionEncoder
 
 
 class VisionBlock(NamedTuple):
@@ -144,11 +143,10 @@ class DocumentEncoder:
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
         length, cut_edges = 0, 0
-        for is_text, segments in groupby(document.segments, key=_is_text):
-            if is_text:
-                texts = [segment for segment in segments if isinstance(segment, Text)]
+        for kind, segments in groupby(document.segments, key=type):
+            if kind is Text:
                 try:
-                    run = self.runs.tokenize(texts)
+                    run = self.runs.tokenize([one for one in segments if isinstance(one, Text)])
                 except DocumentError as error:
                     raise error.at(document.source) from None
                 cut_edges += run.cut_edges
@@ -181,8 +179,9 @@ class DocumentEncoder:
         """The tokens that came with a document, if this encoder could have made them."""
         ids, weights = document.stream.input_ids, document.stream.loss_weights
         # Far quicker than np.isin, for the few hundred tokens of most documents.
-        is_control = np.any([ids == one for one in (self._start, self._end, *self._pads.values())], axis=0)
-        starts = np.flatnonzero(ids == self._start).tolist()
+        is_start, is_end = ids == self._start, ids == self._end
+        is_control = is_start | is_end | (ids == self._pads[Image]) | (ids == self._pads[Video])
+        starts = np.flatnonzero(is_start).tolist()
         segments = [one for one in document.segments if isinstance(one, Image | Video)]
         if len(starts) != len(segments):
             raise _unsound(document, f"its tokens have {len(starts)} media, and its row {len(segments)}")
@@ -190,18 +189,19 @@ class DocumentEncoder:
         media = [
             self.vision.place(medium, start, document) for medium, start in zip(segments, starts, strict=True)
         ]
-        expected = np.where(is_control, -1, ids)
+        is_trained = weights[0] > 0 or weights[is_control].any()
         for placed in media:
-            if placed.stop <= len(ids):
-                expected[placed.start : placed.stop] = self._medium_ids(placed)
-        if not np.array_equal(ids, expected):
+            own = slice(placed.start, placed.stop)
+            if np.array_equal(ids[own], self._medium_ids(placed)):
+                is_control[own] = False
+        if is_control.any():
             raise _unsound(document, "the tokens of its media are not those of their grids")
         if int(ids.max()) >= self._vocabulary:
             raise _unsound(document, f"token {ids.max()} is not among the tokenizer's {self._vocabulary:,}")
-        if weights[0] > 0 or weights[is_control].any():
+        if is_trained:
             raise _unsound(document, "its first token, or a medium, is a target")
         stream = replace(document.stream, media=tuple(media))
-        if numbers_of(document, stream) != document.numbers:
+        if numbers_of(document, stream).item() != document.numbers.item():
             raise _unsound(document, "what it says for planning is not what its tokens give")
         return stream
 
@@ -322,10 +322,6 @@ def _unsound(document: EncodedDocument, reason: str) -> DocumentError:
         source=document.source,
         field=document.folder,
     )
-
-
-def _is_text(segment: Segment) -> bool:
-    return isinstance(segment, Text)
 
 
 def _token_id(processor: ProcessorMixin, token: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -12,9 +12,11 @@ from vlcpt.data.documents import Document
 from vlcpt.data.encode.vision import PlacedMedium
 
 IGNORE_INDEX = -100
-# `length` ends with the last target; `pads` and `media` lie before it.
-NUMBERS = ("tokens", "length", "targets", "pads", "media", "images", "videos", "without_context", "cut_edges",
-           "untagged", "empty_spans", "checksum")  # fmt: skip
+# What planning needs of a document. `length` ends with the last target; `pads` and `media` lie before it.
+NUMBERS = np.dtype([(name, "<i4") for name in (
+    "tokens", "length", "targets", "pads", "media", "images", "videos", "without_context", "cut_edges",
+    "untagged", "empty_spans", "checksum",
+)])  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,32 +86,25 @@ def closed_stream(
     )
 
 
-def numbers_of(document: Document, stream: TokenStream) -> dict[str, int]:
-    """What planning needs of a document, by the names of ``NUMBERS``.
+def numbers_of(document: Document, stream: TokenStream) -> np.void:
+    """What planning needs of a document: a scalar of ``NUMBERS``.
 
     Example:
         >>> stream = closed_stream([np.array([5, 6])], [np.array([1.0, 1.0])], 2, 0.0)
         >>> found = numbers_of(Document(()), stream)
-        >>> found["tokens"], found["length"], found["targets"]
+        >>> found[["tokens", "length", "targets"]].item()
         (3, 2, 1)
     """
     targets = np.flatnonzero(stream.labels >= 0)
     length = int(targets[-1]) + 1 if len(targets) else 0
     kept = [placed.tokens for placed in stream.media if placed.stop <= length]
-    return {
-        "tokens": len(stream),
-        "length": length,
-        "targets": len(targets),
-        "pads": sum(kept),
-        "media": len(kept),
-        "images": len(document.images),
-        "videos": len(document.videos),
-        "without_context": stream.without_context,
-        "cut_edges": stream.cut_edges,
-        "untagged": int(not document.tagged),
-        "empty_spans": document.empty_spans,
-        "checksum": stream.checksum,
-    }
+    numbers = np.zeros(1, NUMBERS)
+    numbers[0] = (
+        *(len(stream), length, len(targets), sum(kept), len(kept), len(document.images)),
+        *(len(document.videos), stream.without_context, stream.cut_edges, not document.tagged),
+        *(document.empty_spans, stream.checksum),
+    )
+    return numbers[0]
 
 
 @dataclass(frozen=True)
@@ -118,16 +113,16 @@ class EncodedDocument(Document):
 
     Args:
         stream: Its tokens; the encoder places its media among them, as it does for any document.
-        numbers: What planning was given of it, by the names of ``NUMBERS``.
+        numbers: What planning was given of it: a scalar of ``NUMBERS``.
         folder: Of the prepared source, for messages.
 
     Example:
         >>> ids = np.array([5, 6])
         >>> stream = TokenStream(ids, np.array([-100, 6]), np.array([0.0, 1.0], np.float32), (), 0, 0)
-        >>> len(EncodedDocument((), stream=stream).stream)
+        >>> len(EncodedDocument((), stream=stream, numbers=numbers_of(Document(()), stream)).stream)
         2
     """
 
     stream: TokenStream = field(kw_only=True, compare=False, repr=False)
-    numbers: Mapping[str, int] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    numbers: np.void = field(kw_only=True, compare=False, repr=False)
     folder: str = field(default="", kw_only=True, compare=False, repr=False)

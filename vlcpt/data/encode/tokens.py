@@ -6,7 +6,7 @@ import json
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain, groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -127,22 +127,6 @@ class Run(NamedTuple):
     cut_edges: int
 
 
-class PlainRuns(NamedTuple):
-    """Runs of text as tokens, one run after the other.
-
-    Args:
-        ids: int32 (T,).
-        weights: float32 (T,): the loss weight of a target, 0 for context.
-        ends: int64 (N,): where each run ends among them.
-        is_uncut: Of each run, whether no edge cuts a token; where one may, its weights mean nothing.
-    """
-
-    ids: np.ndarray
-    weights: np.ndarray
-    ends: np.ndarray
-    is_uncut: list[bool]
-
-
 class _Tokens(NamedTuple):
     """Tokens of a piece of a run; ``first`` and ``last`` count characters of the run."""
 
@@ -181,9 +165,8 @@ class RunTokenizer:
         )
         self._plain = Tokenizer.from_str(json.dumps(state))
         self._sizes = byte_sizes(state)
-        # Many texts in one call take a fifth less time, as no offsets are kept. But where that call may use
-        # threads, tokenizers warns at every fork that comes after.
-        self._in_batches = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in _OFF
+        # Where a call for many texts may use threads, tokenizers warns at every fork that comes after.
+        self._is_fast = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in _OFF
 
     def tokenize(self, texts: Sequence[Text]) -> Run:
         """Tokens and weights of neighbouring texts.
@@ -196,19 +179,24 @@ class RunTokenizer:
             texts: A run of texts between two media.
 
         Raises:
-            DocumentError: See :meth:`cut`.
-        """
-        found = self.uncut([texts])
-        if found.is_uncut[0]:
-            return Run(found.ids.astype(np.int64), found.weights, 0)
-        return self.cut(texts)
-
-    def cut(self, texts: Sequence[Text]) -> Run:
-        """What :meth:`tokenize` gives, for texts of which :meth:`uncut` could not tell.
-
-        Raises:
             DocumentError: If cuts fall inside words so long that it would take minutes.
         """
+        whole = "".join([part.text for part in texts])
+        text = self._normalized(whole)
+        # The first keeps no offsets, and takes a fifth less time.
+        (encoding,) = self._plain.encode_batch_fast([text]) if self._is_fast else [self._plain.encode(text)]
+        ids = encoding.ids
+        ends: list[int] | None = [len(ids)]
+        if len(texts) > 1:  # one text alone has one weight, whatever it becomes
+            ends = part_ends(texts, ids, self._sizes) if text == whole else None
+        if ends is None:
+            return self._cut(texts)
+        weights = np.array([target_weight(part) for part in texts], dtype=np.float32)
+        lengths = [stop - start for start, stop in pairwise([0, *ends])]
+        return Run(np.array(ids, dtype=np.int64), np.repeat(weights, lengths), 0)
+
+    def _cut(self, texts: Sequence[Text]) -> Run:
+        """Tokens and weights of texts where an edge cuts a token, or may."""
         text, weights = self._characters(texts)
         inside = weights > 0
         edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
@@ -241,39 +229,6 @@ class RunTokenizer:
             todo += [self._encode(text, edge, stop), self._encode(text, start, edge)]
         ids, first, last = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
         return Run(ids, _token_weights(text, weights, first, last), cut_edges)
-
-    def uncut(self, runs: Sequence[Sequence[Text]]) -> PlainRuns:
-        """Many runs at once, as :meth:`tokenize` gives them, where no edge cuts a token: as is mostly so.
-
-        Args:
-            runs: Each the texts between two media, at least one.
-        """
-        wholes = ["".join([part.text for part in texts]) for texts in runs]
-        normalized = [self._normalized(whole) for whole in wholes]
-        ids = self._ids(normalized)
-        weights: list[float] = []
-        ends: list[int] = []  # of the texts among all tokens
-        is_uncut: list[bool] = []
-        done = 0
-        for texts, whole, text, of_run in zip(runs, wholes, normalized, ids, strict=True):
-            of_texts: list[int] | None = [len(of_run)]
-            if len(texts) > 1:  # one text alone has one weight, whatever it becomes
-                of_texts = part_ends(texts, of_run, self._sizes) if text == whole else None
-            is_uncut.append(of_texts is not None)
-            weights += [0.0] if of_texts is None else map(target_weight, texts)
-            ends += [done + end for end in of_texts or [len(of_run)]]
-            done += len(of_run)
-        return PlainRuns(
-            np.fromiter(chain.from_iterable(ids), np.int32, count=done),
-            np.repeat(np.array(weights, dtype=np.float32), np.diff(ends, prepend=0)),
-            np.cumsum([len(of_run) for of_run in ids]),
-            is_uncut,
-        )
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._in_batches:
-            return [encoding.ids for encoding in self._plain.encode_batch_fast(texts)]
-        return [self._plain.encode(text).ids for text in texts]
 
     def _normalized(self, text: str) -> str:
         if self._normalizer is None or (self._keeps_ascii and text.isascii()):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torchvision.transforms.v2.functional import resize
@@ -13,15 +14,42 @@ from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
-from vlcpt.data.encode.options import EncodingOptions
 from vlcpt.data.media.open import (
+    DEFAULT_LIMITS,
     MediaError,
+    MediaLimits,
     giants_in_turn,
     image_size,
     read_image,
     without_cache,
 )
 from vlcpt.data.media.videos import Clip, clip_of, read_video
+
+TrainEos = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """What a configuration says of it, by its own names.
+
+    Args:
+        train_eos: Whether the closing ``<|endoftext|>`` is a target: ``auto`` where the last text
+            that is not white space is.
+        min_pixels, max_pixels: Pixel limits of a medium after resizing; default: the processor's.
+        fps, max_frames: Frames a second and in all to take from a video.
+        limits: What a media file may be.
+    """
+
+    train_eos: TrainEos = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    limits: MediaLimits = DEFAULT_LIMITS
+
+
+DEFAULT_OPTIONS = EncodingOptions()
+
 
 DEFAULT_FPS = 2.0
 DEFAULT_MAX_FRAMES = 768

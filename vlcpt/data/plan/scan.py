@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
-from zlib import crc32
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Text, TurnEdge
+from vlcpt.data.documents import Document, DocumentError, Medium
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.streams import TokenStream, closed_stream
-from vlcpt.data.encode.tokens import Run
 from vlcpt.data.media.files import MediaError, resolve
 from vlcpt.data.plan.ledger import NOT_READ, BadDataError, Dropped, TokenCounts, count_tokens
-from vlcpt.data.plan.split import OnOverlong, Part, split_stream
+from vlcpt.data.plan.split import OnOverlong, split_stream
 from vlcpt.data.prepared.read import PreparedRows
 from vlcpt.data.rows.base import FileState, file_state
 from vlcpt.data.sources import DocumentSource
@@ -31,9 +28,6 @@ OnBadData = Literal["error", "skip"]
 PIECE_ROWS = 512  # that a worker reads before it hands them over
 PREPARED_ROWS = 1 << 15  # the same where only integers are read
 WORTH_WORKERS = 1.0  # seconds of reading; to start workers takes a part of one
-# So many rows are read before their texts are encoded, all in one call; or so many characters and bytes of
-# media, as all of them are held.
-AHEAD, MOST_AHEAD = 64, 1 << 16
 _MARKS = ("untagged", "empty_spans", "cut_edges")
 
 # A line is a part of a document, in the order of rows. The numbers of the complete document stand in the line
@@ -52,97 +46,6 @@ LINE = np.dtype(
         ("checksum", "i4"),
     ]
 )
-
-
-class Cost(NamedTuple):
-    """What a document that can be trained on costs.
-
-    Args:
-        counts: Its tokens, by what becomes of them.
-        parts: Its parts, at least one.
-        checksum: See :attr:`TokenStream.checksum`.
-        images, videos: How many it has.
-    """
-
-    counts: TokenCounts
-    parts: Sequence[Part]
-    checksum: int
-    images: int = 0
-    videos: int = 0
-
-    def lines(self, row: int) -> Iterator[tuple[int, ...]]:
-        """One for each part, as ``LINE`` has them."""
-        about = (self.images, self.videos)
-        counts = self.counts
-        for number, part in enumerate(self.parts):
-            own = counts._replace(targets=part.targets, media=part.media, repeated=part.repeated)
-            yield (row, not number, *about, *own, part.start, part.stop, self.checksum)
-            about, counts = (0, 0), TokenCounts()
-
-
-Opened = Document | DocumentError
-Encoded = Cost | TokenStream | None  # None: not yet
-
-
-def scan_texts(
-    encoder: DocumentEncoder, documents: Sequence[Document], max_length: int
-) -> list[Cost | TokenStream | DocumentError]:
-    """Encode many documents that hold text and nothing else.
-
-    Args:
-        encoder: Gives the tokens.
-        documents: What to encode, each with at least one text.
-        max_length: Tokens of a sample.
-
-    Returns:
-        Of each document what it costs. Its tokens where there is more to say of it: without targets, longer
-        than ``max_length``, or cut at the edge of a span; or what is wrong with it.
-
-    Example:
-        >>> from vlcpt import load_processor, parse_markup
-        >>> from vlcpt.demo import base_path
-        >>> texts = ["one <trainable_text>two</trainable_text>", "<trainable_text></trainable_text>three"]
-        >>> found = scan_texts(DocumentEncoder(load_processor(base_path())), [*map(parse_markup, texts)], 64)
-        >>> found[0].counts.targets, len(found[1])
-        (2, 2)
-    """
-    texts = [[one for one in document.segments if isinstance(one, Text)] for document in documents]
-    runs = encoder.runs.uncut(texts)
-    closings = np.array([encoder.eos_weight(document) for document in documents], dtype=np.float32)
-    ids = np.insert(runs.ids, runs.ends, encoder.eos).astype("<i4")
-    weights = np.insert(runs.weights, runs.ends, closings).astype("<f4")
-    ends = runs.ends + np.arange(1, len(documents) + 1)
-    starts = np.append(0, ends[:-1])
-    without_context = (weights[starts] > 0).astype(np.int64)
-    weights[starts] = 0
-    is_target = weights > 0
-    targets = np.add.reduceat(is_target.astype(np.int64), starts)
-    places = np.where(is_target, np.arange(1, len(weights) + 1), 0)
-    stops = np.maximum.reduceat(places, starts) - starts
-    counts = np.stack([ends - starts, targets, stops, without_context, starts, ends], axis=1)
-    of_ids, of_weights = ids.data.cast("B"), weights.data.cast("B")
-    found: list[Cost | TokenStream | DocumentError] = []
-    for number, (read, trained, stop, lost, start, end) in enumerate(counts.tolist()):
-        if runs.is_uncut[number] and trained and stop <= max_length:
-            of_both = crc32(of_weights[4 * start : 4 * end], crc32(of_ids[4 * start : 4 * end]))
-            tokens = TokenCounts(
-                read, trained, context=stop - trained, trimmed=read - stop, targets_without_context=lost
-            )
-            found.append(Cost(tokens, [Part(0, stop, False, trained)], of_both & 0x7FFFFFFF))
-            continue
-        of_text = slice(start - number, end - number - 1)
-        run = Run(runs.ids[of_text], runs.weights[of_text], 0)
-        try:
-            if not runs.is_uncut[number]:
-                run = encoder.runs.cut(texts[number])
-        except DocumentError as error:
-            found.append(error.at(documents[number].source))
-            continue
-        closing_weight = float(closings[number])
-        found.append(
-            closed_stream([run.ids], [run.weights], encoder.eos, closing_weight, cut_edges=run.cut_edges)
-        )
-    return found
 
 
 class BadRow(NamedTuple):
@@ -308,10 +211,12 @@ class SourceScanner(Dataset[Scan]):
     def _read(self, rows: Iterable[int], total: int) -> Scan:
         """What these rows of a piece of ``total`` gave."""
         scan, lines = Scan(total), list[tuple[int, ...]]()
-        for row, found, encoded in self._encoded(rows):
+        for row in rows:
             self._board.at(row)
+            document = None
             try:
-                lines += self._cost(found, encoded, scan).lines(row)
+                document = self._source.document(row)
+                lines += self._lines(row, document, scan)
             except DocumentError as error:
                 is_dropped = error.kind == "overlong" and self._reading.on_overlong == "drop"
                 is_bad = error.kind != "without_targets" and not is_dropped
@@ -319,57 +224,25 @@ class SourceScanner(Dataset[Scan]):
                     scan.error = error
                     break
                 dropped = Dropped.by(error, self._source.rows.source(row))
-                files = _media_files(found) if is_bad and isinstance(found, Document) else ()
+                files = _media_files(document) if is_bad and document is not None else ()
                 scan.unused.append(BadRow(row, dropped, str(error), is_bad, files))
         scan.lines = np.array(lines, dtype=LINE)
         return scan
 
-    def _encoded(self, rows: Iterable[int]) -> Iterator[tuple[int, Opened, Encoded]]:
-        """Each row's document, or what is wrong with it, and what is known by now of its tokens."""
-        ahead: list[tuple[int, Opened]] = []
-        held = 0
-        for row in rows:
-            found: Opened
-            self._board.at(row)
-            try:
-                found = self._source.document(row)
-                held += sum(map(_size, found.segments))
-            except DocumentError as error:
-                found = error
-            ahead.append((row, found))
-            is_last = self._stops and isinstance(found, DocumentError)
-            if is_last or len(ahead) == AHEAD or held > MOST_AHEAD:
-                yield from self._with_texts(ahead)
-                ahead, held = [], 0
-        yield from self._with_texts(ahead)
-
-    def _with_texts(self, opened: list[tuple[int, Opened]]) -> Iterator[tuple[int, Opened, Encoded]]:
-        """The same, those that hold text alone encoded together."""
-        texts = {row: found for row, found in opened if isinstance(found, Document) and _is_text(found)}
-        costs = scan_texts(self._encoder, [*texts.values()], self._reading.max_length) if texts else []
-        of_row = dict(zip(texts, costs, strict=True))
-        for row, found in opened:
-            encoded = of_row.get(row)
-            yield (row, encoded, None) if isinstance(encoded, DocumentError) else (row, found, encoded)
-
-    def _cost(self, document: Opened, encoded: Encoded, scan: Scan) -> Cost:
-        """What a document costs; its marks are entered in the scan, and its tokens if it cannot be used."""
-        if isinstance(document, DocumentError):
-            raise document
+    def _lines(self, row: int, document: Document, scan: Scan) -> list[tuple[int, ...]]:
+        """A document as ``LINE`` has it. Its marks are entered in the scan, as are unused tokens."""
         scan.marks.update(NOT_READ + name for name in document.not_read)
-        found = self._encoder.tokens(document) if encoded is None else encoded
+        stream = self._encoder.tokens(document)
         scan.marks["untagged"] += not document.tagged
         scan.marks["empty_spans"] += document.empty_spans
-        if isinstance(found, Cost):
-            return found
-        scan.marks["cut_edges"] += found.cut_edges
+        scan.marks["cut_edges"] += stream.cut_edges
         reading = self._reading
         try:
             parts = split_stream(
-                found, reading.max_length, on_overlong=reading.on_overlong, source=document.source
+                stream, reading.max_length, on_overlong=reading.on_overlong, source=document.source
             )
             if not parts:
-                is_lost = found.without_context
+                is_lost = stream.without_context
                 raise DocumentError(
                     "its only target is its first token, which nothing predicts"
                     if is_lost
@@ -378,12 +251,16 @@ class SourceScanner(Dataset[Scan]):
                     source=document.source,
                 )
         except DocumentError as error:
-            scan.dropped_tokens[error.kind] += len(found)
+            scan.dropped_tokens[error.kind] += len(stream)
             raise
-        images = sum(isinstance(placed.medium, Image) for placed in found.media)
-        return Cost(
-            count_tokens(found, parts), parts, found.checksum, images, videos=len(found.media) - images
-        )
+        counts, checksum = count_tokens(stream, parts), stream.checksum
+        lines: list[tuple[int, ...]] = []
+        for part in parts:
+            images, videos = (0, 0) if lines else (len(document.images), len(document.videos))
+            own = counts._replace(targets=part.targets, media=part.media, repeated=part.repeated)
+            lines.append((row, not lines, images, videos, *own, part.start, part.stop, checksum))
+            counts = TokenCounts()
+        return lines
 
     def _read_prepared(self, prepared: PreparedRows, rows: range) -> Scan:
         first, shard_rows = rows[0], prepared.shard_rows
@@ -392,10 +269,10 @@ class SourceScanner(Dataset[Scan]):
         scan = self._read((np.flatnonzero(~is_plain) + first).tolist(), len(rows))
         if scan.error is not None:
             return scan
-        index = {name: column[is_plain] for name, column in index.items()}
+        index = index[is_plain]
         for mark in _MARKS:
             scan.marks[mark] += int(index[mark].sum())
-        lines = np.zeros(len(index["length"]), LINE)
+        lines = np.zeros(len(index), LINE)
         lines["row"], lines["first"] = np.flatnonzero(is_plain) + first, True
         for name in ("images", "videos", "targets", "checksum"):
             lines[name] = index[name]
@@ -407,19 +284,6 @@ class SourceScanner(Dataset[Scan]):
         together = np.concatenate([scan.lines, lines])
         scan.lines = together[np.argsort(together["row"], kind="stable")]
         return scan
-
-
-def _is_text(document: Document) -> bool:
-    """Whether it is to be encoded, and there is nothing but text in it."""
-    segments = document.segments
-    return type(document) is Document and bool(segments) and all(isinstance(one, Text) for one in segments)
-
-
-def _size(segment: Segment) -> int:
-    """Characters, or bytes that came with a row."""
-    if isinstance(segment, Text):
-        return len(segment.text)
-    return 0 if isinstance(segment, TurnEdge) or segment.data is None else len(segment.data)
 
 
 def _media_files(document: Document) -> tuple[FileState, ...]:

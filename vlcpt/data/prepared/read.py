@@ -5,27 +5,72 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
-from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.encode.streams import NUMBERS, EncodedDocument
+from vlcpt.data.documents import MAX_WEIGHT, DocumentError, Image, Medium, Source, Video
+from vlcpt.data.encode.streams import IGNORE_INDEX, NUMBERS, EncodedDocument, TokenStream
 from vlcpt.data.media.files import shown_url
-from vlcpt.data.prepared.shards import SCHEMA, row_document, row_source
 from vlcpt.data.rows.base import Rows, file_state
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.open import default_name
-from vlcpt.data.rows.tables import ParquetRows, as_numpy, file_system, is_address
+from vlcpt.data.rows.tables import ParquetRows, file_system, is_address
 
 WHOLE = "prepared.json"  # written last: without it, preparing has not ended
 BEGUN = "preparing.json"
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
-LAYOUT = 3
+LAYOUT = 4
 _KINDS = {"name": str, "fingerprint": dict, "reading": dict}
+
+# A row of a shard is a row of the source. The columns are few: each makes it slower to read one row.
+SCHEMA = pa.schema(
+    [
+        pa.field("about", pa.string(), nullable=False),  # JSON: see About
+        pa.field("data", pa.binary(), nullable=False),  # input_ids as int32, RUNS, the bytes of each medium
+        pa.field("numbers", pa.binary(NUMBERS.itemsize), nullable=False),  # what planning reads
+    ]
+)
+RUNS = np.dtype([("length", "<i4"), ("weight", "<f4")])  # neighbouring tokens of one loss weight
+
+
+@dataclass
+class Failed:
+    """What is wrong with a row that is no document: the arguments of a ``DocumentError``."""
+
+    kind: str
+    reason: str
+    field: str | None
+    offset: int | None
+
+
+@dataclass
+class About:
+    """What a row says besides its tokens and the bytes of its media.
+
+    Args:
+        source: Where it stood, with its id.
+        error: Why it is no document; the rest is then empty, and ``tokens`` among its numbers is -1.
+        tokens, runs: How many there are.
+        media: Each with its bytes. Its path is its name in messages, and is never opened.
+    """
+
+    source: Source
+    error: Failed | None = None
+    tokens: int = 0
+    runs: int = 0
+    media: list[tuple[int, Literal["Image"], Image] | tuple[int, Literal["Video"], Video]] = field(
+        default_factory=list
+    )
+
+
+_ABOUT = TypeAdapter(About)
 
 
 @dataclass(frozen=True)
@@ -141,7 +186,7 @@ class PreparedRows(Rows):
             raise self._damaged(WHOLE, "a key is missing, or its value is of another type")
         self._rows, self.shard_rows, self._sizes = rows, shard_rows, sizes
         self._check_files()
-        self._open: tuple[int, ParquetRows] | None = None
+        self._shards: dict[int, ParquetRows] = {}
 
     def __len__(self) -> int:
         return self._rows
@@ -163,17 +208,11 @@ class PreparedRows(Rows):
             return found
         raise self._damaged(WHOLE, "no counts of what was not read")
 
-    def index(self, shards: range) -> dict[str, np.ndarray]:
-        """The numbers of the rows of these shards, as far as there are so many: int32 by the names of
-        ``NUMBERS``."""
+    def index(self, shards: range) -> np.ndarray:
+        """The numbers of the rows of these shards, as far as there are so many: ``NUMBERS`` (N,)."""
         shards = shards[: max(len(self._sizes) - shards[0], 0)]
-        tables = []
-        for shard in shards:
-            with self._as_damaged(shard_name(shard)):
-                tables.append(self._shard(shard).table(NUMBERS))
-        table = pa.concat_tables(tables)
-        found = {name: as_numpy(table[name].combine_chunks().fill_null(-2)) for name in NUMBERS}
-        wide = {name: column.astype(np.int64) for name, column in found.items()}
+        found = np.concatenate([self._numbers(shard) for shard in shards])
+        wide = {name: found[name].astype(np.int64) for name in found.dtype.fields or ()}
         kept = wide["targets"] + wide["pads"] + 2 * wide["media"]
         is_sound = (kept <= wide["length"]) & (wide["length"] <= np.maximum(wide["tokens"], 0))
         is_sound &= np.all([column >= -(name == "tokens") for name, column in wide.items()], axis=0)
@@ -183,16 +222,23 @@ class PreparedRows(Rows):
         return found
 
     def source(self, number: int) -> Source:
-        return row_source(self._row(number))
+        try:
+            return _about(self._row(number)).source
+        except ValueError:  # it is damaged, as reading it says
+            return super().source(number)
 
     def row(self, number: int) -> EncodedDocument:
         row = self._row(number)
-        try:
-            return row_document(row, self._path)
-        except DocumentError:
-            raise
-        except (ValueError, TypeError) as error:  # of a row that no vlcpt wrote
-            raise self._damaged(f"row {number + 1}", _short(error)) from None
+        with self._as_damaged(f"row {number + 1}"):
+            about = _about(row)
+        if about.error is not None:
+            raise DocumentError(**vars(about.error), source=about.source)
+        with self._as_damaged(f"row {number + 1}"):
+            return _document(row, about, self._path)
+
+    def _numbers(self, shard: int) -> np.ndarray:
+        with self._as_damaged(shard_name(shard)):
+            return numbers_in(self._shard(shard))
 
     def _row(self, number: int) -> Row:
         shard, line = divmod(number, self.shard_rows)
@@ -200,23 +246,23 @@ class PreparedRows(Rows):
             return self._shard(shard).row(line)
 
     def _shard(self, shard: int) -> ParquetRows:
-        """The file of a shard; one is open at a time, so that memory stays flat."""
-        if self._open is None or self._open[0] != shard:
+        if shard not in self._shards:
             rows = ParquetRows(f"{self._path}/{shard_name(shard)}")
-            if rows.schema != SCHEMA or len(rows) != min(
-                self.shard_rows, self._rows - shard * self.shard_rows
-            ):
-                raise self._damaged(shard_name(shard), "its columns, or the number of its rows, are others")
-            self._open = (shard, rows)
-        return self._open[1]
+            expected = min(self.shard_rows, self._rows - shard * self.shard_rows)
+            if rows.schema != SCHEMA or len(rows) != expected:
+                raise ValueError("its columns, or the number of its rows, are others")
+            self._shards[shard] = rows
+        return self._shards[shard]
 
     @contextmanager
     def _as_damaged(self, name: str) -> Iterator[None]:
-        """What a table's reader finds wrong with a file, as an error of the folder."""
+        """What is wrong with a file or a row, which no vlcpt wrote so, as an error of the folder."""
         try:
             yield
         except DocumentError as error:
-            raise error if error.field == self._path else self._damaged(name, error.reason) from None
+            raise self._damaged(name, error.reason) from None
+        except (ValueError, TypeError) as error:
+            raise self._damaged(name, _short(error)) from None
 
     def _check_files(self) -> None:
         """All files are there, with their length; pages show when they are read whether they changed."""
@@ -239,6 +285,63 @@ class PreparedRows(Rows):
             "--overwrite.",
             self._path,
         )
+
+
+def _about(row: Row) -> About:
+    try:
+        return _ABOUT.validate_python(json.loads(str(row["about"])))
+    except ValueError:
+        raise ValueError("its column about is not as vlcpt writes it") from None
+
+
+def _document(row: Row, about: About, folder: str) -> EncodedDocument:
+    """A row as a document of a prepared source in this folder.
+
+    Raises:
+        ValueError, TypeError: If its parts do not fit together, as no vlcpt writes them.
+    """
+    data, numbers = bytes(row["data"]), np.frombuffer(row["numbers"], NUMBERS)[0]  # type: ignore[call-overload]
+    sizes = [4 * about.tokens, RUNS.itemsize * about.runs, *(size for size, _, _ in about.media)]
+    if min(sizes) < 0 or sum(sizes) != len(data):
+        raise ValueError(f"its parts take {sizes} of {len(data)} bytes")
+    ends = [*accumulate(sizes)]
+    ids = np.frombuffer(data, "<i4", about.tokens).astype(np.int64)
+    runs = np.frombuffer(data, RUNS, about.runs, ends[0])
+    lengths, weights = runs["length"], runs["weight"]
+    # A few bytes may claim runs that take all memory.
+    if not len(ids) or lengths.min() < 0 or lengths.sum(dtype=np.int64) != len(ids):
+        raise ValueError(f"its loss weights are not those of {len(ids)} tokens")
+    if not (weights.min() >= 0 and weights.max() <= MAX_WEIGHT) or ids.min() < 0:  # also where one is NaN
+        raise ValueError("a token or a loss weight is out of range")
+    loss_weights = np.repeat(weights, lengths)
+    stream = TokenStream(
+        input_ids=ids,
+        labels=np.where(loss_weights > 0, ids, IGNORE_INDEX),
+        loss_weights=loss_weights,
+        media=(),
+        without_context=int(numbers["without_context"]),
+        cut_edges=int(numbers["cut_edges"]),
+    )
+    media: list[Medium] = [
+        replace(medium, data=data[start:stop])  # so its path is not opened
+        for (_, _, medium), (start, stop) in zip(about.media, pairwise(ends[1:]), strict=True)
+    ]
+    return EncodedDocument(
+        tuple(media),
+        id=about.source.id,
+        source=about.source,
+        tagged=not numbers["untagged"],
+        empty_spans=int(numbers["empty_spans"]),
+        stream=stream,
+        numbers=numbers,
+        folder=folder,
+    )
+
+
+def numbers_in(shard: ParquetRows) -> np.ndarray:
+    """What planning needs of the rows of a shard: ``NUMBERS`` (N,)."""
+    column = shard.table(["numbers"])["numbers"].combine_chunks()
+    return np.frombuffer(column.buffers()[1], NUMBERS, len(column))
 
 
 def shard_name(shard: int) -> str:

@@ -1,4 +1,4 @@
-"""``vlcpt prepare``'s shards: each a piece of its source, there from first to last row or not at all."""
+"""``vlcpt prepare``: each shard of a source is written in full or not at all."""
 
 from __future__ import annotations
 
@@ -10,41 +10,145 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from torch.utils.data import Dataset
+from transformers import ProcessorMixin
 
 from vlcpt import __version__
-from vlcpt.data.documents import DocumentError
+from vlcpt.data.documents import Document, DocumentError, Medium, Source
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.streams import NUMBERS, TokenStream, numbers_of
+from vlcpt.data.encode.vision import EncodingOptions, medium_errors
+from vlcpt.data.markup import Untagged
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.open import MediaLimits, open_medium
 from vlcpt.data.plan.cache import source_key
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
-from vlcpt.data.prepared.fingerprints import differences
-from vlcpt.data.prepared.read import BEGUN, LAYOUT, SOURCE_KIND, WHOLE, read_json, shard_name
-from vlcpt.data.prepared.shards import SCHEMA, document_row, error_row, row_bytes
+from vlcpt.data.prepared.read import (
+    BEGUN,
+    LAYOUT,
+    RUNS,
+    SCHEMA,
+    SOURCE_KIND,
+    WHOLE,
+    About,
+    Failed,
+    PreparedRows,
+    numbers_in,
+    read_json,
+    shard_name,
+)  # fmt: skip
 from vlcpt.data.rows.fields import Row
+from vlcpt.data.rows.tables import ParquetRows
 from vlcpt.data.sources import DocumentSource
 from vlcpt.data.workers import LoadingError, WorkerBoard, read_by_workers
 from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_file
 
+# To be raised whenever the same document would become other tokens or positions.
+ENCODING = 1
+# Of the image and video processors: all that a file's tokens, pixels and positions depend on.
+_SETTINGS = (
+    "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "merge_size",
+    "max_video_tokens", "patch_size", "resample", "rescale_factor", "size", "temporal_patch_size",
+)  # fmt: skip
+
+
+def fingerprint(processor: ProcessorMixin, untagged: Untagged, options: EncodingOptions) -> dict[str, object]:
+    """What documents are encoded with: options of the configuration and settings of the processor.
+
+    Args:
+        processor: A ``Qwen2_5_VLProcessor``.
+        untagged: What becomes of text without any tag.
+        options: How documents are encoded.
+
+    Returns:
+        Plain JSON values, by the names that a user knows.
+
+    Example:
+        >>> from vlcpt import load_processor
+        >>> from vlcpt.demo import base_path
+        >>> fingerprint(load_processor(base_path()), "train", EncodingOptions(fps=1.0))["fps"]
+        1.0
+    """
+    found: dict[str, object] = {"encoding": ENCODING, "untagged": untagged}
+    found |= {name: value for name, value in vars(options).items() if name != "limits"}
+    found |= asdict(options.limits)
+    tokenizer = processor.tokenizer.backend_tokenizer.to_str()
+    found["tokenizer"] = xxhash.xxh3_64_hexdigest(tokenizer.encode())
+    for name in ("image_processor", "video_processor"):
+        settings = getattr(processor, name).to_dict()
+        found |= {f"{name}.{key}": settings.get(key) for key in _SETTINGS}
+    plain: dict[str, object] = json.loads(json.dumps(found, default=dict))
+    return plain
+
+
+def differences(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What differs, with both values.
+
+    Example:
+        >>> differences({"fps": None, "untagged": "train"}, {"fps": 2, "untagged": "train"})
+        ['fps: null then, 2 now']
+    """
+    keys = [*then, *(key for key in now if key not in then)]
+    return [
+        f"{key}: {json.dumps(then.get(key))} then, {json.dumps(now.get(key))} now"
+        for key in keys
+        if then.get(key) != now.get(key)
+    ]
+
+
+def require_same_encoding(
+    sources: Iterable[DocumentSource],
+    processor: ProcessorMixin,
+    untagged: Untagged,
+    options: EncodingOptions,
+) -> None:
+    """Raise where a prepared source would be encoded in another way today.
+
+    Raises:
+        DocumentError: With what differs, both values, and what to do.
+
+    Example:
+        >>> require_same_encoding([], None, "train", EncodingOptions())
+    """
+    prepared = [(source, source.rows) for source in sources if isinstance(source.rows, PreparedRows)]
+    if not prepared:
+        return
+    now = fingerprint(processor, untagged, options)
+    for source, rows in prepared:
+        then = rows.about["fingerprint"]
+        assert isinstance(then, dict)
+        if found := differences(then, now):
+            raise DocumentError(
+                f"it was prepared with other options or another processor ({'; '.join(found)}). Set the "
+                "configuration as it was, or run vlcpt prepare again.",
+                kind="source",
+                field=source.name,
+            )
+
+
 Engine = Literal["local", "ray"]
-Failed = DocumentError | BadDataError | WriteError
+Stopped = DocumentError | BadDataError | WriteError
 AGAIN = "Then start it again: it goes on where it stopped."
 # A shard is at least so many rows, and at most so many; between them there are some hundred shards.
 SHARD_ROWS = (512, 8192)
-_SHARDS = 512
-# A row group, which is read to get one document, is closed when it holds so much. Small, because over a
-# network all of it comes for that document; what Parquet adds is some kB of it.
-GROUP_BYTES = 1 << 17
+_SHARDS = 256
+# A row group, all of which is read to get one document, is closed when it holds so many bytes.
+GROUP_BYTES = 1 << 14
+MAX_BYTES = (1 << 31) - (1 << 20)  # a page of a Parquet file has at most 2 GiB
 _PARQUET = {
     "compression": "none",  # media are compressed already, and tokens hardly get smaller
-    "use_dictionary": ["path"],
+    "use_dictionary": False,
     "write_statistics": False,
     "write_page_checksum": True,
 }
@@ -52,7 +156,7 @@ _OURS = re.compile(r"(\d{5,}|index|places)\.(parquet|arrow)|\..*\.partial")  # .
 _PARTIAL = ".*.partial"
 
 
-class ShardWriter(Dataset[Failed | None]):
+class ShardWriter(Dataset[Stopped | None]):
     """Encodes shards by number, in whatever process, or on whatever machine.
 
     Item n is None once shard n is written, or its error, into whose text torch would put a trace.
@@ -86,7 +190,7 @@ class ShardWriter(Dataset[Failed | None]):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
 
-    def __getitem__(self, shard: int) -> Failed | None:
+    def __getitem__(self, shard: int) -> Stopped | None:
         try:
             self.write(shard)
         except (DocumentError, BadDataError, WriteError) as error:
@@ -153,6 +257,60 @@ class ShardWriter(Dataset[Failed | None]):
         return document_row(document, self._encoder.tokens(document), source, self._encoder.options.limits)
 
 
+def document_row(document: Document, stream: TokenStream, source: Source, limits: MediaLimits) -> Row:
+    """A document as a row of ``SCHEMA``, with the bytes of its media.
+
+    Raises:
+        DocumentError: If a medium's file cannot be read, or all of them are too large for a row.
+    """
+    starts = np.append(0, np.flatnonzero(np.diff(stream.loss_weights)) + 1)
+    runs = np.zeros(len(starts), RUNS)
+    runs["length"], runs["weight"] = np.diff(starts, append=len(stream)), stream.loss_weights[starts]
+    about = About(replace(source, id=document.id), tokens=len(stream), runs=len(runs))
+    files = [_file_bytes(placed.medium, document, limits) for placed in stream.media]
+    for placed, file in zip(stream.media, files, strict=True):
+        medium = replace(placed.medium, data=None)
+        about.media.append((len(file), type(medium).__name__, medium))  # type: ignore[arg-type]
+    parts = [stream.input_ids.astype("<i4").tobytes(), runs.tobytes(), *files]
+    row = _row(about, numbers_of(document, stream), parts)
+    if (size := row_bytes(row)) > MAX_BYTES:
+        raise DocumentError(
+            f"it takes {size:,} bytes with its media, and a prepared document {MAX_BYTES:,} at most. Split "
+            "it, or train from the rows.",
+            kind="medium",
+            source=document.source,
+        )
+    return row
+
+
+def error_row(error: DocumentError, source: Source) -> Row:
+    """A row that is no document, with what is wrong."""
+    failed = Failed(error.kind, error.reason, error.field, error.offset)
+    numbers = np.zeros(1, NUMBERS)
+    numbers["tokens"] = -1
+    return _row(About(error.source or source, failed), numbers[0], [])
+
+
+def _row(about: About, numbers: np.void, parts: list[bytes]) -> Row:
+    given = {name: value for name, value in asdict(about).items() if value}
+    return {"about": json.dumps(given), "data": b"".join(parts), "numbers": numbers.tobytes()}
+
+
+def row_bytes(row: Row) -> int:
+    """About how much a row takes in a file."""
+    return 100 + len(str(row["about"])) + len(bytes(row["data"]))  # type: ignore[call-overload]
+
+
+def _file_bytes(medium: Medium, document: Document, limits: MediaLimits) -> bytes:
+    root = None if document.media_root is None else Path(document.media_root)
+    with medium_errors(medium, document):
+        try:
+            with open_medium(medium, root, limits) as file:
+                return file.read()
+        except OSError as error:
+            raise MediaError(str(error)) from None
+
+
 def prepare_source(
     source: DocumentSource,
     encoder: Callable[[], DocumentEncoder],
@@ -171,7 +329,7 @@ def prepare_source(
         source: The source.
         encoder: Makes the encoder.
         folder: Empty, new, or holding the same source as far as it is prepared.
-        fingerprint: See :func:`vlcpt.data.prepared.fingerprints.fingerprint`.
+        fingerprint: See :func:`vlcpt.data.prepared.write.fingerprint`.
         stops: Whether the first unusable row stops it; others are kept with their reason.
         engine: ``local``: processes of this machine; ``ray``: Ray Data's ``map_batches``.
         num_proc: Processes of the local engine; 0 and 1: this one.
@@ -187,8 +345,8 @@ def prepare_source(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from vlcpt import CPTDataset, load_processor
-        >>> from vlcpt.data.encode.options import EncodingOptions
-        >>> from vlcpt.data.prepared.fingerprints import fingerprint
+        >>> from vlcpt.data.encode.vision import EncodingOptions
+        >>> from vlcpt.data.prepared.write import fingerprint
         >>> from vlcpt.data.sources import open_source
         >>> from vlcpt.demo import base_path
         >>> processor, source = load_processor(base_path()), open_source([{"text": "one two"}])
@@ -295,7 +453,7 @@ def _write_on_ray(write: ShardWriter, shards: Sequence[int]) -> Iterator[int]:
             yield from done["shard"]
     except ray.exceptions.RayTaskError as error:
         # Ray's class derives from that of the writer's error; its message is a whole trace.
-        raise error.cause if isinstance(error.cause, Failed) else error from None
+        raise error.cause if isinstance(error.cause, Stopped) else error from None
     finally:
         context.enable_progress_bars, context.raise_original_map_exception = before
         if started:
@@ -361,14 +519,13 @@ def _finish(
     not_read, documents, media = Counter[str](), 0, 0
     for path in shards:
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                not_read.update(json.loads(file.metadata.metadata[b"not_read"]))
-                numbers = file.read(columns=["targets", "images", "videos"], use_threads=False).to_pylist()
-        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            not_read.update(json.loads(pq.read_metadata(path).metadata[b"not_read"]))
+            numbers = numbers_in(ParquetRows(path))
+        except (DocumentError, OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise _error(f"{path.name} is damaged ({error}). Delete this file. {AGAIN}", folder) from error
-        trained = [row for row in numbers if row["targets"]]
+        trained = numbers[numbers["targets"] > 0]
         documents += len(trained)
-        media += sum(row["images"] + row["videos"] for row in trained)
+        media += int(trained["images"].sum() + trained["videos"].sum())
     beside = files_beside(source, documents=documents, media=media)
     made_by = {name: version(name) for name in ("transformers", "tokenizers", "pillow", "av")}
     whole = {

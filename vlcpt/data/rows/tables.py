@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,39 @@ from vlcpt.file_writes import WriteError, Writing
 if TYPE_CHECKING:
     import datasets
 
-# Row groups are kept while they fit here, at least one: memory stays flat, and reading on is fast.
-_KEPT_BYTES = 128 << 20
+# Bytes of row groups, and of the footers of open files, that all Parquet files together keep. In memory, a
+# footer takes 15 times its bytes. Each counts for _FOOTER at least: so 256 files are open at most.
+_GROUPS, _FOOTERS, _FOOTER = 128 << 20, 4 << 20, 16 << 10
 
+T = TypeVar("T")
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class _Kept(Generic[T]):
+    """The values used last, up to a number of bytes but at least one: memory stays flat, reading is fast."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._size = most, 0
+        self._kept: OrderedDict[object, tuple[T, int]] = OrderedDict()
+
+    def get(self, key: object) -> T | None:
+        """What is kept under a key."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def put(self, key: object, value: T, size: int) -> T:
+        """Keep a value of so many bytes."""
+        self._kept[key], self._size = (value, size), self._size + size
+        while self._size > self._most and len(self._kept) > 1:
+            self._size -= self._kept.popitem(last=False)[1][1]
+        return value
+
+
+_groups = _Kept[pa.Table](_GROUPS)
+_files = _Kept[pq.ParquetFile](_FOOTERS)
 
 
 class ParquetRows(Rows):
@@ -47,25 +75,20 @@ class ParquetRows(Rows):
 
     def __init__(self, path: Path | str, columns: Iterable[str] | None = None) -> None:
         super().__init__(str(path))
-        self._path = path
+        self.path = str(path)
         try:
-            with self._opened() as file:
-                groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-                self.schema = file.schema_arrow
+            file = self._opened()
+            groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            self.schema = file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:  # the last: names that are not UTF-8
             raise _damaged(path, "Parquet", error) from None
         check_names(str(path), self.schema.names)
         wanted = None if columns is None else set(columns)
         self._columns = [name for name in self.schema.names if wanted is None or name in wanted]
         self._ends = np.cumsum(groups, dtype=np.int64)
-        self._file: tuple[int, pq.ParquetFile] | None = None
-        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_file": None, "_groups": OrderedDict()}
 
     def row(self, number: int) -> Row:
         group = int(np.searchsorted(self._ends, number, side="right"))
@@ -75,31 +98,26 @@ class ParquetRows(Rows):
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """All rows, of these columns."""
-        with _unreadable("the table"), self._opened() as file:
-            return file.read(columns=list(columns), use_threads=False)
+        with _unreadable("the table"):
+            return self._opened().read(columns=list(columns), use_threads=False)
 
     def only(self, columns: Iterable[str]) -> ParquetRows:
         """The same rows with these columns alone, so that nothing else is read."""
-        return ParquetRows(self._path, columns)
-
-    def _opened(self) -> pq.ParquetFile:
-        files, path = file_system(str(self._path)) if is_address(str(self._path)) else (None, self._path)
-        return pq.ParquetFile(path, filesystem=files, page_checksum_verification=True)
+        return ParquetRows(self.path, columns)
 
     def _group(self, group: int) -> pa.Table:
-        if group in self._groups:
-            self._groups.move_to_end(group)
-            return self._groups[group]
+        if (kept := _groups.get((self, group))) is not None:
+            return kept
+        table = self._opened().read_row_group(group, columns=self._columns, use_threads=False)
+        return _groups.put((self, group), table, table.get_total_buffer_size())
+
+    def _opened(self) -> pq.ParquetFile:
         # A forked worker opens the file itself: the parent's place in it is shared.
-        if self._file is None or self._file[0] != os.getpid():
-            self._file = (os.getpid(), self._opened())
-        table = self._file[1].read_row_group(group, columns=self._columns, use_threads=False)
-        while (
-            self._groups and table.nbytes + sum(kept.nbytes for kept in self._groups.values()) > _KEPT_BYTES
-        ):
-            self._groups.popitem(last=False)
-        self._groups[group] = table
-        return table
+        if (kept := _files.get((self, os.getpid()))) is not None:
+            return kept
+        files, path = file_system(self.path) if is_address(self.path) else (None, self.path)
+        file = pq.ParquetFile(path, filesystem=files, page_checksum_verification=True)
+        return _files.put((self, os.getpid()), file, max(file.metadata.serialized_size, _FOOTER))
 
 
 class ArrowRows(Rows):
@@ -248,16 +266,6 @@ def file_system(path: str) -> tuple[AbstractFileSystem, str]:
     return url_to_fs(path) if is_address(path) else (LocalFileSystem(), path.rstrip("/"))
 
 
-def as_numpy(array: pa.Array) -> np.ndarray:
-    """Numbers without a copy; ``to_numpy`` would import pandas, in every worker.
-
-    Example:
-        >>> as_numpy(pa.array([1, 2])).tolist()
-        [1, 2]
-    """
-    return np.from_dlpack(array)
-
-
 def is_hub_id(path: str) -> bool:
     """Whether a path may be a data set's name on the Hub.
 
@@ -350,7 +358,7 @@ def loaded_rows(path: str, split: str) -> DatasetRows:
 
 
 def _row(table: pa.Table | pa.RecordBatch, number: int) -> Row:
-    return table.slice(number, 1).to_pylist()[0]
+    return {name: table.column(name)[number].as_py() for name in table.schema.names}
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from vlcpt.config.precision import autocast_type
-from vlcpt.config.training import LEARNING_RATES, CPTConfig
+from vlcpt.config.schema import LEARNING_RATES
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import UNREADABLE

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlcpt.data.plan import pack as packing
-from vlcpt.data.plan.pack import LOOK_AHEAD, plan_packs
+from vlcpt.data.plan import mix as packing
+from vlcpt.data.plan.mix import LOOK_AHEAD, plan_packs
 
 
 def packs_of(lengths: list[int], max_length: int) -> list[list[int]]:
