@@ -113,7 +113,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
-    from vlcpt.runs.folder import require_paths
+    from vlcpt.run_files import require_paths
 
     require_paths(checkpoint, output)
     configs = _read(context, config)
@@ -242,7 +242,7 @@ def _read(context: typer.Context, config: Path) -> Configs:
     from vlcpt.config.yaml import complete, read_early
     from vlcpt.errors import ConfigError, refuse
     from vlcpt.folder_locks import require_free
-    from vlcpt.runs.folder import require_empty
+    from vlcpt.run_files import require_empty
 
     command, early = context.info_name, read_early(config, context.args)
     if command == "train":

@@ -13,13 +13,12 @@ from rich.table import Table
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.errors import ConfigError
-from vlcpt.file_writes import Writing
+from vlcpt.file_writes import Writing, write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import number
 from vlcpt.runs.data import RunData, quiet_libraries, shown
-from vlcpt.runs.folder import write_json
 from vlcpt.runs.train import train_run
 from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets, perplexity
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from vlcpt.config.precision import autocast_type, slow_products
 from vlcpt.config.yaml import Configs
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import write_json
 from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
 from vlcpt.runs.data import RunData, quiet_libraries, show_unmeasured, shown, with_native_model
-from vlcpt.runs.folder import write_json
 from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets
 
 

@@ -21,6 +21,7 @@ from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, r
 from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
 from vlcpt.data.sources import open_source
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
 from vlcpt.report.screen import Screen
@@ -34,7 +35,6 @@ from vlcpt.runs.data import (
     shown,
     source_options,
 )
-from vlcpt.runs.folder import write_json
 
 
 def prepare_run(

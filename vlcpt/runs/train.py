@@ -29,6 +29,7 @@ from vlcpt.model.loading import (
 from vlcpt.model.tuning import tower_table
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import ledger_table, towers_table
+from vlcpt.run_files import PLANS, require_empty
 from vlcpt.runs.data import (
     RunData,
     quiet_libraries,
@@ -37,12 +38,18 @@ from vlcpt.runs.data import (
     shown,
     with_native_model,
 )
-from vlcpt.runs.folder import PLANS, prepare_output
-from vlcpt.training.checkpoints.files import find_checkpoint
+from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
 from vlcpt.training.guards import check_launch, check_packed
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
 from vlcpt.training.step import require_media
 from vlcpt.training.trainer import CPTTrainer
+
+# What a run writes, and --overwrite deletes first: a model beside an older adapter would load with it.
+RUN_FILES = (
+    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", RECORD),
+    *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+)
 
 
 def train_run(
@@ -101,6 +108,29 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     if repo_id is not None:
         say(console, f"pushed to {push_run(configs, repo_id).url}")
     return trainer
+
+
+def prepare_output(configs: Configs, config_path: Path | None = None) -> list[str]:
+    """Refuse an output folder that holds another run's work, or empty it if that is asked for.
+
+    Args:
+        config_path: See :func:`require_empty`.
+
+    Returns:
+        The checkpoints that were deleted.
+    """
+    output = Path(str(configs.training.output_dir))
+    require_empty(output, config_path, vars(configs.training))
+    if not configs.training.overwrite:
+        return []
+    deleted = list_checkpoints(output)
+    for folder in deleted:
+        delete_checkpoint(folder)
+    for path in (path for name in RUN_FILES for path in output.glob(name)):
+        if path.is_file():
+            path.unlink()
+    remove_plans(output / PLANS)
+    return [folder.name for folder in deleted]
 
 
 def _account_failures(dataset: CPTDataset, output: Path, console: Console) -> None:
