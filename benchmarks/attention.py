@@ -352,7 +352,7 @@ def count_tower() -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192, help="Of a pack, a multiple of 8.")
+    parser.add_argument("--tokens", type=int, default=8192, help="Tokens of a pack, a multiple of 8.")
     parser.add_argument("--repetitions", type=int, default=5, help="Each has both sides twice.")
     parser.add_argument("--quick", action="store_true", help="Packs of 2,048 tokens, two repetitions.")
     parser.add_argument("--output", type=Path, help="JSON with every time.")

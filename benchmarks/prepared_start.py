@@ -80,7 +80,7 @@ def start_run(config: Path) -> dict[str, object]:
     from vlcpt.model.tuning import tower_table
     from vlcpt.report.screen import Screen
     from vlcpt.report.terminal import ledger_table, towers_table
-    from vlcpt.runs.data import train_dataset
+    from vlcpt.runs.data import RunData
     from vlcpt.training.trainer import CPTTrainer
 
     configs = load_config(config)
@@ -91,7 +91,7 @@ def start_run(config: Path) -> dict[str, object]:
     held = memory("VmRSS") / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     start, used = time.perf_counter(), time.process_time()
-    dataset = train_dataset(configs, processor)
+    dataset = RunData(configs, processor).train()
     planned, plan_peak = time.perf_counter() - start, memory() / 2**20 - held
     digest = dataset.digest
     dataset.ledger.write(Path(str(configs.training.output_dir)))

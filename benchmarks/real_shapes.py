@@ -62,7 +62,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     from vlcpt.config.yaml import load_config
     from vlcpt.model.counting import count_towers, empty_model
     from vlcpt.runs.check import foresee
-    from vlcpt.runs.data import train_dataset
+    from vlcpt.runs.data import RunData
 
     config = folder / f"{tuning}.yaml"
     config.write_text(
@@ -70,7 +70,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     )
     configs = load_config(config)
     processor = load_processor(configs.model.model_name_or_path)
-    dataset = train_dataset(configs, processor)
+    dataset = RunData(configs, processor).train()
     merge = processor.image_processor.merge_size**2
     packs = dataset.pack_sizes()
     empty = empty_model(configs.model)

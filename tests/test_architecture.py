@@ -21,11 +21,11 @@ MODULES = {
 ALLOWED = {
     "vlcpt.errors": ("vlcpt.errors",),
     "vlcpt.file_writes": ("vlcpt.file_writes",),
-    "vlcpt.run_files": ("vlcpt.run_files",),
+    "vlcpt.run_files": ("vlcpt.run_files", "vlcpt.errors", "vlcpt.folder_locks"),
     "vlcpt.folder_locks": ("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.errors"),
     # Formats and names of sources are checked before data is read.
     "vlcpt.config": (
-        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs"),
+        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.run_files"),
         *("vlcpt.data.documents", "vlcpt.data.formats", "vlcpt.data.rows"),
     ),
     "vlcpt.data": (

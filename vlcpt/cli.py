@@ -67,7 +67,7 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("vlcpt-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
 ) -> None:
-    """The whole main job on the embedded model and data, in minutes on a CPU."""
+    """Run every step of a training on the embedded model and data, in minutes on a CPU."""
     from vlcpt.folder_locks import require_free
 
     require_free(output_dir)
@@ -113,7 +113,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
-    from vlcpt.runs.folder import require_paths
+    from vlcpt.run_files import require_paths
 
     require_paths(checkpoint, output)
     configs = _read(context, config)
@@ -197,7 +197,7 @@ def push(
 ) -> None:
     """Send an adapter or a model to the Hub, with its card. Private by default; the token is that of
     `hf auth login` or HF_TOKEN."""
-    _say_loading(f"{checkpoint} is looked at")
+    _say_loading(f"reading {checkpoint}")
     from rich.text import Text
 
     from vlcpt.hub.push import push_adapter
@@ -221,14 +221,14 @@ def push(
         return
     screen = Screen()
     for line in push_lines(done):
-        # The card's lines stay whole, for a person to copy.
+        # The card's lines are not wrapped, for a person to copy.
         screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 
 
 @app.command()
 def env() -> None:
     """Versions and devices, for a bug report."""
-    _say_loading("versions and devices are looked at")
+    _say_loading("reading versions and devices")
     from vlcpt.report.environment import describe
 
     print(describe())
@@ -242,7 +242,7 @@ def _read(context: typer.Context, config: Path) -> Configs:
     from vlcpt.config.yaml import complete, read_early
     from vlcpt.errors import ConfigError, refuse
     from vlcpt.folder_locks import require_free
-    from vlcpt.runs.folder import require_empty
+    from vlcpt.run_files import require_empty
 
     command, early = context.info_name, read_early(config, context.args)
     if command == "train":

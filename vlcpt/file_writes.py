@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -279,3 +281,19 @@ def _free_names(path: Path) -> bool:
     """Whether the file system can take another file; some do not count them, and say 0 of 0."""
     found = os.statvfs(_existing(path))
     return not found.f_files or found.f_favail > 0
+
+
+def write_json(path: Path, content: Mapping[str, object], what: str = "") -> None:
+    """Write a JSON file completely or not at all; a number that JSON does not have becomes null.
+
+    Args:
+        what: What it is, for the message of a :class:`vlcpt.file_writes.WriteError`.
+    """
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, text + "\n", what)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -422,7 +422,7 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("ignore_data_skip: true", "ignore_data_skip: A resumed run would read documents again"),
         ("auto_find_batch_size: true", "auto_find_batch_size: It would begin anew with trained weights"),
         ("dataloader_in_order: false", "dataloader_in_order: Workers would change the order"),
-        ("eval_do_concat_batches: false", "eval_do_concat_batches: Evaluation needs its rows"),
+        ("eval_do_concat_batches: false", "eval_do_concat_batches: Evaluation needs all rows"),
         ("train_sampling_strategy: group_by_length", "Choose one of: random, sequential"),
         ("train_sampling_strategy: batch_rebalance", "Choose one of: random, sequential"),
         ("accelerator_config: {split_batches: true}", "split_batches: a batch is of each process"),

@@ -9,10 +9,9 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from vlcpt.config.keys import known_types
+from vlcpt.config.keys import known_types, read_table, remarks, synonyms
 from vlcpt.config.rules import OPTIMIZERS
 from vlcpt.config.schema import ModelConfig, SourceConfig
-from vlcpt.config.synonyms import read_table, remarks, synonyms
 from vlcpt.config.values import Loader
 from vlcpt.config.yaml import load_config, read_early
 from vlcpt.errors import ConfigError

@@ -71,7 +71,7 @@ def test_wrong_values_and_unknown_keys_are_reported_together(file):
 
 
 def test_all_rules_and_paths_are_reported_together(file):
-    """Of the model, the data, the training, and between these."""
+    """Rules of the model, the data and the training, and between these."""
     path = file(
         "lora_r: 0\nlora_towers: [vision]\nfps: 0\nreplay_share: 0.2\neval_data: none.jsonl\n"
         "dataloader_drop_last: true\nseed: -1\n",

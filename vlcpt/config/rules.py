@@ -56,7 +56,7 @@ _REFUSED: Mapping[str, str] = {
     "enable_jit_checkpoint": "vlcpt saves at SIGTERM and SIGINT by itself. Remove the key.",
     "hub_always_push": "Only the result is pushed, once. Remove the key.",
     "dataloader_in_order": "Workers would change the order, on which a resume relies. Remove the key.",
-    "eval_do_concat_batches": "Evaluation needs its rows in one piece. Remove the key.",
+    "eval_do_concat_batches": "Evaluation needs all rows of a batch together. Remove the key.",
 }
 _SAMPLING = ("random", "sequential")
 
@@ -71,7 +71,7 @@ def training_rules(values: Mapping[str, object]) -> Iterator[str]:
         >>> list(training_rules({"dataloader_drop_last": True, "max_length": 1}))  # doctest: +ELLIPSIS
         ['max_length 1 must be 2 or more: ...', 'dataloader_drop_last: It would lose documents. Remove the key.']
     """  # noqa: E501
-    # Of an Enum, its text.
+    # The text of an Enum.
     plain = {name: getattr(value, "value", value) for name, value in values.items()}
     training = SimpleNamespace(**{**defaults(), **plain})
     yield from wrong_numbers(plain)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import yaml
 
-from vlcpt.config.keys import REQUIRED, explain_field, known_types, read_keys, wrong_keys
+from vlcpt.config.keys import REQUIRED, explain_field, known_types, read_keys, read_table, wrong_keys
 from vlcpt.config.paths import HUB_NAME, moved, moved_source, wrong_paths
 from vlcpt.config.rules import rules_between, training_rules
 from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
-from vlcpt.config.synonyms import read_table
 from vlcpt.config.values import NULL, Dumper, Given, compose, convert, is_nothing, is_secret
 from vlcpt.errors import ConfigError, collected, refuse
+from vlcpt.run_files import RESOLVED_HEADER
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RESOLVED_HEADER = (
-    "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
-)
 _LARGEST = 2**20  # bytes of a configuration; reading YAML takes a second for each of these
 # How a run was started is not what it does: with these, repeating it would erase or continue the first one.
 _STARTING = (
@@ -78,7 +75,7 @@ class EarlyConfig:
 
 @dataclass(frozen=True)
 class Configs:
-    """The whole configuration of a run, checked."""
+    """The configuration of a run, checked."""
 
     model: ModelConfig
     data: DataConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -36,12 +37,11 @@ from vlcpt.report.memory import (
 from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
+    RunData,
     evaluation_entries,
-    evaluation_set,
     quiet_libraries,
     show_unread,
     shown,
-    train_dataset,
     with_native_model,
 )
 from vlcpt.training.guards import asked_stage
@@ -156,11 +156,10 @@ def check_run(
     model = empty_model(configs.model)  # before the data: a wrong model is reported at once
     towers = count_towers(model, configs.model)
     lenient = replace(configs, data=_lenient(configs.data))
-    track, kind = shown(console), DecodedDataset if decode else CheckedDataset
-    dataset, ledger = _planned(lambda: train_dataset(lenient, processor, track, kind))
+    data = RunData(lenient, processor, shown(console), DecodedDataset if decode else CheckedDataset)
+    dataset, ledger = _planned(data.train)
     held_out = {
-        entry.name: _planned(lambda entry=entry: evaluation_set(lenient, entry, processor, track, kind))[1]  # type: ignore[misc]
-        for entry in evaluation_entries(lenient.data)
+        entry.name: _planned(partial(data.evaluation, entry))[1] for entry in evaluation_entries(lenient.data)
     }
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
@@ -260,7 +259,7 @@ def _write(ledger: Ledger, output: Path, console: Console) -> None:
 
 
 def _list(console: Console, lines: list[str]) -> None:
-    """Lines that hang from their arrow in a terminal, and are whole in a file."""
+    """Print lines after arrows: indented in a terminal, unbroken in a file."""
     if not console.is_terminal:
         for line in lines:
             say(console, f"→ {line}")

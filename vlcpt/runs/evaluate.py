@@ -10,11 +10,11 @@ from rich.console import Console
 from vlcpt.config.precision import autocast_type, slow_products
 from vlcpt.config.yaml import Configs
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import write_json
 from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
-from vlcpt.runs.data import evaluation_sets, quiet_libraries, show_unmeasured, shown, with_native_model
-from vlcpt.runs.folder import write_json
+from vlcpt.runs.data import RunData, quiet_libraries, show_unmeasured, shown, with_native_model
 from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets
 
 
@@ -28,7 +28,7 @@ def eval_run(
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     check_evaluated(configs.model, str(checkpoint))
-    sets = evaluation_sets(configs, processor, shown(console))
+    sets = RunData(configs, processor, shown(console)).evaluations()
     show_unmeasured(sets, console)
     device = configs.training.device
     if (slow := slow_products(configs.training)) is not None:
