@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from machine import pin
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -350,15 +350,9 @@ def count_tower() -> list[dict[str, object]]:
     return rows
 
 
-def pin() -> None:
-    """One thread, on one core."""
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192, help="Of a pack, a multiple of 8.")
+    parser.add_argument("--tokens", type=int, default=8192, help="Tokens of a pack, a multiple of 8.")
     parser.add_argument("--repetitions", type=int, default=5, help="Each has both sides twice.")
     parser.add_argument("--quick", action="store_true", help="Packs of 2,048 tokens, two repetitions.")
     parser.add_argument("--output", type=Path, help="JSON with every time.")

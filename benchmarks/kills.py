@@ -166,7 +166,7 @@ class Outcome:
     kills: int = 0
     inside_saves: int = 0
     runs: int = 0
-    passed_over: int = 0
+    skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -239,7 +239,7 @@ def run_case(name: str, kills: int, work: Path, rng: random.Random) -> Outcome:
             return outcome
         found = outcome_of(folder)
         outcome.runs += 1
-        outcome.passed_over += (folder / "log.0.txt").read_text().count("passed over")
+        outcome.skipped += (folder / "log.0.txt").read_text().count("skipped checkpoint-")
         for what, one, other in zip(("losses", "batches", "weights"), expected, found, strict=True):
             if one != other:
                 outcome.problems.append(f"{folder.name}: other {what}: {other} instead of {one}")

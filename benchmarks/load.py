@@ -22,20 +22,12 @@ from pathlib import Path
 
 import load_fuzz
 import load_ledger
+from machine import memory
 
 LINES = 1_000_000
 CHECKED = 1_000_000
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for tests.mutations
-
-
-def memory(name: str = "VmHWM", file: str = "/proc/self/status") -> int:
-    """Bytes of a process, by the kernel's name for them; 0 if it has gone."""
-    try:
-        status = Path(file).read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name)), 0)
 
 
 def memory_of_all(process: int) -> int:

@@ -137,9 +137,9 @@ def media(folder: Path) -> dict[str, object]:
 
     from tests.mutations import mutated
     from vlcpt.data.documents import Image, Video
+    from vlcpt.data.media.cut import check_container
     from vlcpt.data.media.open import MediaError, MediaLimits, image_size, read_image
     from vlcpt.data.media.videos import clip_of, read_video
-    from vlcpt.data.media.whole import check_container
 
     warnings.simplefilter("ignore")
     logging.disable()

@@ -39,8 +39,8 @@ def run(folder: Path) -> dict[str, object]:
         found[f"{workers}_workers_s"] = round(time.perf_counter() - start, 1)
         dataset.ledger.check()
         total = dataset.ledger.as_json()["total"]
-        for told, expected in ((total["documents"], documents), (total["tokens"], tokens)):
-            assert {key: told[key] for key in expected} == expected, (told, expected)
+        for reported, expected in ((total["documents"], documents), (total["tokens"], tokens)):
+            assert {key: reported[key] for key in expected} == expected, (reported, expected)
         assert int(dataset.pack_sizes()[:, 1].sum()) == tokens["targets"]
         dataset.ledger.write(folder / "out")
         lines = (folder / "out/dropped.jsonl").read_text().splitlines()

@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from machine import memory
+
 # tuning, frozen dtype, bf16 autocast, checkpointing, attention, tokens, images, more
 CASES = [
     ("lora", "bfloat16", False, False, "sdpa", 1024, 1, {}),
@@ -53,10 +55,10 @@ def run_case(number: int) -> dict[str, object]:
     config = _config(attention)
     batch = _batch(tokens, images)
     torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # libraries settle
-    base = _status("VmRSS")
+    base = memory("VmRSS")
     _reset_peak()
     model = _build(config, getattr(torch, dtype), tuning)
-    built = _status("VmHWM")
+    built = memory("VmHWM")
     model = apply_tuning(model, ModelConfig("base", tuning=tuning, **more))
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -68,12 +70,12 @@ def run_case(number: int) -> dict[str, object]:
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = target_losses(model, batch).nll.mean()
-        phases["forward"] = _status("VmHWM") - base
+        phases["forward"] = memory("VmHWM") - base
         loss.backward()
-        phases["backward"] = _status("VmHWM") - base
+        phases["backward"] = memory("VmHWM") - base
         optimizer.step()
-        phases["step"] = _status("VmHWM") - base
-        phases["after"] = _status("VmRSS") - base
+        phases["step"] = memory("VmHWM") - base
+        phases["after"] = memory("VmRSS") - base
         optimizer.zero_grad()
     setup = Setup(
         weight_bytes=2 if dtype == "bfloat16" else 4,
@@ -84,7 +86,7 @@ def run_case(number: int) -> dict[str, object]:
     largest = LargestBatch(1, tokens, tokens - images * 258 - 1, images * GRID[0] * GRID[1])
     shape = shape_of(config.text_config, config.vision_config)
     found = estimate_memory(shape, _towers(config, getattr(torch, dtype), tuning, more), largest, setup)
-    peak = _status("VmHWM") - base
+    peak = memory("VmHWM") - base
     return {
         "case": CASES[number],
         "parameters": sum(row.total for row in tower_table(model)),
@@ -198,11 +200,6 @@ def _batch(tokens: int, images: int) -> dict[str, object]:
         batch["pixel_values"] = torch.randn(images * GRID[0] * GRID[1], 1176)
         batch["image_grid_thw"] = torch.tensor([[1, *GRID]] * images)
     return batch
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def _reset_peak() -> None:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from machine import memory
+
 # What trains, and how.
 WAYS: dict[str, dict[str, bool]] = {
     "lora": {},
@@ -51,11 +53,11 @@ def merge(folder: Path, number: int) -> None:
     """One merge in this process."""
     from vlcpt.model.merge import merge_adapter
 
-    before = _peak()
+    before = memory()
     start = time.monotonic()
     done = merge_adapter(folder / f"adapter-{number}", folder / "merged", max_shard_size="5GB")
     seconds = time.monotonic() - start
-    print(json.dumps({"libraries": before, "peak": _peak(), "seconds": seconds, "effect": done.effect}))
+    print(json.dumps({"libraries": before, "peak": memory(), "seconds": seconds, "effect": done.effect}))
 
 
 def measure(layers: int) -> list[dict[str, object]]:
@@ -80,11 +82,6 @@ def measure(layers: int) -> list[dict[str, object]]:
             for file in Path(name, "merged").iterdir():
                 file.unlink()
         return rows
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from vlcpt import CPTTrainer, load_model, load_processor
 from vlcpt.config.yaml import load_config
 from vlcpt.data.collator import CPTDataCollator
 from vlcpt.demo import base_path
-from vlcpt.runs.data import train_dataset
+from vlcpt.runs.data import RunData
 
 PACKAGE = Path(vlcpt.__file__).parent
 ORDER = ("errors", "file_writes", "config", "data", "model", "training", "report", "hub", "runs", "cli")
@@ -85,7 +85,7 @@ def follow(folder: Path) -> tuple[dict[str, set[str]], Counter[tuple[str, str]],
     model = load_model(load_config(path).model)
     with followed(functions, climbs):
         configs = load_config(path)
-        dataset = train_dataset(configs, processor)
+        dataset = RunData(configs, processor).train()
     collator = CPTDataCollator(processor)
     trainer = CPTTrainer(model, configs.training, train_dataset=dataset, data_collator=collator)
     loss: Callable[..., torch.Tensor] = trainer.compute_loss

@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from machine import memory
+
 CONTROL = 1_000
 MAX_LENGTH = 1024
 CHARACTERS = 230
@@ -78,7 +80,7 @@ def start_run(config: Path) -> dict[str, object]:
     from vlcpt.model.tuning import tower_table
     from vlcpt.report.screen import Screen
     from vlcpt.report.terminal import ledger_table, towers_table
-    from vlcpt.runs.data import train_dataset
+    from vlcpt.runs.data import RunData
     from vlcpt.training.trainer import CPTTrainer
 
     configs = load_config(config)
@@ -86,11 +88,11 @@ def start_run(config: Path) -> dict[str, object]:
     model = load_model(configs.model)
     screen = Screen(file=sys.stderr)
     screen.print(towers_table([asdict(row) for row in tower_table(model)]))
-    held = _status("VmRSS")
+    held = memory("VmRSS") / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     start, used = time.perf_counter(), time.process_time()
-    dataset = train_dataset(configs, processor)
-    planned, plan_peak = time.perf_counter() - start, _status("VmHWM") - held
+    dataset = RunData(configs, processor).train()
+    planned, plan_peak = time.perf_counter() - start, memory() / 2**20 - held
     digest = dataset.digest
     dataset.ledger.write(Path(str(configs.training.output_dir)))
     screen.print(ledger_table(dataset.ledger))
@@ -101,7 +103,7 @@ def start_run(config: Path) -> dict[str, object]:
             begun.update(
                 first_step=time.perf_counter() - start,
                 cpu=time.process_time() - used,
-                peak=_status("VmHWM") - held,
+                peak=memory() / 2**20 - held,
             )
 
     trainer = CPTTrainer(
@@ -118,12 +120,6 @@ def start_run(config: Path) -> dict[str, object]:
         "digest": digest,
         **begun,
     }
-
-
-def _status(key: str) -> float:
-    """MiB of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
 def main() -> None:

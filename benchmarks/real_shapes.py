@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from machine import memory
+
 CONFIG = """
 model_name_or_path: base
 tuning: {tuning}
@@ -60,7 +62,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     from vlcpt.config.yaml import load_config
     from vlcpt.model.counting import count_towers, empty_model
     from vlcpt.runs.check import foresee
-    from vlcpt.runs.data import train_dataset
+    from vlcpt.runs.data import RunData
 
     config = folder / f"{tuning}.yaml"
     config.write_text(
@@ -68,7 +70,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     )
     configs = load_config(config)
     processor = load_processor(configs.model.model_name_or_path)
-    dataset = train_dataset(configs, processor)
+    dataset = RunData(configs, processor).train()
     merge = processor.image_processor.merge_size**2
     packs = dataset.pack_sizes()
     empty = empty_model(configs.model)
@@ -76,14 +78,14 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     found = foresee(configs, empty, towers, packs, devices=1, merge=merge)["as configured"]
     torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # libraries settle
     gc.collect()
-    held = status("VmRSS")
+    held = memory("VmRSS")
     model = load_model(configs.model)
     # The checkpoint's files are mapped, and their pages count as the process's; a GPU has none of that.
     for parameter in model.parameters():
         if getattr(parameter, "quant_state", None) is None:
             parameter.data = parameter.data.clone()
     gc.collect()
-    loaded = status("VmRSS") - held
+    loaded = memory("VmRSS") - held
     peaks: list[int] = []
 
     class Peak(TrainerCallback):
@@ -92,7 +94,7 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
             Path("/proc/self/clear_refs").write_text("5")
 
         def on_step_end(self, *_: object, **__: object) -> None:
-            peaks.append(status("VmHWM") - held)
+            peaks.append(memory("VmHWM") - held)
 
     trainer = CPTTrainer(
         model, configs.training, train_dataset=dataset, processing_class=processor, callbacks=[Peak()]
@@ -127,11 +129,6 @@ def measure(tuning: str, folder: Path, *options: str) -> dict[str, object]:
     found = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(found, dict)
     return found
-
-
-def status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def main() -> None:
             began = time.monotonic()
             save_now(trainer)
             whole = time.monotonic() - began
-            size = files.verify(Path(work) / f"checkpoint-{number + 1}", hashes=False).size
+            size = sum(files.verify(Path(work) / f"checkpoint-{number + 1}", hashes=False).files.values())
             if number:
                 rows.append((size, whole, whole - sum(spent.values()), spent["flush"], spent["manifest"]))
     print(

@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import pin
 from PIL import Image as PILImage
 from rich.console import Console
 from transformers import (
@@ -300,13 +301,6 @@ def compare(sides: Sequence[Side]) -> tuple[int, dict[str, object]]:
     return sum(map(len, documents)), report
 
 
-def pin() -> None:
-    """One thread, on one core."""
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
 def print_table(
     times: Mapping[str, list[dict[str, float]]], targets: int, compared: dict[str, object]
 ) -> None:
@@ -337,6 +331,7 @@ def main() -> None:
     size, scale = ((224, 168), 4) if arguments.quick else ((800, 600), 1)
     repetitions = 2 if arguments.quick else arguments.repetitions
     pin()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

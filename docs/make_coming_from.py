@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from vlcpt.config.synonyms import Row, read_table, remarks
+from vlcpt.config.keys import Row, read_table, remarks
 
 TABLE = read_table()
 WORDS = {

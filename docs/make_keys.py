@@ -57,28 +57,25 @@ def without_words(item: Field[object], hint: object) -> Key:
     return key
 
 
-def plain_type(item: Field[object], hint: object) -> str | None:
-    """The type as Python writes it, with a field's choices; None if it needs an import."""
+def plain_type(item: Field[object], hint: object) -> str:
+    """The type as Python writes it, with a field's choices; a class that needs an import is a mapping."""
     enums = [one for one in get_args(hint) if isinstance(one, type) and issubclass(one, Enum)]
     choices = [one.value for one in enums[0]] if enums else item.metadata.get("choices")
     if choices:
         return f"Literal{list(choices)}" + (" | None" if NoneType in get_args(hint) else "")
-    if not is_plain(hint):
-        return None
-    return (
-        hint.__name__
-        if isinstance(hint, type) and not get_args(hint)
-        else str(hint).replace("typing.", "").replace("NoneType", "None")
-    )
+    return written(hint)
 
 
-def is_plain(hint: object) -> bool:
-    if get_origin(hint) is Literal or hint is Any or hint is Ellipsis:
-        return True
-    if get_args(hint):
-        inner = get_origin(hint)
-        return (inner in (Union, UnionType) or inner in PLAIN) and all(map(is_plain, get_args(hint)))
-    return hint in PLAIN
+def written(hint: object) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(written, get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"Literal{[one.value for one in hint]}"
+    if get_args(hint) and get_origin(hint) in PLAIN:
+        return f"{get_origin(hint).__name__}[{', '.join(map(written, get_args(hint)))}]"
+    if isinstance(hint, type) and not get_args(hint) and hint is not Any:
+        return "None" if hint is NoneType else hint.__name__ if hint in PLAIN else "dict"
+    return "..." if hint is Ellipsis else str(hint).replace("typing.", "")
 
 
 def takes(hint: object) -> str:

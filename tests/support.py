@@ -147,7 +147,7 @@ def weighted_mean(documents: Sequence[Alone]) -> torch.Tensor:
 def make_trainer(
     model: nn.Module, dataset: CPTDataset | None, processor: object, folder: Path, **settings: object
 ) -> CPTTrainer:
-    """A trainer on the CPU, in this process, that saves and reports nothing unless told to."""
+    """A trainer on the CPU, in this process, that saves and reports nothing unless asked to."""
     extra = {name: settings.pop(name) for name in ("callbacks", "eval_dataset") if name in settings}
     defaults = {
         "use_cpu": True,

@@ -21,11 +21,11 @@ MODULES = {
 ALLOWED = {
     "vlcpt.errors": ("vlcpt.errors",),
     "vlcpt.file_writes": ("vlcpt.file_writes",),
-    "vlcpt.run_files": ("vlcpt.run_files",),
+    "vlcpt.run_files": ("vlcpt.run_files", "vlcpt.errors", "vlcpt.folder_locks"),
     "vlcpt.folder_locks": ("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.errors"),
     # Formats and names of sources are checked before data is read.
     "vlcpt.config": (
-        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs"),
+        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.run_files"),
         *("vlcpt.data.documents", "vlcpt.data.formats", "vlcpt.data.rows"),
     ),
     "vlcpt.data": (
@@ -48,8 +48,10 @@ FORBIDDEN = {
     "vlcpt.data.markup": ("torch", "numpy", "transformers"),
     "vlcpt.data.plan.mix": ("torch", "transformers"),
     "vlcpt.cli": ("torch", "transformers"),
-    "vlcpt.config.early": ("torch", "transformers"),
+    "vlcpt.config.yaml": ("torch", "transformers"),
     "vlcpt.config.keys": ("torch", "transformers"),
+    "vlcpt.config.paths": ("torch", "transformers"),
+    "vlcpt.config.rules": ("torch", "transformers"),
     "vlcpt.config.schema": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),

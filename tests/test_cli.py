@@ -147,7 +147,7 @@ def test_overwrite_keeps_what_is_not_a_runs_own(project: Path) -> None:
         ("replay_share: 0.5", 2, "replay_data"),
     ],
 )
-def test_a_wrong_configuration_is_told_before_anything_is_read(
+def test_a_wrong_configuration_is_reported_before_anything_is_read(
     project: Path, line: str, code: int, message: str
 ) -> None:
     (project / "train.jsonl").write_text("not read\n")

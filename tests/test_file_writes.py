@@ -38,7 +38,7 @@ def small_files():
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_write_that_fails_is_told_with_path_need_and_room_and_leaves_the_old_file(
+def test_a_write_that_fails_is_an_error_with_path_need_and_room_and_leaves_the_old_file(
     tmp_path, monkeypatch, number
 ):
     write_file(tmp_path / "a.json", "old")
@@ -75,7 +75,7 @@ def test_lines_that_only_fit_in_part_are_not_added_at_all(tmp_path, small_files)
     assert (tmp_path / "a.jsonl").read_text().endswith("x\nz\n")
 
 
-def test_a_folder_below_a_file_and_a_name_that_is_too_long_are_told(tmp_path):
+def test_a_folder_below_a_file_and_a_name_that_is_too_long_are_errors(tmp_path):
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(

@@ -257,9 +257,9 @@ def test_slurm_tells_the_script_and_not_the_steps_before_the_time_is_over():
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
 
     assert {"--requeue", "--open-mode=append"} < set(directives)
-    (told,) = (line for line in directives if line.startswith("--signal="))
-    assert re.fullmatch(r"--signal=B:USR1@(\d+)", told)
-    assert int(told.rpartition("@")[2]) > 240  # what a save may take by default
+    (reported,) = (line for line in directives if line.startswith("--signal="))
+    assert re.fullmatch(r"--signal=B:USR1@(\d+)", reported)
+    assert int(reported.rpartition("@")[2]) > 240  # what a save may take by default
 
 
 @pytest.mark.slow

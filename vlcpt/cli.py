@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from typer.models import OptionInfo
+from typer.core import TyperGroup
 
 from vlcpt import __version__
 from vlcpt.interrupts import answered, interrupt, none_left
@@ -21,21 +22,30 @@ if TYPE_CHECKING:
     from vlcpt.config.yaml import Configs
 
 logger = logging.getLogger(__name__)
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer hides its base
+        """Run a command. Errors that a user can fix become one message and an exit code."""
+        with _reported():
+            return super().invoke(ctx)
+
+
+def _with_dashes(name: str) -> str:
+    """As each option is known: it may be written with underscores or dashes."""
+    return name.replace("_", "-")
+
+
 app = typer.Typer(
     name="vlcpt",
+    cls=_Commands,
+    context_settings={"token_normalize_func": _with_dashes},
     help="Continued pre-training of Qwen2.5-VL on interleaved documents of images, video and text.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def _option(name: str, help: str, least: int | None = None) -> OptionInfo:
-    """An option that is known with underscores and with dashes."""
-    names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    option: OptionInfo = typer.Option(*names, help=help, min=least)
-    return option
 
 
 # What follows the options of a command is --key value for the configuration.
@@ -54,30 +64,28 @@ def _main(
 
 @app.command()
 def demo(
-    output_dir: Annotated[Path, _option("output_dir", "Folder for all that it writes.")] = Path("vlcpt-demo"),
+    output_dir: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("vlcpt-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
 ) -> None:
-    """The whole main job on the embedded model and data, in minutes on a CPU."""
-    with _reported():
-        from vlcpt.folder_locks import require_free
+    """Run every step of a training on the embedded model and data, in minutes on a CPU."""
+    from vlcpt.folder_locks import require_free
 
-        require_free(output_dir)
-        _say_loading(f"the demo goes to {output_dir}")
-        from vlcpt.demo.run import run_demo
+    require_free(output_dir)
+    _say_loading(f"the demo goes to {output_dir}")
+    from vlcpt.demo.run import run_demo
 
-        run_demo(output_dir, overwrite=overwrite)
+    run_demo(output_dir, overwrite=overwrite)
 
 
 @app.command(context_settings=_OVERRIDES)
 def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
-    with _reported():
-        configs = _read(context, config)
-        from vlcpt.runs.train import train_run
-        from vlcpt.training.ranks import leave_group
+    configs = _read(context, config)
+    from vlcpt.runs.train import train_run
+    from vlcpt.training.ranks import leave_group
 
-        train_run(configs, config_path=config)
-        leave_group()
+    train_run(configs, config_path=config)
+    leave_group()
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -85,17 +93,14 @@ def check(
     context: typer.Context,
     config: Config,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image and video as well.")] = False,
-    num_processes: Annotated[
-        int | None, _option("num_processes", "GPUs that will share the work.", least=1)
-    ] = None,
+    num_processes: Annotated[int | None, typer.Option(help="GPUs that will share the work.", min=1)] = None,
 ) -> None:
     """Show what would become of every document, and what to change. Loads no weights; exits with 1 if any
     document would be lost."""
-    with _reported():
-        configs = _read(context, config)
-        from vlcpt.runs.check import check_run
+    configs = _read(context, config)
+    from vlcpt.runs.check import check_run
 
-        is_complete = check_run(configs, decode=decode, num_processes=num_processes)
+    is_complete = check_run(configs, decode=decode, num_processes=num_processes)
     if not is_complete:
         raise typer.Exit(1)
 
@@ -108,14 +113,13 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.")] = None,
 ) -> None:
     """Measure held-out and retention data, and how far the text relies on the images."""
-    with _reported():
-        from vlcpt.runs.folder import require_paths
+    from vlcpt.run_files import require_paths
 
-        require_paths(checkpoint, output)
-        configs = _read(context, config)
-        from vlcpt.runs.evaluate import eval_run
+    require_paths(checkpoint, output)
+    configs = _read(context, config)
+    from vlcpt.runs.evaluate import eval_run
 
-        eval_run(configs, checkpoint, output)
+    eval_run(configs, checkpoint, output)
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -125,11 +129,10 @@ def inspect(
     rows: Annotated[str, typer.Option(help="Documents of each source to show, e.g. 0:20 or 7.")] = "0:5",
 ) -> None:
     """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
-    with _reported():
-        numbers, configs = _slice(rows), _read(context, config)
-        from vlcpt.runs.inspect import inspect_run
+    numbers, configs = _slice(rows), _read(context, config)
+    from vlcpt.runs.inspect import inspect_run
 
-        inspect_run(configs, numbers)
+    inspect_run(configs, numbers)
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -142,14 +145,13 @@ def prepare(
     ] = "local",
 ) -> None:
     """Encode the data once, into shards that train reads. Run it again to continue after an interruption."""
-    with _reported():
-        from vlcpt.folder_locks import require_free
+    from vlcpt.folder_locks import require_free
 
-        require_free(output, "--output")
-        configs = _read(context, config)
-        from vlcpt.runs.prepare import prepare_run
+    require_free(output, "--output")
+    configs = _read(context, config)
+    from vlcpt.runs.prepare import prepare_run
 
-        prepare_run(configs, output, engine)
+    prepare_run(configs, output, engine)
 
 
 @app.command()
@@ -159,94 +161,92 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: that of the base.")
     ] = None,
-    max_shard_size: Annotated[str, _option("max_shard_size", "Size of a file of weights, at most.")] = "50GB",
+    max_shard_size: Annotated[str, typer.Option(help="Size of a file of weights, at most.")] = "50GB",
 ) -> None:
     """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
-    with _reported():
-        from vlcpt.folder_locks import require_free, staging_folder
+    from vlcpt.folder_locks import require_free, staging_folder
 
-        require_free(staging_folder(output), "output", shown=output)
-        _say_loading(f"{checkpoint} will be merged into {output}")
-        from vlcpt.model.merge import merge_adapter
-        from vlcpt.report.screen import visible
+    require_free(staging_folder(output), "output", shown=output)
+    _say_loading(f"{checkpoint} will be merged into {output}")
+    from vlcpt.model.merge import merge_adapter
+    from vlcpt.report.screen import visible
 
-        merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
-        print(visible(f"merged into {output}"))
+    merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
+    print(visible(f"merged into {output}"))
 
 
 @app.command()
 def push(
     checkpoint: Annotated[Path, typer.Argument(help="Run's folder or checkpoint: an adapter or a model.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub: owner/name.")],
-    dry_run: Annotated[bool, _option("dry_run", "Print exactly what would be sent; send nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be sent; send nothing.")
+    ] = False,
     public: Annotated[bool, typer.Option("--public", help="For all to see. Default: private.")] = False,
-    base_model: Annotated[str | None, _option("base_model", "Hub id of a base that was a folder.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of a base that was a folder.")] = None,
     run: Annotated[
-        Path | None, _option("run", "Run that the card describes; for a merged model its adapter's.")
+        Path | None,
+        typer.Option(help="Run that the card describes; for a merged model its adapter's."),
     ] = None,
-    license: Annotated[str | None, _option("license", "Licence of what is pushed, e.g. apache-2.0.")] = None,
-    license_link: Annotated[
-        str | None, _option("license_link", "Its text, if the Hub does not know it.")
-    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of what is pushed, e.g. apache-2.0.")] = None,
+    license_link: Annotated[str | None, typer.Option(help="Its text, if the Hub does not know it.")] = None,
     evaluation: Annotated[
-        Path | None, _option("evaluation", "What `vlcpt eval --output` wrote, for the card.")
+        Path | None, typer.Option(help="What `vlcpt eval --output` wrote, for the card.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.")] = None,
 ) -> None:
     """Send an adapter or a model to the Hub, with its card. Private by default; the token is that of
     `hf auth login` or HF_TOKEN."""
-    with _reported():
-        _say_loading(f"{checkpoint} is looked at")
-        from rich.text import Text
+    _say_loading(f"reading {checkpoint}")
+    from rich.text import Text
 
-        from vlcpt.hub.push import push_adapter
-        from vlcpt.report.card import Licence
-        from vlcpt.report.screen import Screen
-        from vlcpt.report.terminal import push_lines
+    from vlcpt.hub.push import push_adapter
+    from vlcpt.report.card import Licence
+    from vlcpt.report.screen import Screen
+    from vlcpt.report.terminal import push_lines
 
-        done = push_adapter(
-            checkpoint,
-            repo_id,
-            private=not public,
-            dry_run=dry_run,
-            base_model=base_model,
-            run=run,
-            licence=Licence(license, license_link),
-            evaluation=evaluation,
-            revision=revision,
-        )
-        if done.url:
-            print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
-            return
-        screen = Screen()
-        for line in push_lines(done):
-            # The card's lines stay whole, for a person to copy.
-            screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
+    done = push_adapter(
+        checkpoint,
+        repo_id,
+        private=not public,
+        dry_run=dry_run,
+        base_model=base_model,
+        run=run,
+        licence=Licence(license, license_link),
+        evaluation=evaluation,
+        revision=revision,
+    )
+    if done.url:
+        print(f"pushed to {done.url} ({'private' if done.private else 'public'})")
+        return
+    screen = Screen()
+    for line in push_lines(done):
+        # The card's lines are not wrapped, for a person to copy.
+        screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 
 
 @app.command()
 def env() -> None:
     """Versions and devices, for a bug report."""
-    with _reported():
-        _say_loading("versions and devices are looked at")
-        from vlcpt.report.environment import describe
+    _say_loading("reading versions and devices")
+    from vlcpt.report.environment import describe
 
-        print(describe())
+    print(describe())
 
 
 def _read(context: typer.Context, config: Path) -> Configs:
     """The configuration of a command. Most mistakes are reported within a second, the others before its work
     is imported. What train refuses about output_dir, check only reports.
     """
-    from vlcpt.config.early import read_early
-    from vlcpt.config.packages import require_packages
-    from vlcpt.errors import ConfigError
+    from vlcpt.config.rules import missing_packages
+    from vlcpt.config.yaml import complete, read_early
+    from vlcpt.errors import ConfigError, refuse
     from vlcpt.folder_locks import require_free
-    from vlcpt.runs.folder import require_empty
+    from vlcpt.run_files import require_empty
 
     command, early = context.info_name, read_early(config, context.args)
     if command == "train":
-        require_packages({**vars(early.model), **early.training}, early.given)
+        refuse(early.located(missing_packages({**vars(early.model), **early.training})))
     # Where one launcher started all ranks, it ends the others; else rank 0 reports it to all of them later.
     rank, ranks, here = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if command in ("train", "check") and rank in (None, "0") and ranks == here:
@@ -258,8 +258,6 @@ def _read(context: typer.Context, config: Path) -> Configs:
                 raise
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
-    from vlcpt.config.yaml import complete
-
     return complete(early, computes=command in ("train", "eval"))
 
 
@@ -321,10 +319,8 @@ def _disk_message(error: OSError) -> str:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the error was raised by this package, which then says what to do."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(Path(__file__).parent) in trace.tb_frame.f_code.co_filename
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    return str(Path(__file__).parent) in raised.filename
 
 
 def _quiet_libraries() -> None:

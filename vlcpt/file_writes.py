@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,14 +124,15 @@ def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal
         >>> refusal(Exception("No space left on device (os error 28)"), Path("a")).is_full
         True
     """
-    if (found := _one_refusal(error, path, reads=reads)) is not None:
-        return found
-    causes: list[BaseException] = []  # libraries raise errors of their own about it
-    cause = error.__cause__ or error.__context__
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return next((found for one in causes if (found := _one_refusal(one, path, reads=True))), None)
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        # Libraries raise errors of their own about it, when they also read.
+        if (found := _one_refusal(one, path, reads=reads or one is not error)) is not None:
+            return found
+        seen.append(one)
+        one = one.__cause__ or one.__context__
+    return None
 
 
 def _one_refusal(error: BaseException, path: Path, *, reads: bool) -> Refusal | None:
@@ -157,7 +160,7 @@ def write_file(
     *,
     todo: str | None = None,
 ) -> None:
-    """Write a file that is there whole, and on the disk, or as it was before. Its folder is made.
+    """Write a file so that it is complete and on the disk, or as it was before. Its folder is made.
 
     Args:
         path: Of the file.
@@ -278,3 +281,19 @@ def _free_names(path: Path) -> bool:
     """Whether the file system can take another file; some do not count them, and say 0 of 0."""
     found = os.statvfs(_existing(path))
     return not found.f_files or found.f_favail > 0
+
+
+def write_json(path: Path, content: Mapping[str, object], what: str = "") -> None:
+    """Write a JSON file completely or not at all; a number that JSON does not have becomes null.
+
+    Args:
+        what: What it is, for the message of a :class:`vlcpt.file_writes.WriteError`.
+    """
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_file(path, text + "\n", what)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -83,18 +83,11 @@ def holder(folder: Path) -> str | None:
     # Closing any descriptor of a file ends this process's own locks on it.
     if (os.getpid(), str(folder.resolve())) in _held:
         return None
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        _lock(descriptor)
-    except (BlockingIOError, PermissionError):
-        return _described(path)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+    with suppress(OSError), path.open("rb+") as file:
+        try:
+            _lock(file.fileno())
+        except (BlockingIOError, PermissionError):
+            return _described(path)
     return None
 
 

@@ -219,7 +219,7 @@ def _say(number: int, line: str) -> None:
 
 
 def _end(number: int) -> None:
-    """End at once, wherever the main thread is; what was begun is taken for unfinished at the next start."""
+    """End at once, wherever the main thread is; the next start finds what was begun unfinished."""
     for child in active_children():
         child.kill()
     os._exit(128 + number)

@@ -9,10 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 from vlcpt.config import keys
-from vlcpt.config.early import read_early
 from vlcpt.config.keys import known_types, read_keys
 from vlcpt.config.schema import DataConfig, ModelConfig
 from vlcpt.config.training import CPTConfig
+from vlcpt.config.yaml import read_early
 from vlcpt.errors import ConfigError
 
 MAKE = runpy.run_path(str(Path(__file__).parents[2] / "docs/make_keys.py"))
@@ -27,9 +27,10 @@ def test_the_keys_and_plain_types_of_the_file_are_those_of_the_dataclasses():
         hints |= {item.name: known[item.name] for item in fields(cls)}
 
     assert hints.keys() <= types.keys()
-    plain = {name: hint for name, hint in types.items() if hint is not None}
-    others = {name: hint for name, hint in plain.items() if hint != hints[name]}
-    assert len(plain) > 50
+    others = {name: hint for name, hint in types.items() if hint != hints[name]}
+    assert len(others) < 20
+    # A class of another package is a mapping in YAML.
+    assert others.pop("parallelism_config") == dict | None
     # What TrainingArguments types as text or an Enum, and has choices for, is a Literal of these.
     assert {"eval_strategy", "optim", "log_level"} <= others.keys()
     assert all("Literal[" in str(hint) for hint in others.values())

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from vlcpt import CPTConfig, DataConfig, ModelConfig
-from vlcpt.config.precision import AskedPrecision, DeviceFacts, choose_precision, slow_products, used_devices
+from vlcpt.config.precision import DeviceFacts, choose_precision, slow_products
 from vlcpt.config.yaml import Configs, dump_config, load_config
 from vlcpt.model.loading import with_native_dtype
 
@@ -35,7 +35,7 @@ NONE = DeviceFacts()
     ],
 )
 def test_bf16_is_the_default_where_every_gpu_has_it_in_hardware(facts, used):
-    assert choose_precision(AskedPrecision(), facts) == used
+    assert choose_precision(facts) == used
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_bf16_is_the_default_where_every_gpu_has_it_in_hardware(facts, used):
     ],
 )
 def test_what_was_said_of_precision_wins_over_the_device(asked, used):
-    assert choose_precision(AskedPrecision(**asked), A100) == used
+    assert choose_precision(A100, **asked) == used
 
 
-def test_a_card_without_bf16_computes_in_it_only_when_told(tmp_path):
-    assert choose_precision(AskedPrecision(bf16=True), T4) == "bf16"
-    assert choose_precision(AskedPrecision(fp16=True), T4) == "fp16"
+def test_a_card_without_bf16_computes_in_it_only_when_asked(tmp_path):
+    assert choose_precision(T4, bf16=True) == "bf16"
+    assert choose_precision(T4, fp16=True) == "fp16"
 
 
 @pytest.fixture
@@ -147,11 +147,11 @@ def test_bf16_without_a_gpu_is_still_refused(tmp_path):
 )
 def test_slow_products_on_a_gpu_are_said_with_the_way_out(on_gpu, tmp_path, facts, settings, said):
     on_gpu(facts)
-    found = slow_products(CPTConfig(str(tmp_path), **settings), facts)
+    found = slow_products(CPTConfig(str(tmp_path), **settings))
 
     assert found is None if said is None else found.startswith(said)
     on_cpu = CPTConfig(str(tmp_path), use_cpu=True)
-    assert slow_products(on_cpu, used_devices(on_cpu)) is None
+    assert slow_products(on_cpu) is None
 
 
 @pytest.mark.parametrize(

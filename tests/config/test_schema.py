@@ -15,8 +15,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
-from vlcpt.config.early import read_deepspeed, shipped_deepspeed
-from vlcpt.config.packages import OPTIMIZERS
+from vlcpt.config.paths import read_deepspeed, shipped_deepspeed
+from vlcpt.config.rules import OPTIMIZERS
 from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
 from vlcpt.config.training import CPTConfig
 from vlcpt.config.values import Given, Loader, convert
@@ -34,7 +34,8 @@ ABSOLUTE = str(Path(__file__).resolve())  # a file that is there, outside the te
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """A function that loads lines put after the four essential ones; its file is run.yaml, lines from 5."""
     monkeypatch.chdir(tmp_path)
-    for name in ("data/train.jsonl", "a.jsonl", "b.jsonl", "held.jsonl", "old.jsonl"):
+    here = ("a.jsonl", "b.jsonl", "held.jsonl", "old.jsonl")
+    for name in (*here, "data/train.jsonl", "a/x.jsonl", "b/x.jsonl", "old/train.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -195,7 +196,7 @@ def test_a_missing_or_empty_essential_key_is_named(load, key):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("", "run.yaml: expected lines of key: value, found nothing."),
         ("# only a comment", "found nothing."),
@@ -212,7 +213,7 @@ def test_a_missing_or_empty_essential_key_is_named(load, key):
         ("seed: " + "[" * 3000, "run.yaml: lists or mappings stand more than 50 deep inside each other"),
         (
             ESSENTIAL + "lr_scheduler_kwargs: " + "{a: " * 400 + "1" + "}" * 400,
-            "run.yaml: lists or mappings stand more than 50 deep inside each other. Write them flat.",
+            "run.yaml:5: lists or mappings stand more than 50 deep inside each other. Write them flat.",
         ),
         (
             ESSENTIAL + "lr_scheduler_kwargs: " + "{a: " * 60 + "1" + "}" * 60,
@@ -227,18 +228,18 @@ def test_a_missing_or_empty_essential_key_is_named(load, key):
             ESSENTIAL
             + "lr_scheduler_kwargs:\n  a0: &a0 [x, x]\n"
             + "".join(f"  a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)),
-            "run.yaml: with aliases (*name) written out, it has 8,796,093,022,",
+            "run.yaml: with aliases (*name) written out, it has over 100,000 values.",
         ),
         (
             "# " + "a" * 2**20,
             "run.yaml: it has over 1,048,576 bytes, which no configuration has. Give the path",
         ),
         ("{{seed}}: 1", "run.yaml:1: a list or mapping stands where a key should"),
-        ("&a seed: &b [*b]", "run.yaml:1: seed: not a plain value: found unconstructable recursive node"),
+        ("&a seed: &b [*b]", "run.yaml:1: lists or mappings stand more than 50 deep inside each other"),
     ],
 )
-def test_a_file_that_is_no_flat_mapping_is_one_clear_error(load, text, told):
-    assert told in message(load, essential=text).replace("\n", " ")
+def test_a_file_that_is_no_flat_mapping_is_one_clear_error(load, text, reported):
+    assert reported in message(load, essential=text).replace("\n", " ")
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
@@ -277,7 +278,7 @@ def test_a_launchers_local_rank_is_accepted(load):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"),
+    ("tokens", "reported"),
     [
         (["--sed", "1"], "command line: sed: unknown key. Did you mean seed?"),
         (["--seed", "x"], "command line: seed: expected a whole number, found x."),
@@ -289,8 +290,8 @@ def test_a_launchers_local_rank_is_accepted(load):
         (["--output_dir", ""], "command line: output_dir: expected a value, found nothing."),
     ],
 )
-def test_a_wrong_option_is_named(load, tokens, told):
-    assert told in message(load, "", *tokens)
+def test_a_wrong_option_is_named(load, tokens, reported):
+    assert reported in message(load, "", *tokens)
 
 
 # Sources
@@ -320,7 +321,7 @@ def test_an_empty_text_is_no_list_of_sources(load):
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "reported"),
     [
         (
             "eval_data:\n- a.jsonl\n- path: b.jsonl\n  frmat: x",
@@ -356,8 +357,8 @@ def test_an_empty_text_is_no_list_of_sources(load):
         ),
     ],
 )
-def test_a_wrong_source_is_named_with_its_line(load, lines, told):
-    assert told in message(load, lines)
+def test_a_wrong_source_is_named_with_its_line(load, lines, reported):
+    assert reported in message(load, lines)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "reported"),
     [
         ("train_language: false", "nothing would be trained"),
         ("tuning: full\nlora_r: 8\nuse_dora: true", "lora_r, use_dora would not be used by tuning: full"),
@@ -391,11 +392,11 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("lora_towers: [language, vision]", "Set train_vision: true, or shorten the list."),
         ("lora_towers: []", "has no tower to put adapters on (trained towers: language)"),
         ("train_language: false\ntrain_embeddings: true", "(trained towers: none)"),
-        ("lora_r: 0", "lora_r 0 and lora_alpha 32 must be above 0"),
+        ("lora_r: 0", "lora_r 0 must be 1 or more"),
         ("lora_dropout: 1", "lora_dropout 1.0 must be from 0 to below 1"),
         ("replay_data: old.jsonl", "replay_data needs replay_share"),
         ("replay_share: 0.2", "replay_share 0.2 needs replay_data"),
-        ("replay_share: 1", "replay_share 1.0 must be from 0 to below 1"),
+        ("replay_share: 1\nreplay_data: old.jsonl", "replay_share 1.0 must be from 0 to below 1"),
         (
             "replay_share: 0.2\nreplay_data: old/train.jsonl",
             "2 sources named train (data/train.jsonl, old/tr",
@@ -405,7 +406,7 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("max_bad_fraction: 1.5", "max_bad_fraction 1.5 must be from 0 to 1"),
         ("max_length: 1", "max_length 1 must be 2 or more"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size 0 must be 1 or more"),
-        ("learning_rate: -1", "learning_rate -1.0 must not be below 0"),
+        ("learning_rate: -1", "learning_rate -1.0 must be 0 or more"),
         ("num_train_epochs: 0", "num_train_epochs 0.0 must be above 0"),
         ("vision_learning_rate: 1e-6", "Set train_vision: true"),
         ("embedding_learning_rate: 1e-6", "Set train_embeddings: true"),
@@ -421,7 +422,7 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("ignore_data_skip: true", "ignore_data_skip: A resumed run would read documents again"),
         ("auto_find_batch_size: true", "auto_find_batch_size: It would begin anew with trained weights"),
         ("dataloader_in_order: false", "dataloader_in_order: Workers would change the order"),
-        ("eval_do_concat_batches: false", "eval_do_concat_batches: Evaluation needs its rows"),
+        ("eval_do_concat_batches: false", "eval_do_concat_batches: Evaluation needs all rows"),
         ("train_sampling_strategy: group_by_length", "Choose one of: random, sequential"),
         ("train_sampling_strategy: batch_rebalance", "Choose one of: random, sequential"),
         ("accelerator_config: {split_batches: true}", "split_batches: a batch is of each process"),
@@ -452,12 +453,12 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("model_name_or_path: ./nowhere", "there is no folder nowhere"),
     ],
 )
-def test_what_cannot_work_together_is_said_with_the_line(load, lines, told):
+def test_what_cannot_work_together_is_said_with_the_line(load, lines, reported):
     essential = (
         ESSENTIAL if "model_name" not in lines else ESSENTIAL.replace("model_name_or_path: org/model", "")
     )
     error = message(load, lines, essential=essential)
-    assert told in error
+    assert reported in error
     assert error.startswith("run.yaml"), error
 
 
@@ -501,16 +502,16 @@ def test_other_towers_than_the_one_in_four_bits_may_train_in_full(load):
     ],
 )
 def test_the_shape_of_an_adapter_that_is_there_cannot_be_set(load, line):
-    told = message(load, f"adapter_name_or_path: org/adapter\n{line}")
-    assert f"run.yaml:6: {line.split(':')[0]} would not be used with adapter_name_or_path" in told
+    reported = message(load, f"adapter_name_or_path: org/adapter\n{line}")
+    assert f"run.yaml:6: {line.split(':')[0]} would not be used with adapter_name_or_path" in reported
     load("adapter_name_or_path: org/adapter\nlora_r: 16\ntrain_merger: true")
 
 
 @pytest.mark.parametrize("word", ["all-linear", "all"])
 def test_the_word_of_peft_for_every_layer_is_the_default(load, word):
     """Taken as a name it would match no layer; taken as peft does it would match the frozen towers too."""
-    told = message(load, f"lora_target_modules: {word}")
-    assert f"run.yaml:5: lora_target_modules: {word} is the default here" in told
+    reported = message(load, f"lora_target_modules: {word}")
+    assert f"run.yaml:5: lora_target_modules: {word} is the default here" in reported
 
 
 def test_a_saved_adapter_can_be_measured_with_the_configuration_that_made_it():
@@ -522,9 +523,9 @@ def test_a_saved_adapter_can_be_measured_with_the_configuration_that_made_it():
 def test_overwriting_what_a_run_would_resume_from_is_refused(load):
     Path("out/checkpoint-5").mkdir(parents=True)
     for written in ("true", "'true'", "auto", "out/checkpoint-5"):
-        told = message(load, f"resume_from_checkpoint: {written}", "--overwrite")
-        assert "overwrite would delete the checkpoints that resume_from_checkpoint continues from" in told
-        assert told.endswith("Remove one of them.")
+        reported = message(load, f"resume_from_checkpoint: {written}", "--overwrite")
+        assert "overwrite would delete the checkpoints that resume_from_checkpoint continues from" in reported
+        assert reported.endswith("Remove one of them.")
     for written in ("false", "null", "'false'"):
         assert load(f"resume_from_checkpoint: {written}", "--overwrite").training.overwrite
 
@@ -548,9 +549,9 @@ def test_an_optimizer_of_torch_or_bitsandbytes_is_allowed(load, name):
     "name", ["lomo", "adalomo", "galore_adamw", "galore_adafactor_layerwise", "apollo_adamw"]
 )
 def test_an_optimizer_that_makes_its_own_groups_is_refused_with_those_that_do_not(load, name):
-    told = message(load, f"optim: {name}\noptim_target_modules: all-linear")
-    assert told.startswith(f"run.yaml:5: optim {name} ")
-    assert "Choose one of: adamw_torch, adamw_torch_fused, " in told
+    reported = message(load, f"optim: {name}\noptim_target_modules: all-linear")
+    assert reported.startswith(f"run.yaml:5: optim {name} ")
+    assert "Choose one of: adamw_torch, adamw_torch_fused, " in reported
 
 
 # Evaluation sets and the best model
@@ -568,7 +569,7 @@ save_steps: 500
     "line",
     ["load_best_model_at_end: true", "save_strategy: best", "lr_scheduler_type: reduce_lr_on_plateau"],
 )
-def test_the_best_model_is_that_of_the_first_set_unless_told(load, line):
+def test_the_best_model_is_that_of_the_first_set_by_default(load, line):
     training = load(BEST + line).training
     assert (training.metric_for_best_model, training.greater_is_better) == ("eval_new_loss", False)
 
@@ -597,16 +598,16 @@ def test_a_metric_of_any_set_may_be_named_and_less_of_it_is_better(load, metric)
 
 @pytest.mark.parametrize("metric", ["loss", "eval_loss", "eval_old_loss", "far_accuracy"])
 def test_a_metric_of_no_set_is_refused_with_those_there_are(load, metric):
-    told = message(load, BEST + f"load_best_model_at_end: true\nmetric_for_best_model: {metric}")
-    assert told == (
+    reported = message(load, BEST + f"load_best_model_at_end: true\nmetric_for_best_model: {metric}")
+    assert reported == (
         f"run.yaml:12: metric_for_best_model {metric!r} is not measured. Measured are: eval_new_loss, "
         "eval_new_perplexity, eval_far_loss, eval_far_perplexity, eval_general_loss, eval_general_perplexity."
     )
 
 
 def test_the_worst_model_cannot_be_asked_for(load):
-    told = message(load, BEST + "load_best_model_at_end: true\ngreater_is_better: true")
-    assert "run.yaml:12: greater_is_better: less loss is better" in told
+    reported = message(load, BEST + "load_best_model_at_end: true\ngreater_is_better: true")
+    assert "run.yaml:12: greater_is_better: less loss is better" in reported
 
 
 def test_shares_must_cover_every_source_and_add_up():
@@ -620,15 +621,17 @@ def test_shares_must_cover_every_source_and_add_up():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_bf16_without_a_gpu_is_told_with_what_to_do(load):
-    told = message(load, "bf16: true", "--use_cpu", "false")
-    assert told.startswith("run.yaml:5: bf16: there is no GPU here that computes in bfloat16. Remove the key")
+def test_bf16_without_a_gpu_is_reported_with_what_to_do(load):
+    reported = message(load, "bf16: true", "--use_cpu", "false")
+    assert reported.startswith(
+        "run.yaml:5: bf16: there is no GPU here that computes in bfloat16. Remove the key"
+    )
     assert load("bf16: true").training.bf16
 
 
-def test_what_transformers_objects_to_is_told_with_file_and_line(load):
-    told = message(load, "bf16: true\nfp16: true")
-    assert told == "run.yaml:6: fp16: At most one of fp16 and bf16 can be True, but not both"
+def test_what_transformers_objects_to_is_reported_with_file_and_line(load):
+    reported = message(load, "bf16: true\nfp16: true")
+    assert reported == "run.yaml:6: fp16: At most one of fp16 and bf16 can be True, but not both"
 
 
 def test_a_choice_is_checked_in_python_too():
@@ -672,9 +675,9 @@ def test_a_deepspeed_config_is_a_shipped_name_or_a_path(tmp_path):
 
 
 def test_an_unknown_deepspeed_config_lists_those_shipped(load):
-    told = message(load, "deepspeed: zero9")
-    assert told.startswith("run.yaml:5: deepspeed 'zero9' is no file and no shipped config. Shipped: ")
-    assert "zero2, " in told
+    reported = message(load, "deepspeed: zero9")
+    assert reported.startswith("run.yaml:5: deepspeed 'zero9' is no file and no shipped config. Shipped: ")
+    assert "zero2, " in reported
 
 
 def test_a_deepspeed_config_that_is_not_json_is_named(load, tmp_path):
@@ -692,8 +695,10 @@ def test_a_shipped_deepspeed_config_keeps_its_name(load):
 @pytest.mark.parametrize("key", ["eval_data", "retention_data", "replay_data"])
 def test_a_data_file_that_is_not_there_is_named(load, key):
     share = "replay_share: 0.1\n" if key == "replay_data" else ""
-    told = message(load, f"{key}: [held.jsonl, no/where.jsonl]\n{share}")
-    assert told.startswith(f"run.yaml:5: {key}[1]: no/where.jsonl: no such file or folder. Correct the path")
+    reported = message(load, f"{key}: [held.jsonl, no/where.jsonl]\n{share}")
+    assert reported.startswith(
+        f"run.yaml:5: {key}[1]: no/where.jsonl: no such file or folder. Correct the path"
+    )
 
 
 def test_training_data_that_is_not_there_is_named_where_it_was_written(load):
@@ -711,27 +716,27 @@ def test_a_data_set_on_the_hub_needs_no_file_but_a_split(load):
 
 
 def test_an_address_is_no_path_of_data(load):
-    told = message(load, "eval_data: https://host/a.jsonl")
-    assert "run.yaml:5: eval_data[0]: https://host/a.jsonl is an address. Download the data" in told
+    reported = message(load, "eval_data: https://host/a.jsonl")
+    assert "run.yaml:5: eval_data[0]: https://host/a.jsonl is an address. Download the data" in reported
 
 
 def test_a_checkpoint_that_is_not_there_cannot_be_resumed_from(load):
-    told = message(load, "resume_from_checkpoint: out/checkpoint-7")
-    assert told.startswith("run.yaml:5: resume_from_checkpoint: there is no folder out/checkpoint-7.")
+    reported = message(load, "resume_from_checkpoint: out/checkpoint-7")
+    assert reported.startswith("run.yaml:5: resume_from_checkpoint: there is no folder out/checkpoint-7.")
 
 
 def test_an_output_folder_that_is_a_file_is_refused(load):
     for written in ("a.jsonl", "a.jsonl/out"):
-        told = message(load, "", "--output_dir", written)
-        assert told == f"command line: output_dir {written}: a.jsonl is no folder. Give another one."
+        reported = message(load, "", "--output_dir", written)
+        assert reported == f"command line: output_dir {written}: a.jsonl is no folder. Give another one."
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused_and_nothing_is_made(load, monkeypatch):
     Path("mine").mkdir()
     load("", "--output_dir", "mine/deep/out")
-    monkeypatch.setattr("vlcpt.config.early.os.access", lambda path, mode: str(path) != "mine")
-    told = message(load, "", "--output_dir", "mine/deep/out")
-    assert told == (
+    monkeypatch.setattr("vlcpt.config.paths.os.access", lambda path, mode: str(path) != "mine")
+    reported = message(load, "", "--output_dir", "mine/deep/out")
+    assert reported == (
         "command line: output_dir mine/deep/out cannot be made: mine is not yours to write to. "
         "Give another folder."
     )
@@ -741,7 +746,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused_and_nothing_is_made(loa
 def test_a_finished_run_may_be_read_only(load, monkeypatch):
     """``vlcpt eval out/config.yaml`` writes nothing there."""
     Path("out").mkdir()
-    monkeypatch.setattr("vlcpt.config.early.os.access", lambda path, mode: False)
+    monkeypatch.setattr("vlcpt.config.paths.os.access", lambda path, mode: False)
     assert load().training.output_dir == "out"
 
 

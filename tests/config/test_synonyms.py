@@ -9,13 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from vlcpt.config.early import read_early
-from vlcpt.config.keys import known_types
-from vlcpt.config.packages import OPTIMIZERS
+from vlcpt.config.keys import known_types, read_table, remarks, synonyms
+from vlcpt.config.rules import OPTIMIZERS
 from vlcpt.config.schema import ModelConfig, SourceConfig
-from vlcpt.config.synonyms import read_table, remarks, synonyms
 from vlcpt.config.values import Loader
-from vlcpt.config.yaml import load_config
+from vlcpt.config.yaml import load_config, read_early
 from vlcpt.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -334,7 +332,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def told(folder, text):
+def reported(folder, text):
     path = folder / "theirs.yaml"
     path.write_text("\n".join(line.strip() for line in text.splitlines()))
     with pytest.raises(ConfigError) as caught:
@@ -344,7 +342,7 @@ def told(folder, text):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_key_of_another_tools_file_is_explained_at_its_line(folder, name):
-    text, message = told(folder, FILES[name][0])
+    text, message = reported(folder, FILES[name][0])
 
     given = yaml.compose(text).value
     ours = known_types().keys() - synonyms("launchers").keys()
@@ -360,7 +358,7 @@ def test_every_key_of_another_tools_file_is_explained_at_its_line(folder, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_lines_to_paste_make_of_their_file_one_that_loads(folder, name):
-    text, message = told(folder, FILES[name][0])
+    text, message = reported(folder, FILES[name][0])
     pasted = message.partition("In their place, write:\n")[2]
 
     # By hand: the keys that are ours stay, the others go, and the lines come in their place.
@@ -376,7 +374,7 @@ def test_the_lines_to_paste_make_of_their_file_one_that_loads(folder, name):
 
 
 def explained(folder, line):
-    _, message = told(
+    _, message = reported(
         folder, f"model_name_or_path: org/model\ntrain_data: corpus.jsonl\noutput_dir: out\n{line}"
     )
     return message.removeprefix(f"{folder}/theirs.yaml:4: ")
@@ -452,15 +450,15 @@ def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(fo
     with pytest.raises(ConfigError) as error:
         read_early(folder / "run.yaml")
 
-    told = [line.removeprefix(f"{folder}/run.yaml:") for line in str(error.value).splitlines()]
-    assert [line.split(": unknown")[0] for line in told] == [
+    reported = [line.removeprefix(f"{folder}/run.yaml:") for line in str(error.value).splitlines()]
+    assert [line.split(": unknown")[0] for line in reported] == [
         "3: train_data[0].annotation_path",
         "3: train_data[0].data_path",
         "4: train_data[1].file_name",
         "4: train_data[1].formatting",
         "4: train_data[1].columns",
-        "5: eval_data.num_samples",
-        "5: eval_data.mediaroot",
+        "5: eval_data[0].num_samples",
+        "5: eval_data[0].mediaroot",
     ]
     ends = [
         "Write: path: a.jsonl",
@@ -471,7 +469,7 @@ def test_the_fields_of_a_source_are_explained_in_one_message_with_their_lines(fo
         "share weighs it. Remove the key.",
         "Did you mean media_root?",
     ]
-    assert [line.endswith(end) for line, end in zip(told, ends, strict=True)] == [True] * 7
+    assert [line.endswith(end) for line, end in zip(reported, ends, strict=True)] == [True] * 7
 
 
 def test_each_field_of_a_source_is_new_here_and_has_its_place():
@@ -525,7 +523,7 @@ def test_no_hint_where_nothing_is_near(folder, line):
         ("lora_rnak: 8", "Did you mean lora_rank? Here that is lora_r."),
     ],
 )
-def test_a_misspelt_name_is_told_as_what_it_is_here(folder, line, hint):
+def test_a_misspelt_name_is_explained_as_what_it_is_here(folder, line, hint):
     assert explained(folder, line) == f"{line.partition(':')[0]}: unknown key. {hint}"
 
 
@@ -559,7 +557,7 @@ def test_a_key_that_stands_under_both_names_is_to_be_kept_once(folder):
     assert said.endswith("It is max_length: 16; max_length is given too. Keep one of them.")
 
 
-def test_repeated_and_unknown_keys_are_told_together(folder):
+def test_repeated_and_unknown_keys_are_reported_together(folder):
     said = explained(folder, "seed: 1\nseed: 2\nmax_lenght: 4\nseed: 3")
 
     assert [line.rpartition("theirs.yaml:")[2] for line in said.splitlines()] == [

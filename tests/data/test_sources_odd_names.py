@@ -13,7 +13,7 @@ from vlcpt import DocumentError, read_documents
 from vlcpt.data.media.open import MediaError, image_size
 from vlcpt.data.plan.ledger import Dropped, Ledger
 from vlcpt.data.sources import open_source
-from vlcpt.runs.folder import write_json
+from vlcpt.file_writes import write_json
 
 # The last is what Python makes of a byte that is not UTF-8.
 ODD = [

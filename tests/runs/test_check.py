@@ -268,16 +268,16 @@ def test_shares_are_shown_as_asked_and_as_realised(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
-def test_the_format_that_was_chosen_is_told_once(folder: Path, rank: str, times: int) -> None:
+def test_the_format_that_was_chosen_is_reported_once(folder: Path, rank: str, times: int) -> None:
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     config = write(folder, [{"messages": turns}])
     result = CliRunner().invoke(app, ["check", str(config)], env={"RANK": rank})
 
-    told = "train: format messages, because row 1 has messages of role and content. Set format to read it"
+    reported = "train: format messages, because row 1 has messages of role and content. Set format to read it"
     assert result.exit_code == 0, result.output
-    assert result.stderr.count(f"vlcpt: {told} otherwise.") == times
+    assert result.stderr.count(f"vlcpt: {reported} otherwise.") == times
     again = CliRunner().invoke(app, ["check", str(config)], env={"RANK": rank})
-    assert again.stderr.count(told) == times  # in one process, too
+    assert again.stderr.count(reported) == times  # in one process, too
     assert "Logging error" not in result.stderr + again.stderr
 
 
@@ -385,7 +385,7 @@ def test_overlong_documents_that_would_stop_training_are_counted(folder: Path) -
     assert "longer than max_length 96, and training would stop at the first" in text
 
 
-def test_documents_without_a_target_are_told_what_gives_their_format_some(folder: Path) -> None:
+def test_documents_without_a_target_are_shown_what_gives_their_format_some(folder: Path) -> None:
     turns = (
         [{"from": "human", "value": "a"}],
         [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],

@@ -124,7 +124,7 @@ def test_one_of_its_sources_can_be_named_alone(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reported"),
     [
         ("[{path: set, share: 1}]", "share cannot be set for 2 sources at once. Give each its own entry: "),
         ("[{path: set, name: mine}]", "name cannot be set for 2 sources at once"),
@@ -132,13 +132,13 @@ def test_one_of_its_sources_can_be_named_alone(project: Path) -> None:
     ],
     ids=["share", "name", "format"],
 )
-def test_what_is_said_of_one_source_does_not_fit_several(project: Path, data: str, told: str) -> None:
+def test_what_is_said_of_one_source_does_not_fit_several(project: Path, data: str, reported: str) -> None:
     prepare_run(configs(project), project / "set", console=QUIET)
 
     with pytest.raises(DocumentError) as error:
         train_run(configs(project, {"train_data": data}), QUIET)
 
-    assert told in str(error.value)
+    assert reported in str(error.value)
 
 
 def test_a_set_without_held_out_data_says_so(project: Path) -> None:
@@ -178,13 +178,13 @@ def test_another_configuration_goes_on_only_from_the_start(project: Path) -> Non
     masked.training.overwrite = True
     prepare_run(masked, project / "set", console=QUIET)
 
-    told = json.loads((project / "set/train_data/a/prepared.json").read_text())
-    assert told["fingerprint"]["train_eos"] == "never"
+    reported = json.loads((project / "set/train_data/a/prepared.json").read_text())
+    assert reported["fingerprint"]["train_eos"] == "never"
     assert (project / "set/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("output", "engine", "told"),
+    ("output", "engine", "reported"),
     [
         ("my.yaml", "local", "is a file. Give a folder"),
         ("s3://bucket/set", "local", "shards are written to a folder. Give one, and copy it"),
@@ -193,14 +193,14 @@ def test_another_configuration_goes_on_only_from_the_start(project: Path) -> Non
     ],
     ids=["file", "address", "foreign", "no ray"],
 )
-def test_an_output_that_cannot_be_used_is_told_first(
-    project: Path, monkeypatch: pytest.MonkeyPatch, output: str, engine: str, told: str
+def test_an_output_that_cannot_be_used_is_reported_first(
+    project: Path, monkeypatch: pytest.MonkeyPatch, output: str, engine: str, reported: str
 ) -> None:
     monkeypatch.setattr("vlcpt.runs.prepare.find_spec", lambda name: None)
     found = configs(project)
     monkeypatch.chdir(project)
 
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reported):
         prepare_run(found, Path(output), engine, QUIET)  # type: ignore[arg-type]
     assert not (project / "set").exists()
 

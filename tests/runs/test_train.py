@@ -15,12 +15,12 @@ from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.plan.scan import SourceScanner
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import write_json
 from vlcpt.report.card import _evaluation_file
 from vlcpt.runs.check import check_run
 from vlcpt.runs.evaluate import eval_run
-from vlcpt.runs.folder import prepare_output, write_json
 from vlcpt.runs.inspect import inspect_run
-from vlcpt.runs.train import train_run
+from vlcpt.runs.train import prepare_output, train_run
 
 QUIET = Console(file=StringIO(), width=100)
 
@@ -283,7 +283,7 @@ def test_rows_that_no_source_has_are_an_error(tmp_path: Path) -> None:
         ("merge full full", "full exists and is not empty"),
     ],
 )
-def test_a_wrong_model_is_told_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
+def test_a_wrong_model_is_reported_before_the_data_is_read_with_2(tmp_path, monkeypatch, command, message):
     configs(tmp_path)
     (tmp_path / "train.jsonl").write_text("not read\n")
     (tmp_path / "empty").mkdir()

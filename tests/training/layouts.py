@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from tests.ranks import EngineGradients, allow_deepspeed, forget_deepspeed
 from tests.support import avi, digits, png, row
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
-from vlcpt.config.early import shipped_deepspeed
+from vlcpt.config.paths import shipped_deepspeed
 from vlcpt.training.guards import engine_stage
 
 FULL = {"tuning": "full", "train_merger": True, "train_vision": True}

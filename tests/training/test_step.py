@@ -235,7 +235,7 @@ def test_a_checkpoint_before_the_failure_does_not_know_of_it(tiny_model, tiny_pr
     assert (tmp_path / "out/dropped.jsonl").read_text() == ""
 
 
-def test_100_that_fail_on_end_stop_the_run_whatever_the_fraction(tiny_processor):
+def test_100_that_fail_in_a_row_stop_the_run_whatever_the_fraction(tiny_processor):
     """As where a disk goes away. One that is read in between starts the count again."""
     texts = [{"text": f"one {number}"} for number in range(300)]
     dataset = CPTDataset(texts, tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=1)
@@ -310,7 +310,7 @@ def test_two_ranks_enter_each_others_failures_and_stop_together(tiny_model_dir, 
     assert stops[0]["error"].startswith("DocumentError: ")
 
 
-def test_a_row_that_changes_during_the_run_is_told(tiny_model, tiny_processor, tmp_path):
+def test_a_row_that_changes_during_the_run_is_an_error(tiny_model, tiny_processor, tmp_path):
     rows(tmp_path)
     run, _ = trainer(tmp_path, tiny_model, tiny_processor)
     Image.new("RGB", (560, 560)).save(tmp_path / "1.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -50,75 +49,50 @@ class DeviceFacts:
         return bool(self.names) and not self.has_bf16
 
 
-@dataclass(frozen=True)
-class AskedPrecision:
-    """What a user asks for.
-
-    Args:
-        bf16: As in the configuration; None where it says nothing.
-        fp16: As in the configuration.
-        use_cpu: Whether no GPU will be used, whatever there is.
-        launcher: ``--mixed_precision`` of ``accelerate launch``: ``no``, ``bf16`` or ``fp16``.
-        deepspeed: The DeepSpeed configuration; None without one.
-    """
-
-    bf16: bool | None = None
-    fp16: bool = False
-    use_cpu: bool = False
-    launcher: str = "no"
-    deepspeed: Mapping[str, object] | None = None
-
-
-def choose_precision(asked: AskedPrecision, facts: DeviceFacts) -> Precision:
+def choose_precision(
+    facts: DeviceFacts,
+    *,
+    bf16: bool | None = None,
+    fp16: bool = False,
+    use_cpu: bool = False,
+    launcher: str = "no",
+    deepspeed: Mapping[str, object] | None = None,
+) -> Precision:
     """The type of products: what was asked for, else bfloat16 where the GPU has it, else float32.
 
     float16 is never chosen unasked: its largest number is 65,504, and a forward pass that overflows ends
     the run.
 
+    Args:
+        facts: The GPUs.
+        bf16: As in the configuration; None where it says nothing.
+        fp16: As in the configuration.
+        use_cpu: Whether no GPU will be used, whatever there is.
+        launcher: ``--mixed_precision`` of ``accelerate launch``: ``no``, ``bf16`` or ``fp16``.
+        deepspeed: The DeepSpeed configuration; None without one.
+
     Example:
         >>> a100 = DeviceFacts(("A100",), ((8, 0),), torch_says=True)
-        >>> choose_precision(AskedPrecision(), a100), choose_precision(AskedPrecision(bf16=False), a100)
+        >>> choose_precision(a100), choose_precision(a100, bf16=False)
         ('bf16', 'float32')
         >>> v100 = DeviceFacts(("V100",), ((7, 0),))
-        >>> choose_precision(AskedPrecision(), v100), choose_precision(AskedPrecision(fp16=True), v100)
+        >>> choose_precision(v100), choose_precision(v100, fp16=True)
         ('float32', 'fp16')
     """
-    if asked.bf16:
-        return "bf16"
-    if asked.fp16:
-        return "fp16"
-    if asked.bf16 is False:
+    if bf16 is not None or fp16:
+        return "bf16" if bf16 else "fp16" if fp16 else "float32"
+    sharded = {
+        name: section.get("enabled")
+        for name, section in with_precision(deepspeed or {}).items()
+        if name in ("bf16", "fp16") and isinstance(section, Mapping)
+    }
+    if sharded.get("bf16") is True or sharded.get("fp16") is True:
+        return "bf16" if sharded.get("bf16") is True else "fp16"
+    if sharded.get("bf16") is False:
         return "float32"
-    if (decided := _of_deepspeed(asked.deepspeed or {})) is not None:
-        return decided
-    if asked.launcher in ("bf16", "fp16"):
-        return "bf16" if asked.launcher == "bf16" else "fp16"
-    return "bf16" if facts.has_bf16 and not asked.use_cpu else "float32"
-
-
-def _of_deepspeed(config: Mapping[str, object]) -> Precision | None:
-    """What a DeepSpeed configuration decides; None where it says ``auto``, or nothing."""
-    enabled = {}
-    for name, section in with_precision(config).items():
-        if name in ("bf16", "fp16") and isinstance(section, Mapping):
-            enabled[name] = section.get("enabled", "auto")
-    if enabled.get("bf16") is True:
-        return "bf16"
-    if enabled.get("fp16") is True:
-        return "fp16"
-    return "float32" if enabled.get("bf16") is False else None
-
-
-def read_asked(training: TrainingArguments, deepspeed: Mapping[str, object] | None) -> AskedPrecision:
-    """What a configuration and the launcher say, before ``TrainingArguments`` has looked at them."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on", "y", "t")
-    return AskedPrecision(
-        bf16=training.bf16,
-        fp16=training.fp16,
-        use_cpu=training.use_cpu or on_cpu,
-        launcher=os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-        deepspeed=deepspeed,
-    )
+    if launcher in ("bf16", "fp16"):
+        return "bf16" if launcher == "bf16" else "fp16"
+    return "bf16" if facts.has_bf16 and not use_cpu else "float32"
 
 
 def device_facts() -> DeviceFacts:
@@ -178,17 +152,15 @@ def with_precision(config: Mapping[str, object]) -> dict[str, object]:
     return named
 
 
-def slow_products(training: TrainingArguments, facts: DeviceFacts) -> str | None:
+def slow_products(training: TrainingArguments) -> str | None:
     """A warning about matrix products that are slow on this GPU; None where they are as fast as they can be.
-
-    Args:
-        facts: See :func:`used_devices`.
 
     Example:
         >>> from transformers import TrainingArguments
-        >>> slow_products(TrainingArguments("out", use_cpu=True), DeviceFacts()) is None
+        >>> slow_products(TrainingArguments("out", use_cpu=True)) is None
         True
     """
+    facts = used_devices(training)
     if not facts.names:
         return None
     name = facts.names[0]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
 from pathlib import PurePath
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from vlcpt.config.values import build
+from vlcpt.config.values import did_you_mean
 from vlcpt.data.formats.detect import check_format
 from vlcpt.data.rows.open import default_name
+from vlcpt.errors import refuse
 
 T = TypeVar("T")
 
@@ -79,10 +81,12 @@ def as_sources(value: SourceLike | Sequence[SourceLike]) -> tuple[SourceConfig, 
         >>> [source.name for source in as_sources(["a.jsonl", {"path": "b.jsonl", "name": "books"}])]
         ['a', 'books']
     """
-    sources = []
+    sources, known = [], get_type_hints(SourceConfig)
     for item in [value] if isinstance(value, str | PathLike | Mapping | SourceConfig) else value:
         if isinstance(item, Mapping):
-            sources.append(build(SourceConfig, item))
+            if unknown := [name for name in item if name not in known]:
+                raise ValueError(f"SourceConfig has no field {unknown[0]}. {did_you_mean(unknown[0], known)}")
+            sources.append(SourceConfig(**item))  # type: ignore[arg-type]
         else:
             sources.append(item if isinstance(item, SourceConfig) else SourceConfig(fspath(item)))
     return tuple(sources)
@@ -133,8 +137,7 @@ class ModelConfig:
     use_rslora: bool = key(False, "Scale adapters by lora_alpha / sqrt(lora_r) instead.")
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        _check_model(self)
+        refuse([*_wrong_choices(self), *wrong_numbers(vars(self)), *_model_rules(self)])
 
     @property
     def trained_towers(self) -> tuple[Tower, ...]:
@@ -220,128 +223,131 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ROLES:
             object.__setattr__(self, name, as_sources(getattr(self, name)))
-        check_choices(self)
-        _check_data(self)
+        refuse([*_wrong_choices(self), *wrong_numbers(vars(self)), *_data_rules(self)])
 
 
+# The key of each group of the optimizer.
+LEARNING_RATES: Mapping[str, str] = {
+    **{"language": "learning_rate", "vision": "vision_learning_rate"},
+    **{"merger": "merger_learning_rate", "embeddings": "embedding_learning_rate"},
+}
 ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
 
-def check_choices(config: ModelConfig | DataConfig) -> None:
-    """Raise ValueError where a field with fixed choices holds something else."""
+# Numbers from the first to the second are taken, which is in words the third.
+_TINY, _BELOW_1, _ANY, _LARGEST_SEED = math.ulp(0.0), math.nextafter(1, 0), math.inf, 2**32 - 1
+_RANGES: Sequence[tuple[float, float, str, Sequence[str]]] = (
+    (_TINY, _ANY, "above 0", ("lora_alpha", "min_pixels", "max_pixels", "fps", "max_row_bytes")),
+    (_TINY, _ANY, "above 0", ("max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels")),
+    (0, _ANY, "0 or more", ("dataloader_num_workers", "dataloader_timeout")),
+    (0, _ANY, "0 or more", tuple(LEARNING_RATES.values())),
+    (1, _ANY, "1 or more", ("lora_r", "gradient_accumulation_steps")),
+    (1, _ANY, "1 or more", ("per_device_train_batch_size", "per_device_eval_batch_size")),
+    (2, _ANY, "2 or more: the model sees frames in pairs", ("max_frames",)),
+    (2, _ANY, "2 or more: a first token has no context", ("max_length",)),
+    (0, _BELOW_1, "from 0 to below 1", ("lora_dropout", "replay_share")),
+    (0, 1, "from 0 to 1", ("max_bad_fraction",)),
+    (0, _LARGEST_SEED, f"from 0 to {_LARGEST_SEED}, the largest of numpy", ("seed", "data_seed")),
+)
+
+
+def wrong_numbers(values: Mapping[str, object]) -> Iterator[str]:
+    """A message for each number that its key does not take.
+
+    Example:
+        >>> list(wrong_numbers({"lora_dropout": 1.5, "fps": None, "seed": 1}))
+        ['lora_dropout 1.5 must be from 0 to below 1.']
+    """
+    for least, most, words, names in _RANGES:
+        for name in names:
+            value = values.get(name)
+            if isinstance(value, int | float) and not least <= value <= most:
+                yield f"{name} {value} must be {words}."
+
+
+def _wrong_choices(config: ModelConfig | DataConfig) -> Iterator[str]:
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(f"{name} {value!r} is none of its choices: {', '.join(get_args(hint))}.")
+            yield f"{name} {value!r} is none of its choices: {', '.join(get_args(hint))}."
 
 
-def _check_model(model: ModelConfig) -> None:
-    """Raise ValueError where towers, tuning and adapters contradict each other."""
+def _model_rules(model: ModelConfig) -> Iterator[str]:
+    """A message wherever towers, tuning and adapters contradict each other."""
     if not (model.trained_towers or model.train_embeddings):
-        raise ValueError(
-            "nothing would be trained. Set train_language, train_merger or train_vision to true."
-        )
+        yield "nothing would be trained. Set train_language, train_merger or train_vision to true."
+        return
     if model.tuning == "full":
         if model.adapter_name_or_path is not None:
-            raise ValueError(
+            yield (
                 "adapter_name_or_path needs tuning: lora or qlora. To train all weights from there, merge "
                 "the adapter first (vlcpt merge) and give the result as model_name_or_path."
             )
         if changed := model.changed_lora:
-            raise ValueError(f"{changed} would not be used by tuning: full. Remove, or set tuning: lora.")
+            yield f"{changed} would not be used by tuning: full. Remove, or set tuning: lora."
         return
     trained = ", ".join(model.trained_towers) or "none"
     if untrained := [tower for tower in model.lora_towers or () if tower not in model.trained_towers]:
         wanted = ", ".join(f"train_{tower}: true" for tower in untrained)
-        raise ValueError(
+        yield (
             f"lora_towers lists {', '.join(untrained)}, but the trained towers are: {trained}. "
             f"Set {wanted}, or shorten the list."
         )
-    if not model.adapter_towers:
-        raise ValueError(
+    elif not model.adapter_towers:
+        yield (
             f"tuning: {model.tuning} has no tower to put adapters on (trained towers: {trained}). "
             "Train a tower and leave it in lora_towers, or use tuning: full."
         )
-    if model.tuning == "qlora" and model.train_language and "language" not in model.adapter_towers:
-        raise ValueError(
+    elif model.tuning == "qlora" and model.train_language and "language" not in model.adapter_towers:
+        yield (
             "tuning: qlora holds the language tower in 4 bits, which cannot train in full. Put language into "
             "lora_towers, set train_language: false, or use tuning: lora."
         )
     if model.lora_target_modules == ():
-        raise ValueError(
-            "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
-        )
+        yield "lora_target_modules is empty. Name layers, or remove the key for every linear layer."
     if words := {"all-linear", "all"} & set(model.lora_target_modules or ()):
-        raise ValueError(
+        yield (
             f"lora_target_modules: {min(words)} is the default here: every linear layer of lora_towers, and "
             "none of another tower. Remove the key."
         )
-    if model.lora_r < 1 or model.lora_alpha <= 0:
-        raise ValueError(f"lora_r {model.lora_r} and lora_alpha {model.lora_alpha} must be above 0.")
-    if not 0 <= model.lora_dropout < 1:
-        raise ValueError(f"lora_dropout {model.lora_dropout} must be from 0 to below 1.")
 
 
-_ABOVE_0 = (
-    *("min_pixels", "max_pixels", "fps", "max_frames", "max_row_bytes"),
-    *("max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels"),
-)
-
-
-def _check_data(data: DataConfig) -> None:
-    """Raise ValueError where sources, shares and limits contradict each other."""
+def _data_rules(data: DataConfig) -> Iterator[str]:
+    """A message wherever sources, shares and limits contradict each other."""
     if not data.train_data:
-        raise ValueError("train_data is empty. Give a file, or a list of sources.")
-    _check_names("train_data and replay_data", data.train_data, data.replay_data)
-    _check_names("eval_data and retention_data", data.eval_data, data.retention_data)
-    _check_shares(data)
-    for name in _ABOVE_0:
-        value = getattr(data, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} {value} must be above 0.")
-    if data.max_frames is not None and data.max_frames < 2:
-        raise ValueError(f"max_frames {data.max_frames} must be 2 or more: the model sees frames in pairs.")
+        yield "train_data is empty. Give a file, or a list of sources."
+    yield from _repeated_names("train_data and replay_data", data.train_data, data.replay_data)
+    yield from _repeated_names("eval_data and retention_data", data.eval_data, data.retention_data)
+    if data.replay_data and not data.replay_share:
+        yield "replay_data needs replay_share, 0.2 for example. Set it, or remove replay_data."
+    if data.replay_share and not data.replay_data:
+        yield f"replay_share {data.replay_share} needs replay_data. Give some, or remove replay_share."
+    for name in ("eval_data", "retention_data", "replay_data"):
+        if any(source.share is not None for source in getattr(data, name)):
+            yield f"{name} has a source with a share, which only train_data takes. Remove it."
+    shares = [source.share for source in data.train_data if source.share is not None]
+    if shares and (len(shares) < len(data.train_data) or abs(sum(shares) - 1) > 1e-6):
+        yield (
+            f"train_data has {len(data.train_data)} sources and the shares {shares}. "
+            "Give every source a share, with the sum 1, or give none."
+        )
     if data.min_pixels is not None and data.max_pixels is not None and data.min_pixels > data.max_pixels:
-        raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}. Lower it.")
-    if not 0 <= data.max_bad_fraction <= 1:
-        raise ValueError(f"max_bad_fraction {data.max_bad_fraction} must be from 0 to 1.")
+        yield f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}. Lower it."
 
 
-def _check_names(lists: str, sources: tuple[SourceConfig, ...], others: tuple[SourceConfig, ...]) -> None:
-    """Names are keys in the ledger and in results, so two sources cannot share one."""
+def _repeated_names(
+    lists: str, sources: tuple[SourceConfig, ...], others: tuple[SourceConfig, ...]
+) -> Iterator[str]:
+    """A message for each name of two sources: it is the key of one in the ledger and in results."""
     # What vlcpt prepare wrote holds sources of both lists, by their own names.
-    twice = {source.path for source in sources if _may_be_prepared(source)}
-    both = sources + tuple(source for source in others if not _is_again(source, twice))
+    prepared = {source.path for source in sources if _may_be_prepared(source)}
+    both = (*sources, *(one for one in others if not (one.path in prepared and _may_be_prepared(one))))
     for name, count in Counter(source.name for source in both).items():
         if count > 1:
             paths = ", ".join(source.path for source in both if source.name == name)
-            raise ValueError(f"{lists} have {count} sources named {name} ({paths}). Give each its own name.")
-
-
-def _is_again(source: SourceConfig, paths: set[str]) -> bool:
-    return source.path in paths and _may_be_prepared(source)
+            yield f"{lists} have {count} sources named {name} ({paths}). Give each its own name."
 
 
 def _may_be_prepared(source: SourceConfig) -> bool:
     """Whether it is no data file, and has no name of its own."""
     return source.name == default_name(source.path) == PurePath(source.path).name
-
-
-def _check_shares(data: DataConfig) -> None:
-    if not 0 <= data.replay_share < 1:
-        raise ValueError(f"replay_share {data.replay_share} must be from 0 to below 1.")
-    if data.replay_data and not data.replay_share:
-        raise ValueError("replay_data needs replay_share, 0.2 for example. Set it, or remove replay_data.")
-    if data.replay_share and not data.replay_data:
-        raise ValueError(
-            f"replay_share {data.replay_share} needs replay_data. Give some, or remove replay_share."
-        )
-    for name in ("eval_data", "retention_data", "replay_data"):
-        if any(source.share is not None for source in getattr(data, name)):
-            raise ValueError(f"{name} has a source with a share, which only train_data takes. Remove it.")
-    shares = [source.share for source in data.train_data if source.share is not None]
-    if shares and (len(shares) < len(data.train_data) or abs(sum(shares) - 1) > 1e-6):
-        raise ValueError(
-            f"train_data has {len(data.train_data)} sources and the shares {shares}. "
-            "Give every source a share, with the sum 1, or give none."
-        )

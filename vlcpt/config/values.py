@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vlcpt.config.synonyms import read_table
 from vlcpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
-
-
-T = TypeVar("T")
 
 # An access token of the Hub, or a password in an address.
 _SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|(?<=://)[^/\s@]+(?=@)")
@@ -46,7 +42,8 @@ def holds_secret(key: str, node: yaml.Node) -> bool:
         >>> holds_secret("run_name", node), holds_secret("hub_token", node)
         (True, False)
     """
-    return not is_secret(key) and any(_SECRET.search(text) for text in _texts(node, set()))
+    texts = (inner.value for inner, *_ in _nodes(node) if isinstance(inner, yaml.ScalarNode))
+    return not is_secret(key) and any(map(_SECRET.search, texts))
 
 
 def is_secret(key: str) -> bool:
@@ -54,21 +51,15 @@ def is_secret(key: str) -> bool:
     return key.endswith("_token")
 
 
-def _texts(node: yaml.Node, seen: set[int]) -> Iterator[str]:
-    if id(node) in seen:  # an alias, which may point back to what it stands in
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.ScalarNode):
-        yield node.value
-    for item in _inside(node):
-        yield from _texts(item, seen)
-
-
-def _inside(node: yaml.Node) -> list[yaml.Node]:
-    """The items of a list; the keys and values of a mapping."""
-    if isinstance(node, yaml.MappingNode):
-        return [item for pair in node.value for item in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+def _nodes(node: yaml.Node, depth: int = 0, line: int = 0) -> Iterator[tuple[yaml.Node, int, int]]:
+    """A node and all inside it, aliases written out: each with the lists and mappings around it, and the
+    lowest line that leads there."""
+    line = max(line, node.start_mark.line + 1)
+    yield node, depth, line
+    inside = node.value if isinstance(node, yaml.CollectionNode) else []
+    for item in inside:
+        for one in item if isinstance(item, tuple) else (item,):  # a key with its value
+            yield from _nodes(one, depth + 1, line)
 
 
 NULL = "tag:yaml.org,2002:null"
@@ -144,34 +135,27 @@ class Given:
         return Given(self.key + key, node, self.base, self.origin, line)
 
 
-def compose(text: str, origin: str, repeated: list[str] | None = None) -> yaml.Node | None:
+def compose(text: str, origin: str) -> tuple[yaml.Node | None, list[str]]:
     """Parse YAML into nodes, which know their lines; None for nothing but comments.
 
     Args:
         text: The YAML.
         origin: What messages call it.
-        repeated: Where to put a message for each repeated key, instead of raising for all of them.
+
+    Returns:
+        The node, and a message for each key that is repeated, at any depth.
 
     Raises:
-        ConfigError: For broken or very deep YAML, and for keys that are repeated, at any depth.
+        ConfigError: For broken or very deep YAML.
 
     Example:
-        >>> compose("seed: 1\\nseed: 2", "run.yaml")
-        Traceback (most recent call last):
-        vlcpt.errors.ConfigError: run.yaml:2: seed is repeated, first on line 1. Keep one of them.
+        >>> compose("seed: 1\\nseed: 2", "run.yaml")[1]
+        ['run.yaml:2: seed is repeated, first on line 1. Keep one of them.']
     """
-    found: list[str] = []
     if _DEEP.search(text):  # before a parser that takes seconds to say so
         raise ConfigError(f"{origin}: {_TOO_DEEP}")
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=Loader)
-        if node is not None:
-            _check_nodes(node, origin, {}, found)
-            if (count := _written_out(node, {})) > _MOST_NODES:
-                raise ConfigError(
-                    f"{origin}: with aliases (*name) written out, it has {count:,} values, above "
-                    f"{_MOST_NODES:,}. Write what is needed."
-                )
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(
@@ -183,47 +167,34 @@ def compose(text: str, origin: str, repeated: list[str] | None = None) -> yaml.N
         raise ConfigError(f"{origin}: not YAML: {problem}. Save it as plain UTF-8 text.") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: {_TOO_DEEP}") from error
-    if repeated is not None:
-        repeated += found
-    elif found:
-        raise ConfigError("\n".join(found))
-    return node
+    return node, [] if node is None else _repeated_keys(node, origin)
 
 
-def _check_nodes(node: yaml.Node, origin: str, depths: dict[int, int], repeated: list[str]) -> int:
-    """Give how deep lists and mappings stand inside each other; raise for too deep, note repeated keys."""
-    if id(node) in depths:  # an alias, which may point back to what it stands in
-        return depths[id(node)]
-    depths[id(node)] = 0
-    if isinstance(node, yaml.MappingNode):
+def _repeated_keys(root: yaml.Node, origin: str) -> list[str]:
+    """A message for each repeated key; raise for YAML that is too deep, or too large with its aliases."""
+    repeated: dict[str, None] = {}
+    for count, (node, depth, lowest) in enumerate(_nodes(root)):
+        if count == _MOST_NODES:
+            raise ConfigError(
+                f"{origin}: with aliases (*name) written out, it has over {_MOST_NODES:,} values. "
+                "Write what is needed."
+            )
+        if depth >= _DEEPEST and isinstance(node, yaml.CollectionNode):
+            raise ConfigError(f"{origin}:{lowest}: {_TOO_DEEP}")
         lines: dict[str, int] = {}
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(
                     f"{origin}:{line}: a list or mapping stands where a key should. Quote or rename it."
                 )
-            name = key.value
-            if name in lines:
-                repeated.append(
-                    f"{origin}:{line}: {name} is repeated, first on line {lines[name]}. Keep one of them."
-                )
-            lines.setdefault(name, line)
-    depth = isinstance(node, yaml.CollectionNode) + max(
-        (_check_nodes(item, origin, depths, repeated) for item in _inside(node)), default=0
-    )
-    if depth > _DEEPEST:
-        raise ConfigError(f"{origin}:{node.start_mark.line + 1}: {_TOO_DEEP}")
-    depths[id(node)] = depth
-    return depth
-
-
-def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
-    """How many values there are with each alias replaced by what it names: a few lines can make billions."""
-    if id(node) not in counts:
-        counts[id(node)] = 0  # an alias inside what it names
-        counts[id(node)] = 1 + sum(_written_out(one, counts) for one in _inside(node))
-    return counts[id(node)]
+            if key.value in lines:
+                repeated[
+                    f"{origin}:{line}: {key.value} is repeated, first on line {lines[key.value]}. "
+                    "Keep one of them."
+                ] = None
+            lines.setdefault(key.value, line)
+    return list(repeated)
 
 
 def plain_value(given: Given) -> object:
@@ -262,8 +233,6 @@ def convert(given: Given, hint: TypeForm[object]) -> object:
         except (ValidationError, TypeError):
             continue
     found = "something else" if is_secret(given.key) else _shown(given.node)
-    if (here := read_table()["values"].get(given.key, {}).get(found)) is not None:
-        raise given.error(f"{found} is called {here} here. Write: {given.key}: {here}")
     raise given.error(f"expected {_describe(hint)}, found {found}. Correct it, or remove it.")
 
 
@@ -286,9 +255,9 @@ def _readings(given: Given, hint: object) -> Iterator[object]:
 
 
 def _validated(value: object, hint: TypeForm[object]) -> object:
-    members = _members(hint)
     if isinstance(value, bool) and not any(
-        member is bool or (get_origin(member) is Literal and value in get_args(member)) for member in members
+        member in (bool, object) or (get_origin(member) is Literal and value in get_args(member))
+        for member in _members(hint)
     ):
         raise TypeError("pydantic would take true for 1")
     adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
@@ -332,31 +301,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
     """Give the end of an error message about an unknown name.
 
     Example:
-        >>> did_you_mean("lerning_rate", ["learning_rate", "seed"])
-        'Did you mean learning_rate?'
+        >>> did_you_mean("pth", ["path", "split"]), did_you_mean("x", ["path", "split"])
+        ('Did you mean path?', 'Known: path, split.')
     """
-    known = list(known)
-    if near := nearest(name, known):
-        return f"Did you mean {near}?"
-    return (
-        f"Known: {', '.join(known)}." if len(known) <= 12 else "See docs/configuration.md for the known keys."
-    )
-
-
-def build(cls: Callable[..., T], values: Mapping[str, object]) -> T:
-    """Call a dataclass with keyword arguments by name; an unknown one is a ValueError with the nearest known.
-
-    Example:
-        >>> from vlcpt.config.schema import SourceConfig
-        >>> build(SourceConfig, {"pth": "a.jsonl"})
-        Traceback (most recent call last):
-        ValueError: SourceConfig has no field pth. Did you mean path?
-    """
-    known = get_type_hints(cls)
-    if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"{cls.__name__} has no field {unknown[0]}. {did_you_mean(unknown[0], known)}")
-    return cls(**values)
+    near = nearest(name, known)
+    return f"Did you mean {near}?" if near else f"Known: {', '.join(known)}."

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 import yaml
-from transformers import TrainingArguments, training_args
-from transformers.trainer_pt_utils import AcceleratorConfig
 
-from vlcpt.config.early import RESOLVED_HEADER, EarlyConfig, located, moved, read_early, read_value
+from vlcpt.config.keys import REQUIRED, explain_field, known_types, read_keys, read_table, wrong_keys
+from vlcpt.config.paths import HUB_NAME, moved, moved_source, wrong_paths
+from vlcpt.config.rules import rules_between, training_rules
 from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
-from vlcpt.config.training import CPTConfig, check_together, name_best_metric
-from vlcpt.config.values import Dumper, is_secret
+from vlcpt.config.values import NULL, Dumper, Given, compose, convert, is_nothing, is_secret
+from vlcpt.errors import ConfigError, collected, refuse
+from vlcpt.run_files import RESOLVED_HEADER
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
+    from vlcpt.config.training import CPTConfig
 
+T = TypeVar("T")
+
+_LARGEST = 2**20  # bytes of a configuration; reading YAML takes a second for each of these
 # How a run was started is not what it does: with these, repeating it would erase or continue the first one.
 _STARTING = (
     *("overwrite", "resume_from_checkpoint", "local_rank"),
@@ -35,17 +41,41 @@ _ALWAYS = (
 )
 # What TrainingArguments turns a default into, where the two differ.
 _RESOLVED_DEFAULTS: Mapping[str, object] = {
-    "report_to": [],
-    "debug": [],
-    "include_num_input_tokens_seen": "no",
-    "disable_tqdm": False,
-    "accelerator_config": AcceleratorConfig(),
+    **{"report_to": [], "debug": [], "include_num_input_tokens_seen": "no", "disable_tqdm": False}
 }
 
 
 @dataclass(frozen=True)
+class EarlyConfig:
+    """A configuration that is checked but for what ``TrainingArguments`` alone refuses.
+
+    Args:
+        path: The YAML file.
+        given: What was written, by key.
+        model: Its part about the model.
+        data: Its part about the data.
+        training: Values for ``CPTConfig``, by key.
+    """
+
+    path: Path
+    given: Mapping[str, Given]
+    model: ModelConfig
+    data: DataConfig
+    training: Mapping[str, object]
+
+    @property
+    def output(self) -> Path:
+        """The ``output_dir``."""
+        return Path(str(self.training["output_dir"]))
+
+    def located(self, messages: Iterable[str]) -> list[str]:
+        """Messages with the place of the first key that each names before them."""
+        return [_located(self.path, self.given, message) for message in messages]
+
+
+@dataclass(frozen=True)
 class Configs:
-    """The whole configuration of a run, checked."""
+    """The configuration of a run, checked."""
 
     model: ModelConfig
     data: DataConfig
@@ -65,7 +95,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
 
     Raises:
         ConfigError: For anything wrong, with file and line (or the command line), key, what was found and
-            what to do; all unknown keys and wrong values in one message.
+            what to do; all of it in one message, but that rules between
+            values are checked when each value is right.
 
     Example:
         >>> import tempfile
@@ -79,40 +110,187 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Configs:
     return complete(read_early(path, overrides))
 
 
+def read_early(path: str | Path, overrides: Sequence[str] = ()) -> EarlyConfig:
+    """Read a configuration without torch; for its arguments and errors see :func:`load_config`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (file := Path(folder, "run.yaml")).write_text("max_lenght: 8") and None
+        ...     read_early(file)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: .../run.yaml:1: max_lenght: unknown key. Did you mean max_length?
+    """
+    path, types = Path(path), known_types()
+    given, wrong = _read_file(path)
+    given |= _read_overrides(overrides)
+    unknown, pasted = wrong_keys(given)
+    values: dict[str, object] = {}
+    for key, value in given.items():
+        if key in unknown:
+            wrong.append(unknown[key])
+            continue
+        with collected(wrong):
+            values[key] = read_value(value, types[key])
+    wrong = wrong or [
+        f"{path}: {key} is missing. Add a line {key}: …" for key in REQUIRED if key not in given
+    ]
+    broken = list(wrong_paths(values))
+    model = data = None
+    if not wrong:  # rules compare values, so each must be right
+        with collected(broken):
+            model = _build(ModelConfig, values)
+        with collected(broken):
+            data = _build(DataConfig, values)
+        broken += training_rules(values)
+        if model is not None and data is not None:
+            broken += rules_between(model, data, values)
+    refuse([*wrong, *(_located(path, given, message) for message in broken), *pasted])
+    assert model is not None and data is not None
+    return EarlyConfig(path, given, model, data, values)
+
+
+def _build(cls: type[T], values: dict[str, object]) -> T:
+    """Make a dataclass of the values under its keys, and take these out."""
+    return cls(**{key: values.pop(key) for key in get_type_hints(cls) if key in values})
+
+
 def complete(early: EarlyConfig, *, computes: bool = True) -> Configs:
     """Make ``TrainingArguments`` of a configuration that was read before.
 
     Args:
         early: What was read.
-        computes: Whether this machine trains or measures; only then must it have a GPU that ``bf16`` needs.
+        computes: See :func:`vlcpt.config.training.make_training`.
 
     Raises:
         ConfigError: As :func:`load_config`.
     """
-    given, values = early.given, dict(early.training)
-    for key in early.unchecked:
-        values[key] = read_value(given[key], get_type_hints(CPTConfig)[key])
-    lacks_bf16 = (
-        values.get("bf16") and not values.get("use_cpu") and not training_args.is_torch_bf16_gpu_available()
-    )
-    if lacks_bf16 and computes:
-        raise given["bf16"].error(
-            "there is no GPU here that computes in bfloat16. Remove the key, for it is chosen by itself "
-            "where a GPU has it; or set use_cpu: true."
-        )
-    if lacks_bf16:
-        logger.info(
-            "bf16: true needs a GPU that computes in bfloat16. There is none here; training needs one."
-        )
-        del values["bf16"]
-    with located(early.path, given):
-        training = CPTConfig(**values)  # type: ignore[arg-type]
-        if values.get("metric_for_best_model") is None:
-            name_best_metric(early.data, training)
-        check_together(early.model, early.data, training)
-    if lacks_bf16:
-        training.bf16 = True
+    from vlcpt.config.training import make_training
+
+    try:
+        training = make_training(early.training, early.data, computes=computes)
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
+        messages = error.args if isinstance(error, ConfigError) else [" ".join(str(error).split())]
+        raise ConfigError(*early.located(messages)) from error
     return Configs(early.model, early.data, training)
+
+
+def _located(path: Path, given: Mapping[str, Given], message: str) -> str:
+    """Put file and line before a message: those of the first key that it names."""
+    key = next((word for word in re.findall(r"\w+", message) if word in given), None)
+    return f"{path}: {message}" if key is None else given[key].message(message)
+
+
+def read_value(given: Given, hint: TypeForm[object]) -> object:
+    """Turn what is written under a key into a value of its type, with paths from the current folder.
+
+    Raises:
+        ConfigError: With the place, what was expected and what was found.
+    """
+    key = given.key
+    if key in REQUIRED and is_nothing(given.node):
+        raise given.error("expected a value, found nothing. Give one.")
+    if hint == tuple[SourceConfig, ...]:
+        if given.node.tag == NULL:
+            return ()
+        return _read_sources(given)
+    word = given.node.value if isinstance(given.node, yaml.ScalarNode) else ""
+    if (here := read_table()["values"].get(key, {}).get(word)) is not None:
+        raise given.error(f"{word} is called {here} here. Write: {key}: {here}")
+    value = convert(given, hint)
+    if key.endswith("name_or_path") and isinstance(value, str) and not HUB_NAME.fullmatch(value):
+        folder = given.base / Path(value).expanduser()
+        if not folder.is_dir():
+            raise given.error(
+                f"there is no folder {folder}, and the Hub has no such names. Correct the path."
+            )
+    return moved(key, value, given.base, Path())
+
+
+def _read_sources(given: Given) -> tuple[SourceConfig, ...]:
+    nodes = given.node.value if isinstance(given.node, yaml.SequenceNode) else [given.node]
+    found: list[SourceConfig] = []
+    wrong: list[str] = []
+    for number, node in enumerate(nodes):
+        with collected(wrong):
+            found.append(_read_source(given.inside(f"[{number}]", node)))
+    refuse(wrong)
+    return tuple(found)
+
+
+def _read_source(given: Given) -> SourceConfig:
+    hints = get_type_hints(SourceConfig)
+    values: dict[str, object] = {}
+    wrong: list[str] = []
+    if isinstance(given.node, yaml.ScalarNode):
+        values["path"] = convert(given, str)
+    elif not isinstance(given.node, yaml.MappingNode):
+        raise given.error("expected a path, or a mapping with path, found a list. Take one level off.")
+    else:
+        for key, node in given.node.value:
+            field = given.inside(f".{key.value}", node)
+            with collected(wrong):
+                if key.value not in hints:
+                    raise field.error(explain_field(key.value, field))
+                values[key.value] = convert(field, hints[key.value])
+    refuse(wrong)
+    if "path" not in values:
+        raise given.error("path is missing. Add path: …")
+    try:
+        return moved_source(SourceConfig(**values), given.base, Path())  # type: ignore[arg-type]
+    except ValueError as error:
+        raise given.error(str(error)) from error
+
+
+def _read_file(path: Path) -> tuple[dict[str, Given], list[str]]:
+    """What a file holds, by key, and a message for each key that it repeats."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise ConfigError(
+                f"{path}: it has over {_LARGEST:,} bytes, which no configuration has. Give the path of a "
+                "YAML file; data are named in it."
+            )
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    node, repeated = compose(text, str(path))
+    if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "text"}
+        found = "nothing" if node is None else kinds.get(type(node), f"!<{node.tag}>")
+        raise ConfigError(
+            f"{path}: expected lines of key: value, found {found}. Needed are {', '.join(REQUIRED)}."
+        )
+    given: dict[str, Given] = {}
+    for key, value in node.value:
+        given.setdefault(key.value, Given(key.value, value, path.parent, str(path), key.start_mark.line + 1))
+    return given, repeated
+
+
+def _read_overrides(tokens: Sequence[str]) -> dict[str, Given]:
+    given: dict[str, Given] = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not re.match(r"--\w", token):
+            raise ConfigError(
+                f"command line: {token} is no option. Write --key value; for a list '[one, two]'."
+            )
+        name, equals, text = token[2:].partition("=")
+        if not equals:
+            text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
+        key = name.replace("-", "_")
+        if key in given:
+            raise given[key].error("repeated. Keep one of them.")
+        node, repeated = compose(text.strip() or "''", f"command line: {key}")
+        refuse(repeated)
+        if node is None:
+            raise ConfigError(f"command line: {key}: {text} is a comment of YAML. Quote it.")
+        given[key] = Given(key, node, Path(), "command line")
+    return given
 
 
 def dump_config(configs: Configs, directory: Path) -> str:
@@ -126,6 +304,7 @@ def dump_config(configs: Configs, directory: Path) -> str:
         directory: The folder in which the text will be saved.
 
     Example:
+        >>> from vlcpt import CPTConfig
         >>> model, data = ModelConfig("org/model"), DataConfig("data/train.jsonl")
         >>> text = dump_config(Configs(model, data, CPTConfig("out", use_cpu=True)), Path("out"))
         >>> [line for line in text.splitlines() if "train.jsonl" in line or "output_dir" in line][1:]
@@ -140,16 +319,16 @@ def dump_config(configs: Configs, directory: Path) -> str:
     return RESOLVED_HEADER + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-_TRAINER_FIELDS = {item.name: item for item in fields(TrainingArguments)}
-
-
 def _is_written(item: Field[object], value: object) -> bool:
     if item.name in _STARTING or item.name in _ALIASES or is_secret(item.name):
         return False
-    if _TRAINER_FIELDS.get(item.name) is not item:  # a field that Trainer lacks, or one with another default
+    # Keys that Trainer lacks, or that have another default there.
+    if any(item.name in read_keys()[section] for section in ("model", "data", "training")):
         return value is not None and value != ()
     if item.name in _ALWAYS:
         return True
+    if is_dataclass(value) and not isinstance(value, type):  # accelerator_config
+        return value != type(value)()
     default = item.default if item.default_factory is MISSING else item.default_factory()
     return value not in (default, _RESOLVED_DEFAULTS.get(item.name, default))
 
@@ -158,12 +337,12 @@ def _plain(value: object) -> object:
     """Turn a value into what YAML has: text, numbers, lists and mappings."""
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, AcceleratorConfig):
-        return value.to_dict()
     if isinstance(value, SourceConfig):
-        kept = {item.name: getattr(value, item.name) for item in fields(value)}
-        kept = {name: kept[name] for name in kept if kept[name] != getattr(SourceConfig(value.path), name)}
+        default = asdict(SourceConfig(value.path))
+        kept = {name: _plain(one) for name, one in asdict(value).items() if one != default[name]}
         return {"path": value.path, **kept} if kept else value.path
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

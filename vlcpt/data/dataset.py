@@ -18,10 +18,10 @@ from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TrainEo
 from vlcpt.data.encode.streams import TokenStream
 from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium, medium_errors
 from vlcpt.data.markup import Untagged
+from vlcpt.data.media.cut import check_container
 from vlcpt.data.media.files import MediaError
 from vlcpt.data.media.open import MediaLimits, giants_in_turn, read_image
 from vlcpt.data.media.videos import read_video
-from vlcpt.data.media.whole import check_container
 from vlcpt.data.plan.ledger import Dropped
 from vlcpt.data.plan.mix import plan_packs
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Track, make_plan, untracked

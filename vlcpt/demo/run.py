@@ -13,13 +13,12 @@ from rich.table import Table
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.errors import ConfigError
-from vlcpt.file_writes import Writing
+from vlcpt.file_writes import Writing, write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import number
-from vlcpt.runs.data import evaluation_sets, quiet_libraries, shown
-from vlcpt.runs.folder import write_json
+from vlcpt.runs.data import RunData, quiet_libraries, shown
 from vlcpt.runs.train import train_run
 from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets, perplexity
 
@@ -51,7 +50,7 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     quiet_libraries()
     configs = load_config(config, ["--overwrite"])
     processor = load_processor(configs.model.model_name_or_path)
-    sets = evaluation_sets(configs, processor)
+    sets = RunData(configs, processor).evaluations()
     options = EvalOptions(track=shown(console))
     # A new adapter adds zero, so this is the base.
     before = evaluate_sets(load_model(configs.model), sets, processor, options, with_base=False)

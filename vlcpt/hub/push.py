@@ -397,11 +397,13 @@ def without_pushes(training: CPTConfig) -> CPTConfig:
     """The same for Trainer, whose own pushes take whatever lies in the folder.
 
     Example:
-        >>> without_pushes(CPTConfig("out", use_cpu=True, push_to_hub=True)).push_to_hub
-        False
+        >>> training = without_pushes(CPTConfig("out", use_cpu=True, push_to_hub=True, hub_model_id="mine"))
+        >>> training.push_to_hub, training.hub_model_id
+        (False, None)
     """
     quiet = copy.copy(training)
     quiet.push_to_hub = False
+    quiet.hub_model_id = quiet.hub_revision = None  # they would not be used
     return quiet
 
 

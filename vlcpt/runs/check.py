@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -15,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from vlcpt.config.early import read_deepspeed
-from vlcpt.config.precision import slow_products, used_devices
+from vlcpt.config.precision import slow_products
 from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CheckedDataset, CPTDataset, DecodedDataset
@@ -25,7 +25,7 @@ from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
 from vlcpt.model.attention import attention_for
 from vlcpt.model.counting import TowerParameters, adapter_shape, count_towers, empty_model
-from vlcpt.model.loading import load_processor, with_native_dtype
+from vlcpt.model.loading import load_processor
 from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines
 from vlcpt.report.memory import (
     LargestBatch,
@@ -37,14 +37,17 @@ from vlcpt.report.memory import (
 from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
+    RunData,
     evaluation_entries,
-    evaluation_set,
     quiet_libraries,
     show_unread,
     shown,
-    train_dataset,
+    with_native_model,
 )
+from vlcpt.training.guards import asked_stage
 from vlcpt.training.step import require_media
+
+T = TypeVar("T")
 
 # Packs that may need most: so many of the longest, of those with most targets, and with most media.
 _CANDIDATES = 20
@@ -88,13 +91,19 @@ def foresee(
 def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
     training = configs.training
     rank, dropout = adapter_shape(configs.model)
-    sharding = read_deepspeed(training.deepspeed) or {}
-    zero = _mapping(sharding.get("zero_optimization"))
-    zero = {name: value for name, value in zero.items() if value != "auto"}  # which DeepSpeed chooses
+    stage = asked_stage(training)
+
+    def zero(key: str, default: T) -> T:
+        """A value of the DeepSpeed config; the default too where DeepSpeed is to choose."""
+        if stage is None:
+            return default
+        value: T = training.hf_deepspeed_config.get_value(f"zero_optimization.{key}", default)
+        return default if value == "auto" else value
+
     mixed = bool(training.bf16 or training.fp16)
     return Setup(
         weight_bytes=4 if model.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
-        autocast=mixed and not sharding,
+        autocast=mixed and stage is None,
         checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),
         attention=attention_for(model.config, configs.model.attn_implementation),
         masked=bool(training.packing or training.per_device_train_batch_size > 1),
@@ -103,21 +112,13 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
         rank=rank,
         dropout=dropout,
         devices=devices,
-        stage=int(str(zero.get("stage", 0))) if sharding else None,
-        narrow=bool(sharding) and mixed,
-        offload_optimizer=_is_offloaded(zero.get("offload_optimizer")),
-        offload_weights=_is_offloaded(zero.get("offload_param")),
-        bucket=int(str(zero.get("reduce_bucket_size", Setup.bucket))),
-        live=int(str(zero.get("stage3_max_live_parameters", Setup.live))),
+        stage=stage,
+        narrow=stage is not None and mixed,
+        offload_optimizer=zero("offload_optimizer.device", "none") != "none",
+        offload_weights=zero("offload_param.device", "none") != "none",
+        bucket=int(zero("reduce_bucket_size", Setup.bucket)),
+        live=int(zero("stage3_max_live_parameters", Setup.live)),
     )
-
-
-def _mapping(found: object) -> Mapping[str, object]:
-    return found if isinstance(found, Mapping) else {}
-
-
-def _is_offloaded(section: object) -> bool:
-    return _mapping(section).get("device", "none") != "none"
 
 
 LONGEST = 5
@@ -151,18 +152,14 @@ def check_run(
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
-    configs = replace(
-        configs,
-        model=with_native_dtype(configs.model, emulates_bf16=used_devices(configs.training).emulates_bf16),
-    )
+    configs = with_native_model(configs)
     model = empty_model(configs.model)  # before the data: a wrong model is reported at once
     towers = count_towers(model, configs.model)
     lenient = replace(configs, data=_lenient(configs.data))
-    track, kind = shown(console), DecodedDataset if decode else CheckedDataset
-    dataset, ledger = _planned(lambda: train_dataset(lenient, processor, track, kind))
+    data = RunData(lenient, processor, shown(console), DecodedDataset if decode else CheckedDataset)
+    dataset, ledger = _planned(data.train)
     held_out = {
-        entry.name: _planned(lambda entry=entry: evaluation_set(lenient, entry, processor, track, kind))[1]  # type: ignore[misc]
-        for entry in evaluation_entries(lenient.data)
+        entry.name: _planned(partial(data.evaluation, entry))[1] for entry in evaluation_entries(lenient.data)
     }
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
@@ -225,7 +222,7 @@ def _show_plan(
     merge = processor.image_processor.merge_size**2
     memory = foresee(configs, model, towers, packs, devices=devices, merge=merge)
     console.print(memory_table(memory))
-    if (slow := slow_products(training, used_devices(training))) is not None:
+    if (slow := slow_products(training)) is not None:
         say(console, slow)
     advice = hints(
         ledger,
@@ -262,7 +259,7 @@ def _write(ledger: Ledger, output: Path, console: Console) -> None:
 
 
 def _list(console: Console, lines: list[str]) -> None:
-    """Lines that hang from their arrow in a terminal, and are whole in a file."""
+    """Print lines after arrows: indented in a terminal, unbroken in a file."""
     if not console.is_terminal:
         for line in lines:
             say(console, f"→ {line}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import ProcessorMixin
 
+from vlcpt.config.precision import used_devices
 from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
@@ -22,37 +23,67 @@ from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import Track, untracked
 from vlcpt.data.sources import entries_of
+from vlcpt.model.loading import with_native_dtype
 from vlcpt.report.check import unread_lines
 from vlcpt.report.screen import say, tracked
 
 
-def train_dataset(
-    configs: Configs,
-    processor: ProcessorMixin,
-    track: Track = untracked,
-    dataset: type[CPTDataset] = CPTDataset,
-    plans: Path | None = None,
-) -> CPTDataset:
-    """The training data, planned; ``plans`` is where that is shared and kept."""
-    data, training = configs.data, configs.training
-    return dataset(
-        [source_options(entry) for entry in data.train_data],
-        processor,
-        replay_data=[source_options(entry) for entry in data.replay_data],
-        replay_share=data.replay_share,
-        seed=training.data_seed if training.data_seed is not None else training.seed,
-        cache_dir=plans and plans / "train",
-        track=track,
-        **_planning(configs),  # type: ignore[arg-type]
-    )
+@dataclass(frozen=True)
+class RunData:
+    """The data sets of a run, planned when asked for.
 
+    Args:
+        configs: What is read, and how.
+        processor: The model's.
+        track: Shows how far reading has come.
+        kind: The class of the data sets.
+        plans: Folder where plans are shared and kept.
+    """
 
-def evaluation_sets(
-    configs: Configs, processor: ProcessorMixin, track: Track = untracked, plans: Path | None = None
-) -> dict[str, CPTDataset]:
-    """Held-out and retention data, each source a set of its own."""
-    entries = evaluation_entries(configs.data)
-    return {entry.name: evaluation_set(configs, entry, processor, track, plans=plans) for entry in entries}
+    configs: Configs
+    processor: ProcessorMixin
+    track: Track = untracked
+    kind: type[CPTDataset] = CPTDataset
+    plans: Path | None = None
+
+    def train(self) -> CPTDataset:
+        """The training data."""
+        data, training = self.configs.data, self.configs.training
+        return self._planned(
+            "train",
+            data.train_data,
+            replay_data=[source_options(entry) for entry in data.replay_data],
+            replay_share=data.replay_share,
+            seed=training.data_seed if training.data_seed is not None else training.seed,
+        )
+
+    def evaluations(self) -> dict[str, CPTDataset]:
+        """Held-out and retention data, each source a set of its own."""
+        return {entry.name: self.evaluation(entry) for entry in evaluation_entries(self.configs.data)}
+
+    def evaluation(self, entry: SourceConfig) -> CPTDataset:
+        """One source of held-out or retention data."""
+        return self._planned(f"eval-{quote(entry.name, safe='')}", [entry])
+
+    def _planned(self, name: str, entries: Sequence[SourceConfig], **mixing: object) -> CPTDataset:
+        data, training = self.configs.data, self.configs.training
+        return self.kind(
+            [source_options(entry) for entry in entries],
+            self.processor,
+            cache_dir=self.plans and self.plans / name,
+            track=self.track,
+            max_length=training.max_length,
+            packing=training.packing,
+            untagged=data.untagged,
+            max_row_bytes=data.max_row_bytes,
+            on_overlong=data.on_overlong,
+            on_bad_data=data.on_bad_data,
+            max_bad_fraction=data.max_bad_fraction,
+            num_proc=training.dataloader_num_workers,
+            timeout=training.dataloader_timeout,
+            **vars(encoding_options(data)),
+            **mixing,  # type: ignore[arg-type]
+        )
 
 
 def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
@@ -77,24 +108,6 @@ def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
     return found
 
 
-def evaluation_set(
-    configs: Configs,
-    entry: SourceConfig,
-    processor: ProcessorMixin,
-    track: Track = untracked,
-    dataset: type[CPTDataset] = CPTDataset,
-    plans: Path | None = None,
-) -> CPTDataset:
-    """One source of held-out or retention data."""
-    return dataset(
-        [source_options(entry)],
-        processor,
-        cache_dir=plans and plans / f"eval-{quote(entry.name, safe='')}",
-        track=track,
-        **_planning(configs),  # type: ignore[arg-type]
-    )
-
-
 def shown(console: Console) -> Track:
     """A bar with the time left, gone when done; nothing where there is no terminal."""
     if not console.is_terminal:
@@ -117,22 +130,6 @@ def encoding_options(data: DataConfig) -> EncodingOptions:
     )
 
 
-def _planning(configs: Configs) -> dict[str, object]:
-    data = configs.data
-    return {
-        **vars(encoding_options(data)),
-        "max_length": configs.training.max_length,
-        "packing": configs.training.packing,
-        "untagged": data.untagged,
-        "max_row_bytes": data.max_row_bytes,
-        "on_overlong": data.on_overlong,
-        "on_bad_data": data.on_bad_data,
-        "max_bad_fraction": data.max_bad_fraction,
-        "num_proc": configs.training.dataloader_num_workers,
-        "timeout": configs.training.dataloader_timeout,
-    }
-
-
 def show_unread(ledger: Ledger, console: Console) -> None:
     """Print what of each source was not read."""
     for line in unread_lines(ledger):
@@ -150,6 +147,12 @@ def show_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
         for one in dataset.ledger.dropped[:5]:
             say(console, f"  {one.source}:{one.line}: {one.detail}")
         show_unread(dataset.ledger, console)
+
+
+def with_native_model(configs: Configs) -> Configs:
+    """The same, with frozen weights in a type that the run's GPUs compute in."""
+    emulates = used_devices(configs.training).emulates_bf16
+    return replace(configs, model=with_native_dtype(configs.model, emulates_bf16=emulates))
 
 
 def quiet_libraries() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vlcpt.config.precision import autocast_type, slow_products, used_devices
+from vlcpt.config.precision import autocast_type, slow_products
 from vlcpt.config.yaml import Configs
 from vlcpt.errors import ConfigError
-from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor, with_native_dtype
+from vlcpt.file_writes import write_json
+from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
-from vlcpt.runs.data import evaluation_sets, quiet_libraries, show_unmeasured, shown
-from vlcpt.runs.folder import require_paths, write_json
+from vlcpt.runs.data import RunData, quiet_libraries, show_unmeasured, shown, with_native_model
 from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets
 
 
@@ -25,19 +25,15 @@ def eval_run(
     console = console or Screen()
     if not configs.data.eval_data and not configs.data.retention_data:
         raise ConfigError("eval_data and retention_data are missing: there is nothing to measure. Add one.")
-    require_paths(checkpoint, output)
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     check_evaluated(configs.model, str(checkpoint))
-    sets = evaluation_sets(configs, processor, shown(console))
+    sets = RunData(configs, processor, shown(console)).evaluations()
     show_unmeasured(sets, console)
     device = configs.training.device
-    used = used_devices(configs.training)
-    if (slow := slow_products(configs.training, used)) is not None:
+    if (slow := slow_products(configs.training)) is not None:
         say(console, slow, "yellow")
-    model, base = load_for_evaluation(
-        with_native_dtype(configs.model, emulates_bf16=used.emulates_bf16), str(checkpoint)
-    )
+    model, base = load_for_evaluation(with_native_model(configs).model, str(checkpoint))
     for one in (model, base):
         # 4-bit weights are put on their device while they load.
         if one is not None and not getattr(one, "is_quantized", False):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from vlcpt.config.schema import DataConfig, SourceConfig
+from vlcpt.config.schema import ROLES, DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CheckingEncoder
 from vlcpt.data.documents import DocumentError
@@ -21,23 +21,20 @@ from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, r
 from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
 from vlcpt.data.sources import open_source
 from vlcpt.errors import ConfigError
+from vlcpt.file_writes import write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
 from vlcpt.report.screen import Screen
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
+    RunData,
     encoding_options,
-    evaluation_sets,
     quiet_libraries,
     show_unmeasured,
     show_unread,
     shown,
     source_options,
-    train_dataset,
 )
-from vlcpt.runs.folder import write_json
-
-ROLES = ("train_data", "replay_data", "eval_data", "retention_data")
 
 
 def prepare_run(
@@ -79,7 +76,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
         )
         prepare_source(
             source,
-            # What is encoded for good is looked at as `vlcpt check` does: a cut file is no medium.
+            # What is encoded for good is checked as `vlcpt check` does: a cut file is no medium.
             partial(CheckingEncoder, processor, options),
             output / _folder(role, entry),
             fingerprint=fingerprint(processor, data.untagged, options),
@@ -90,10 +87,10 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
             track=shown(console),
         )
     # As a run would read it: rules about bad data hold over all of a source, and shares over all sources.
-    found = replace(configs, data=_prepared(data, output))
-    dataset = train_dataset(found, processor, shown(console))
+    prepared = RunData(replace(configs, data=_prepared(data, output)), processor, shown(console))
+    dataset = prepared.train()
     console.print(ledger_table(dataset.ledger))
-    sets = evaluation_sets(found, processor, shown(console))
+    sets = prepared.evaluations()
     show_unread(dataset.ledger, console)
     show_unmeasured(sets, console)
     dataset.ledger.write(output)
@@ -117,7 +114,7 @@ def _check(output: Path, engine: Engine) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file. Give a folder.")
     if engine == "ray" and find_spec("ray") is None:
-        raise ConfigError('--engine ray needs Ray: pip install "vlcpt[ray]". Or leave the option away.')
+        raise ConfigError('--engine ray needs Ray: pip install "vlcpt[ray]". Or remove the option.')
     if not output.exists() or all(path.name == LOCK for path in output.iterdir()):
         return
     if all(read_json(str(output), name, (SET_KIND,)) is None for name in (WHOLE, BEGUN)):

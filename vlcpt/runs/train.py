@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from vlcpt.config.packages import require_packages
-from vlcpt.config.precision import autocast_type, used_devices
+from vlcpt.config.precision import autocast_type
+from vlcpt.config.rules import missing_packages
 from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.cache import remove_plans
+from vlcpt.errors import refuse
 from vlcpt.file_writes import WriteError, write_file
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
@@ -25,25 +25,31 @@ from vlcpt.model.loading import (
     load_processor,
     read_config,
     resolve_dtype,
-    with_native_dtype,
 )
 from vlcpt.model.tuning import tower_table
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import ledger_table, towers_table
+from vlcpt.run_files import PLANS, require_empty
 from vlcpt.runs.data import (
-    evaluation_sets,
+    RunData,
     quiet_libraries,
     show_unmeasured,
     show_unread,
     shown,
-    train_dataset,
+    with_native_model,
 )
-from vlcpt.runs.folder import PLANS, prepare_output
-from vlcpt.training.checkpoints.files import find_checkpoint
+from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
 from vlcpt.training.guards import check_launch, check_packed
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
 from vlcpt.training.step import require_media
 from vlcpt.training.trainer import CPTTrainer
+
+# What a run writes, and --overwrite deletes first: a model beside an older adapter would load with it.
+RUN_FILES = (
+    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", RECORD),
+    *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+)
 
 
 def train_run(
@@ -57,7 +63,7 @@ def train_run(
     """
     console = console or Screen()
     training = configs.training
-    require_packages({**vars(configs.model), **vars(training)})
+    refuse(missing_packages({**vars(configs.model), **vars(training)}))
     check_launch(training)
     output = Path(str(training.output_dir))
     ranks = RankWatch(training)
@@ -79,7 +85,7 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
         if gone := prepare_output(configs, config_path):
             say(console, f"overwrite: deleted {', '.join(gone)}")
         # Reported before the data is read; the trainer looks again, and reads all of it.
-        find_checkpoint(training.resume_from_checkpoint, output, hashes=False, tell=lambda message: None)
+        find_checkpoint(training.resume_from_checkpoint, output, hashes=False)
         repo_id = open_repository(configs) if training.push_to_hub else None
 
     if training.overwrite and training.local_process_index == 0:
@@ -102,6 +108,29 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
     if repo_id is not None:
         say(console, f"pushed to {push_run(configs, repo_id).url}")
     return trainer
+
+
+def prepare_output(configs: Configs, config_path: Path | None = None) -> list[str]:
+    """Refuse an output folder that holds another run's work, or empty it if that is asked for.
+
+    Args:
+        config_path: See :func:`require_empty`.
+
+    Returns:
+        The checkpoints that were deleted.
+    """
+    output = Path(str(configs.training.output_dir))
+    require_empty(output, config_path, vars(configs.training))
+    if not configs.training.overwrite:
+        return []
+    deleted = list_checkpoints(output)
+    for folder in deleted:
+        delete_checkpoint(folder)
+    for path in (path for name in RUN_FILES for path in output.glob(name)):
+        if path.is_file():
+            path.unlink()
+    remove_plans(output / PLANS)
+    return [folder.name for folder in deleted]
 
 
 def _account_failures(dataset: CPTDataset, output: Path, console: Console) -> None:
@@ -127,9 +156,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     is_main = training.process_index == 0
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
-    configs = replace(
-        configs, model=with_native_dtype(configs.model, emulates_bf16=used_devices(training).emulates_bf16)
-    )
+    configs = with_native_model(configs)
     precision = str(autocast_type(training) or torch.float32)
     require_equal(precision, f"the type of products ({precision}, see bf16)")
     if configs.model.tuning == "qlora":
@@ -137,8 +164,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         check_packed(stored, training)
     check_model(configs.model)
     ranks.at(0, "reading the data")
-    track = shown(console)  # one rank reads, whichever that is
-    dataset = train_dataset(configs, processor, track, plans=output / PLANS)
+    # One rank reads, whichever that is.
+    data = RunData(configs, processor, shown(console), plans=output / PLANS)
+    dataset = data.train()
     require_equal(dataset.digest, "the plan of train_data")
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
@@ -152,7 +180,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         console.print(towers_table(tower_table(model)))
     ranks.at(0, "reading the evaluation data")
     evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
-    sets = evaluation_sets(configs, processor, track, plans=output / PLANS) if evaluates else {}
+    sets = data.evaluations() if evaluates else {}
     for name, one in sets.items():
         require_equal(one.digest, f"the plan of {name}")
     dataset.ledger.unmeasured = [dropped for one in sets.values() for dropped in one.ledger.dropped]

@@ -13,10 +13,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlcpt.config.precision import autocast_type, slow_products, used_devices
-from vlcpt.config.training import CPTConfig, check_training
+from vlcpt.config.precision import autocast_type, slow_products
+from vlcpt.config.rules import training_rules
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.encode.vision import VisionEncoder
-from vlcpt.errors import ConfigError
+from vlcpt.errors import ConfigError, refuse
 from vlcpt.model.attention import attention_of, describe_kernels
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model, limit_checkpointing
@@ -154,11 +155,11 @@ def check_run(model: PreTrainedModel | PeftModel, args: CPTConfig) -> None:
         >>> args.bf16_full_eval = True
         >>> check_run(load_model(ModelConfig(base_path())), args)
         Traceback (most recent call last):
-        ValueError: bf16_full_eval: It would round the weights that train, in place. Set bf16: true, or ...
+        vlcpt.errors.ConfigError: bf16_full_eval: It would round the weights that train, in place. Set ...
     """
     check_launch(args)
     check_model(model, args)
-    check_training(args)  # again: they may have been changed since they were made
+    refuse(training_rules(vars(args)))  # again: they may have been changed since they were made
     if args.push_to_hub:
         raise ValueError(
             "push_to_hub would let Trainer push all that lies in output_dir. Leave it to `vlcpt train`, or "
@@ -257,7 +258,7 @@ class EngineCheck(TrainerCallback):
         self._progress.say(describe_engine(wrapped, args.world_size))
         if kernels:
             self._progress.say(kernels)
-        if (slow := slow_products(args, used_devices(args))) is not None:
+        if (slow := slow_products(args)) is not None:
             self._progress.say(slow, "yellow")
 
 
@@ -305,7 +306,7 @@ class NotFiniteError(ValueError):
 class FiniteNumbers(TrainerCallback):
     """Looks at all weights before step 1, the loss of each micro-batch and the gradient's norm of each step.
 
-    A loss that is not finite makes every gradient NaN, so the norm alone tells each rank what any rank saw:
+    A loss that is not finite makes every gradient NaN, so the norm alone shows each rank what any rank saw:
     it costs one look at the device a step, and no collective. DeepSpeed steps inside its backward, so there
     ranks agree on the losses before the last backward of a step, and a gradient is seen right after.
 
@@ -326,7 +327,7 @@ class FiniteNumbers(TrainerCallback):
             self._norm = clip(parameters, max_norm, norm_type)
             return self._norm
 
-        # Trainer asks for the norm before each step and tells no callback; after clipping it is gone.
+        # Trainer asks for the norm before each step, and no callback gets it; after clipping it is gone.
         trainer.accelerator.clip_grad_norm_ = clip_and_note
 
     def on_train_begin(
@@ -386,11 +387,11 @@ class FiniteNumbers(TrainerCallback):
     def _bad_losses(self) -> list[str]:
         """What each rank says of its losses that are not finite; empty for one without any."""
         rank = self._trainer.args.process_index
-        found = []
-        for number, loss in enumerate(self._losses):
-            if not bool(loss.isfinite()):
-                documents = self._documents[number] if number < len(self._documents) else []
-                found.append(f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}")
+        found = [
+            f"the loss is {float(loss)} on rank {rank}, of {_named(documents)}"
+            for loss, documents in zip(self._losses, self._documents, strict=False)
+            if not bool(loss.isfinite())
+        ]
         return gather_object(["; ".join(found)])
 
     def _stop(self, bad: Sequence[str]) -> None:
@@ -422,7 +423,7 @@ def require_finite(model: nn.Module) -> None:
     trained = ((name, one) for name, one in model.named_parameters() if one.requires_grad)
     if (name := first_not_finite(trained)) is not None:
         raise NotFiniteError(
-            f"{name} is not finite, so this model is not saved. Lower the learning rate, and go on from the "
+            f"{name} is not finite, so this model is not saved. Lower the learning rate, and resume from the "
             "last checkpoint with --resume_from_checkpoint true."
         )
 

@@ -46,23 +46,14 @@ def target_losses(model: nn.Module, inputs: BatchTensors) -> TargetLosses:
         >>> [round(value, 3) for value in target_losses(Uniform(), inputs).nll.tolist()]
         [2.079]
     """
-    forward = dict(inputs)
-    labels = _tensor(forward.pop("labels"))
-    weights = forward.pop("loss_weights", None)
+    is_target, weights = _targets(inputs)
+    forward = {name: value for name, value in inputs.items() if name not in ("labels", "loss_weights")}
     # The logits at a place predict the token after it.
-    ids = labels[:, 1:]
-    is_target = ids != IGNORE_INDEX
     keep = nn.functional.pad(is_target, (0, 1), value=False)
     logits = model(**forward, logits_to_keep=keep).logits
-    ids = ids[is_target]
-    return TargetLosses(
-        nll=cross_entropy(logits.float(), ids, reduction="none"),
-        weights=torch.ones_like(ids, dtype=torch.float32)
-        if weights is None
-        else _tensor(weights)[:, 1:][is_target],
-        ids=ids,
-        rows=is_target.nonzero()[:, 0],
-    )
+    ids = _tensor(inputs["labels"])[:, 1:][is_target]
+    nll = cross_entropy(logits.float(), ids, reduction="none")
+    return TargetLosses(nll, weights, ids, rows=is_target.nonzero()[:, 0])
 
 
 def total_weight(inputs: BatchTensors) -> torch.Tensor:
@@ -72,10 +63,15 @@ def total_weight(inputs: BatchTensors) -> torch.Tensor:
         >>> total_weight({"labels": torch.tensor([[7, 7, -100]])})
         tensor(1.)
     """
+    return _targets(inputs)[1].sum()
+
+
+def _targets(inputs: BatchTensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens from the second on are targets, bool (B, T-1), and the weight of each of these, (N,)."""
     is_target = _tensor(inputs["labels"])[:, 1:] != IGNORE_INDEX
     if "loss_weights" not in inputs:
-        return is_target.sum().float()
-    return _tensor(inputs["loss_weights"])[:, 1:][is_target].sum()
+        return is_target, is_target[is_target].float()
+    return is_target, _tensor(inputs["loss_weights"])[:, 1:][is_target]
 
 
 def _tensor(value: object) -> torch.Tensor:

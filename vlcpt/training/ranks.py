@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class CollectiveError(ValueError):
-    """What another rank reported, or did not: this one cannot go on."""
+    """What another rank reported, or did not: this one cannot continue."""
 
 
 def first_rank_only(training: TrainingArguments, work: Callable[[], T]) -> T:
@@ -100,7 +100,7 @@ def leave_group() -> None:
 
 
 _PERIOD = 1.0  # seconds from one sign of life to the next
-_SILENT = 4 * _PERIOD  # without one a process is taken for dead
+_SILENT = 4 * _PERIOD  # without one a process counts as dead
 _SHOWN = 8  # ranks that a message names at most
 # How the backends begin, or what they say, when another rank did not come.
 _TIMED_OUT = ("gloo", "NCCL", "Timed out waiting", "Connection closed by peer", "Connection reset by peer")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,9 @@ from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.loss import total_weight
 from vlcpt.training.progress import GO_ON
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 logger = logging.getLogger(__name__)
 
 FAILED = "failed_documents.json"  # in a checkpoint
@@ -48,20 +51,6 @@ class ReadBatch:
 
     failed: list[FailedSample]
     any_read: bool
-
-
-def next_batches(loader: Iterator[Batch], count: int, interruption: Interruption) -> list[Batch]:
-    """The next batches of a loader; none after a signal, which may also have ended its workers.
-
-    Raises:
-        LoadingError: If a worker died, or did not answer in time.
-    """
-    try:
-        return [] if interruption.is_requested else list(islice(loader, count))
-    except LoadingError:
-        if not interruption.is_requested:
-            raise
-        return []
 
 
 def take_failed(batch: Batch) -> ReadBatch:
@@ -116,6 +105,30 @@ def fill_step(batches: list[Batch], count: int) -> None:
         assert isinstance(weights, torch.Tensor)
         empty = {"labels": torch.full_like(labels, IGNORE_INDEX), "loss_weights": torch.zeros_like(weights)}
         batches.append({**batches[-1], **empty})
+
+
+def read_step(
+    trainer: Trainer, loader: Iterator[Batch], count: int, interruption: Interruption
+) -> tuple[list[Batch], list[ReadBatch]]:
+    """The next batches of a loader without what could not be read, and what reading each of them gave.
+
+    None after a signal, which may also have ended the workers.
+
+    Raises:
+        LoadingError: If a worker died, or did not answer in time.
+    """
+    batches: list[Batch] = []
+    try:
+        if not interruption.is_requested:
+            batches = list(islice(loader, count))
+    except LoadingError:
+        if not interruption.is_requested:
+            raise
+    if trainer.accelerator.gradient_state.end_of_dataloader or len(batches) < count:
+        unrepeat(batches, trainer.train_dataset, trainer.args)
+    read = [take_failed(batch) for batch in batches]
+    fill_step(batches, count)
+    return batches, read
 
 
 class StepCounts(NamedTuple):
@@ -194,7 +207,7 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
     """Enter the documents that failed in a step in the ledger and ``dropped.jsonl``.
 
     Args:
-        read: The batches of all ranks, so that each rank has the whole ledger, and all stop together.
+        read: The batches of all ranks, so that each rank has the complete ledger, and all stop together.
         dataset: Their data set.
         output_dir: Where ``dropped.jsonl`` is; None on the ranks that do not write it.
 
@@ -227,7 +240,7 @@ def save_failed(dataset: object, checkpoint: Path) -> None:
 
 
 def restore_failed(dataset: object, checkpoint: Path, output_dir: Path | None) -> None:
-    """Enter the documents that had failed when a checkpoint was saved, and write the ledger anew.
+    """Enter the documents that had failed when a checkpoint was saved, and write the ledger again.
 
     Args:
         dataset: Whose documents they are.

@@ -11,17 +11,12 @@ from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProcessorMixin,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from vlcpt.config.training import LEARNING_RATES, CPTConfig
+from vlcpt.config.schema import LEARNING_RATES
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.interrupts import Interruption, signal_of
@@ -36,16 +31,13 @@ from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import RankWatch
 from vlcpt.training.step import (
     count_step,
-    fill_step,
     leave_out_failed,
-    next_batches,
     note_failed,
+    read_step,
     reading,
     require_failed,
     share_towers,
     take_documents,
-    take_failed,
-    unrepeat,
     watched,
 )
 
@@ -173,11 +165,8 @@ class CPTTrainer(Trainer):
         while not self.control.should_training_stop:
             step = self.state.global_step + 1
             self._ranks.at(step, "reading documents")
-            batches = next_batches(self._workers.batches(epoch_iterator), num_batches, self._interruption)
-            if self.accelerator.gradient_state.end_of_dataloader or len(batches) < num_batches:
-                unrepeat(batches, self.train_dataset, self.args)
-            read = [take_failed(batch) for batch in batches]
-            fill_step(batches, num_batches)
+            loader = self._workers.batches(epoch_iterator)
+            batches, read = read_step(self, loader, num_batches, self._interruption)
             self._ranks.at(step, "waiting for all to have read")
             counts = count_step(self.accelerator, batches, read, self._interruption.code)
             if counts.interrupted:

@@ -15,7 +15,7 @@ from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_do
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
-from vlcpt.data.media.references import image_from, video_from
+from vlcpt.data.media.references import medium_at
 from vlcpt.data.media.videos import clip_of, read_video
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -277,8 +277,7 @@ def test_a_missing_or_broken_medium_names_document_and_file(tiny_processor, tmp_
 def test_a_row_cannot_enlarge_a_medium_beyond_the_limits(tiny_processor, kind, asked):
     """It took all memory, or ended in an error of NumPy's."""
     data = png(0) if kind is Image else avi(0)
-    read = image_from if kind is Image else video_from
-    document = Document((read({"bytes": data, "path": "a.x", "min_pixels": asked}),))
+    document = Document((medium_at(kind, {"bytes": data, "path": "a.x", "min_pixels": asked}),))
     with pytest.raises(
         DocumentError, match=r"a\.x: min_pixels asks for more than 100,000,000 pixels"
     ) as caught:

@@ -122,7 +122,7 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "wanted"),
     [
         ({"role": "user"}, "messages[0].content: expected a string or a list of parts, found NoneType."),
         ({"role": "user", "content": 5}, "found int."),
@@ -173,10 +173,10 @@ def test_a_url_is_kept_and_refused_when_it_is_opened():
         ),
     ],
 )
-def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(message, told):
+def test_what_cannot_be_mapped_is_an_error_with_field_expected_and_found(message, wanted):
     with pytest.raises(DocumentError) as caught:
         read_messages({"messages": [message]})
-    assert told in str(caught.value)
+    assert wanted in str(caught.value)
 
 
 def test_images_without_a_marker_are_an_error():

@@ -61,7 +61,7 @@ def detect(*rows):
 
 
 @pytest.mark.parametrize(("format", "row"), [(format, row) for format, rows in ROWS.items() for row in rows])
-def test_each_format_is_told_from_its_fields(format, row):
+def test_each_format_is_recognised_by_its_fields(format, row):
     assert detect(row) == format
 
 

@@ -8,7 +8,7 @@ from vlcpt.data.formats.marked import read_text
 
 
 @pytest.mark.parametrize("untagged", ["train", "mask", "error"])
-def test_the_whole_text_is_trained_and_no_tag_is_one(untagged):
+def test_all_of_the_text_is_trained_and_no_tag_is_one(untagged):
     literal = "<image></trainable_text>\\<video>\n"
     read = schema_reader("text", untagged=untagged)
     assert read({"text": literal}).segments == (Text(literal, trainable=True),)

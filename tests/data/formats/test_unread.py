@@ -338,7 +338,7 @@ def test_an_array_for_an_image_is_said_to_be_none():
         source.document(0)
 
 
-def test_a_count_under_the_name_of_media_is_told_what_helps(rows):
+def test_a_count_under_the_name_of_media_is_an_error_that_says_what_helps(rows):
     with pytest.raises(DocumentError, match="If it counts them, call the field otherwise"):
         list(read_documents(rows(TEXT | {"images": 3})))
 

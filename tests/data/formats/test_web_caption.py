@@ -58,7 +58,7 @@ def test_a_backslash_makes_a_marker_its_characters():
 
 
 @pytest.mark.parametrize("field", ["image_path", "图片", "photo"])
-def test_a_table_whose_media_have_another_name_is_told_what_to_call_them(tmp_path, field):
+def test_a_table_whose_media_have_another_name_is_an_error_that_says_what_to_call_them(tmp_path, field):
     path = tmp_path / "rows.csv"
     path.write_text(f"{field},caption\na.png,A valve.\n", encoding="utf-8")
     (tmp_path / "a.png").write_bytes(b"")

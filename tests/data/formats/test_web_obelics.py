@@ -83,5 +83,5 @@ def test_what_cannot_be_mapped_is_an_error(row, message):
     assert message in str(caught.value)
 
 
-def test_plain_text_is_trained_whole():
+def test_all_of_a_plain_text_is_trained():
     assert read_text({"text": "<image> a"}).segments == (Text("<image> a", trainable=True),)

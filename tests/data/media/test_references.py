@@ -7,7 +7,7 @@ import time
 import pytest
 
 from vlcpt import DocumentError, Image, Video
-from vlcpt.data.media.references import image_from, video_from
+from vlcpt.data.media.references import medium_at
 from vlcpt.data.sources import open_source
 
 URI = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
@@ -32,14 +32,16 @@ URI = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
     ],
 )
 def test_an_image_is_read_from_every_form_a_row_may_have(reference, image):
-    found = image_from(reference)
+    found = medium_at(Image, reference)
     assert found == image
     assert all(type(value) is int for value in (found.min_pixels, found.max_pixels) if value is not None)
 
 
 def test_a_video_has_its_own_sampling():
-    assert video_from({"path": "a.mp4", "fps": 1, "max_frames": 8}) == Video("a.mp4", fps=1.0, max_frames=8)
-    assert video_from("a.mp4") == Video("a.mp4")
+    assert medium_at(Video, {"path": "a.mp4", "fps": 1, "max_frames": 8}) == Video(
+        "a.mp4", fps=1.0, max_frames=8
+    )
+    assert medium_at(Video, "a.mp4") == Video("a.mp4")
 
 
 @pytest.mark.parametrize(
@@ -73,14 +75,14 @@ def test_a_video_has_its_own_sampling():
 )
 def test_anything_else_is_an_error_that_says_what_was_found(reference, message):
     with pytest.raises(DocumentError) as caught:
-        image_from(reference)
+        medium_at(Image, reference)
     assert message in caught.value.reason
     assert caught.value.kind == "reference"
 
 
 def test_a_long_data_uri_is_not_repeated_in_the_message():
     with pytest.raises(DocumentError) as caught:
-        image_from("data:" + "x" * 100_000)
+        medium_at(Image, "data:" + "x" * 100_000)
     assert len(caught.value.reason) < 300
 
 
@@ -93,20 +95,20 @@ def test_base64_may_have_line_breaks_and_stand_under_bytes():
         {"bytes": wrapped},
         {"bytes": wrapped, "path": None},
     ):
-        assert image_from(reference).data == data
+        assert medium_at(Image, reference).data == data
     with pytest.raises(DocumentError, match="holds no valid base64"):
-        image_from({"bytes": "not base64!"})
+        medium_at(Image, {"bytes": "not base64!"})
 
 
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.encodebytes])
 def test_bare_base64_is_an_error_that_stays_short(encode):
     with pytest.raises(DocumentError, match=r"data:image/…;base64,") as caught:
-        image_from(encode(bytes(range(256)) * 4000).decode())
+        medium_at(Image, encode(bytes(range(256)) * 4000).decode())
     assert len(str(caught.value)) < 300
 
 
 def test_bytes_alone_are_a_file_as_binary_columns_have_it():
-    assert image_from(b"GIF89a").data == b"GIF89a"
+    assert medium_at(Image, b"GIF89a").data == b"GIF89a"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_base64_without_a_header_is_said_so_in_few_words_whatever_its_length_and
         with pytest.raises(
             DocumentError, match=r"base64 without a header. Write it as data:image/"
         ) as caught:
-            image_from(reference)
+            medium_at(Image, reference)
         assert len(str(caught.value)) < 300
 
 
@@ -144,9 +146,9 @@ def test_rows_of_bare_base64_are_read_through_in_a_second(tmp_path):
     "path", ["/9j/a.jpg", "a" * 250, "iVBORw0KGgo", "/data/" + "sub_folder-7/" * 30 + "a.png"]
 )
 def test_a_path_that_looks_like_base64_at_first_stays_a_path(path):
-    assert image_from(path) == Image(path)
+    assert medium_at(Image, path) == Image(path)
 
 
 def test_nulls_with_which_arrow_fills_a_reference_are_absent():
     """A list of references has the keys of all of them, in every row of the table."""
-    assert image_from({"path": "a.png", "bytes": None, "fps": None, "caption": None}) == Image("a.png")
+    assert medium_at(Image, {"path": "a.png", "bytes": None, "fps": None, "caption": None}) == Image("a.png")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from vlcpt import CPTDataset, Image, load_processor
 from vlcpt.data.media.open import read_image
-from vlcpt.data.media.references import image_from, medium_at
+from vlcpt.data.media.references import medium_at
 from vlcpt.demo import base_path
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
@@ -35,27 +35,27 @@ def picture(mode):
 def test_a_picture_in_memory_has_the_pixels_of_its_file(mode, format):
     file = BytesIO()
     picture(mode).save(file, format)
-    expected = read_image(image_from({"bytes": file.getvalue()}), media_root=None)
+    expected = read_image(medium_at(Image, {"bytes": file.getvalue()}), media_root=None)
 
     for given in (picture(mode), PILImage.open(file)):
         assert given.mode == mode
-        found = read_image(image_from(given), media_root=None)
+        found = read_image(medium_at(Image, given), media_root=None)
         assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "F"])
 def test_a_picture_and_its_copy_in_another_process_have_the_same_bytes(mode):
     one = picture(mode)
-    assert image_from(one) == image_from(pickle.loads(pickle.dumps(one)))
-    assert image_from(one) == image_from(one.copy())
-    assert image_from(one) != image_from(PILImage.new("RGB", one.size))
+    assert medium_at(Image, one) == medium_at(Image, pickle.loads(pickle.dumps(one)))
+    assert medium_at(Image, one) == medium_at(Image, one.copy())
+    assert medium_at(Image, one) != medium_at(Image, PILImage.new("RGB", one.size))
 
 
 def test_a_transparent_colour_of_a_palette_stays_transparent():
     one = PILImage.new("P", (2, 2), 1)
     one.putpalette([0, 0, 0, 255, 0, 0])
     one.info["transparency"] = 1
-    assert read_image(image_from(one), media_root=None).getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(medium_at(Image, one), media_root=None).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_picture_that_its_camera_turned_is_upright():
@@ -63,8 +63,8 @@ def test_a_picture_that_its_camera_turned_is_upright():
     exif[274] = 6
     file = BytesIO()
     PILImage.fromarray(PIXELS[..., :3]).save(file, "PNG", exif=exif)
-    expected = read_image(image_from({"bytes": file.getvalue()}), media_root=None)
-    found = read_image(image_from(PILImage.open(file)), media_root=None)
+    expected = read_image(medium_at(Image, {"bytes": file.getvalue()}), media_root=None)
+    found = read_image(medium_at(Image, PILImage.open(file)), media_root=None)
     assert found.size == expected.size == (6, 8)
     assert found.tobytes() == expected.tobytes()
 

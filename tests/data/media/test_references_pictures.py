@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tests.support import png
 from vlcpt import CPTDataset, DocumentError, Image, load_processor
 from vlcpt.data.media.open import MediaError, MediaLimits, read_image
-from vlcpt.data.media.references import image_from, picture_bytes
+from vlcpt.data.media.references import medium_at, picture_bytes
 from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 
@@ -36,7 +36,7 @@ def saved(picture, format="PNG", **options):
 
 def pixels(reference, **limits):
     return np.asarray(
-        read_image(image_from(reference), media_root=None, limits=MediaLimits(**limits)), dtype=int
+        read_image(medium_at(Image, reference), media_root=None, limits=MediaLimits(**limits)), dtype=int
     )
 
 

@@ -222,7 +222,7 @@ def test_metadata_that_is_not_utf8_does_no_harm() -> None:
     assert clip(data).total_frames == 4
 
 
-def test_a_whole_file_whose_decoder_shows_a_little_less_is_read() -> None:
+def test_a_complete_file_whose_decoder_shows_a_little_less_is_read() -> None:
     """Without its first key frame a file holds frames that no decoder shows."""
     data = without_first_packet(encoded(200))
 

@@ -181,7 +181,7 @@ def test_a_picture_that_is_missing_is_a_missing_medium(tmp_path, others):
         read_image(document.images[0], media_root=tmp_path)
 
 
-def test_an_address_is_told_to_be_one(tmp_path):
+def test_an_address_is_named_as_one(tmp_path):
     row = {"file_name": "https://example.org/a.png", "text": "A valve."}
     jsonl(tmp_path / "metadata.jsonl", [row])
     document = open_source(tmp_path).document(0)

@@ -110,7 +110,7 @@ def test_names_with_points_keep_to_their_own_text(folder):
     assert found(folder(**files)) == [(Image(f"v1.{n}.jpg"), caption(str(n))) for n in range(2)]
 
 
-def test_a_text_may_be_called_by_the_whole_name_of_its_picture(folder):
+def test_a_text_may_have_the_full_name_of_its_picture(folder):
     assert found(folder(**{"a.jpg": png(0), "a.jpg.txt": "A dish."})) == [
         (Image("a.jpg"), caption("A dish."))
     ]

@@ -161,7 +161,7 @@ def test_samples_are_the_same_at_any_number_of_workers(table, tiny_processor):
     assert source.document(7).source.line == 16
 
 
-def test_a_reference_without_brackets_is_told_how_lists_are_written(table):
+def test_a_reference_without_brackets_is_an_error_that_shows_how_lists_are_written(table):
     path = table("text,images\n<image>A valve.,a.png\n")
     with pytest.raises(DocumentError, match=r'brackets, as JSON has lists: \["a\.png"\]\.$') as caught:
         list(read_documents(path))

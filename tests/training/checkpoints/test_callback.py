@@ -123,7 +123,7 @@ def test_with_a_damaged_newest_the_previous_is_used_and_the_end_is_the_same(make
     with caplog.at_level(logging.WARNING, "vlcpt"):
         resumed.train(resume_from_checkpoint=True)
 
-    assert "passed over checkpoint-3: " in caplog.text
+    assert "skipped checkpoint-3: " in caplog.text
     assert losses[0] == 3  # from 2
     assert equal(weights(resumed), expected)
     verify(tmp_path / "out/checkpoint-3")  # written anew
@@ -204,7 +204,7 @@ def facts_of(folder):
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, [1, 2, 3, 4]), (1, [4]), (2, [3, 4])])
-def test_older_checkpoints_go_when_the_new_one_is_whole(make, tmp_path, limit, left):
+def test_older_checkpoints_go_when_the_new_one_is_complete(make, tmp_path, limit, left):
     trainer = make(4, save_total_limit=limit)
     trainer.train()
 

@@ -36,7 +36,7 @@ def test_it_lists_size_and_xxh3_of_every_file(folder):
     assert content["files"] == {
         name: {"size": len(one), "xxh3_128": xxhash.xxh3_128_hexdigest(one)} for name, one in FILES.items()
     }
-    assert verify(folder).size == sum(map(len, FILES.values()))
+    assert verify(folder).files == {name: len(one) for name, one in FILES.items()}
 
 
 def flip(path, place):
@@ -60,7 +60,7 @@ DAMAGE = {
     "trainer_state.json is missing": lambda f: (f / "trainer_state.json").unlink(),
     "global_step2/latest is missing": lambda f: (f / "global_step2/latest").unlink(),
     "global_step2/more.pt was added": lambda f: (f / "global_step2/more.pt").write_bytes(b"code"),
-    "it has no vlcpt_manifest.json, so it may not be whole": emptied,
+    "it has no vlcpt_manifest.json, so it may be incomplete": emptied,
     "vlcpt_manifest.json is damaged": lambda f: (f / MANIFEST).write_text("{"),
     "vlcpt_manifest.json is damaged, or of another": lambda f: (f / MANIFEST).write_text(
         (f / MANIFEST).read_text().replace('"seed": 1', '"seed": 2')
@@ -69,7 +69,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("message", DAMAGE)
-def test_what_is_wrong_with_a_checkpoint_is_told(folder, message):
+def test_what_is_wrong_with_a_checkpoint_is_named(folder, message):
     write_manifest(folder, {"seed": 1})
     verify(folder)
 
@@ -99,7 +99,7 @@ def test_a_link_to_a_folder_counts_as_a_file_that_was_added(folder, tmp_path):
         verify(folder)
 
 
-def test_a_link_to_nowhere_is_told(folder, tmp_path):
+def test_a_link_to_nowhere_is_named(folder, tmp_path):
     write_manifest(folder, {})
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")

@@ -1,11 +1,13 @@
 """Tests of vlcpt/training/checkpoints/files.py."""
 
 import shutil
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from tests.processes import run_on_ranks
+from vlcpt.training.checkpoints import files
 from vlcpt.training.checkpoints.files import (
     MANIFEST,
     UNFINISHED,
@@ -32,8 +34,9 @@ def output(tmp_path):
 
 
 def find(*args, **kwargs):
-    told = []
-    return find_checkpoint(*args, tell=told.append, **kwargs), told
+    skipped = []
+    with patch.object(files.logger, "warning", lambda text, one: skipped.append(text % one)):
+        return find_checkpoint(*args, **kwargs), skipped
 
 
 @pytest.mark.parametrize("resume", [None, False])
@@ -47,16 +50,16 @@ def test_the_newest_checkpoint_is_found_by_number(output, resume):
 
 
 @pytest.mark.parametrize("resume", [True, "auto"])
-def test_one_that_does_not_verify_is_passed_over_and_the_reason_told(output, resume):
+def test_one_that_does_not_verify_is_skipped_and_the_reason_logged(output, resume):
     (output / "checkpoint-100/trainer_state.json").write_text("[]")
     (output / "checkpoint-10/trainer_state.json").unlink()
 
-    found, told = find(resume, output)
+    found, skipped = find(resume, output)
 
     assert found == output / "checkpoint-9"
-    assert told == [
-        "passed over checkpoint-100: the content of trainer_state.json is not what was saved",
-        "passed over checkpoint-10: trainer_state.json is missing",
+    assert skipped == [
+        "skipped checkpoint-100: the content of trainer_state.json is not what was saved",
+        "skipped checkpoint-10: trainer_state.json is missing",
     ]
 
 
@@ -78,7 +81,7 @@ def test_what_else_makes_one_unusable_is_asked_for(output):
 
     assert find(True, output, check=check) == (
         output / "checkpoint-10",
-        ["passed over checkpoint-100: not ours"],
+        ["skipped checkpoint-100: not ours"],
     )
 
 
@@ -94,10 +97,10 @@ def test_a_save_that_was_interrupted_is_no_checkpoint(tmp_path):
     (folder / UNFINISHED).touch()
     (folder / "model.safetensors").write_bytes(b"half")
 
-    found, told = find("auto", tmp_path)
+    found, skipped = find("auto", tmp_path)
 
     assert found is None
-    assert told == ["passed over checkpoint-2: its saving was interrupted"]
+    assert skipped == ["skipped checkpoint-2: its saving was interrupted"]
     with pytest.raises(CheckpointError, match=r"holds no checkpoint that was saved to its end\. .*'auto'"):
         find(True, tmp_path)
 

@@ -146,7 +146,9 @@ def test_resuming_does_not_warn_of_tensors_that_were_restored(
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_the_best_checkpoint_is_loaded_whole_at_the_end(tiny_model_dir, tiny_processor, tmp_path, tuning):
+def test_every_tensor_of_the_best_checkpoint_is_loaded_at_the_end(
+    tiny_model_dir, tiny_processor, tmp_path, tuning
+):
     """Trainer's own loading of it has the same fault as its resume."""
     dataset = CPTDataset(FOUR, tiny_processor, max_length=256)
     model = load_model(ModelConfig(str(tiny_model_dir), tuning=tuning))

@@ -41,7 +41,7 @@ def test_a_checkpoint_from_elsewhere_needs_to_be_trusted(found):
 
 
 def test_a_program_in_a_checkpoint_does_not_run_and_the_one_before_is_used(found):
-    assert "passed over checkpoint-3: this run did not write it" in found["log"]
+    assert "skipped checkpoint-3: this run did not write it" in found["log"]
     assert "this run did not write it" in found["planted, by path"]
     assert found["planted"] == "done"
     assert not found["ran"]

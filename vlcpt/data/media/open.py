@@ -15,14 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import PIL.Image
 from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 from PIL.ImageFile import ImageFile
 
 from vlcpt.data.documents import Image, Medium
 from vlcpt.data.media.files import MediaError, heif_kind, resolve
-from vlcpt.data.media.references import IMAGE_FORMATS, PILLOW_ERRORS, UPRIGHT, orientation
+from vlcpt.data.media.references import IMAGE_FORMATS, PILLOW_ERRORS, as_shown, orientation
 
 _SNAPSHOT = r"datasets--(?P<name>[^/'\"]+)/snapshots/[^/'\"]+"
 
@@ -68,6 +67,7 @@ class MediaLimits:
 
 
 DEFAULT_LIMITS = MediaLimits()
+_pillow_lock = threading.Lock()
 
 GIANT_PIXELS = 25_000_000
 """Pixels of an image that is decoded in turn: 5,000 × 5,000, above all cameras' but the largest."""
@@ -145,10 +145,8 @@ def read_image(
         (255, 255, 255)
     """
     with opened_image(image, media_root, limits) as opened:
-        turn = UPRIGHT.get(orientation(opened))
         opened.load()
-        rgb = _to_rgb(opened)
-        return rgb if turn is None else rgb.transpose(turn)
+        return as_shown(opened)
 
 
 @contextmanager
@@ -193,7 +191,14 @@ def opened_image(image: Image, media_root: Path | None, limits: MediaLimits) -> 
     """The image, its header read and checked. What goes wrong inside leaves as a MediaError."""
     with open_medium(image, media_root, limits) as file:
         try:
-            with _open_with_pillow(file) as opened:
+            # The size is for our limits to judge: Pillow's own is a global.
+            with _pillow_lock:
+                saved, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+                try:
+                    opened = PIL.Image.open(file, formats=IMAGE_FORMATS)
+                finally:
+                    PIL.Image.MAX_IMAGE_PIXELS = saved
+            with opened:
                 width, height = opened.size
                 if width * height > limits.max_image_pixels:
                     raise MediaError(
@@ -239,44 +244,3 @@ def refuse_heif(medium: Medium, start: bytes) -> None:
             f"{medium} is {'a' if kind == 'HEIC' else 'an'} {kind} picture, which is not read. Convert it to "
             "PNG: heif-convert FILE FILE.png (libheif), or magick FILE FILE.png (ImageMagick)."
         )
-
-
-_pillow_lock = threading.Lock()
-
-
-def _open_with_pillow(file: BinaryIO) -> ImageFile:
-    """The image, whose size is for our limits to judge: Pillow's own is a global."""
-    with _pillow_lock:
-        saved, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
-        try:
-            return PIL.Image.open(file, formats=IMAGE_FORMATS)
-        finally:
-            PIL.Image.MAX_IMAGE_PIXELS = saved
-
-
-def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
-    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
-        return _eight_bits(opened).convert("RGB")
-    if not opened.has_transparency_data:
-        return opened.convert("RGB")
-    rgba = opened.convert("RGBA")
-    white = PIL.Image.new("RGB", rgba.size, "white")
-    white.paste(rgba, mask=rgba.getchannel("A"))
-    return white
-
-
-def _eight_bits(opened: PIL.Image.Image) -> PIL.Image.Image:
-    values = np.asarray(opened)
-    if opened.mode.startswith("I;16"):
-        # The high byte, as Pillow itself takes it of 16-bit RGB; convert("L") would clip at 255.
-        eight = (values >> 8).astype(np.uint8)
-        if (transparent := opened.info.get("transparency")) is not None:
-            eight[values == transparent] = 255
-        return PIL.Image.fromarray(eight)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if opened.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    # nan is black, an infinity is the nearest end
-    share = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / ((high - low) or 1.0)
-    return PIL.Image.fromarray((share.clip(0, 1) * 255).round().astype(np.uint8))

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TypeGuard
 
+import numpy as np
 import PIL.Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
@@ -39,26 +40,21 @@ UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 
-# What a TIFF holds to the bit. A reader makes RGB of all others, so nothing is lost by doing so here; a
-# palette has as many colours as it happens to have, in a copy perhaps more.
-_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # these with a transparent colour, which a TIFF has not
-_TIFF_MODES = ("1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "I", "F", "I;16", "I;16B", "I;16L")
-
 
 def picture_bytes(picture: PIL.Image.Image) -> bytes:
     """The file of a picture in memory; the same picture always gives the same bytes.
 
     One that was opened and not decoded yet gives the file that it was opened from, so that the limits on
-    files hold for it, and forked workers do not share a place in that file. Pixels become a TIFF without
-    compression, ten times faster than a PNG.
+    files hold for it, and forked workers do not share a place in that file. Pixels become a TIFF of RGB
+    without compression, ten times faster than a PNG.
 
     Raises:
         DocumentError: If the file was closed before the pixels were decoded, or they cannot be.
 
     Example:
         >>> picture = PIL.Image.new("CMYK", (2, 1), (0, 255, 0, 0))
-        >>> PIL.Image.open(io.BytesIO(picture_bytes(picture))).tobytes() == picture.tobytes()
-        True
+        >>> PIL.Image.open(io.BytesIO(picture_bytes(picture))).getpixel((0, 0))
+        (255, 0, 255)
     """
     try:
         if getattr(picture, "tile", None):  # what is left to decode
@@ -70,7 +66,12 @@ def picture_bytes(picture: PIL.Image.Image) -> bytes:
             if picture.format not in (*IMAGE_FORMATS, "MPO"):
                 picture = PIL.Image.open(io.BytesIO(data), formats=[str(picture.format)])
         picture.load()
-        return _encoded(picture)
+        file = io.BytesIO()
+        if picture.mode == "P" and "transparency" in picture.info:  # what it means only a file says
+            picture.save(file, "PNG", compress_level=0, exif=picture.getexif())
+        else:
+            as_shown(picture).save(file, "TIFF", compression="raw")  # not as the file was that it came from
+        return file.getvalue()
     except PILLOW_ERRORS as error:
         if isinstance(error, DocumentError):
             raise
@@ -121,18 +122,44 @@ def _file_of(picture: PIL.Image.Image) -> bytes:
     return data
 
 
-def _encoded(picture: PIL.Image.Image) -> bytes:
-    """Decoded pixels as a file, upright."""
-    if (turn := UPRIGHT.get(orientation(picture))) is not None:
-        picture = picture.transpose(turn)
-    file = io.BytesIO()
-    if picture.has_transparency_data and picture.mode in _PNG_MODES:
-        picture.save(file, "PNG", compress_level=0)
-        return file.getvalue()
-    if picture.mode not in _TIFF_MODES:
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    picture.save(file, "TIFF", compression="raw")  # not as the file was that it came from
-    return file.getvalue()
+def as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Decoded pixels as RGB, upright, on white.
+
+    Example:
+        >>> as_shown(PIL.Image.new("LA", (2, 1), (0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    turn = UPRIGHT.get(orientation(picture))
+    rgb = _to_rgb(picture)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+        return _eight_bits(opened).convert("RGB")
+    if not opened.has_transparency_data:
+        return opened.convert("RGB")
+    rgba = opened.convert("RGBA")
+    white = PIL.Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _eight_bits(opened: PIL.Image.Image) -> PIL.Image.Image:
+    values = np.asarray(opened)
+    if opened.mode.startswith("I;16"):
+        # The high byte, as Pillow itself takes it of 16-bit RGB; convert("L") would clip at 255.
+        eight = (values >> 8).astype(np.uint8)
+        if (transparent := opened.info.get("transparency")) is not None:
+            eight[values == transparent] = 255
+        return PIL.Image.fromarray(eight)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if opened.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    # nan is black, an infinity is the nearest end
+    share = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / ((high - low) or 1.0)
+    return PIL.Image.fromarray((share.clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def _wrong(reason: str) -> DocumentError:
@@ -160,39 +187,22 @@ HINTS = frozenset(
 )
 
 
-def image_from(reference: object) -> Image:
-    """An :class:`Image` from what a row may hold: a path, a ``data:`` URI, bytes, a dict, or a ``PIL.Image``.
-
-    Raises:
-        DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
-
-    Example:
-        >>> image_from({"path": "a.png", "max_pixels": 50176})
-        Image(path='a.png', min_pixels=None, max_pixels=50176)
-    """
-    return reference if isinstance(reference, Image) else Image(**_reference_fields(reference, Image))  # type: ignore[arg-type]
-
-
-def video_from(reference: object) -> Video:
-    """A :class:`Video` from a path, a ``data:`` URI, a dict, or a Video; see :func:`image_from`.
-
-    Example:
-        >>> video_from({"path": "a.mp4", "fps": 1}).fps
-        1.0
-    """
-    return reference if isinstance(reference, Video) else Video(**_reference_fields(reference, Video))  # type: ignore[arg-type]
-
-
 def medium_at(
-    kind: type[Image] | type[Video], reference: object, place: str, beside: Mapping[str, object] | None = None
+    kind: type[Image] | type[Video],
+    reference: object,
+    place: str = "",
+    beside: Mapping[str, object] | None = None,
 ) -> Medium:
-    """:func:`image_from` or :func:`video_from`, with the place in the row in its errors.
+    """An :class:`Image` or a :class:`Video` from what a row may hold.
 
     Args:
         kind: What it is.
-        reference: See :func:`image_from`.
-        place: For messages.
+        reference: A path, a ``data:`` URI, bytes, a dict, a medium, or for images a ``PIL.Image``.
+        place: Where it stands in the row, for messages.
         beside: Has sizes for a reference that has none of its own.
+
+    Raises:
+        DocumentError: If the reference is none of these, or has an unknown or wrongly typed key.
 
     Example:
         >>> medium_at(Image, "a.png", "images[0]", {"max_pixels": 50176, "detail": "low"})
@@ -201,7 +211,7 @@ def medium_at(
     sizes = {key: beside[key] for key in SIZES[kind] if beside.get(key) is not None} if beside else {}
     try:
         reference = _with_keys(reference, sizes) if sizes else reference
-        return image_from(reference) if kind is Image else video_from(reference)
+        return reference if isinstance(reference, kind) else kind(**_reference_fields(reference, kind))  # type: ignore[arg-type]
     except DocumentError as error:
         raise error.at(None, place) from None
 
@@ -288,7 +298,7 @@ def without_pictures(rows: list[object]) -> list[object]:
             return value
         if id(value) not in known:
             try:
-                known[id(value)] = image_from(value)
+                known[id(value)] = Image(data=picture_bytes(value))
             except DocumentError:
                 known[id(value)] = Image()  # planning said what is wrong with it
         return known[id(value)]
@@ -319,7 +329,12 @@ def _path_or_data(reference: str) -> tuple[str | None, bytes | None]:
     if reference[:5].lower() != "data:":
         if not reference:
             raise _wrong("a media reference is an empty path.")
-        if _is_bare_base64(reference):
+        start = "".join(reference[:120].split())
+        if (
+            (len(reference) > 64 and start.startswith(_BARE_STARTS) and "." not in reference)
+            or (len(reference) > _LONGEST_PATH and _BARE_FOR_URLS.fullmatch(start))
+            or (len(reference) > 255 and _BARE.fullmatch(start))
+        ):
             raise _wrong(
                 f"{reference[:40]!r}… is base64 without a header. Write it as data:image/…;base64,… with the "
                 'kind of the file, or as {"bytes": …}.'
@@ -332,15 +347,6 @@ def _path_or_data(reference: str) -> tuple[str | None, bytes | None]:
             f"found {reference[:40]!r}… Encode the file as base64."
         )
     return None, _decoded(payload, "a data: URI")
-
-
-def _is_bare_base64(reference: str) -> bool:
-    start = "".join(reference[:120].split())
-    if len(reference) > 64 and start.startswith(_BARE_STARTS) and "." not in reference:
-        return True
-    if len(reference) > _LONGEST_PATH and _BARE_FOR_URLS.fullmatch(start):
-        return True
-    return len(reference) > 255 and _BARE.fullmatch(start) is not None
 
 
 def _decoded(text: str, what: str) -> bytes:

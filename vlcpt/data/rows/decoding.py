@@ -36,7 +36,7 @@ def inner_name(name: str) -> str:
 def unpacked(path: Path) -> Path:
     """A file without compression: itself, or a copy in the cache of Hugging Face ``datasets``.
 
-    The copy is made once for each state of the file, and is there whole or not at all.
+    The copy is made once for each state of the file, and is there completely or not at all.
 
     Args:
         path: A file; ``.gz``, ``.tgz``, ``.zst`` and ``.zstd`` are unpacked.

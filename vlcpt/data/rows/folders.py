@@ -164,8 +164,9 @@ def image_folder(
         left_out[UNNAMED] = sum(described.isdisjoint(file.parents) for file in media)
         splits = sorted({file.relative_to(folder).parts[0] for file in rows} & {*_SPLITS})
         if len(splits) > 1:
-            told = " and ".join(splits)
-            logger.warning("%s: %s are all read. Set split to read one of them.", folder, told)
+            logger.warning(
+                "%s: %s are all read. Set split to read one of them.", folder, " and ".join(splits)
+            )
         return [*rows.values()], left_out
     return _of_split(folder, rows, split), left_out
 

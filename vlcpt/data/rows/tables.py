@@ -371,7 +371,7 @@ def _unreadable(what: str) -> Iterator[None]:
 
 
 def _check_end(path: Path) -> None:
-    """Raise if a stream lacks its end mark: cut between two batches, it reads like a whole one."""
+    """Raise if a stream lacks its end mark: cut between two batches, it reads like a complete one."""
     with path.open("rb") as file:
         file.seek(-min(len(_STREAM_END), path.stat().st_size), os.SEEK_END)
         if file.read() != _STREAM_END:

@@ -104,7 +104,7 @@ class TarRows(Rows):
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Raise unless an archive ends where its members do: tarfile takes a cut or damaged one for whole.
+    """Raise unless an archive ends where its members do: tarfile takes a cut or damaged one for complete.
 
     Args:
         path: The archive.

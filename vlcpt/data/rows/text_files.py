@@ -55,9 +55,12 @@ class _PlacedRows(Rows):
     def __init__(self, path: Path, name: str | None = None, max_row_bytes: int = MAX_ROW_BYTES) -> None:
         super().__init__(name or str(path), max_row_bytes)
         self._path = path
-        with path.open("rb") as file, self._errors_of_the_file():
-            check_wide(file.read(_HEAD), self._name)
-        self._starts, self._stops, self._lines = self._places()
+        try:
+            with path.open("rb") as file:
+                check_wide(file.read(_HEAD), self._name)
+            self._starts, self._stops, self._lines = self._places()
+        except DocumentError as error:
+            raise error if error.source else error.at(None, self._name) from None
 
     @abstractmethod
     def _places(self) -> Places: ...
@@ -84,13 +87,6 @@ class _PlacedRows(Rows):
             file.seek(max(0, start - _HEAD))
             return file.read(_HEAD * 4 + size)
 
-    @contextmanager
-    def _errors_of_the_file(self) -> Iterator[None]:
-        try:
-            yield
-        except DocumentError as error:
-            raise error.at(None, self._name) from None
-
 
 class JsonRows(_PlacedRows):
     """The objects of a ``.jsonl`` file, a line each, or of the list in a ``.json`` file.
@@ -99,26 +95,27 @@ class JsonRows(_PlacedRows):
     """
 
     def _places(self) -> Places:
-        if self._path.suffix.lower() != ".json":
-            return self._places_of_lines()
+        if self._path.suffix.lower() == ".json":
+            with self._path.open("rb") as file:
+                line = file.readline(_CHUNK)  # of a list on one line, not all
+            first = line.removeprefix(BOM).strip()
+            if not (first.startswith(b"{") and (first.endswith(b"}") or len(line) == _CHUNK)):
+                _check_strings(self._path, self._most)
+                return _places_in_list(self._path.read_bytes(), self._name)
+        # One array that grows, not parts that are joined at last: that would hold them twice.
+        bounds, done, blank = array("q", [0]), 0, []
         with self._path.open("rb") as file:
-            line = file.readline(_CHUNK)  # of a list on one line, not all
-        first = line.removeprefix(BOM).strip()
-        if first.startswith(b"{") and (first.endswith(b"}") or len(line) == _CHUNK):
-            return self._places_of_lines()
-        _check_strings(self._path, self._most, self._name)
-        with self._errors_of_the_file():
-            return _places_in_list(self._path.read_bytes(), self._name)
-
-    def _places_of_lines(self) -> Places:
-        bounds = _line_bounds(self._path)
-        starts, stops = bounds[:-1], bounds[1:]
-        blank = []
-        with self._path.open("rb") as file:
-            for line in np.flatnonzero(stops - starts <= len(BOM) + 2).tolist():
-                file.seek(int(starts[line]))
-                if not file.read(int(stops[line] - starts[line])).removeprefix(BOM).strip():
-                    blank.append(line)
+            while chunk := file.read(_CHUNK):
+                ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + (done + 1)
+                bounds.frombytes(ends.astype(np.int64).tobytes())
+                done += len(chunk)
+            if bounds[-1] != done:  # the last line may end without a newline
+                bounds.append(done)
+            starts, stops = np.frombuffer(bounds, np.int64)[:-1], np.frombuffer(bounds, np.int64)[1:]
+            for number in np.flatnonzero(stops - starts <= len(BOM) + 2).tolist():
+                file.seek(int(starts[number]))
+                if not file.read(int(stops[number] - starts[number])).removeprefix(BOM).strip():
+                    blank.append(number)
         lines: Sequence[int] | np.ndarray = range(1, len(starts) + 1)
         if blank:
             starts, stops, lines = (np.delete(one, blank) for one in (starts, stops, np.array(lines)))
@@ -132,21 +129,6 @@ class JsonRows(_PlacedRows):
             if error.kind == "encoding":
                 text_of(line, self._name, self._around(int(self._starts[number]), len(line)))
             raise
-
-
-def _line_bounds(path: Path) -> np.ndarray:
-    """Where each line begins, and the last one ends: int64 (lines + 1,)."""
-    # One array that grows, not parts that are joined at last: that would hold them twice.
-    bounds = array("q", [0])
-    with path.open("rb") as file:
-        done = 0
-        while chunk := file.read(_CHUNK):
-            ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + (done + 1)
-            bounds.frombytes(ends.astype(np.int64).tobytes())
-            done += len(chunk)
-    if bounds[-1] != done:  # the last line may end without a newline
-        bounds.append(done)
-    return np.frombuffer(bounds, dtype=np.int64)
 
 
 def _places_in_list(data: bytes, name: str) -> Places:
@@ -248,13 +230,12 @@ def _too_deep() -> DocumentError:
     return DocumentError("not JSON that can be read: it is nested too deeply.", kind="json")
 
 
-def _check_strings(path: Path, most: int, name: str) -> None:
+def _check_strings(path: Path, most: int) -> None:
     """Raise for a JSON file with a text above a limit: a list is read as one, so its rows are too late.
 
     Args:
         path: The file, without compression.
         most: Bytes between two quotes.
-        name: What messages call the file.
     """
     if path.stat().st_size <= most:
         return
@@ -270,7 +251,6 @@ def _check_strings(path: Path, most: int, name: str) -> None:
                     f"a text at byte {int(bounds[gaps.argmax()]):,} is longer than max_row_bytes = {most:,}. "
                     "Split it into several rows, or raise the limit.",
                     kind="source",
-                    field=name,
                 )
             last = int(quotes[-1]) if len(quotes) else last
 
@@ -412,7 +392,7 @@ def _value(column: str, cell: str) -> object:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """The csv module refuses a cell of more than 131,072 characters, unless told for the whole process."""
+    """The csv module refuses a cell of more than 131,072 characters; its limit is one for the process."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield

@@ -34,7 +34,6 @@ from vlcpt.training.checkpoints.files import (
     CheckpointError,
     Manifest,
     delete_checkpoint,
-    fault,
     find_checkpoint,
     finish_deletions,
     flush_of_rank,
@@ -43,6 +42,7 @@ from vlcpt.training.checkpoints.files import (
     require_states,
     rotate,
     verify,
+    why_unusable,
     write_manifest,
     write_record,
 )
@@ -76,7 +76,7 @@ logger = logging.getLogger(__name__)
 class Checkpoints(TrainerCallback):
     """What :class:`vlcpt.CPTTrainer` does about checkpoints: ``saving`` and ``on_save`` frame each save.
 
-    Trainer of transformers 5.24 deletes old checkpoints before any callback runs, when nobody knows yet
+    Trainer of transformers 5.24 deletes old checkpoints before any callback runs, when it is not known yet
     whether the new one is sound; so its own ``save_total_limit`` is off while it trains.
 
     Args:
@@ -209,7 +209,7 @@ class Checkpoints(TrainerCallback):
         best = self._trainer.state.best_model_checkpoint
         if not self._args.load_best_model_at_end or not best:
             return
-        if reason := first_rank_only(self._args, lambda: fault(Path(best))):
+        if reason := first_rank_only(self._args, lambda: why_unusable(Path(best))):
             raise CheckpointError(
                 f"the best checkpoint, {best}: {reason}, so the best model cannot be saved. Take another "
                 "checkpoint, or its copy."
@@ -287,7 +287,7 @@ class Checkpoints(TrainerCallback):
         middle of an epoch would train another one. Before the first one ``CPTTrainer`` asks ``control``.
         """
         # Trainer of transformers 5.24 saves, logs and evaluates as often as the checkpoint says;
-        # tests/training/checkpoints/test_identity_resumed_settings.py tells when that ends.
+        # tests/training/checkpoints/test_identity_resumed_settings.py shows when that ends.
         state.compute_steps(args, state.max_steps)
         lines = [] if self._resumed is None else self._resumed_lines()
         if any(one.startswith(("metric_for_best_model", "greater_is_better")) for one in lines):
@@ -305,7 +305,7 @@ class Checkpoints(TrainerCallback):
             return
         best = self._output / f"checkpoint-{state.best_global_step}"
         needs_hashes = bool(args.load_best_model_at_end)
-        reason = first_rank_only(args, lambda: fault(best, self._require_trust, hashes=needs_hashes))
+        reason = first_rank_only(args, lambda: why_unusable(best, self._require_trust, hashes=needs_hashes))
         if not reason:
             state.best_model_checkpoint = str(best)
             return

@@ -45,11 +45,6 @@ class Manifest:
     run: Mapping[str, object]
     files: Mapping[str, int]
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(self.files.values())
-
 
 def write_manifest(folder: Path, run: Mapping[str, object]) -> Manifest:
     """Flush every file of a folder to disk, and then write what they are.
@@ -112,13 +107,13 @@ def verify(folder: Path, *, hashes: bool = True) -> Manifest:
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         digest = content.pop("xxh3_128")
-        whole = _digest(content) == digest and content["format"] == _FORMAT
+        is_sound = _digest(content) == digest and content["format"] == _FORMAT
         listed = {name: (int(one["size"]), str(one["xxh3_128"])) for name, one in content["files"].items()}
     except FileNotFoundError as error:
-        raise CheckpointError(f"it has no {MANIFEST}, so it may not be whole") from error
+        raise CheckpointError(f"it has no {MANIFEST}, so it may be incomplete") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{MANIFEST} is damaged") from error
-    if not whole:
+    if not is_sound:
         raise CheckpointError(f"{MANIFEST} is damaged, or of another version of vlcpt")
     files = _files(folder)
     if missing := sorted(listed.keys() - files.keys()):
@@ -196,18 +191,17 @@ def find_checkpoint(
     *,
     check: Check | None = None,
     hashes: bool = True,
-    tell: Callable[[str], None] = logger.warning,
 ) -> Path | None:
-    """The checkpoint to go on from; None to start fresh.
+    """The checkpoint to resume from; None to start a new run.
 
     Args:
-        resume_from_checkpoint: False or None: fresh. True: the newest in ``output_dir`` that verifies.
-            ``"auto"``: the same, and fresh if there is no checkpoint at all; one whose saving was
-            interrupted is none. Else a checkpoint's folder.
+        resume_from_checkpoint: False or None: none. True: the newest in ``output_dir`` that verifies.
+            ``"auto"``: the same, and None if there is no checkpoint at all; one whose saving was
+            interrupted does not count. Else a checkpoint's folder.
         output_dir: The run's folder.
         check: What else makes a checkpoint unusable; it raises a CheckpointError.
-        hashes: Whether to read the files, or to compare only their sizes.
-        tell: Gets a message for each checkpoint that is passed over.
+        hashes: Whether to read the files, and to log each checkpoint that is skipped; else only sizes are
+            compared.
 
     Raises:
         CheckpointError: If a checkpoint was asked for and none can be used, with the reason for each.
@@ -220,20 +214,21 @@ def find_checkpoint(
         return None
     if resume_from_checkpoint not in (True, "auto"):
         folder = Path(str(resume_from_checkpoint))
-        if reason := fault(folder, check, hashes=hashes):
+        if reason := why_unusable(folder, check, hashes=hashes):
             raise CheckpointError(
                 f"resume_from_checkpoint {folder}: {reason}. Give another checkpoint, or true for the "
                 "newest that can be used."
             )
         return folder
-    passed: list[str] = []
+    skipped: list[str] = []
     found = list_checkpoints(Path(output_dir))
     for folder in reversed(found):
-        reason = fault(folder, check, hashes=hashes)
+        reason = why_unusable(folder, check, hashes=hashes)
         if not reason:
             return folder
-        passed.append(f"{folder.name}: {reason}")
-        tell(f"passed over {passed[-1]}")
+        skipped.append(f"{folder.name}: {reason}")
+        if hashes:
+            logger.warning("skipped %s", skipped[-1])
     if all(is_unfinished(folder) for folder in found):
         if resume_from_checkpoint == "auto":
             return None
@@ -244,7 +239,7 @@ def find_checkpoint(
         )
     raise CheckpointError(
         f"none of the checkpoints in {output_dir} can be used, and a fresh start would write over them: "
-        f"{'; '.join(passed)}. Restore one from a copy, or start afresh with --overwrite."
+        f"{'; '.join(skipped)}. Restore one from a copy, or start afresh with --overwrite."
     )
 
 
@@ -259,11 +254,11 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:
+def why_unusable(folder: Path, check: Check | None = None, *, hashes: bool = True) -> str:
     """Why a checkpoint cannot be used; empty if it can.
 
     Example:
-        >>> fault(Path("nowhere"))
+        >>> why_unusable(Path("nowhere"))
         'there is no such folder'
     """
     try:
@@ -276,7 +271,7 @@ def fault(folder: Path, check: Check | None = None, *, hashes: bool = True) -> s
 
 
 def require_states(folder: Path, processes: int) -> None:
-    """Raise where a checkpoint lacks what is needed to go on; Trainer would start that anew, silently.
+    """Raise where a checkpoint lacks what a resume needs; Trainer would start that afresh, silently.
 
     Args:
         folder: Of the checkpoint.
@@ -292,7 +287,7 @@ def require_states(folder: Path, processes: int) -> None:
         needed.append("rng_state.pth" if processes == 1 else "rng_state_0.pth")
     if missing := [name for name in needed if name not in names]:
         raise CheckpointError(
-            f"{folder.name} has no {', '.join(missing)}, so it cannot be gone on from: it was saved with "
+            f"{folder.name} has no {', '.join(missing)}, so it cannot be resumed from: it was saved with "
             "save_only_model, or by something else. Give another one, or start a new run from its weights."
         )
 
@@ -300,7 +295,7 @@ def require_states(folder: Path, processes: int) -> None:
 def write_record(output_dir: Path, folder: Path) -> None:
     """Note that this run wrote a checkpoint, with a hash of what in it may be a program.
 
-    SHA-256, because xxh3 of the manifest finds damage but does not withstand somebody who wants two
+    SHA-256, because xxh3 of the manifest finds damage but does not withstand someone who makes two
     files to look alike.
 
     Example:
@@ -353,7 +348,7 @@ def next_steps(output_dir: Path) -> str:
         >>> next_steps(Path("nowhere"))  # doctest: +ELLIPSIS
         'There is no complete checkpoint. Lower save_total_limit, and start again with --resume_from_che...'
     """
-    sound = [one for one in list_checkpoints(output_dir) if not fault(one, hashes=False)]
+    sound = [one for one in list_checkpoints(output_dir) if not why_unusable(one, hashes=False)]
     return (
         f"{f'{sound[-1].name} is complete' if sound else 'There is no complete checkpoint'}. Lower "
         "save_total_limit, and start again with --resume_from_checkpoint auto."
@@ -370,13 +365,13 @@ def flush_of_rank(folder: Path, rank: int) -> None:
 def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | None) -> None:
     """Delete the oldest checkpoints until ``limit`` are left; never the newest nor the best.
 
-    What is not whole does not count, and goes. Checkpoints of later steps than the newest are of a run that
-    was given up, so they are older.
+    An incomplete one does not count, and is deleted. Checkpoints of later steps than the newest are of a run
+    that was given up, so they are older.
 
     Args:
         output_dir: The run's folder.
         limit: As ``save_total_limit``; None or less than 1: nothing is deleted.
-        newest: The one just written, whole.
+        newest: The one just written.
         best: The one with the best metric so far.
     """
     if not limit or limit < 1:
@@ -385,16 +380,16 @@ def rotate(output_dir: Path, limit: int | None, *, newest: Path, best: Path | No
     place = [one.name for one in found].index(newest.name)
     kept = {newest.name} | ({best.name} if best else set())
     others = [one for one in [*found[place + 1 :], *found[:place]] if one.name not in kept]
-    broken = [one for one in others if fault(one, hashes=False)]
-    whole = [one for one in others if one not in broken]
-    excess = max(0, len(whole) + len(kept) - limit)
-    for one in [*broken, *whole[:excess]]:
+    broken = [one for one in others if why_unusable(one, hashes=False)]
+    sound = [one for one in others if one not in broken]
+    excess = max(0, len(sound) + len(kept) - limit)
+    for one in [*broken, *sound[:excess]]:
         delete_checkpoint(one)
 
 
 def delete_checkpoint(folder: Path) -> None:
     """Delete a checkpoint so that it is none from the first moment on: one rename takes its name away."""
-    if folder.is_symlink():  # what it leads to is somebody else's
+    if folder.is_symlink():  # what it leads to belongs to someone else
         folder.unlink()
         return
     doomed = folder.with_name(f".{folder.name}.deleted")

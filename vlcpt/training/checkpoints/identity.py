@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from vlcpt.config.precision import autocast_type
-from vlcpt.config.training import LEARNING_RATES, CPTConfig
+from vlcpt.config.schema import LEARNING_RATES
+from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import UNREADABLE
@@ -242,9 +243,9 @@ _THREADS = 8
 
 
 def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: object) -> dict[str, object]:
-    """What a run must have in common with the one whose checkpoint it goes on from; JSON only.
+    """What a run must have in common with the one whose checkpoint it resumes; JSON only.
 
-    Weights that do not train are in no adapter's checkpoint, so they are hashed, whole: about a second
+    Weights that do not train are in no adapter's checkpoint, so all of them are hashed: about a second
     for each 10 GB. Under ZeRO-3 that gathers one after the other, so all ranks call this together.
 
     Args:

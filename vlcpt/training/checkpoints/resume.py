@@ -93,7 +93,7 @@ def check_random(folder: Path, rank: int, processes: int) -> None:
     """
     path = folder / ("rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth")
     if not path.is_file():
-        return  # of another number of processes: Trainer then goes on without
+        return  # of another number of processes: Trainer then restores none
     with safe_globals():  # NumPy's array, as Trainer allows it
         held = _read(path)
     try:
@@ -244,8 +244,8 @@ def restore_weights(model: PreTrainedModel, checkpoint: str) -> None:
     """Load every tensor of a full fine-tuning checkpoint into the model in memory.
 
     Trainer of transformers 5.23 loads a checkpoint's Hub names into the in-memory names with
-    ``strict=False``, which restores 1 of 57 tensors; tests/training/checkpoints/test_resume.py tells when
-    that ends. Adapters it restores whole, so they are left to it.
+    ``strict=False``, which restores 1 of 57 tensors; tests/training/checkpoints/test_resume.py shows when
+    that ends. Adapters it restores completely, so they are left to it.
 
     Raises:
         CheckpointError: If any tensor is missing, unexpected, or of another shape.

@@ -15,9 +15,9 @@ import PIL.Image
 import pytest
 
 from vlcpt.data.documents import Image, Video
+from vlcpt.data.media.cut import check_container
 from vlcpt.data.media.open import MediaError, MediaLimits, image_size, read_image
 from vlcpt.data.media.videos import clip_of, read_video
-from vlcpt.data.media.whole import check_container
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 PICTURE = PIL.Image.fromarray(PIXELS)
@@ -139,7 +139,7 @@ def pixels(data: bytes, kind: type[Image | Video]) -> np.ndarray | None:
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *VIDEOS])
-def test_a_whole_file_passes(name: str) -> None:
+def test_a_complete_file_passes(name: str) -> None:
     check(made(name), kind_of(name))
 
 
@@ -169,7 +169,7 @@ def test_a_video_without_a_declared_size_that_is_cut_inside_a_packet_does_not_pa
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264", "libvpx", "libvpx-vp9", "mjpeg", "ffv1", "mpeg2video"])
 @pytest.mark.parametrize("format", ["mp4", "mov", "matroska", "webm", "avi"])
-def test_whole_files_of_every_codec_pass(format: str, codec: str) -> None:
+def test_complete_files_of_every_codec_pass(format: str, codec: str) -> None:
     try:
         data = video(format, codec)
     except (av.FFmpegError, ValueError):
@@ -182,7 +182,7 @@ def test_whole_files_of_every_codec_pass(format: str, codec: str) -> None:
     "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB"]
 )
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_whole_images_of_every_mode_pass(format: str, mode: str) -> None:
+def test_complete_images_of_every_mode_pass(format: str, mode: str) -> None:
     picture = PICTURE.convert("L").convert(mode) if mode in ("I;16", "I", "F") else PICTURE.convert(mode)
     file = BytesIO()
     try:
@@ -212,7 +212,7 @@ def test_an_mp4_without_its_index_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "gif", "webp", "bmp", "tiff", "mp4", "avi", "mkv"])
-def test_what_others_put_behind_a_whole_file_does_no_harm(name: str) -> None:
+def test_what_others_put_behind_a_complete_file_does_no_harm(name: str) -> None:
     for behind in (bytes(3), bytes(5000), b"\r\n", b"made by hand"):
         check(made(name) + behind, kind_of(name))
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import vlcpt
-from vlcpt.config.early import read_early
-from vlcpt.config.yaml import load_config
+from vlcpt.config.yaml import load_config, read_early
 from vlcpt.errors import ConfigError
 
 WHOLE = "model_name_or_path: org/model\ntrain_data: a.jsonl\noutput_dir: out\n"
@@ -71,6 +70,50 @@ def test_wrong_values_and_unknown_keys_are_reported_together(file):
     ]
 
 
+def test_all_rules_and_paths_are_reported_together(file):
+    """Rules of the model, the data and the training, and between these."""
+    path = file(
+        "lora_r: 0\nlora_towers: [vision]\nfps: 0\nreplay_share: 0.2\neval_data: none.jsonl\n"
+        "dataloader_drop_last: true\nseed: -1\n",
+        WHOLE.replace("output_dir: out", "output_dir: a.jsonl"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_early(path)
+
+    assert sorted(" ".join(line.split()[:2]) for line in str(caught.value).splitlines()) == [
+        "run.yaml:10: seed",
+        "run.yaml:3: output_dir",
+        "run.yaml:4: lora_r",
+        "run.yaml:5: lora_towers",
+        "run.yaml:6: fps",
+        "run.yaml:7: replay_share",
+        "run.yaml:8: eval_data[0]:",
+        "run.yaml:9: dataloader_drop_last:",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        read_early(file("vision_learning_rate: 1e-6\neval_strategy: epoch\nhub_revision: v1\n"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_wrong_path_is_reported_beside_an_unknown_key(file):
+    with pytest.raises(ConfigError) as caught:
+        read_early(file("max_lenght: 8\ndeepspeed: zero9\nresume_from_checkpoint: none\n"))
+
+    assert [line.partition(" ")[0] for line in str(caught.value).splitlines()] == [
+        "run.yaml:4:",
+        "run.yaml:6:",
+        "run.yaml:5:",
+    ]
+
+
+def test_a_key_of_a_launcher_is_one_message(file):
+    with pytest.raises(ConfigError) as caught:
+        read_early(file("local_rank: x\n"))
+
+    assert str(caught.value).startswith("run.yaml:4: local_rank: is of a process, not of a run.")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_configuration_that_may_be_right_is_passed(file):
     path = file("learning_rate: 1e-5\nlr_scheduler_type: cosine\nlora_towers: [language]\n")
 
@@ -78,7 +121,6 @@ def test_a_configuration_that_may_be_right_is_passed(file):
 
     assert early.training["num_train_epochs"] == 2.0
     assert early.model.lora_towers == ("language",)
-    assert early.unchecked == []
 
 
 NO_RUN = {"check": [], "inspect": [], "eval": ["--checkpoint", "full"], "prepare": ["--output", "shards"]}
@@ -94,9 +136,11 @@ NO_RUN = {"check": [], "inspect": [], "eval": ["--checkpoint", "full"], "prepare
         ),
         ("eval --checkpoint none", "seed: 1", "--checkpoint none: no such folder"),
         ("train", "deepspeed: zero9", "deepspeed 'zero9' is no file"),
-        ("train", "lora_r: 0", "lora_r 0 and lora_alpha 32 must be above 0"),
+        ("train", "lora_r: 0", "lora_r 0 must be 1 or more"),
         ("train", "output_dir: a.jsonl", "output_dir a.jsonl: a.jsonl is no folder"),
         ("train", "output_dir: full", "output_dir full is not empty"),
+        ("train", "dataloader_drop_last: true", "dataloader_drop_last: It would lose documents."),
+        ("check", "vision_learning_rate: 1e-6", "Set train_vision: true, or remove it."),
         ("train", "report_to: tensor_board", "report_to: tensor_board is not known."),
     ],
 )
