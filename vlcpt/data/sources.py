@@ -167,7 +167,7 @@ def open_source(
     if isinstance(path, str | Path) and (members := prepared_members(str(path))) is not None:
         given: dict[str, object] = {"split": split, "media_root": media_root, "targets": targets}
         given |= {"format": None if format == "auto" else format, "chat_template": chat_template or None}
-        return _open_prepared(str(path), [member.path for member in members], name, share, given)
+        return _open_prepared(str(path), [member.folder for member in members], name, share, given)
     name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
     rows: Rows
     root = None if media_root is None else str(media_root)
@@ -247,8 +247,7 @@ def _open_prepared(
             field=path,
         )
     rows = PreparedRows(folders[0])
-    read_as = rows.about["reading"]
-    assert isinstance(read_as, dict)
+    read_as = rows.contents.reading
     for key, value in given.items():
         if value is not None and value != read_as.get(key):
             then = f"{key} {read_as[key]!r}" if read_as.get(key) else f"no {key}"
@@ -259,9 +258,9 @@ def _open_prepared(
                 field=path,
             )
     if name in (None, default_name(path)):
-        name = str(rows.about["name"])
+        name = rows.contents.name
     unread = Unread(str(read_as.get("format")), frozenset(), frozenset(), None)
-    return DocumentSource(str(name), rows, _no_row, unread, read_as, share)
+    return DocumentSource(name, rows, _no_row, unread, read_as, share)
 
 
 def _no_row(row: object) -> Document:
@@ -413,7 +412,7 @@ def entries_of(given: object, role: str) -> list[dict[str, object]]:
     if entry.get("name", default_name(path)) != default_name(path):
         given["name"] = entry["name"]
     if len(wanted) > 1 and (alone := given.keys() & {"name", "share"}):
-        folders = ", ".join(member.path for member in wanted)
+        folders = ", ".join(member.folder for member in wanted)
         raise DocumentError(
             f"{' and '.join(sorted(alone))} cannot be set for {len(wanted)} sources at once. Give each its "
             f"own entry: {folders}.",
@@ -421,7 +420,8 @@ def entries_of(given: object, role: str) -> list[dict[str, object]]:
             field=path,
         )
     own = [
-        {"path": member.path, "name": member.name} | ({} if member.share is None else {"share": member.share})
+        {"path": member.folder, "name": member.name}
+        | ({} if member.share is None else {"share": member.share})
         for member in wanted
     ]
     return [one | given for one in own]

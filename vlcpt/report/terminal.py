@@ -45,7 +45,11 @@ def ledger_table(ledger: Ledger) -> Sheet:
         rows.append(("share of targets", [*(_share(one.share_realised) for one in sources), ""]))
         if any(one.share_asked is not None for one in sources):
             rows.append(("  asked", [*(_share(one.share_asked) for one in sources), ""]))
-    caption = "" if ledger.fill is None else f"{ledger.packs:,} packs, {ledger.fill:.1%} full"
+    caption = (
+        ""
+        if ledger.fill is None
+        else f"{ledger.packs:,} pack{'s' * (ledger.packs != 1)}, {ledger.fill:.1%} full"
+    )
     return Sheet("ledger", [*accounts], rows, caption)
 
 

@@ -177,7 +177,7 @@ def check_run(
     if dataset is not None:
         require_media(configs.model.trained_towers, dataset)
     lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
-    say(console, f"Lost: {lost:,} of all documents." if lost else "Every document would be used.")
+    say(console, f"Documents that would not be used: {lost:,}." if lost else "Every document would be used.")
     return not lost
 
 

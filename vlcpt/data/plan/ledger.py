@@ -25,18 +25,6 @@ DOCUMENT_COUNTS = (
     "empty_spans",
     "repeats",
 )
-TOKEN_COUNTS = (
-    "read",
-    "targets",
-    "context",
-    "media",
-    "special",
-    "trimmed",
-    "not_drawn",
-    "targets_without_context",
-    "repeated",
-)
-
 NOT_READ = "not read: "  # before the name of a field, among a source's counts of documents
 
 
@@ -62,6 +50,9 @@ class TokenCounts(NamedTuple):
     trimmed: int = 0
     targets_without_context: int = 0
     repeated: int = 0
+
+
+TOKEN_COUNTS = (*TokenCounts._fields, "not_drawn")
 
 
 def count_tokens(stream: TokenStream, parts: list[Part]) -> TokenCounts:

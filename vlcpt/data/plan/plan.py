@@ -255,7 +255,7 @@ def _scan(
 def _not_read(source: DocumentSource, scan: Scan) -> dict[str, int]:
     """What of a source was not read and no row says of itself; of one that was prepared, all."""
     if isinstance(source.rows, PreparedRows):
-        return source.rows.not_read
+        return source.rows.contents.not_read
     media = sum(int(scan.lines[kind].sum()) for kind in ("images", "videos"))
     return files_beside(source, documents=int(scan.lines["first"].sum()), media=media)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -27,7 +27,6 @@ BEGUN = "preparing.json"
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
 LAYOUT = 4
-_KINDS = {"name": str, "fingerprint": dict, "reading": dict}
 
 # A row of a shard is a row of the source. The columns are few: each makes it slower to read one row.
 SCHEMA = pa.schema(
@@ -70,7 +69,25 @@ class About:
     )
 
 
-_ABOUT = TypeAdapter(About)
+@dataclass
+class Contents:
+    """What ``prepared.json`` says of a source.
+
+    Args:
+        name, rows, reading: The source's own.
+        shard_rows: Rows of each shard but the last.
+        files: The bytes of each shard, by its name.
+        fingerprint: What it was encoded with.
+        not_read: What was not read when it was prepared, by name, with the number of rows or files.
+    """
+
+    name: str
+    rows: int
+    shard_rows: int
+    files: dict[str, int]
+    fingerprint: dict[str, object]
+    reading: dict[str, object]
+    not_read: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -78,16 +95,19 @@ class Member:
     """One source of a prepared set.
 
     Args:
-        path: Its folder or address.
+        folder: Its folder or address.
         role: The configuration's key that it was given under, e.g. ``train_data``.
         name: What the ledger calls it.
         share: The part of all targets that was asked for.
     """
 
-    path: str
+    folder: str
     role: str
     name: str
     share: float | None
+
+
+_ABOUT, _CONTENTS, _MEMBERS = TypeAdapter(About), TypeAdapter(Contents), TypeAdapter(list[Member])
 
 
 def read_json(folder: str, name: str, kinds: tuple[str, ...]) -> dict[str, object] | None:
@@ -138,23 +158,19 @@ def prepared_members(path: str) -> list[Member] | None:
     try:
         if about["kind"] == SOURCE_KIND:
             return [Member(folder, "", str(about["name"]), None)]
-        return [_member(folder, one) for one in about["sources"]]  # type: ignore[attr-defined]
-    except (LookupError, TypeError, ValueError):
+        members = _MEMBERS.validate_python(about["sources"])
+        return [replace(one, folder=f"{folder}/{_inner(one.folder)}") for one in members]
+    except (LookupError, ValueError):
         todo = "Copy it again, or run vlcpt prepare again with --overwrite."
         raise _error(f"{WHOLE} is damaged. {todo}", path) from None
 
 
-def _member(folder: str, one: Mapping[str, object]) -> Member:
-    """One source of a set, which lies inside its folder whoever wrote the list."""
-    inner, role, name, share = (one[key] for key in ("folder", "role", "name", "share"))
-    if not isinstance(inner, str) or not isinstance(role, str) or not isinstance(name, str):
-        raise TypeError("no text")
-    if not (share is None or isinstance(share, int | float)):
-        raise TypeError("no number")
-    path = PurePosixPath(inner)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in inner or "\0" in inner:
+def _inner(folder: str) -> str:
+    """The folder of a source, which lies inside that of its set, whoever wrote the list."""
+    path = PurePosixPath(folder)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in folder or "\0" in folder:
         raise ValueError("a folder outside of it")
-    return Member(f"{folder}/{inner}", role, name, share)
+    return folder
 
 
 class PreparedRows(Rows):
@@ -177,14 +193,13 @@ class PreparedRows(Rows):
             raise _error(
                 f"it has layout {layout}, and this release reads {LAYOUT}. Run vlcpt prepare again.", path
             )
-        self.about: Mapping[str, object] = about
-        rows, shard_rows, sizes = (about.get(key) for key in ("rows", "shard_rows", "files"))
-        is_sound = all(isinstance(about.get(key), kind) for key, kind in _KINDS.items())
-        if not (
-            is_sound and isinstance(rows, int) and isinstance(shard_rows, int) and isinstance(sizes, dict)
-        ):
-            raise self._damaged(WHOLE, "a key is missing, or its value is of another type")
-        self._rows, self.shard_rows, self._sizes = rows, shard_rows, sizes
+        self._about = about
+        try:
+            self.contents = _CONTENTS.validate_json(json.dumps(about), strict=True)
+        except ValueError:
+            reason = "a key is missing, or its value is of another type"
+            raise self._damaged(WHOLE, reason) from None
+        self._rows, self.shard_rows = self.contents.rows, self.contents.shard_rows
         self._check_files()
         self._shards: dict[int, ParquetRows] = {}
 
@@ -198,19 +213,11 @@ class PreparedRows(Rows):
         """What tells whether it changed: also where its files were written over. None for an address."""
         if is_address(self._path):
             return None
-        return [self.about, [file_state(f"{self._path}/{name}") for name in self._sizes]]
-
-    @property
-    def not_read(self) -> dict[str, int]:
-        """What was not read when it was prepared, by name, with the number of rows or files."""
-        found = self.about.get("not_read", {})
-        if isinstance(found, dict) and all(type(count) is int for count in found.values()):
-            return found
-        raise self._damaged(WHOLE, "no counts of what was not read")
+        return [self._about, [file_state(f"{self._path}/{name}") for name in self.contents.files]]
 
     def index(self, shards: range) -> np.ndarray:
         """The numbers of the rows of these shards, as far as there are so many: ``NUMBERS`` (N,)."""
-        shards = shards[: max(len(self._sizes) - shards[0], 0)]
+        shards = shards[: max(len(self.contents.files) - shards[0], 0)]
         found = np.concatenate([self._numbers(shard) for shard in shards])
         wide = {name: found[name].astype(np.int64) for name in found.dtype.fields or ()}
         kept = wide["targets"] + wide["pads"] + 2 * wide["media"]
@@ -267,14 +274,14 @@ class PreparedRows(Rows):
     def _check_files(self) -> None:
         """All files are there, with their length; pages show when they are read whether they changed."""
         shards = -(-self._rows // max(self.shard_rows, 1))
-        if self.shard_rows < 1 or shards < 1 or [*self._sizes] != [*map(shard_name, range(shards))]:
+        if self.shard_rows < 1 or shards < 1 or [*self.contents.files] != [*map(shard_name, range(shards))]:
             raise self._damaged(WHOLE, f"its shards are not those of {self._rows:,} rows")
         try:
             files, root = file_system(self._path)
             found = {one["name"].rpartition("/")[2]: one["size"] for one in files.ls(root, detail=True)}
         except OSError as error:
             raise self._damaged("the folder", _short(error)) from None
-        for name, size in self._sizes.items():
+        for name, size in self.contents.files.items():
             if found.get(name) != size:
                 what = f"{found[name]:,} bytes of {size:,}" if name in found else "it is missing"
                 raise self._damaged(name, what)

@@ -56,6 +56,8 @@ from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_fil
 
 # To be raised whenever the same document would become other tokens or positions.
 ENCODING = 1
+# What is compared by a hash, which says nothing to a reader.
+_HASHED = {"data": "the rows or their files were changed", "tokenizer": "the tokenizer is another one"}
 # Of the image and video processors: all that a file's tokens, pixels and positions depend on.
 _SETTINGS = (
     "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean", "image_std", "merge_size",
@@ -93,18 +95,15 @@ def fingerprint(processor: ProcessorMixin, untagged: Untagged, options: Encoding
 
 
 def differences(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What differs, with both values.
+    """What differs, with both values where these say something.
 
     Example:
         >>> differences({"fps": None, "untagged": "train"}, {"fps": 2, "untagged": "train"})
         ['fps: null then, 2 now']
     """
-    keys = [*then, *(key for key in now if key not in then)]
-    return [
-        f"{key}: {json.dumps(then.get(key))} then, {json.dumps(now.get(key))} now"
-        for key in keys
-        if then.get(key) != now.get(key)
-    ]
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    both = {key: f"{key}: {json.dumps(then.get(key))} then, {json.dumps(now.get(key))} now" for key in keys}
+    return [_HASHED.get(key, said) for key, said in both.items()]
 
 
 def require_same_encoding(
@@ -126,9 +125,7 @@ def require_same_encoding(
         return
     now = fingerprint(processor, untagged, options)
     for source, rows in prepared:
-        then = rows.about["fingerprint"]
-        assert isinstance(then, dict)
-        if found := differences(then, now):
+        if found := differences(rows.contents.fingerprint, now):
             raise DocumentError(
                 f"it was prepared with other options or another processor ({'; '.join(found)}). Set the "
                 "configuration as it was, or run vlcpt prepare again.",
