@@ -255,9 +255,8 @@ class EngineCheck(TrainerCallback):
         kernels = describe_kernels(base, args.device, autocast_type(args) or base.lm_head.weight.dtype)
         if not state.is_world_process_zero:
             return
-        self._progress.say(describe_engine(wrapped, args.world_size))
-        if kernels:
-            self._progress.say(kernels)
+        for line in filter(None, (describe_engine(wrapped, args.world_size), kernels)):
+            self._progress.say(line)
         if (slow := slow_products(args)) is not None:
             self._progress.say(slow, "yellow")
 
