@@ -27,27 +27,21 @@ if TYPE_CHECKING:
     from vlcpt.training.trainer import CPTTrainer as CPTTrainer
 
 # Loaded on first use: importing vlcpt, and its --help, must not wait seconds for torch.
-_HOMES = {
-    "CPTConfig": "config.training",
-    "CPTDataCollator": "data.collator",
-    "CPTDataset": "data.dataset",
-    "CPTTrainer": "training.trainer",
-    "DataConfig": "config.schema",
-    "Document": "data.documents",
-    "DocumentError": "data.documents",
-    "Image": "data.documents",
-    "ModelConfig": "config.schema",
-    "Source": "data.documents",
-    "Text": "data.documents",
-    "Video": "data.documents",
-    "encode_document": "data.encode.encoder",
-    "load_model": "model.loading",
-    "load_processor": "model.loading",
-    "merge_adapter": "model.merge",
-    "parse_markup": "data.markup",
-    "push_adapter": "hub.push",
-    "read_documents": "data.sources",
+_NAMES = {
+    "config.schema": ("DataConfig", "ModelConfig"),
+    "config.training": ("CPTConfig",),
+    "data.collator": ("CPTDataCollator",),
+    "data.dataset": ("CPTDataset",),
+    "data.documents": ("Document", "DocumentError", "Image", "Source", "Text", "Video"),
+    "data.encode.encoder": ("encode_document",),
+    "data.markup": ("parse_markup",),
+    "data.sources": ("read_documents",),
+    "hub.push": ("push_adapter",),
+    "model.loading": ("load_model", "load_processor"),
+    "model.merge": ("merge_adapter",),
+    "training.trainer": ("CPTTrainer",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = list(_HOMES)
 
 

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium
-from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TrainEos
-from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TokenStream, TrainEos
 from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium, medium_errors
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.cut import check_container

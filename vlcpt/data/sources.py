@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
-from vlcpt.data.encode.streams import EncodedDocument
+from vlcpt.data.encode.encoder import EncodedDocument
 from vlcpt.data.formats.chat import PREFERENCES
 from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.formats.unread import Unread

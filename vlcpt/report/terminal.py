@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Image
-from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.plan.ledger import Ledger, SourceLedger
 from vlcpt.data.plan.split import Part
 from vlcpt.report.screen import Sheet, plain_table, visible

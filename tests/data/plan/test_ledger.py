@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlcpt import CPTDataset, Image
-from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.encode.vision import PlacedMedium
 from vlcpt.data.plan.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Dropped, Ledger, count_tokens
 from vlcpt.data.plan.split import Part, split_stream

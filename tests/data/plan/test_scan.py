@@ -8,8 +8,7 @@ from tests.data.strategies import texts, weights
 from tests.support import png
 from vlcpt import Document, DocumentError, Image, Text, parse_markup
 from vlcpt.data.encode import tokens
-from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.streams import numbers_of
+from vlcpt.data.encode.encoder import DocumentEncoder, numbers_of
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.scan import Reading, Scan, SourceScanner
 from vlcpt.data.sources import open_source

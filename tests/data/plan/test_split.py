@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video
-from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.encoder import DocumentEncoder, TokenStream
 from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium
 from vlcpt.data.plan.split import split_stream
 

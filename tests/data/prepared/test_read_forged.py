@@ -13,8 +13,7 @@ import pytest
 
 from tests.support import digits, png
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.streams import NUMBERS, TokenStream
+from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.prepared.read import RUNS, SCHEMA

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from vlcpt import DocumentError
-from vlcpt.data.plan.cache import source_key
+from vlcpt.data.plan.scan import source_key
 from vlcpt.data.sources import open_source
 
 MB = 2**20

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.plan.split import Part
 from vlcpt.file_writes import write_file
 

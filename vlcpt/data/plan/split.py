@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vlcpt.data.documents import DocumentError, Source
-from vlcpt.data.encode.streams import TokenStream
+from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.encode.vision import PlacedMedium
 
 OnOverlong = Literal["split", "drop", "error"]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from vlcpt.data.documents import MAX_WEIGHT, DocumentError, Image, Medium, Source, Video
-from vlcpt.data.encode.streams import IGNORE_INDEX, NUMBERS, EncodedDocument, TokenStream
+from vlcpt.data.encode.encoder import IGNORE_INDEX, NUMBERS, EncodedDocument, TokenStream
 from vlcpt.data.media.files import shown_url
 from vlcpt.data.rows.base import Rows, file_state
 from vlcpt.data.rows.fields import Row

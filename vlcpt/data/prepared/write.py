@@ -25,15 +25,14 @@ from transformers import ProcessorMixin
 
 from vlcpt import __version__
 from vlcpt.data.documents import Document, DocumentError, Medium, Source
-from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.encode.streams import NUMBERS, TokenStream, numbers_of
+from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream, numbers_of
 from vlcpt.data.encode.vision import EncodingOptions, medium_errors
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.files import MediaError
 from vlcpt.data.media.open import MediaLimits, open_medium
-from vlcpt.data.plan.cache import source_key
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
+from vlcpt.data.plan.scan import source_key
 from vlcpt.data.prepared.read import (
     BEGUN,
     LAYOUT,

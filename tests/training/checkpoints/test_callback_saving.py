@@ -1,4 +1,4 @@
-"""Tests of vlcpt/training/checkpoints/saving.py."""
+"""Tests of vlcpt/training/checkpoints/callback.py: how a model is saved."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.support import FOUR, make_trainer
 from tests.training import foreseen_sizes
 from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.training.checkpoints import callback
-from vlcpt.training.checkpoints.saving import declare_dtype
+from vlcpt.training.checkpoints.callback import declare_dtype
 
 TUNED = {
     "full": {"tuning": "full"},
