@@ -283,14 +283,14 @@ def _free_names(path: Path) -> bool:
     return not found.f_files or found.f_favail > 0
 
 
-def write_json(path: Path, content: Mapping[str, object], what: str = "") -> None:
+def write_json(path: Path, content: Mapping[str, object], what: str = "", *, todo: str = "") -> None:
     """Write a JSON file completely or not at all; a number that JSON does not have becomes null.
 
     Args:
-        what: What it is, for the message of a :class:`vlcpt.file_writes.WriteError`.
+        what, todo: What it is and what to do, for the message of a :class:`vlcpt.file_writes.WriteError`.
     """
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_file(path, text + "\n", what)
+    write_file(path, text + "\n", what, todo=todo)
 
 
 def _finite(value: object) -> object:

@@ -87,8 +87,8 @@ def read_log(folder: Path, last: int | None = None) -> Iterator[tuple[str, dict[
         [1, 2]
     """
     try:
-        lines = (folder / "train_log.jsonl").read_text("utf-8").splitlines(keepends=True)
-    except (OSError, ValueError):
+        lines = (folder / "train_log.jsonl").read_text("utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
         return
     for line in lines:
         try:

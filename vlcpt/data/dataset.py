@@ -28,7 +28,7 @@ from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
 from vlcpt.data.prepared.write import require_same_encoding
 from vlcpt.data.rows.base import MAX_ROW_BYTES
-from vlcpt.data.sources import Sources, distinct, open_sources
+from vlcpt.data.sources import Sources, open_sources, require_distinct
 from vlcpt.data.workers import WorkerBoard
 
 PixelsOf = Literal["document", "next_document", "blank"]
@@ -110,7 +110,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
         given = replay_data if replay_share else ()
         replay = open_sources(given, untagged, "replay", "replay_data", max_row_bytes)
-        self._sources = distinct([*train, *replay])
+        self._sources = [*train, *replay]
+        require_distinct([source.name for source in self._sources])
         self._states = [source.state() for source in self._sources]  # before they are read
         options = EncodingOptions(train_eos, min_pixels, max_pixels, fps, max_frames, limits or MediaLimits())
         require_same_encoding(self._sources, processor, untagged, options)
@@ -298,10 +299,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
         """The document after this one among those with the medium; None if there is no other."""
-        if len(found) < 2:
-            return None
         place = np.flatnonzero((found == (source, row)).all(axis=1))
-        if not len(place):
+        if len(found) < 2 or not len(place):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)

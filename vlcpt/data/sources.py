@@ -368,17 +368,14 @@ def _entry(given: object) -> dict[str, object]:
     if isinstance(given, str | Path):
         return {"path": given}
     if not _is_source(given):
-        found = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
+        there = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
         raise DocumentError(
             f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
-            f"found {found or 'nothing'}.",
+            f"found {there or 'nothing'}.",
             kind="source",
         )
-    return (
-        {**given}
-        if isinstance(given, Mapping)
-        else {name: value for name, value in vars(given).items() if value is not None}
-    )
+    found = given if isinstance(given, Mapping) else vars(given)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def entries_of(given: object, role: str) -> list[dict[str, object]]:
@@ -427,12 +424,15 @@ def entries_of(given: object, role: str) -> list[dict[str, object]]:
     return [one | given for one in own]
 
 
-def distinct(sources: list[DocumentSource]) -> list[DocumentSource]:
-    """The same sources, or an error if two have one name."""
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise DocumentError(
-                f"two sources are called {name!r}. Give each its own 'name'.", kind="source", field="name"
-            )
-    return sources
+def require_distinct(names: Sequence[str]) -> None:
+    """Raise if two sources have one name, by which ledger and results know them.
+
+    Raises:
+        DocumentError: With the name.
+
+    Example:
+        >>> require_distinct(["a", "b"])
+    """
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        reason = f"two sources are called {twice!r}. Give each its own 'name'."
+        raise DocumentError(reason, kind="source", field="name")

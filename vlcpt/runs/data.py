@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -17,12 +17,11 @@ from vlcpt.config.precision import used_devices
 from vlcpt.config.schema import DataConfig, SourceConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import Track, untracked
-from vlcpt.data.sources import entries_of
+from vlcpt.data.sources import entries_of, require_distinct
 from vlcpt.model.loading import with_native_dtype
 from vlcpt.report.check import unread_lines
 from vlcpt.report.screen import say, tracked
@@ -52,7 +51,7 @@ class RunData:
         return self._planned(
             "train",
             data.train_data,
-            replay_data=[source_options(entry) for entry in data.replay_data],
+            replay_data=data.replay_data,
             replay_share=data.replay_share,
             seed=training.data_seed if training.data_seed is not None else training.seed,
         )
@@ -68,7 +67,7 @@ class RunData:
     def _planned(self, name: str, entries: Sequence[SourceConfig], **mixing: object) -> CPTDataset:
         data, training = self.configs.data, self.configs.training
         return self.kind(
-            [source_options(entry) for entry in entries],
+            entries,
             self.processor,
             cache_dir=self.plans and self.plans / name,
             track=self.track,
@@ -96,15 +95,9 @@ def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
         SourceConfig(**one)  # type: ignore[arg-type]
         for role in ("eval_data", "retention_data")
         for entry in getattr(data, role)
-        for one in entries_of(source_options(entry), role)
+        for one in entries_of(entry, role)
     ]
-    names = [entry.name for entry in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DocumentError(
-            f"two sources of eval_data and retention_data are called {twice!r}. Give each its own 'name'.",
-            kind="source",
-            field="name",
-        )
+    require_distinct([entry.name for entry in found])
     return found
 
 
@@ -113,11 +106,6 @@ def shown(console: Console) -> Track:
     if not console.is_terminal:
         return untracked
     return partial(tracked, console=console)
-
-
-def source_options(entry: SourceConfig) -> dict[str, object]:
-    """What the reader of a source takes, of its entry."""
-    return {key: value for key, value in asdict(entry).items() if value is not None}
 
 
 def encoding_options(data: DataConfig) -> EncodingOptions:

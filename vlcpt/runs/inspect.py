@@ -17,7 +17,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.model.loading import load_processor
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import document_lines, legend
-from vlcpt.runs.data import encoding_options, quiet_libraries, source_options
+from vlcpt.runs.data import encoding_options, quiet_libraries
 
 
 def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -> None:
@@ -30,9 +30,8 @@ def inspect_run(configs: Configs, rows: slice, console: Console | None = None) -
     sources = [
         source
         for role in ("train_data", "replay_data")
-        for entry in getattr(data, role)
         for source in open_sources(
-            source_options(entry), data.untagged, role=role, max_row_bytes=data.max_row_bytes
+            getattr(data, role), data.untagged, role=role, max_row_bytes=data.max_row_bytes
         )
     ]
     require_same_encoding(sources, processor, data.untagged, options)

@@ -19,7 +19,7 @@ from vlcpt.data.dataset import CheckingEncoder
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
 from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
-from vlcpt.data.sources import open_source
+from vlcpt.data.sources import open_sources
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_json
 from vlcpt.folder_locks import LOCK, hold
@@ -33,7 +33,6 @@ from vlcpt.runs.data import (
     show_unmeasured,
     show_unread,
     shown,
-    source_options,
 )
 
 
@@ -69,11 +68,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     for role, entry in _entries(data):
         if prepared_members(entry.path) is not None:
             raise DocumentError("it is prepared already.", kind="source", field=entry.path)
-        source = open_source(
-            untagged=data.untagged,
-            max_row_bytes=data.max_row_bytes,
-            **source_options(entry),  # type: ignore[arg-type]
-        )
+        (source,) = open_sources([entry], data.untagged, max_row_bytes=data.max_row_bytes)
         prepare_source(
             source,
             # What is encoded for good is checked as `vlcpt check` does: a cut file is no medium.

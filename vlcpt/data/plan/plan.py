@@ -220,8 +220,14 @@ def make_plan(
     scans: list[Scan] = []
     files: list[Path | None] = []
     for source in sources:
-        files.append(cache_dir and scan_file(cache_dir, source, encoder, reading))
-        scan = _scan(source, encoder, reading, files[-1], track)
+        path = cache_dir and scan_file(cache_dir, source, encoder, reading)
+        # While one rank reads, the cores of the others on this machine are free; where all read, one of them
+        # shows how far it is.
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if path else 1
+        shows = track if path or os.environ.get("RANK", "0") == "0" else untracked
+        scanner = SourceScanner(source, encoder, replace(reading, num_proc=ranks * reading.num_proc))
+        scan = scanned(scanner, shows(scanner, f"reading {source.name}"), path)
+        files.append(path)
         account = ledger.sources[source.name]
         enter_unused(ledger, account, scan)
         for name, count in _not_read(source, scan).items():
@@ -237,18 +243,6 @@ def make_plan(
     enter_shares(ledger, sources, scans, times, train=len(train), replay_share=replay_share)
     ledger.check()
     return Plan(scans, times, ledger)
-
-
-def _scan(
-    source: DocumentSource, encoder: DocumentEncoder, reading: Reading, path: Path | None, track: Track
-) -> Scan:
-    if path is not None:  # while one rank reads, the cores of the others on this machine are free
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        reading = replace(reading, num_proc=ranks * reading.num_proc)
-    elif os.environ.get("RANK", "0") != "0":  # all ranks read, and one of them shows how far it is
-        track = untracked
-    scanner = SourceScanner(source, encoder, reading)
-    return scanned(scanner, track(scanner, f"reading {source.name}"), path)
 
 
 def _not_read(source: DocumentSource, scan: Scan) -> dict[str, int]:

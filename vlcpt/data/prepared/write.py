@@ -51,7 +51,7 @@ from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.tables import ParquetRows
 from vlcpt.data.sources import DocumentSource
 from vlcpt.data.workers import LoadingError, WorkerBoard, read_by_workers
-from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_file
+from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_json
 
 # To be raised whenever the same document would become other tokens or positions.
 ENCODING = 1
@@ -367,7 +367,7 @@ def prepare_source(
     }
     if _is_whole(folder, about):
         return
-    _write_json(folder / BEGUN, about, "what is being prepared")
+    write_json(folder / BEGUN, about, "what is being prepared", todo=AGAIN)
     shards = [folder / shard_name(number) for number in range(-(-len(source) // shard_rows))]
     write = ShardWriter(source, encoder, folder, shard_rows=shard_rows, stops=stops)
     written = _Written(
@@ -530,12 +530,8 @@ def _finish(
         "not_read": {**not_read, **beside},
         "versions": {"vlcpt": __version__, **made_by},
     }
-    _write_json(folder / WHOLE, whole, "what is prepared")
+    write_json(folder / WHOLE, whole, "what is prepared", todo=AGAIN)
     (folder / BEGUN).unlink()
-
-
-def _write_json(path: Path, content: Mapping[str, object], what: str) -> None:
-    write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", what, todo=AGAIN)
 
 
 def _error(reason: str, folder: Path) -> DocumentError:
