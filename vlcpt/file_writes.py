@@ -283,7 +283,7 @@ def _free_names(path: Path) -> bool:
     return not found.f_files or found.f_favail > 0
 
 
-def write_json(path: Path, content: Mapping[str, object], what: str = "", *, todo: str = "") -> None:
+def write_json(path: Path, content: Mapping[str, object], what: str = "", *, todo: str | None = None) -> None:
     """Write a JSON file completely or not at all; a number that JSON does not have becomes null.
 
     Args:
