@@ -412,3 +412,13 @@ def test_training_where_another_process_trains_is_refused_and_deletes_nothing(ma
     make(4).train(resume_from_checkpoint=True)  # when that has ended
     make(4).train()  # and twice in one process
     assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_what_fails_before_a_save_begins_leaves_the_checkpoint_that_it_would_replace(make, tmp_path):
+    make(2).train()
+    (tmp_path / "out" / ".checkpoint-9.deleted").touch()  # a file where a folder is to be deleted
+
+    with pytest.raises(NotADirectoryError):
+        make(2).train(str(tmp_path / "out" / "checkpoint-1"))
+
+    verify(tmp_path / "out" / "checkpoint-2")

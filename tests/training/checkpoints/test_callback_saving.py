@@ -123,3 +123,22 @@ def test_an_adapters_folder_stays_as_it_is(tmp_path):
     declare_dtype(tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["adapter_model.safetensors"]
+
+
+def test_weights_of_another_kind_in_the_folder_do_not_stop_an_adapter_from_being_saved(
+    tiny_model_dir, tiny_processor, tmp_path
+):
+    trainer = make_trainer(
+        load_model(ModelConfig(str(tiny_model_dir))),
+        CPTDataset(FOUR, tiny_processor, max_length=256, packing=False),
+        tiny_processor,
+        tmp_path,
+        max_steps=1,
+    )
+    trainer.train()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"of an earlier tool")
+
+    trainer.save_model()
+
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "training_args.bin").exists()

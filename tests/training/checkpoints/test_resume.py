@@ -10,10 +10,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tests.support import FOUR, make_trainer
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model
 from vlcpt.model.tuning import apply_tuning
-from vlcpt.training.checkpoints.files import CheckpointError
+from vlcpt.training.checkpoints.files import CheckpointError, require_states
 from vlcpt.training.checkpoints.resume import (
     StepSeeds,
     check_adapter,
+    check_optimizer,
     restore_weights,
 )
 from vlcpt.training.checkpoints.upstream import quiet_partial_load
@@ -211,3 +212,48 @@ def test_a_full_model_on_a_bfloat16_base_is_saved_to_load_as_it_was_trained(
     assert loaded.state_dict()[name].dtype == torch.float32
     assert torch.equal(loaded.state_dict()[name], model.state_dict()[name])
     assert loaded.config.get_text_config().use_cache  # off in training only
+
+
+def optimizer_after_a_step(cls=torch.optim.AdamW, **settings):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = cls([{"params": [weight], "name": "language"}], lr=1e-3, **settings)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    return optimizer
+
+
+def test_a_first_learning_rate_that_another_schedule_noted_is_no_other_optimizer(tmp_path):
+    """Some schedules of transformers note it in the groups, and others do not."""
+    saved = optimizer_after_a_step().state_dict()
+    saved["param_groups"][0]["initial_lr"] = 1e-3
+    torch.save(saved, tmp_path / "optimizer.pt")
+
+    check_optimizer(tmp_path, optimizer_after_a_step())
+
+
+def test_a_state_that_is_no_tensor_is_refused_for_optimizers_of_others_too(tmp_path):
+    class Other(torch.optim.AdamW):
+        """As of another package."""
+
+    Other.__module__ = "elsewhere"
+    saved = optimizer_after_a_step(Other).state_dict()
+    saved["state"][0]["exp_avg_sq"] = 1.0
+    torch.save(saved, tmp_path / "optimizer.pt")
+
+    with pytest.raises(CheckpointError, match="exp_avg_sq of parameter 0 holds negative numbers, or none"):
+        check_optimizer(tmp_path, optimizer_after_a_step(Other))
+
+
+@pytest.mark.parametrize("tag", ["../elsewhere", "global_step3", ""])
+def test_states_of_deepspeed_outside_the_checkpoint_are_refused(tmp_path, tag):
+    folder = tmp_path / "checkpoint-2"
+    (folder / "global_step2").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("trainer_state.json", "rng_state_0.pth"):
+        (folder / name).touch()
+    (folder / "latest").write_text("global_step2")
+    require_states(folder, 2)
+    (folder / "latest").write_text(tag)
+
+    with pytest.raises(CheckpointError, match="latest: it names"):
+        require_states(folder, 2)

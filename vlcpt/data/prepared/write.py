@@ -51,7 +51,7 @@ from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.tables import ParquetRows
 from vlcpt.data.sources import DocumentSource
 from vlcpt.data.workers import LoadingError, WorkerBoard, read_by_workers
-from vlcpt.file_writes import WriteError, Writing, human_size, remove, write_json
+from vlcpt.file_writes import WriteError, Writing, remove, write_json
 
 # To be raised whenever the same document would become other tokens or positions.
 ENCODING = 1
@@ -149,7 +149,6 @@ _PARQUET = {
     "write_page_checksum": True,
 }
 _OURS = re.compile(r"(\d{5,}|index|places)\.(parquet|arrow)|\..*\.partial")  # .arrow: of releases before
-_PARTIAL = ".*.partial"
 
 
 class ShardWriter(Dataset[Stopped | None]):
@@ -377,11 +376,12 @@ def prepare_source(
         for _ in track(written, f"encoding {source.name}"):
             pass
     except WriteError as error:
-        raise WriteError(f"{error} {_rest(shards)}") from error
+        done = sum(path.is_file() for path in shards)
+        raise WriteError(f"{error} {done:,} of its {len(shards):,} shards are there.") from error
     except LoadingError as error:
         raise LoadingError(f"{error} The same command goes on where this one stopped.") from error
     finally:  # what processes that were killed had begun; all that have worked here have ended
-        for path in folder.glob(_PARTIAL):
+        for path in folder.glob(".*.partial"):
             path.unlink(missing_ok=True)
     _finish(folder, about, shards, source)
 
@@ -497,15 +497,6 @@ def _flat(about: Mapping[str, object]) -> dict[str, object]:
     assert isinstance(reading, dict)
     own = {key: about.get(key) for key in ("layout", "name", "rows", "shard_rows", "data")}
     return {**own, **reading, **fingerprint}
-
-
-def _rest(shards: Sequence[Path]) -> str:
-    """How much is still to be written, by the shards that are there."""
-    done = [path.stat().st_size for path in shards if path.is_file()]
-    rest = human_size(round(sum(done) / max(len(done), 1) * (len(shards) - len(done))))
-    return f"{len(done):,} of its {len(shards):,} shards are there" + (
-        f", and the rest takes about {rest}." if done else "."
-    )
 
 
 def _finish(

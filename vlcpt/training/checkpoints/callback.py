@@ -270,12 +270,13 @@ class Checkpoints(TrainerCallback):
     def _begin(self, folder: Path) -> None:
         """Before a checkpoint is saved: weights are finite, and it has room and an empty folder."""
         require_finite(self._model)
-        self._writing = Writing(folder)
         if not self._args.should_save:
+            self._writing = Writing(folder)
             return
         finish_deletions(folder.parent)
         if folder.exists():  # left by a run that was killed, or that was resumed from an older one
             delete_checkpoint(folder)
+        # From here on, what is in the folder is of this save, and goes with it.
         needed = needed_bytes(self._trainer, self._model, self._base_files)
         self._writing = Writing(folder, needed=needed, todo=next_steps(self._output))
         self._writing.require_room()
@@ -478,12 +479,14 @@ def declare_dtype(directory: Path) -> None:
         directory: Of a model. One of an adapter has no ``config.json``, and stays as it is.
     """
     path = directory / "config.json"
+    if not path.is_file():
+        return
     found: set[torch.dtype] = set()
     for one in weight_files(str(directory)):
         with safe_open(one, framework="pt") as file:
             found |= {str_to_torch_dtype[file.get_slice(key).get_dtype()] for key in file.keys()}  # noqa: SIM118
     types = [dtype for dtype in found if dtype.is_floating_point]
-    if types and path.is_file():
+    if types:
         config = json.loads(path.read_text(encoding="utf-8"))
         # The smallest type that holds all of them.
         set_type(config, str(reduce(torch.promote_types, types)).removeprefix("torch."))

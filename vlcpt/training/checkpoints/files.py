@@ -290,6 +290,9 @@ def require_states(folder: Path, processes: int) -> None:
             f"{folder.name} has no {', '.join(missing)}, so it cannot be resumed from: it was saved with "
             "save_only_model, or by something else. Give another one, or start a new run from its weights."
         )
+    if engine and (tag := (folder / "latest").read_text("utf-8", "replace").strip()) not in names:
+        wrong = f"{folder / 'latest'}: it names {tag[:60]!r}, no folder in this checkpoint. Use another one."
+        raise CheckpointError(wrong)
 
 
 def write_record(output_dir: Path, folder: Path) -> None:

@@ -60,7 +60,7 @@ def changed_rows(dataset: object, folder: Path, saved: object) -> str | None:
     mine = dataset.source_rows
     if [*rows] != [*mine]:
         return f"its sources were {', '.join(rows)}, and are {', '.join(mine)} now"
-    for number, (name, then, now) in enumerate(zip(mine, before, _numbers(dataset), strict=True)):
+    for number, (name, then, now) in enumerate(zip(mine, before, _numbers(dataset), strict=False)):
         block, shared = _block(mine[name]), min(len(then), len(now))
         if block != _block(rows[name]):
             return f"{name} had {rows[name]:,} rows and has {mine[name]:,} now"
