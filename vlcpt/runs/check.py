@@ -221,7 +221,7 @@ def _show_plan(
     console.print(course_table(course, ledger, longest, training.max_length))
     merge = processor.image_processor.merge_size**2
     memory = foresee(configs, model, towers, packs, devices=devices, merge=merge)
-    console.print(memory_table(memory))
+    console.print("", memory_table(memory))
     if (slow := slow_products(training)) is not None:
         say(console, slow)
     advice = hints(
