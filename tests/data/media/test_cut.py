@@ -6,6 +6,7 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -326,6 +327,27 @@ def test_a_file_of_endless_parts_is_refused_in_seconds(data: bytes, kind: type[I
     with pytest.raises(MediaError):
         check(data, kind)
     assert time.process_time() - start < 20  # work, not the wait for a core
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "counts"),
+    [("dash mp4", b"trun", {8: 60_000_000}), ("mp4", b"stsz", {8: 1, 12: 60_000_000})],
+)
+def test_tables_of_more_samples_than_the_file_has_bytes_are_refused_before_memory_is_reserved(
+    name, table, counts
+):
+    data = bytearray(made(name))
+    at = data.find(table)
+    data[at + 4 : at + 8] = bytes(4)  # no line for each sample
+    for place, count in counts.items():
+        data[at + place : at + place + 4] = struct.pack(">I", count)
+    for look in (check_container, partial(clip_of, fps=2.0, max_frames=8)):
+        start = time.process_time()
+        with pytest.raises(
+            MediaError, match=r"promises 60,000,000 samples and has [\d,]+ bytes: it is damaged"
+        ):
+            look(Video(data=bytes(data)), media_root=None)
+        assert time.process_time() - start < 0.5
 
 
 def test_tiff_directories_that_lead_back_are_refused() -> None:
