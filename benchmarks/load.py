@@ -75,13 +75,14 @@ def planning(folder: Path) -> dict[str, object]:
     from vlcpt import load_processor
     from vlcpt.data.dataset import CheckingEncoder
     from vlcpt.data.plan.scan import Reading, SourceScanner
+    from vlcpt.data.rows.open import SourceConfig
     from vlcpt.data.sources import open_source
 
     encoder = CheckingEncoder(load_processor(str(ROOT / "vlcpt/demo/base")))
     found: dict[str, object] = {}
     for spans in (0, 1):
         write_texts(folder / "texts.jsonl", 512, spans)
-        source = open_source(folder / "texts.jsonl")
+        source = open_source(SourceConfig(str(folder / "texts.jsonl")))
         scanner = SourceScanner(source, encoder, Reading(2048, on_bad_data="skip"))
         documents = [source.document(row) for row in range(512)]
         texts = ["".join(part.text for part in document.segments) for document in documents]
@@ -115,16 +116,17 @@ def prepared(folder: Path) -> dict[str, object]:
     from vlcpt.data.encode.vision import EncodingOptions
     from vlcpt.data.prepared.write import fingerprint, prepare_source
     from vlcpt.data.rows import tables
+    from vlcpt.data.rows.open import SourceConfig
     from vlcpt.data.sources import open_source
 
     processor, options, count = load_processor(str(ROOT / "vlcpt/demo/base")), EncodingOptions(), 50_000
     encoder = DocumentEncoder(processor, options)
     write_texts(folder / "texts.jsonl", count, 1)
-    rows = open_source(folder / "texts.jsonl")
+    rows = open_source(SourceConfig(str(folder / "texts.jsonl")))
     made_with = fingerprint(processor, "train", options)
     prepare_source(rows, partial(DocumentEncoder, processor, options), folder / "set", fingerprint=made_with)
     tables._groups = tables._Kept(1)
-    sources = {"JSONL": rows, "prepared": open_source(folder / "set")}
+    sources = {"JSONL": rows, "prepared": open_source(SourceConfig(str(folder / "set")))}
     least = dict.fromkeys(sources, float("inf"))
     rng = random.Random(0)
     for _ in range(100):

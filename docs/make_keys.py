@@ -17,8 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import transformers
 
 from vlcpt.config.keys import Key
-from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.schema import DataConfig, ModelConfig
 from vlcpt.config.training import CPTConfig
+from vlcpt.data.rows.open import SourceConfig
 
 FILE = Path(__file__).parents[1] / "vlcpt/config/keys.json"
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "source": SourceConfig, "training": CPTConfig}

@@ -19,6 +19,8 @@ from transformers import TrainerCallback
 
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, encode_document, parse_markup
 from vlcpt.data.encode.encoder import Sample
+from vlcpt.data.rows.open import SourceConfig
+from vlcpt.data.sources import DocumentSource, open_source
 
 IGNORED = -100
 # Every clip here has 16 frames at 8 a second, of which 2 a second are taken: 2 time steps, a second apart.
@@ -189,3 +191,13 @@ def wait_for(happens: Callable[[], bool], seconds: float = 30) -> None:
     while not happens():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def opened(
+    given, *, name="", media_root=None, untagged="train", max_row_bytes=2**28, **values
+) -> DocumentSource:
+    """A source from its path, or from rows in memory, and the fields of its configuration."""
+    path, rows = (str(given), None) if isinstance(given, str | Path) else ("rows", given)
+    root = None if media_root is None else str(media_root)
+    config = SourceConfig(path, name=name, media_root=root, **values)
+    return open_source(config, rows, untagged=untagged, max_row_bytes=max_row_bytes)

@@ -17,12 +17,12 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.support import opened
 from vlcpt import CPTDataset, read_documents
 from vlcpt.cli import app
 from vlcpt.config.schema import as_sources
 from vlcpt.data.formats.detect import SCHEMAS, detect_format
 from vlcpt.data.plan.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
-from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 from vlcpt.training.evaluate import SetResult
 
@@ -135,7 +135,7 @@ def test_the_rows_of_each_format_are_recognised_and_train(format, media, tiny_pr
     is_text = format == "text"
     path = media / ("rows.txt" if is_text else "rows.jsonl")
     path.write_text(block(SECTIONS[format], "text" if is_text else "json"), encoding="utf-8")
-    source = open_source(path)
+    source = opened(path)
 
     assert detect_format(source.rows, "rows") == format
     dataset = CPTDataset(path, tiny_processor, max_length=512)

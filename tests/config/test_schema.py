@@ -17,11 +17,12 @@ from transformers.training_args import OptimizerNames
 
 from vlcpt.config.paths import read_deepspeed, shipped_deepspeed
 from vlcpt.config.rules import OPTIMIZERS
-from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.schema import DataConfig, ModelConfig
 from vlcpt.config.training import CPTConfig
 from vlcpt.config.values import Given, Loader, convert
 from vlcpt.config.yaml import Configs, dump_config, load_config
 from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.rows.open import SourceConfig
 from vlcpt.errors import ConfigError
 
 ESSENTIAL = "model_name_or_path: org/model\ntrain_data: data/train.jsonl\noutput_dir: out\nuse_cpu: true\n"

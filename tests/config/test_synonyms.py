@@ -11,9 +11,10 @@ import yaml
 
 from vlcpt.config.keys import known_types, read_table, remarks, synonyms
 from vlcpt.config.rules import OPTIMIZERS
-from vlcpt.config.schema import ModelConfig, SourceConfig
+from vlcpt.config.schema import ModelConfig
 from vlcpt.config.values import Loader
 from vlcpt.config.yaml import load_config, read_early
+from vlcpt.data.rows.open import SourceConfig
 from vlcpt.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.support import TEN, digits, png, row
+from tests.support import TEN, digits, opened, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_document
 from vlcpt.config.schema import DataConfig
 from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.plan.plan import FailedSample
-from vlcpt.data.sources import open_source
 
 
 def equal(one: Sample, two: Sample) -> bool:
@@ -282,7 +281,7 @@ def test_the_longest_documents_are_those_with_the_last_targets(rows, tiny_proces
     rows = [*rows, rows[-1] | {"id": "twin"}, row(f"all <trainable_text>{digits(90)}</trainable_text>")]
     dataset = CPTDataset(rows, tiny_processor, max_length=72)
     expected = []
-    source = open_source(rows)
+    source = opened(rows)
     for document in map(source.document, range(len(rows))):
         labels = encode_document(document, tiny_processor).labels
         expected.append((int((labels >= 0).nonzero()[-1]) + 1, document.name))

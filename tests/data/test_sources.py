@@ -6,9 +6,9 @@ import logging
 import datasets
 import pytest
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import Document, DocumentError, Image, Source, Text, read_documents
-from vlcpt.data.sources import open_source, open_sources
+from vlcpt.data.sources import open_sources
 
 
 def test_documents_have_their_file_line_id_and_media_root(tmp_path):
@@ -92,7 +92,7 @@ def test_the_format_is_told_by_the_fields_of_the_first_rows(tmp_path, caplog):
         'not json\n{"other": 1}\n{"segments": [{"type": "text", "text": "a", "trainable": false}]}\n'
     )
     with caplog.at_level(logging.INFO):
-        source = open_source(path)
+        source = opened(path)
     assert source.document(2).segments == (Text("a"),)
     assert "a: format segments, because row 3 has segments. Set format" in caplog.text
     with pytest.raises(DocumentError, match=r"a\.jsonl:1: not JSON"):
@@ -107,24 +107,24 @@ def test_rows_that_fit_no_format_are_an_error_that_names_their_fields(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('\n{"instruction": "a", "answer": "b"}\n')
     with pytest.raises(DocumentError) as caught:
-        open_source(path)
+        opened(path)
     assert str(caught.value).startswith(
         f"{path}:2: no format fits the fields 'instruction', 'answer'. Known formats: vlcpt: text"
     )
 
 
 def test_a_format_that_is_given_is_used():
-    source = open_source([{"text": "<trainable_text>a"}], format="text")
+    source = opened([{"text": "<trainable_text>a"}], format="text")
     assert source.document(0).segments == (Text("<trainable_text>a", trainable=True),)
     with pytest.raises(
         DocumentError, match=r"unknown format 'alpacca'\. Known: auto, vlcpt, segments, sharegpt"
     ):
-        open_source([{"text": "a"}], format="alpacca")
+        opened([{"text": "a"}], format="alpacca")
 
 
 @pytest.mark.parametrize("untagged", ["train", "mask"])
 def test_untagged_reaches_the_markup(untagged):
-    document = open_source([{"text": "a"}], untagged=untagged).document(0)
+    document = opened([{"text": "a"}], untagged=untagged).document(0)
     assert document.segments == (Text("a", trainable=untagged == "train"),)
     assert not document.tagged
 
@@ -149,20 +149,20 @@ def test_a_file_that_cannot_be_opened_says_why(tmp_path, name, content, message)
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(DocumentError) as caught:
-        open_source(tmp_path / name)
+        opened(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
     assert caught.value.kind == "source" or "JSON" in message
 
 
 def test_an_address_is_not_opened():
     with pytest.raises(DocumentError, match=r"^https://example\.org/train\.jsonl: an address is not opened"):
-        open_source("https://example.org/train.jsonl")
+        opened("https://example.org/train.jsonl")
 
 
 def test_documents_in_memory_keep_what_they_know_and_get_what_they_do_not():
     mine = Document((Text("a"),), id="x", source=Source("b.jsonl", 4), media_root="/mine")
     bare = Document((Text("a"),))
-    source = open_source([mine, bare], name="list", media_root="/given")
+    source = opened([mine, bare], name="list", media_root="/given")
     assert (source.document(0).source, source.document(0).media_root) == (Source("b.jsonl", 4), "/mine")
     assert (source.document(1).source, source.document(1).media_root) == (Source("list", 2), "/given")
     assert source.document(0).id == "x"
@@ -170,7 +170,7 @@ def test_documents_in_memory_keep_what_they_know_and_get_what_they_do_not():
 
 
 def test_rows_in_memory_may_hold_bytes():
-    source = open_source([{"text": "<image>", "images": [{"bytes": png(0)}]}])
+    source = opened([{"text": "<image>", "images": [{"bytes": png(0)}]}])
     assert source.document(0).images == (Image(data=png(0)),)
     assert source.media_root is None
 

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import Text
-from vlcpt.data.sources import open_source
 
 PNG = png(1)
 PICTURE = "PICTURE"  # where a row has its one medium
@@ -235,8 +234,8 @@ def columns(rows):
 
 
 def read(source, folder, **options):
-    opened = open_source(source, media_root=folder, **options)
-    return [opened.document(number) for number in range(len(opened))]
+    found = opened(source, media_root=folder, **options)
+    return [found.document(number) for number in range(len(found))]
 
 
 def told(document):

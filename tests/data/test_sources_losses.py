@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import opened
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.sources import open_source
 
 ROW = b'{"text": "one"}\n'
 
@@ -19,7 +19,7 @@ ROW = b'{"text": "one"}\n'
 def message(path: Path, number: int | None = None) -> str:
     """What opening a source, or reading one of its rows, says."""
     with pytest.raises(DocumentError) as caught:
-        open_source(path) if number is None else open_source(path).document(number)
+        opened(path) if number is None else opened(path).document(number)
     return str(caught.value)
 
 
@@ -53,7 +53,7 @@ def test_a_key_that_stands_twice_is_an_error_of_its_row(tmp_path, line):
     (tmp_path / "a.json").write_bytes(b"[" + ROW + b"," + line + b"," + ROW + b"]")
     told = message(tmp_path / "a.json", 1)
     assert told.startswith(f"{tmp_path / 'a.json'}:2: the key '")
-    assert open_source(tmp_path / "a.json").document(2).segments[0].text == "one"
+    assert opened(tmp_path / "a.json").document(2).segments[0].text == "one"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_key_that_stands_twice_is_an_error_of_its_row(tmp_path, line):
 )
 def test_keys_of_different_objects_and_quotes_in_texts_are_none(tmp_path, line):
     (tmp_path / "a.jsonl").write_bytes(line)
-    assert open_source(tmp_path / "a.jsonl").document(0).segments
+    assert opened(tmp_path / "a.jsonl").document(0).segments
 
 
 def test_a_column_that_stands_twice_is_an_error(tmp_path):
@@ -97,7 +97,7 @@ def test_two_texts_of_one_key_in_a_tar_are_an_error_of_its_row(tmp_path):
 def test_a_tar_cut_between_two_members_is_an_error(tmp_path):
     members = [(f"{number}.{kind}", b"x" * 100) for number in range(3) for kind in ("png", "txt")]
     whole = tar(tmp_path / "a.tar", *members)
-    assert len(open_source(tmp_path / "a.tar")) == 3
+    assert len(opened(tmp_path / "a.tar")) == 3
     for size in (2 * 1024, 4 * 1024, 4 * 1024 + 300):  # after a member's padding, or inside a header
         (tmp_path / "a.tar").write_bytes(whole[:size])
         assert "is neither a member nor the end mark. It is damaged or cut short" in message(
@@ -130,7 +130,7 @@ def test_an_arrow_stream_cut_between_two_batches_is_an_error(tmp_path):
         for _ in range(3):
             writer.write_batch(batch)
             ends.append(file.tell())
-    assert len(open_source(tmp_path / "a.arrow")) == 3
+    assert len(opened(tmp_path / "a.arrow")) == 3
     whole = (tmp_path / "a.arrow").read_bytes()
     for end in ends:
         (tmp_path / "a.arrow").write_bytes(whole[:end])
@@ -142,7 +142,7 @@ def test_a_saved_data_set_cut_between_two_batches_is_an_error(tmp_path):
         tmp_path / "saved"
     )
     (file,) = (tmp_path / "saved").glob("*.arrow")
-    assert len(open_source(tmp_path / "saved")) == 2500
+    assert len(opened(tmp_path / "saved")) == 2500
     with pa.memory_map(str(file)) as mapped:
         reader = pa.ipc.open_stream(mapped)
         reader.read_next_batch()
@@ -182,7 +182,7 @@ def test_hidden_files_and_folders_with_a_files_name_are_no_texts(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     for name in (".git/a.txt", ".hidden.txt", "b.txt", "folder.txt/c.md"):
         (tmp_path / name).write_text(name)
-    source = open_source(tmp_path)
+    source = opened(tmp_path)
     assert [source.document(number).segments[0].text for number in range(len(source))] == [
         "b.txt",
         "folder.txt/c.md",
@@ -222,11 +222,11 @@ def test_dictionary_columns_are_read_also_where_the_dictionary_changes(tmp_path)
     ):
         for table in tables:
             writer.write_table(table)
-    source = open_source(tmp_path / "a.arrow")
+    source = opened(tmp_path / "a.arrow")
     assert [source.document(number).segments[0].text for number in range(5)] == ["a", "b", "a", "c", "b"]
 
 
 def test_members_of_one_name_in_two_folders_are_two_rows(tmp_path):
     tar(tmp_path / "a.tar", *((f"{f}/1.{kind}", f.encode()) for f in ("x", "y") for kind in ("txt", "png")))
-    source = open_source(tmp_path / "a.tar")
+    source = opened(tmp_path / "a.tar")
     assert [source.document(number).id for number in range(len(source))] == ["x/1", "y/1"]

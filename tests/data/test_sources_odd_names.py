@@ -8,11 +8,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import DocumentError, read_documents
 from vlcpt.data.media.open import MediaError, image_size
 from vlcpt.data.plan.ledger import Dropped, Ledger
-from vlcpt.data.sources import open_source
 from vlcpt.file_writes import write_json
 
 # The last is what Python makes of a byte that is not UTF-8.
@@ -56,7 +55,7 @@ def test_half_of_a_character_in_json_is_an_error_that_names_the_row(tmp_path: Pa
 
 
 def test_half_of_a_character_in_a_path_in_memory_is_an_error_about_the_path(tmp_path: Path) -> None:
-    document = open_source([{"text": "<image>a", "images": ["\ud83d.png"]}], media_root=tmp_path).document(0)
+    document = opened([{"text": "<image>a", "images": ["\ud83d.png"]}], media_root=tmp_path).document(0)
     with pytest.raises(MediaError, match=r"'\\ud83d\.png' is not a path: .*Correct it\."):
         image_size(document.images[0], media_root=tmp_path)
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from vlcpt.config.schema import ROLES, SourceConfig
-from vlcpt.data.rows.open import default_name, files_of, is_pattern
+from vlcpt.config.schema import ROLES
+from vlcpt.data.rows.open import SourceConfig, default_name, files_of, is_pattern
 
 _RESUMES = ("auto", "true", "false")  # what resume_from_checkpoint takes besides a path
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

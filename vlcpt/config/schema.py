@@ -8,64 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
 from pathlib import PurePath
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from vlcpt.config.values import did_you_mean
 from vlcpt.data.formats.detect import check_format
-from vlcpt.data.rows.open import default_name
+from vlcpt.data.rows.open import SourceConfig, key, needed_key
 from vlcpt.errors import refuse
-
-T = TypeVar("T")
-
-
-def key(default: T, help: str) -> T:
-    """A field with a default and its help text, which ``keys.json`` and the docs repeat."""
-    return field(default=default, metadata={"help": help})
-
-
-def needed_key(help: str) -> str:
-    """A field without a default."""
-    return field(metadata={"help": help})
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One entry of ``train_data`` and its like.
-
-    Example:
-        >>> SourceConfig("books/train.jsonl").name
-        'train'
-    """
-
-    path: str = needed_key("A file, a folder, a pattern (data/*.jsonl), or the name of a dataset on the Hub.")
-    split: str | None = key(None, "Split of a dataset, such as train. Files have none.")
-    format: str = key("auto", "How rows become documents. auto: chosen by the fields of the first rows.")
-    media_root: str | None = key(None, "Folder that holds all images and videos. Default: the data file's.")
-    name: str = key("", "Its name in the ledger and in results. Default: the last part of path.")
-    share: float | None = key(
-        None, "Its part of all targets, above 0 and at most 1. Set it for all of train_data, or for none."
-    )
-    targets: str | None = key(
-        None, "What is trained of rows without spans: assistant, last or all. Default: the format's."
-    )
-    chat_template: bool = key(False, "Keep the model's turn markers, of replayed chats for example.")
-    ignore_fields: tuple[str, ...] = key((), "Fields of a row that are not read and not reported.")
-
-    def __post_init__(self) -> None:
-        if isinstance(self.ignore_fields, str):
-            object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
-        if not self.name:
-            object.__setattr__(self, "name", default_name(self.path))
-        check_format(self.format, self.targets, self.chat_template)
-        if not self.path:
-            raise ValueError("path is empty. Give a file, a folder, or the name of a dataset on the Hub.")
-        if not self.name:
-            raise ValueError(f"path {self.path} gives no name for this source. Add one with name.")
-        if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(
-                f"share {self.share} must be above 0 and at most 1: it is a part of all targets."
-            )
-
 
 SourceLike = str | PathLike[str] | Mapping[str, object] | SourceConfig
 """What a Python caller may write for a source: a path, its fields as a mapping, or the thing itself."""
@@ -86,9 +34,11 @@ def as_sources(value: SourceLike | Sequence[SourceLike]) -> tuple[SourceConfig, 
         if isinstance(item, Mapping):
             if unknown := [name for name in item if name not in known]:
                 raise ValueError(f"SourceConfig has no field {unknown[0]}. {did_you_mean(unknown[0], known)}")
-            sources.append(SourceConfig(**item))  # type: ignore[arg-type]
+            source = SourceConfig(**item)  # type: ignore[arg-type]
         else:
-            sources.append(item if isinstance(item, SourceConfig) else SourceConfig(fspath(item)))
+            source = item if isinstance(item, SourceConfig) else SourceConfig(fspath(item))
+        check_format(source.format, source.targets, source.chat_template)
+        sources.append(source)
     return tuple(sources)
 
 
@@ -350,4 +300,4 @@ def _repeated_names(
 
 def _may_be_prepared(source: SourceConfig) -> bool:
     """Whether it is no data file, and has no name of its own."""
-    return source.name == default_name(source.path) == PurePath(source.path).name
+    return not source.is_named and source.name == PurePath(source.path).name

@@ -14,8 +14,9 @@ import yaml
 from vlcpt.config.keys import REQUIRED, explain_field, known_types, read_keys, read_table, wrong_keys
 from vlcpt.config.paths import HUB_NAME, moved, moved_source, wrong_paths
 from vlcpt.config.rules import rules_between, training_rules
-from vlcpt.config.schema import DataConfig, ModelConfig, SourceConfig
+from vlcpt.config.schema import DataConfig, ModelConfig, as_sources
 from vlcpt.config.values import NULL, Dumper, Given, compose, convert, is_nothing, is_secret
+from vlcpt.data.rows.open import SourceConfig
 from vlcpt.errors import ConfigError, collected, refuse
 from vlcpt.run_files import RESOLVED_HEADER
 
@@ -237,7 +238,8 @@ def _read_source(given: Given) -> SourceConfig:
     if "path" not in values:
         raise given.error("path is missing. Add path: …")
     try:
-        return moved_source(SourceConfig(**values), given.base, Path())  # type: ignore[arg-type]
+        (source,) = as_sources(values)
+        return moved_source(source, given.base, Path())
     except ValueError as error:
         raise given.error(str(error)) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from vlcpt.data.documents import Document, DocumentError, Source
@@ -16,7 +16,7 @@ from vlcpt.data.media.files import may_hold_media
 from vlcpt.data.prepared.read import PreparedRows, prepared_members
 from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows
 from vlcpt.data.rows.fields import Row, id_field, is_given
-from vlcpt.data.rows.open import default_name, open_rows, why_empty
+from vlcpt.data.rows.open import SourceConfig, open_rows, why_empty
 from vlcpt.data.rows.tables import DatasetRows, MemoryRows, is_dataset
 from vlcpt.data.rows.tars import TarRow, with_own_files
 from vlcpt.file_writes import WriteError
@@ -125,34 +125,19 @@ class DocumentSource:
 
 
 def open_source(
-    path: str | Path | Sequence[object],
+    source: SourceConfig,
+    given: Sequence[object] | None = None,
     *,
-    split: str | None = None,
-    format: str = "auto",
-    media_root: str | Path | None = None,
-    name: str | None = None,
-    share: float | None = None,
-    targets: str | None = None,
-    chat_template: bool = False,
-    ignore_fields: Sequence[str] = (),
     untagged: Untagged = "train",
     max_row_bytes: int = MAX_ROW_BYTES,
 ) -> DocumentSource:
     """Open a data file, a folder, a data set on the Hub, a prepared source, or rows in memory.
 
     Args:
-        path: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow``, ``.tar``, ``.txt``, ``.md``, the first ones
+        source: ``.jsonl``, ``.json``, ``.parquet``, ``.arrow``, ``.tar``, ``.txt``, ``.md``, the first ones
             also with ``.gz`` or ``.zst``; a folder of such files, or one that ``save_to_disk`` wrote; a
-            name on the Hub; what ``vlcpt prepare`` wrote, also at an address; or a sequence of rows or
-            Documents, such as a ``datasets.Dataset``.
-        split: Of a saved data set or one on the Hub; files have none.
-        format: The rows' schema; ``auto`` looks at the fields of the first rows.
-        media_root: Folder that media paths start from and may not leave. Default: the data file's.
-        name: Its name in the ledger. Default: the file's, without suffix.
-        share: The part of all targets asked for.
-        targets: What trains, where the format leaves a choice: see ``docs/data.md``.
-        chat_template: Whether turns keep the model's markers; formats of conversations alone.
-        ignore_fields: Fields of which nothing is said, though the format does not read them.
+            name on the Hub; what ``vlcpt prepare`` wrote, also at an address.
+        given: Rows or Documents in memory, such as a ``datasets.Dataset``, instead of what is at its path.
         untagged: What becomes of text without any tag; format ``vlcpt`` alone.
         max_row_bytes: A row of more is refused before it is read; tables are read by groups of rows.
 
@@ -160,51 +145,50 @@ def open_source(
         DocumentError: If the data cannot be opened, its schema is not known, or has no such option.
 
     Example:
-        >>> source = open_source([{"text": "a"}, {"text": "b"}])
+        >>> source = open_source(SourceConfig("rows"), [{"text": "a"}, {"text": "b"}])
         >>> len(source), source.document(1).name
         (2, 'rows:2')
     """
-    if isinstance(path, str | Path) and (members := prepared_members(str(path))) is not None:
-        given: dict[str, object] = {"split": split, "media_root": media_root, "targets": targets}
-        given |= {"format": None if format == "auto" else format, "chat_template": chat_template or None}
-        return _open_prepared(str(path), [member.folder for member in members], name, share, given)
-    name = name or (default_name(str(path)) if isinstance(path, str | Path) else "rows")
+    if given is None and (members := prepared_members(source.path)) is not None:
+        return _open_prepared(source, [member.folder for member in members])
     rows: Rows
-    root = None if media_root is None else str(media_root)
+    name, format, ignored, root = (
+        source.name,
+        source.format,
+        frozenset(source.ignore_fields),
+        source.media_root,
+    )
     try:
-        check_format(format, targets, chat_template)
-        if isinstance(path, str | Path):
-            rows, root = open_rows(
-                path,
-                split=split,
-                format=format,
-                media_root=root,
-                ignored=ignore_fields,
-                max_row_bytes=max_row_bytes,
-            )
+        check_format(format, source.targets, source.chat_template)
+        if given is None:
+            rows, root = open_rows(source, max_row_bytes)
         else:
-            if split:
-                raise ValueError(f"split {split!r} does not apply to rows in memory. Choose it before.")
-            rows = DatasetRows(path, name) if is_dataset(path) else MemoryRows(path, name)
+            if source.split:
+                raise ValueError(
+                    f"split {source.split!r} does not apply to rows in memory. Choose it before."
+                )
+            rows = DatasetRows(given, name) if is_dataset(given) else MemoryRows(given, name)
         if not len(rows):
-            reason = why_empty(path) if isinstance(path, str | Path) else "there is no row in it."
-            raise DocumentError(reason, kind="source", field=str(path)[:200])
-        format = detect_format(rows, name, ignore_fields) if format == "auto" else format
-        read = schema_reader(format, untagged=untagged, targets=targets, chat_template=chat_template)
+            reason = why_empty(source.path) if given is None else "there is no row in it."
+            raise DocumentError(reason, kind="source", field=source.path)
+        format = detect_format(rows, name, ignored) if format == "auto" else format
+        read = schema_reader(
+            format, untagged=untagged, targets=source.targets, chat_template=source.chat_template
+        )
     except (DocumentError, WriteError):  # of what was unpacked: it says all
         raise
     except ValueError as error:
         raise DocumentError(str(error), kind="source", field=name) from None
     except OSError as error:
         reason = f"it cannot be opened: {error.strerror or error}. Check its permissions and the disk."
-        raise DocumentError(reason, kind="source", field=str(path)[:200]) from None
+        raise DocumentError(reason, kind="source", field=source.path) from None
     fields = frozenset(("id", *SCHEMAS[format].fields))
-    rows, untouched = _only_needed(rows, format, fields, frozenset(ignore_fields))
-    unread = Unread(format, fields, frozenset(ignore_fields), root, untouched)
-    targets = targets or next(iter(SCHEMAS[format].targets), None)
-    reading = {"format": format, "targets": targets, "chat_template": chat_template or None}
+    rows, untouched = _only_needed(rows, format, fields, ignored)
+    unread = Unread(format, fields, ignored, root, untouched)
+    targets = source.targets or next(iter(SCHEMAS[format].targets), None)
+    reading = {"format": format, "targets": targets, "chat_template": source.chat_template or None}
     reading |= {"untagged": untagged} if format == "vlcpt" else {}
-    return DocumentSource(name, rows, read, unread, reading, share, max_row_bytes)
+    return DocumentSource(name, rows, read, unread, reading, source.share, max_row_bytes)
 
 
 def _only_needed(
@@ -236,31 +220,30 @@ def _is_looked_at(name: str, values: Sequence[object]) -> bool:
     return may_hold_media(name, values) or not all(map(is_given, values))
 
 
-def _open_prepared(
-    path: str, folders: Sequence[str], name: str | None, share: float | None, given: dict[str, object]
-) -> DocumentSource:
+def _open_prepared(source: SourceConfig, folders: Sequence[str]) -> DocumentSource:
     """A source that was encoded before; what was decided then cannot be decided again."""
     if len(folders) > 1:
         raise DocumentError(
             f"it holds {len(folders)} sources. Give one of them: {', '.join(folders)}.",
             kind="source",
-            field=path,
+            field=source.path,
         )
     rows = PreparedRows(folders[0])
     read_as = rows.contents.reading
-    for key, value in given.items():
-        if value is not None and value != read_as.get(key):
-            then = f"{key} {read_as[key]!r}" if read_as.get(key) else f"no {key}"
-            raise DocumentError(
-                f"{key} {value!r} does not apply: it was prepared with {then}. Remove {key}, or run vlcpt "
-                "prepare again.",
-                kind="source",
-                field=path,
-            )
-    if name in (None, default_name(path)):
-        name = rows.contents.name
+    for key in ("split", "media_root", "targets", "format", "chat_template"):
+        value = getattr(source, key)
+        if value in (None, "auto", False) or value == read_as.get(key):
+            continue
+        then = f"{key} {read_as[key]!r}" if read_as.get(key) else f"no {key}"
+        raise DocumentError(
+            f"{key} {value!r} does not apply: it was prepared with {then}. Remove {key}, or run vlcpt "
+            "prepare again.",
+            kind="source",
+            field=source.path,
+        )
+    name = source.name if source.is_named else rows.contents.name
     unread = Unread(str(read_as.get("format")), frozenset(), frozenset(), None)
-    return DocumentSource(name, rows, _no_row, unread, read_as, share)
+    return DocumentSource(name, rows, _no_row, unread, read_as, source.share)
 
 
 def _no_row(row: object) -> Document:
@@ -295,12 +278,14 @@ def read_documents(
         1
     """
     source = open_source(
-        path,
-        split=split,
-        format=format,
-        media_root=media_root,
-        targets=targets,
-        ignore_fields=ignore_fields,
+        SourceConfig(
+            str(path),
+            split=split,
+            format=format,
+            media_root=None if media_root is None else str(media_root),
+            targets=targets,
+            ignore_fields=tuple(ignore_fields),
+        )
     )
     for number in range(len(source)):
         yield source.document(number)
@@ -331,97 +316,97 @@ def open_sources(
         ['rows']
     """
     given: Sequence[object] = sources if isinstance(sources, list | tuple) else [sources]
-    is_one = isinstance(sources, str | Path | Mapping) or is_dataclass(sources)
-    if (is_one and not is_dataset(sources)) or (
-        given is sources and all(isinstance(one, str | Path) or _is_source(one) for one in given)
-    ):
+    is_one = isinstance(sources, str | Path | Mapping | SourceConfig)
+    if (is_one and not is_dataset(sources)) or (given is sources and all(map(_is_source, given))):
         return [
-            open_source(untagged=untagged, max_row_bytes=max_row_bytes, **values)  # type: ignore[arg-type]
-            for one in given
-            for values in entries_of(one, role)
+            open_source(member, rows, untagged=untagged, max_row_bytes=max_row_bytes)
+            for source, rows in map(_source, given)
+            for member in (members_of(source, role) if rows is None else [source])
         ]
     if hasattr(sources, "__len__") and not len(sources):
         return []
     tables = given if all(map(is_dataset, given)) else [sources]
     return [
-        open_source(one, untagged=untagged, name=f"{memory_name}-{number}" if number > 1 else memory_name)  # type: ignore[arg-type]
+        open_source(
+            SourceConfig(f"{memory_name}-{number}" if number > 1 else memory_name),
+            one,  # type: ignore[arg-type]
+            untagged=untagged,
+        )
         for number, one in enumerate(tables, 1)
     ]
 
 
-_SOURCE_KEYS = {
-    *("path", "split", "format", "media_root", "name", "share", "targets", "chat_template"),
-    "ignore_fields",
-}
+_KEYS = {one.name for one in fields(SourceConfig)}
 
 
 def _is_source(one: object) -> bool:
     """Whether this says where rows are, and is no row itself."""
     if isinstance(one, Mapping):
-        return "path" in one and one.keys() <= _SOURCE_KEYS
-    # An entry of DataConfig, by its fields: no configuration class is known here.
-    return is_dataclass(one) and {field.name for field in fields(one)} == _SOURCE_KEYS
+        return "path" in one and one.keys() <= _KEYS
+    return isinstance(one, str | Path | SourceConfig)
 
 
-def _entry(given: object) -> dict[str, object]:
-    """One source as a mapping, without the keys that were not given."""
+def _source(given: object) -> tuple[SourceConfig, Sequence[object] | None]:
+    """One source, and its rows where its path is rows in memory."""
+    if isinstance(given, SourceConfig):
+        return given, None
     if isinstance(given, str | Path):
-        return {"path": given}
-    if not _is_source(given):
-        there = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
-        raise DocumentError(
-            f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_SOURCE_KEYS - {'path'}))}; "
-            f"found {there or 'nothing'}.",
-            kind="source",
-        )
-    found = given if isinstance(given, Mapping) else vars(given)
-    return {name: value for name, value in found.items() if value is not None}
+        return SourceConfig(str(given)), None
+    if isinstance(given, Mapping) and _is_source(given):
+        values = {name: value for name, value in given.items() if value is not None}
+        rows = None if isinstance(path := values.pop("path"), str | Path) else path
+        return SourceConfig(str(path) if rows is None else "rows", **values), rows
+    there = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
+    raise DocumentError(
+        f"a source is a mapping with 'path' and perhaps {', '.join(sorted(_KEYS - {'path'}))}; "
+        f"found {there or 'nothing'}.",
+        kind="source",
+    )
 
 
-def entries_of(given: object, role: str) -> list[dict[str, object]]:
-    """A source as it is, or for a prepared set one entry for each of its sources with this role.
+def members_of(source: SourceConfig, role: str) -> list[SourceConfig]:
+    """A source as it is, or for a prepared set each of its sources with this role.
 
     Args:
-        given: A path, or a mapping as in ``train_data``.
+        source: An entry of ``train_data`` and its like.
         role: The configuration's key that it stands under.
 
     Raises:
         DocumentError: If the set holds none, or what is said of one source stands with several.
 
     Example:
-        >>> entries_of({"path": "no/such/file"}, "train_data")
-        [{'path': 'no/such/file'}]
+        >>> [member.name for member in members_of(SourceConfig("no/such/file"), "train_data")]
+        ['file']
     """
-    entry = _entry(given)
-    path = str(entry["path"])
-    members = prepared_members(path) if isinstance(entry["path"], str | Path) else None
+    members = prepared_members(source.path)
     if members is None or members[0].role == "":
-        return [entry]
+        return [source]
     wanted = [member for member in members if member.role == role]
     if not wanted:
         there = ", ".join(f"{member.role} {member.name}" for member in members)
         raise DocumentError(
             f"it was prepared without {role}; it holds {there}. Give the folder of the source that is meant.",
             kind="source",
-            field=path,
+            field=source.path,
         )
-    given = {key: value for key, value in entry.items() if key not in ("path", "name")}
-    if entry.get("name", default_name(path)) != default_name(path):
-        given["name"] = entry["name"]
-    if len(wanted) > 1 and (alone := given.keys() & {"name", "share"}):
+    alone = ["name"] * source.is_named + ["share"] * (source.share is not None)
+    if len(wanted) > 1 and alone:
         folders = ", ".join(member.folder for member in wanted)
         raise DocumentError(
-            f"{' and '.join(sorted(alone))} cannot be set for {len(wanted)} sources at once. Give each its "
+            f"{' and '.join(alone)} cannot be set for {len(wanted)} sources at once. Give each its "
             f"own entry: {folders}.",
             kind="source",
-            field=path,
+            field=source.path,
         )
-    own = [
-        {"path": member.folder, "name": member.name}
-        | ({} if member.share is None else {"share": member.share})
+    return [
+        replace(
+            source,
+            path=member.folder,
+            name=source.name if source.is_named else member.name,
+            share=member.share if source.share is None else source.share,
+        )
         for member in wanted
     ]
-    return [one | given for one in own]
 
 
 def require_distinct(names: Sequence[str]) -> None:

@@ -14,14 +14,15 @@ from rich.console import Console
 from transformers import ProcessorMixin
 
 from vlcpt.config.precision import used_devices
-from vlcpt.config.schema import DataConfig, SourceConfig
+from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Ledger, list_reasons
 from vlcpt.data.plan.plan import Track, untracked
-from vlcpt.data.sources import entries_of, require_distinct
+from vlcpt.data.rows.open import SourceConfig
+from vlcpt.data.sources import members_of, require_distinct
 from vlcpt.model.loading import with_native_dtype
 from vlcpt.report.check import unread_lines
 from vlcpt.report.screen import say, tracked
@@ -92,10 +93,10 @@ def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
         DocumentError: If two have one name.
     """
     found = [
-        SourceConfig(**one)  # type: ignore[arg-type]
+        member
         for role in ("eval_data", "retention_data")
         for entry in getattr(data, role)
-        for one in entries_of(entry, role)
+        for member in members_of(entry, role)
     ]
     require_distinct([entry.name for entry in found])
     return found

@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from vlcpt.config.schema import ROLES, DataConfig, SourceConfig
+from vlcpt.config.schema import ROLES, DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CheckingEncoder
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
 from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
+from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import open_sources
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_json

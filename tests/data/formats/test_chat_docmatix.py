@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError, Image
 from vlcpt.data.formats.chat import read_docmatix
-from vlcpt.data.sources import open_source
 
 TEXTS = [{"user": "a", "assistant": "b", "source": "s"}, {"user": "c", "assistant": "d", "source": None}]
 ROW = {"images": [{"bytes": b"x", "path": None}, {"bytes": b"y", "path": None}], "texts": TEXTS}
@@ -15,7 +15,7 @@ def test_all_images_come_first_and_the_answers_are_trained():
     assert document.segments[:2] == (Image(data=b"x"), Image(data=b"y"))
     answers = "a\n<trainable_text>b\n</trainable_text>c\n<trainable_text>d</trainable_text>"
     assert document.to_markup() == "<image><image>" + answers
-    assert open_source([ROW]).document(0).not_read == ("texts[].source",)
+    assert opened([ROW]).document(0).not_read == ("texts[].source",)
     assert read_docmatix(ROW, targets="all").to_markup() == (
         "<image><image><trainable_text>a\nb\nc\nd</trainable_text>"
     )

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError, Image, Text, Video
 from vlcpt.data.formats.chat import read_messages
-from vlcpt.data.sources import open_source
 
 # The shape of LLaMA-Factory's data/mllm_demo.json.
 MLLM_DEMO = {
@@ -208,7 +208,7 @@ def test_index_chooses_the_picture_of_a_part():
     ["detail", "cache_control", "nframes", "resized_height", "resized_width", "video_start", "video_end"],
 )
 def test_keys_of_a_part_that_are_not_used_are_named(key):
-    document = open_source([parted({"type": "image", "image": "a.png", key: 8}, source="web")]).document(0)
+    document = opened([parted({"type": "image", "image": "a.png", key: 8}, source="web")]).document(0)
     assert [image.path for image in document.images] == ["a.png"]
     assert document.not_read == (f"messages[].content[].{key}", "source")
 
@@ -249,7 +249,7 @@ def test_sizes_of_parts_that_take_a_file_of_the_row_are_used():
 def test_keys_of_videos_in_a_part_that_is_an_image_are_named_as_not_read(image):
     part = image | {"fps": 2, "max_frames": None}
     row = {"messages": [{"role": "user", "content": [part]}], "images": ["a.png"][: "image" not in image]}
-    (document,) = (open_source([row]).document(0),)
+    (document,) = (opened([row]).document(0),)
     assert document.images == (Image("a.png"),)
     assert document.not_read == ("messages[].content[].fps",)
 

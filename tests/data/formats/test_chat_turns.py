@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.strategies import texts
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import DocumentError, Image, Text, Video, encode_document
 from vlcpt.data.formats.chat import (
     ROLES,
@@ -17,7 +17,6 @@ from vlcpt.data.formats.chat import (
     read_sharegpt,
     turn_weight,
 )
-from vlcpt.data.sources import open_source
 
 turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
 
@@ -202,7 +201,7 @@ ROWS = {
 def test_chat_template_kwargs_size_the_media_that_say_nothing_themselves(format):
     _, row = ROWS[format]
 
-    document = open_source([row | MEDIA | {"chat_template_kwargs": SETTINGS}], format=format).document(0)
+    document = opened([row | MEDIA | {"chat_template_kwargs": SETTINGS}], format=format).document(0)
 
     assert document.images == (
         Image("a.png", min_pixels=784, max_pixels=50176),

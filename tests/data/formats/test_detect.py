@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import opened
 from vlcpt import Document, DocumentError, Text
 from vlcpt.data.documents import TurnEdge
 from vlcpt.data.formats.detect import FORMATS, SCHEMAS, check_format, detect_format, schema_reader
 from vlcpt.data.rows.tables import MemoryRows
-from vlcpt.data.sources import open_source
 
 TURNS = [{"from": "human", "value": "a"}]
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -229,7 +229,7 @@ def test_mutated_rows_raise_nothing_but_document_errors_of_one_short_line(format
     rng, read, told = random.Random(0), 0, []
     for _ in range(1000):
         try:
-            open_source([mutated(rng.choice(rows), rng)], format=format).document(0)
+            opened([mutated(rng.choice(rows), rng)], format=format).document(0)
             read += 1
         except DocumentError as error:
             told.append(str(error))

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError, Image, Text, Video
 from vlcpt.data.formats.marked import OTHER_BRACKETS, read_marked
-from vlcpt.data.sources import open_source
 
 
 def test_a_row_becomes_its_segments_and_other_fields_are_ignored():
@@ -36,7 +36,7 @@ def test_a_field_in_the_singular_is_named_where_its_files_are_missed():
     with pytest.raises(
         DocumentError, match=r"'images' lists 0 files.*The row has one in 'image', .*: list it in 'images'"
     ):
-        open_source([{"text": "<image>a", "image": "a.png"}], format="vlcpt").document(0)
+        opened([{"text": "<image>a", "image": "a.png"}], format="vlcpt").document(0)
     assert read_marked({"text": "a", "image": "a.png"}).images == ()
 
 
@@ -45,12 +45,12 @@ def test_a_field_in_the_singular_is_named_where_its_files_are_missed():
 )
 def test_a_mistake_in_a_row_without_media_names_the_format_where_nothing_is_markup(text):
     with pytest.raises(DocumentError, match=r"as in web pages or code, set format: text\.$"):
-        open_source([{"text": text}]).document(0)
+        opened([{"text": text}]).document(0)
 
 
 def test_a_mistake_in_a_row_with_media_does_not_name_a_format_that_would_lose_them():
     with pytest.raises(DocumentError, match="lists 1 file") as raised:
-        open_source([{"text": "<image><image>", "images": ["a.png"]}]).document(0)
+        opened([{"text": "<image><image>", "images": ["a.png"]}]).document(0)
     assert "format: text" not in str(raised.value)
 
 

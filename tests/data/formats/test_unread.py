@@ -13,13 +13,12 @@ import pytest
 import yaml
 from PIL import Image as PILImage
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, load_processor, read_documents
 from vlcpt.data.formats.marked import OTHER_BRACKETS
 from vlcpt.data.formats.unread import LINKS, list_unread
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.rows import tars
-from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 
 PNG = png(1)
@@ -214,16 +213,16 @@ def test_bytes_in_a_column_that_is_not_read_are_an_error_from_every_table(tmp_pa
     if way == "saved":
         source = tmp_path / "saved"
         datasets.Dataset.from_list(found[::-1]).save_to_disk(source)
-    opened = open_source(source)
+    read = opened(source)
     bad = 3 if way == "memory" else 0
     with pytest.raises(DocumentError, match="content: it holds the bytes of a PNG"):
-        opened.document(bad)
-    assert opened.document(2).not_read == ()
+        read.document(bad)
+    assert read.document(2).not_read == ()
 
 
 def test_a_picture_in_memory_under_another_name_is_an_error():
     with pytest.raises(DocumentError, match="page: it holds an image"):
-        open_source([TEXT | {"page": PILImage.new("RGB", (30, 30))}]).document(0)
+        opened([TEXT | {"page": PILImage.new("RGB", (30, 30))}]).document(0)
 
 
 @pytest.mark.parametrize("name", ["file://{folder}/sub/b.png", "sub\\b.png"])
@@ -236,9 +235,9 @@ def test_a_name_is_that_of_a_file_as_other_systems_write_it_too(rows, tmp_path, 
 
 def test_a_path_in_memory_is_a_path(tmp_path):
     with pytest.raises(DocumentError, match="image_path: it holds the name"):
-        open_source([TEXT | {"image_path": tmp_path / "a.png"}]).document(0)
+        opened([TEXT | {"image_path": tmp_path / "a.png"}]).document(0)
     row = {"text": "<image>", "images": [tmp_path / "a.png"], "videos": []}
-    assert open_source([row]).document(0).images[0].path == str(tmp_path / "a.png")
+    assert opened([row]).document(0).images[0].path == str(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +272,7 @@ def test_of_very_many_fields_the_first_are_named_and_the_files():
 
 def test_many_values_are_looked_through_in_little_time():
     row = TEXT | {"links": [[{"url": "https://example.org/a"}] * 1000] * 1000, "ids": [7] * 1_000_000}
-    source = open_source([row], format="vlcpt")
+    source = opened([row], format="vlcpt")
     start = time.perf_counter()
     assert source.document(0).not_read == ("links", "ids")
     assert time.perf_counter() - start < 1
@@ -333,7 +332,7 @@ def test_a_number_under_the_name_of_media_is_no_caption(rows, image):
 
 
 def test_an_array_for_an_image_is_said_to_be_none():
-    source = open_source([TEXT | {"image": numpy.zeros((3, 3, 3))}])
+    source = opened([TEXT | {"image": numpy.zeros((3, 3, 3))}])
     with pytest.raises(DocumentError, match="expected a list of media references, found ndarray"):
         source.document(0)
 
@@ -482,7 +481,7 @@ def test_nothing_is_said_of_media_files_beside_rows_that_have_media(rows):
 def test_columns_that_hold_no_media_are_named_without_being_read(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([TEXT | {"source": "web", "tokens": [1, 2]}] * 5), path)
-    source = open_source(path)
+    source = opened(path)
     assert source.document(3).not_read == ("source", "tokens")
     assert source.rows.row(3) == TEXT
 
@@ -503,7 +502,7 @@ def test_a_medium_in_a_late_row_of_a_column_is_an_error(rows, tmp_path, name, be
     path = tmp_path / "a.parquet"
     found = [TEXT | {name: before}] * 30 + [TEXT | {name: "a.png"}]
     pq.write_table(pa.Table.from_pylist(found, pa.schema([("text", pa.string()), (name, pa.string())])), path)
-    source = open_source(path)
+    source = opened(path)
     with pytest.raises(DocumentError, match=f"{name}: it holds the name of a file that is there"):
         source.document(30)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError, Image, Text, Video
 from vlcpt.data.formats.web import read_caption
-from vlcpt.data.sources import open_source
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_table_whose_media_have_another_name_is_an_error_that_says_what_to_cal
     (tmp_path / "a.png").write_bytes(b"")
 
     with pytest.raises(DocumentError, match=f"'{field}' seems to have a medium: call it 'image' or 'video'"):
-        open_source(path)
+        opened(path)
     with pytest.raises(
         DocumentError, match=f"The row has one in '{field}', which .*: call it 'image' or 'video'"
     ):
-        open_source(path, format="caption").document(0)
+        opened(path, format="caption").document(0)

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError, Image, Video
 from vlcpt.data.media.references import medium_at
-from vlcpt.data.sources import open_source
 
 URI = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
 
@@ -132,7 +132,7 @@ def test_rows_of_bare_base64_are_read_through_in_a_second(tmp_path):
     picture = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 3000).decode()
     rows = [{"text": "<image>a <trainable_text>b</trainable_text>", "images": [picture]}] * 5
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = open_source(tmp_path / "rows.jsonl")
+    source = opened(tmp_path / "rows.jsonl")
     since = time.monotonic()
 
     for number in range(5):

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, Image, load_processor
 from vlcpt.data.media.open import MediaError, MediaLimits, read_image
 from vlcpt.data.media.references import medium_at, picture_bytes
-from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 
 RGBA = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 4), dtype=np.uint8))
@@ -92,7 +91,7 @@ def test_the_same_picture_gives_the_same_bytes():
 @pytest.mark.parametrize("mode", PICTURES)
 def test_a_spawned_worker_gets_the_same_picture(mode):
     """Pillow's own pickle forgets the transparency of a palette."""
-    source = open_source([{"text": "<image>a", "images": [PICTURES[mode]]}])
+    source = opened([{"text": "<image>a", "images": [PICTURES[mode]]}])
     rows = pickle.loads(pickle.dumps(source.rows))
     assert (pixels(rows.row(0)["images"][0]) == pixels(PICTURES[mode])).all()
 
@@ -101,7 +100,7 @@ def test_rows_with_a_picture_that_was_closed_reach_a_spawned_worker():
     with PIL.Image.open(io.BytesIO(png(1))) as picture:
         stream = picture.fp
     stream.close()
-    source = open_source([{"text": "a"}, {"text": "<image>a", "images": [picture]}])
+    source = opened([{"text": "a"}, {"text": "<image>a", "images": [picture]}])
     assert pickle.loads(pickle.dumps(source.rows)).row(0) == {"text": "a"}
 
 
@@ -114,7 +113,7 @@ def test_a_picture_whose_file_was_closed_is_an_error_with_row_and_field(tmp_path
     with pytest.raises(
         DocumentError, match=r"closed before its pixels were decoded. Call its load\(\)"
     ) as got:
-        open_source([row]).document(0)
+        opened([row]).document(0)
     assert str(got.value).startswith("rows:1: messages[0].content[0].image: a PIL image: ")
 
 
@@ -137,7 +136,7 @@ def test_the_limit_on_pixels_holds(decoded):
 
 def test_a_picture_is_no_video():
     with pytest.raises(DocumentError, match=r"videos\[0\]: a media reference must be a path"):
-        open_source([{"text": "<video>", "videos": [RGBA]}]).document(0)
+        opened([{"text": "<video>", "videos": [RGBA]}]).document(0)
 
 
 ASKED = {"role": "user", "content": [{"type": "image", "image": RGBA}, {"type": "text", "text": "What?"}]}
@@ -175,9 +174,9 @@ ROWS = {
 
 @pytest.mark.parametrize("form", ROWS)
 def test_a_row_of_any_format_may_hold_a_picture(form):
-    document = open_source([ROWS[form]]).document(0)
-    in_a_worker = pickle.loads(pickle.dumps(open_source([ROWS[form]]).rows)).row(0)
-    assert open_source([in_a_worker]).document(0) == document
+    document = opened([ROWS[form]]).document(0)
+    in_a_worker = pickle.loads(pickle.dumps(opened([ROWS[form]]).rows)).row(0)
+    assert opened([in_a_worker]).document(0) == document
     (image,) = document.images
     assert (pixels(image) == pixels(Image(data=saved(RGBA)))).all()
     assert image.max_pixels == (3136 if "sizes" in form else None)
@@ -195,7 +194,7 @@ def test_a_dataset_with_images_gives_the_same_documents(way):
     rows = list(found) if way == "listed" else found
     if way == "listed":
         assert isinstance(rows[0]["images"][0], PIL.Image.Image)
-    document = open_source(rows).document(1)
+    document = opened(rows).document(1)
     (image,) = document.images
     assert (pixels(image) == pixels(RGBA)).all()
 

@@ -5,13 +5,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.strategies import texts, weights
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import Document, DocumentError, Image, Text, parse_markup
 from vlcpt.data.encode import tokens
 from vlcpt.data.encode.encoder import DocumentEncoder, numbers_of
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.scan import Reading, Scan, SourceScanner
-from vlcpt.data.sources import open_source
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 media = st.sampled_from([Image(data=png(0, 28, 28)), Image(data=b"broken")])
@@ -27,7 +26,7 @@ rows = st.lists(
 
 
 def scan(encoder: DocumentEncoder, documents: list[object], max_length: int, *, stops: bool) -> Scan:
-    source = open_source(documents, format="vlcpt")
+    source = opened(documents, format="vlcpt")
     reading = Reading(max_length, on_bad_data="error" if stops else "skip")
     return SourceScanner(source, encoder, reading)[0]
 
@@ -37,7 +36,7 @@ def scan(encoder: DocumentEncoder, documents: list[object], max_length: int, *, 
 def test_a_scan_says_of_each_row_what_its_tokens_say(tiny_processor, documents, train_eos, max_length):
     """Against the tokens of each document alone, and the sums that the ledger needs."""
     encoder = DocumentEncoder(tiny_processor, EncodingOptions(train_eos=train_eos))
-    source = open_source(documents, format="vlcpt")
+    source = opened(documents, format="vlcpt")
     found = SourceScanner(source, encoder, Reading(max_length, on_overlong="drop", on_bad_data="skip"))[0]
     lines, expected = {int(line["row"]): line for line in found.lines}, {}
     for row in range(len(source)):

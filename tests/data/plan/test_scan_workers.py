@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import get_worker_info
 
+from tests.support import opened
 from vlcpt import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
@@ -17,7 +18,6 @@ from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan import scan
 from vlcpt.data.prepared import write
 from vlcpt.data.prepared.write import fingerprint
-from vlcpt.data.sources import open_source
 from vlcpt.data.workers import LoadingError
 
 HOW = [
@@ -73,7 +73,7 @@ def test_a_worker_of_planning_that_ends_or_stops_is_named_with_its_row(
 
 def prepared(rows: Path, folder: Path, processor, num_proc: int = 2) -> None:
     write.prepare_source(
-        open_source(rows),
+        opened(rows),
         partial(DocumentEncoder, processor),
         folder,
         fingerprint=fingerprint(processor, "train", EncodingOptions()),

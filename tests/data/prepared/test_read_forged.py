@@ -11,14 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support import digits, png
+from tests.support import digits, opened, png
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.prepared.read import RUNS, SCHEMA
 from vlcpt.data.prepared.write import fingerprint, prepare_source
-from vlcpt.data.sources import open_source
 
 OPTIONS = {"train_eos": "auto", "min_pixels": None, "max_pixels": None, "fps": None, "max_frames": None}
 
@@ -31,7 +30,7 @@ def found(tmp_path, tiny_processor):
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     folder = tmp_path / "prepared"
     prepare_source(
-        open_source(tmp_path / "train.jsonl"),
+        opened(tmp_path / "train.jsonl"),
         partial(DocumentEncoder, tiny_processor, EncodingOptions(**OPTIONS)),
         folder,
         fingerprint=fingerprint(tiny_processor, "train", EncodingOptions(**OPTIONS)),
@@ -270,7 +269,7 @@ def test_a_set_whose_list_is_damaged_is_reported(tmp_path):
             json.dumps({"kind": "vlcpt prepared set", "sources": sources})
         )
         with pytest.raises(DocumentError, match=r"prepared\.json is damaged"):
-            open_source(tmp_path)
+            opened(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +283,4 @@ def test_a_set_leads_to_no_folder_outside_of_it(found, tmp_path, inner):
     )
 
     with pytest.raises(DocumentError, match=r"set: prepared\.json is damaged"):
-        open_source(tmp_path / "set")
+        opened(tmp_path / "set")

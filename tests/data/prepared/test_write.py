@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.support import avi, digits, png, wait_for
+from tests.support import avi, digits, opened, png, wait_for
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.dataset import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
@@ -24,7 +24,6 @@ from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.prepared.read import SCHEMA, PreparedRows
 from vlcpt.data.prepared.write import _write_shards, fingerprint, prepare_source
-from vlcpt.data.sources import open_source
 
 MAX_LENGTH = 60
 OPTIONS = {"train_eos": "auto", "min_pixels": None, "max_pixels": 56 * 56, "fps": 2.0, "max_frames": 8}
@@ -84,7 +83,7 @@ def small_shards(monkeypatch):
 
 def prepared(path, folder, processor, *, untagged="train", options=OPTIONS, **settings):
     """Prepare a source; give its folder."""
-    source = open_source(path, untagged=untagged) if isinstance(path, Path | list) else path
+    source = opened(path, untagged=untagged) if isinstance(path, Path | list) else path
     prepare_source(
         source,
         partial(DocumentEncoder, processor, EncodingOptions(**options)),
@@ -224,7 +223,7 @@ def test_training_needs_neither_rows_nor_media(rows, tiny_processor, tmp_path):
 
 
 def test_a_row_is_named_as_before(whole):
-    source = open_source(whole)
+    source = opened(whole)
 
     with pytest.raises(DocumentError, match=r"train\.jsonl:9: id open: text, character 0: .*not closed"):
         source.document(8)
@@ -239,7 +238,7 @@ def test_each_row_of_the_source_is_one_row_of_the_shards(rows, whole):
     assert [len(table) for table in tables] == [10, 10, 10, 8]
     about = [json.loads(one) for one in pa.concat_tables(tables).column("about").to_pylist()]
     assert [one["source"]["line"] for one in about] == [
-        open_source(rows).rows.source(number).line for number in range(38)
+        opened(rows).rows.source(number).line for number in range(38)
     ]
 
 
@@ -442,7 +441,7 @@ def test_another_tokenizer_is_named(whole, real_processor):
 )
 def test_what_was_decided_cannot_be_decided_again(whole, options, told):
     with pytest.raises(DocumentError) as error:
-        open_source(whole, **options)
+        opened(whole, **options)
 
     assert told in str(error.value)
 
@@ -455,14 +454,14 @@ def test_a_damaged_file_is_reported(whole, tmp_path):
 
     (tmp_path / name).write_bytes(content[:-1])
     with pytest.raises(DocumentError, match=f"{name} is not as it was prepared .*Copy it again"):
-        open_source(tmp_path)
+        opened(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DocumentError, match=rf"{name} is not as it was prepared \(it is missing\)"):
-        open_source(tmp_path)
+        opened(tmp_path)
     content[len(content) // 2] ^= 1
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DocumentError, match=rf"{name} is not as it was prepared \(row group \d .*CRC"):
-        [open_source(tmp_path).rows.row(number) for number in range(10, 18)]
+        [opened(tmp_path).rows.row(number) for number in range(10, 18)]
 
 
 def test_no_changed_byte_gives_another_document_or_a_crash(whole, tiny_processor, tmp_path):

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
-from tests.support import avi, png
+from tests.support import avi, opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, Video, load_processor
 from vlcpt.data.media.open import MediaError, read_image
-from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 
 
@@ -72,14 +71,14 @@ def _cache(monkeypatch, tmp_path_factory):
 
 @pytest.mark.parametrize("split", [None, "train"])
 def test_rows_and_pixels_are_those_of_datasets(folder, split):
-    ours = pixels_and_texts(open_source(folder, split=split))
+    ours = pixels_and_texts(opened(folder, split=split))
     assert len(ours) == 2
     assert ours == theirs(folder, "train")
 
 
 def test_the_metadata_file_itself_may_be_given(folder):
     (metadata,) = folder.glob("metadata.*")
-    assert pixels_and_texts(open_source(metadata)) == theirs(folder, "train")
+    assert pixels_and_texts(opened(metadata)) == theirs(folder, "train")
 
 
 def test_each_document_is_a_caption_and_other_columns_and_files_are_named(folder):
@@ -111,7 +110,7 @@ def splits(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_split_is_what_datasets_takes_for_it(splits, split):
-    source = open_source(splits, split=split)
+    source = opened(splits, split=split)
     assert pixels_and_texts(source) == theirs(splits, split)
     assert source.left_out() == {}
     assert source.document(0).source.path == str(splits / split / "metadata.jsonl")
@@ -122,16 +121,16 @@ def test_one_file_at_the_top_may_describe_all_splits(splits):
     for split in ("train", "test"):
         (splits / split / "metadata.jsonl").unlink()
     jsonl(splits / "metadata.jsonl", rows)
-    source = open_source(splits, split="train")
+    source = opened(splits, split="train")
     assert [source.document(n).images[0].path for n in range(len(source))] == ["train/0.png", "train/1.png"]
     assert source.document(1).source.line == 3
-    assert len(open_source(splits, split="test")) == 1
-    assert len(open_source(splits)) == 3
+    assert len(opened(splits, split="test")) == 1
+    assert len(opened(splits)) == 3
 
 
 def test_without_a_split_all_are_read_and_that_is_said(splits, caplog):
     with caplog.at_level(logging.WARNING):
-        source = open_source(splits)
+        source = opened(splits)
     assert [source.document(n).images[0].path for n in range(3)] == [
         "test/0.png",
         "train/0.png",
@@ -142,7 +141,7 @@ def test_without_a_split_all_are_read_and_that_is_said(splits, caplog):
 
 def test_a_split_that_is_not_there_names_those_that_are(splits):
     with pytest.raises(DocumentError, match=r"it has no split 'dev'; it has train, test\. Correct split\."):
-        open_source(splits, split="dev")
+        opened(splits, split="dev")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_columns_that_name_files_are_the_rows_media(tmp_path, row, media):
     (tmp_path / "b.png").write_bytes(png(1))
     (tmp_path / "a.mp4").write_bytes(avi(0))
     jsonl(tmp_path / "metadata.jsonl", [row])
-    document = open_source(tmp_path).document(0)
+    document = opened(tmp_path).document(0)
     assert (*document.images, *document.videos) == media
 
 
@@ -169,14 +168,14 @@ def test_conversations_have_their_picture(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A dish."}]
     jsonl(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "conversations": turns}])
-    assert open_source(tmp_path).document(0).images == (Image("a.png"),)
+    assert opened(tmp_path).document(0).images == (Image("a.png"),)
 
 
 @pytest.mark.parametrize("others", [[], [{"file_name": "a.png", "text": "A."}]])
 def test_a_picture_that_is_missing_is_a_missing_medium(tmp_path, others):
     (tmp_path / "a.png").write_bytes(png(0))
     jsonl(tmp_path / "metadata.jsonl", [*others, {"file_name": "gone.png", "text": "B."}])
-    document = open_source(tmp_path).document(len(others))
+    document = opened(tmp_path).document(len(others))
     with pytest.raises(MediaError, match=r"'gone\.png' does not exist"):
         read_image(document.images[0], media_root=tmp_path)
 
@@ -184,7 +183,7 @@ def test_a_picture_that_is_missing_is_a_missing_medium(tmp_path, others):
 def test_an_address_is_named_as_one(tmp_path):
     row = {"file_name": "https://example.org/a.png", "text": "A valve."}
     jsonl(tmp_path / "metadata.jsonl", [row])
-    document = open_source(tmp_path).document(0)
+    document = opened(tmp_path).document(0)
     with pytest.raises(MediaError, match=r"'https://example.org/a.png' is a URL, and nothing is fetched"):
         read_image(document.images[0], media_root=tmp_path)
 
@@ -194,19 +193,19 @@ def test_pictures_in_folders_without_metadata_are_counted(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(png(1))
     jsonl(tmp_path / "cat" / "metadata.jsonl", [{"file_name": "0.png", "text": "A cat."}])
-    assert open_source(tmp_path).left_out() == {"media files that no row names": 1}
+    assert opened(tmp_path).left_out() == {"media files that no row names": 1}
 
 
 def test_a_list_of_source_files_is_no_image_folder(tmp_path):
     rows = [{"file_name": "a.py", "text": "import os"}, {"file_name": "logo.png", "text": "PNG"}]
     jsonl(tmp_path / "metadata.jsonl", rows)
-    assert [open_source(tmp_path).document(n).not_read for n in range(2)] == [("file_name",)] * 2
+    assert [opened(tmp_path).document(n).not_read for n in range(2)] == [("file_name",)] * 2
 
 
 def test_the_field_can_be_ignored_on_purpose(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     jsonl(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "text": "A."}])
-    document = open_source(tmp_path, ignore_fields=["file_name"]).document(0)
+    document = opened(tmp_path, ignore_fields=["file_name"]).document(0)
     assert (document.segments, document.not_read) == ((Text("A.", trainable=True),), ())
 
 
@@ -216,7 +215,7 @@ def test_names_start_at_the_media_root_that_is_given_where_they_are_there(tmp_pa
     (tmp_path / "pictures" / "a.png").write_bytes(png(0))
     jsonl(tmp_path / "data" / "metadata.jsonl", [{"file_name": "a.png", "text": "A."}])
     for path in (tmp_path / "data", tmp_path / "data" / "metadata.jsonl"):
-        given = open_source(path, media_root=tmp_path / "pictures").document(0)
+        given = opened(path, media_root=tmp_path / "pictures").document(0)
         assert read_image(given.images[0], media_root=given.media_root).size == (56, 56)
 
 
@@ -224,15 +223,15 @@ def test_two_metadata_files_of_one_folder_are_an_error(tmp_path):
     for name, write in WRITERS.items():
         write(tmp_path / name, [{"file_name": "a.png", "text": "A."}])
     with pytest.raises(DocumentError, match=r"holds metadata\.\w+ and metadata\.\w+, which may be the same"):
-        open_source(tmp_path)
+        opened(tmp_path)
 
 
 def test_a_changed_metadata_file_is_another_state(splits):
-    before = open_source(splits).rows
+    before = opened(splits).rows
     state = before.state()
-    assert pickle.loads(pickle.dumps(before)).state() == state == open_source(splits).rows.state()
+    assert pickle.loads(pickle.dumps(before)).state() == state == opened(splits).rows.state()
     jsonl(splits / "test" / "metadata.jsonl", [{"file_name": "0.png", "text": "Another one."}])
-    assert open_source(splits).rows.state() != state
+    assert opened(splits).rows.state() != state
 
 
 def test_pictures_are_compared_by_their_pixels():

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from tests.support import avi, png
+from tests.support import avi, opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, Video, load_processor
-from vlcpt.data.sources import open_source
 from vlcpt.demo import base_path
 
 
@@ -34,7 +33,7 @@ def caption(text):
 
 
 def found(path, **options):
-    source = open_source(path, **options)
+    source = opened(path, **options)
     return [source.document(number).segments for number in range(len(source))]
 
 
@@ -58,7 +57,7 @@ def i2d(folder):
 def test_a_picture_and_a_text_of_its_name_are_one_document(folder):
     path = folder(**{"0.jpg": png(0), "0.txt": "A dish.", "1.PNG": png(1), "1.TXT": "A fence."})
     assert found(path) == [(Image("0.jpg"), caption("A dish.")), (Image("1.PNG"), caption("A fence."))]
-    assert open_source(path).document(1).name == f"{path}/1.TXT:1"
+    assert opened(path).document(1).name == f"{path}/1.TXT:1"
 
 
 def test_a_video_and_a_text_of_its_name_are_one_document(folder):
@@ -68,7 +67,7 @@ def test_a_video_and_a_text_of_its_name_are_one_document(folder):
 
 @pytest.mark.parametrize("inside", ["", "00000"])
 def test_img2datasets_folders_and_their_parent_have_each_picture(folder, inside):
-    source = open_source(i2d(folder) / inside)
+    source = opened(i2d(folder) / inside)
     documents = [source.document(number) for number in range(len(source))]
     before = "" if inside else "00000/"
     assert [document.images for document in documents] == [(Image(f"{before}{n:09}.jpg"),) for n in range(3)]
@@ -119,14 +118,14 @@ def test_a_text_may_have_the_full_name_of_its_picture(folder):
 def test_what_has_no_counterpart_is_counted_and_named(folder):
     files = {"0.jpg": png(0), "0.txt": "A dish.", "1.jpg": png(1), "2.txt": "Alone.", "a.heic": b"x"}
     path = folder(**files, **{"notes.pdf": b"%PDF", "README.md": "# A card"})
-    source = open_source(path)
+    source = opened(path)
     assert len(source) == 1
     assert source.left_out() == {
         "pictures and videos without a text": 2,
         "texts without a picture or video": 1,
         ".pdf": 1,
     }
-    assert open_source(path, ignore_fields=[".pdf"]).left_out().keys() == source.left_out().keys() - {".pdf"}
+    assert opened(path, ignore_fields=[".pdf"]).left_out().keys() == source.left_out().keys() - {".pdf"}
 
 
 def test_more_texts_alone_than_beside_pictures_ask_which_are_meant(folder):
@@ -134,24 +133,24 @@ def test_more_texts_alone_than_beside_pictures_ask_which_are_meant(folder):
     with pytest.raises(
         DocumentError, match=r"1 of its texts stand .* 2 do not\. Set format: caption .*: text"
     ):
-        open_source(path)
+        opened(path)
     assert found(path, format="caption") == [(Image("0.jpg"), caption("A dish."))]
     assert len(found(path, format="text")) == 3
-    assert open_source(path, format="text").left_out() == {}
+    assert opened(path, format="text").left_out() == {}
 
 
 def test_texts_without_pictures_of_their_names_stay_texts_and_the_pictures_are_counted(folder):
     path = folder(**{"texts/0.txt": "A dish.", "images/0.jpg": png(0)})
-    source = open_source(path)
+    source = opened(path)
     assert source.document(0).segments == (caption("A dish."),)
     assert source.left_out() == {"media files beside the rows": 1}
-    assert open_source(path / "texts").left_out() == {}
-    assert open_source(folder(**{"a.txt": "b", "a.jpg": png(1)}) / "a.txt").left_out() != {}
+    assert opened(path / "texts").left_out() == {}
+    assert opened(folder(**{"a.txt": "b", "a.jpg": png(1)}) / "a.txt").left_out() != {}
 
 
 def test_a_heic_with_a_text_is_not_lost(folder):
     path = folder(**{"0.heic": b"\0\0\0\x18ftypheic", "0.txt": "A dish."})
-    assert open_source(path).document(0).images == (Image("0.heic"),)
+    assert opened(path).document(0).images == (Image("0.heic"),)
 
 
 @pytest.mark.parametrize("format", ["auto", "vlcpt"])
@@ -178,12 +177,12 @@ def test_a_split_of_such_a_folder_is_an_error(folder):
     with pytest.raises(
         DocumentError, match="split 'train' does not apply to a folder of media and their texts"
     ):
-        open_source(folder(**{"0.jpg": png(0), "0.txt": "A dish."}), split="train")
+        opened(folder(**{"0.jpg": png(0), "0.txt": "A dish."}), split="train")
 
 
 def test_references_start_at_the_media_root_that_is_given(folder):
     path = folder(**{"0.jpg": png(0), "0.txt": "A dish."})
-    source = open_source(path, media_root=path.parent)
+    source = opened(path, media_root=path.parent)
     assert source.document(0).images == (Image("side/0.jpg"),)
     assert source.document(0).media_root == str(path.parent)
 
@@ -199,17 +198,17 @@ def test_samples_are_the_same_at_any_number_of_workers(folder, tiny_processor):
 
 def test_a_file_that_was_added_or_changed_is_another_state(folder):
     path = i2d(folder)
-    before = open_source(path).rows.state()
-    assert pickle.loads(pickle.dumps(open_source(path).rows)).state() == before
+    before = opened(path).rows.state()
+    assert pickle.loads(pickle.dumps(opened(path).rows)).state() == before
     (path / "00000" / "000000000.txt").write_text("Another one.")
-    changed = open_source(path).rows.state()
+    changed = opened(path).rows.state()
     (path / "00000" / "000000000.png").write_bytes(png(1))
-    assert len({str(before), str(changed), str(open_source(path).rows.state())}) == 3
+    assert len({str(before), str(changed), str(opened(path).rows.state())}) == 3
 
 
 def test_the_log_says_why_it_is_read_as_captions(folder, caplog):
     with caplog.at_level(logging.INFO):
-        open_source(folder(**{"0.jpg": png(0), "0.txt": "A dish."}))
+        opened(folder(**{"0.jpg": png(0), "0.txt": "A dish."}))
     assert "side: format caption, because row 1 has image and caption" in caplog.text
 
 
@@ -235,4 +234,4 @@ def test_every_name_that_pictures_have_is_one_of_a_picture(folder, suffix):
 )
 def test_a_folder_without_a_text_says_what_it_has_and_what_helps(folder, files, message):
     with pytest.raises(DocumentError, match=message):
-        open_source(folder(**files))
+        opened(folder(**files))

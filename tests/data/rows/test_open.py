@@ -16,12 +16,10 @@ import pytest
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch.utils.data import DataLoader
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, encode_document, read_documents
 from vlcpt.data.rows import tables
-from vlcpt.data.rows.open import open_rows
 from vlcpt.data.rows.tables import MemoryRows
-from vlcpt.data.sources import open_source
 
 COUNT = 23
 # Messages with an image in every third row: the others have the null that Arrow puts there.
@@ -110,7 +108,7 @@ def stored(request, tmp_path):
 
 
 def test_every_row_comes_through_with_its_turns_and_image_in_any_order(stored):
-    source = open_source(stored)
+    source = opened(stored)
 
     assert len(source) == COUNT
     for number in [*range(COUNT), COUNT - 1, 0, 11, 3]:
@@ -139,7 +137,7 @@ def test_counts_and_samples_are_the_same_at_any_number_of_workers(stored, tiny_p
 
 
 def test_a_copy_in_another_process_reads_the_same(stored):
-    source = open_source(stored)
+    source = opened(stored)
     before = source.document(7)
     copy = pickle.loads(pickle.dumps(source.rows))
 
@@ -148,14 +146,14 @@ def test_a_copy_in_another_process_reads_the_same(stored):
 
 
 def test_messages_name_the_file_as_the_user_wrote_it(stored):
-    assert open_source(stored).document(2).source.path == str(stored)
-    assert open_source(stored).name == stored.name.split(".")[0]
+    assert opened(stored).document(2).source.path == str(stored)
+    assert opened(stored).name == stored.name.split(".")[0]
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "saved"])
 def test_only_columns_that_the_schema_reads_are_read(name, tmp_path):
     STORAGES[name](tmp_path / name)
-    assert set(open_source(tmp_path / name).rows.row(0)) == {"id", "messages", "images"}
+    assert set(opened(tmp_path / name).rows.row(0)) == {"id", "messages", "images"}
 
 
 def test_parquet_files_keep_few_row_groups_and_few_files_open(tmp_path, monkeypatch):
@@ -163,7 +161,7 @@ def test_parquet_files_keep_few_row_groups_and_few_files_open(tmp_path, monkeypa
     STORAGES["rows.parquet"](tmp_path / "0.parquet")
     for number in range(1, 300):
         shutil.copy(tmp_path / "0.parquet", tmp_path / f"{number}.parquet")
-    rows, each = open_rows(tmp_path)[0], len(open_rows(tmp_path / "0.parquet")[0])
+    rows, each = opened(tmp_path).rows, len(opened(tmp_path / "0.parquet"))
     group = pq.ParquetFile(tmp_path / "0.parquet").read_row_group(0).get_total_buffer_size()
     monkeypatch.setattr(tables, "_groups", tables._Kept(3 * group))
     for number in (0, 22, 3, 12):
@@ -179,7 +177,7 @@ def test_datasets_own_image_column_is_not_decoded(tmp_path):
     made = datasets.Dataset.from_dict({"image": [png(1)], "caption": ["A cat."]}, features=features)
     made.to_parquet(str(tmp_path / "a.parquet"))
 
-    assert open_source(tmp_path / "a.parquet").document(0).segments == (
+    assert opened(tmp_path / "a.parquet").document(0).segments == (
         Image(data=png(1)),
         Text("A cat.", trainable=True),
     )
@@ -194,7 +192,7 @@ def test_a_folder_of_shards_is_read_in_order_of_their_names(tmp_path):
     (tmp_path / "README.md").write_text("# A card")
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "old.parquet").touch()
-    source = open_source(tmp_path)
+    source = opened(tmp_path)
 
     assert [source.document(number).id for number in range(len(source))] == [row["id"] for row in PLAIN]
     assert source.document(9).source.path == str(tmp_path / "train-2.jsonl")
@@ -204,7 +202,7 @@ def test_a_folder_of_shards_is_read_in_order_of_their_names(tmp_path):
 def test_columns_are_chosen_in_every_shard(tmp_path):
     for shard in range(2):
         pq.write_table(TABLE, tmp_path / f"{shard}.parquet")
-    assert set(open_source(tmp_path).rows.row(2 * COUNT - 1)) == {"id", "messages", "images"}
+    assert set(opened(tmp_path).rows.row(2 * COUNT - 1)) == {"id", "messages", "images"}
 
 
 def test_a_folder_of_several_kinds_is_an_error_unless_text_is_asked_for(tmp_path):
@@ -212,8 +210,8 @@ def test_a_folder_of_several_kinds_is_an_error_unless_text_is_asked_for(tmp_path
     (tmp_path / "b.txt").write_text("b")
 
     with pytest.raises(DocumentError, match=r"holds files of several kinds: \.jsonl, \.txt\. Give one"):
-        open_source(tmp_path)
-    assert open_source(tmp_path, format="text").document(0).segments == (Text("b", trainable=True),)
+        opened(tmp_path)
+    assert opened(tmp_path, format="text").document(0).segments == (Text("b", trainable=True),)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -229,7 +227,7 @@ def test_format_text_takes_rows_from_folders_and_patterns_that_have_no_text_file
     else:
         path.write_text(json.dumps({"text": said}))
     (tmp_path / "README.md").write_text("# The card of the data set")
-    source = open_source(tmp_path / pattern.format(kind=kind), format="text")
+    source = opened(tmp_path / pattern.format(kind=kind), format="text")
 
     found = [source.document(number).segments for number in range(len(source))]
     assert found == [(Text(said, trainable=True),)]
@@ -241,7 +239,7 @@ def test_a_table_beside_a_folder_of_the_pictures_that_its_rows_name_is_the_data(
     rows = [{"text": "<image>A valve.", "images": ["train/0.png"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
-    source = open_source(tmp_path)
+    source = opened(tmp_path)
 
     assert (len(source), source.left_out()) == (2, {})
     assert [source.document(number).images[0].path for number in range(2)] == ["train/0.png"] * 2
@@ -251,30 +249,30 @@ def test_of_img2datasets_files_the_tars_are_the_data(tmp_path):
     write_tar(tmp_path / "00000.tar")
     pq.write_table(TABLE, tmp_path / "00000.parquet")
     (tmp_path / "00000_stats.json").write_text("{}")
-    source = open_source(tmp_path)
+    source = opened(tmp_path)
 
-    assert (len(source), len(open_source(tmp_path / "00000.tar"))) == (COUNT, COUNT)
+    assert (len(source), len(opened(tmp_path / "00000.tar"))) == (COUNT, COUNT)
     assert source.left_out() == {".parquet": 1, ".json": 1}
     assert source.document(0).images[0].data == png(0)
     with pytest.raises(DocumentError, match="does not apply to a folder that img2dataset wrote"):
-        open_source(tmp_path, split="train")
+        opened(tmp_path, split="train")
 
 
 def test_a_table_without_its_tar_is_no_description_of_one(tmp_path):
     write_tar(tmp_path / "00000.tar")
     pq.write_table(TABLE, tmp_path / "00001.parquet")
     with pytest.raises(DocumentError, match=r"several kinds: \.parquet, \.tar"):
-        open_source(tmp_path)
+        opened(tmp_path)
 
 
 def test_a_saved_dict_needs_its_split(tmp_path):
     quietly(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk, tmp_path / "saved")
 
-    assert len(open_source(tmp_path / "saved", split="train")) == COUNT
+    assert len(opened(tmp_path / "saved", split="train")) == COUNT
     with pytest.raises(DocumentError, match="saved: it has splits; set split to one of train"):
-        open_source(tmp_path / "saved")
+        opened(tmp_path / "saved")
     with pytest.raises(DocumentError, match="it has no split 'dev'; set split to one of train"):
-        open_source(tmp_path / "saved", split="dev")
+        opened(tmp_path / "saved", split="dev")
 
 
 def test_a_split_of_a_folder_is_found_by_datasets(tmp_path):
@@ -282,7 +280,7 @@ def test_a_split_of_a_folder_is_found_by_datasets(tmp_path):
     pq.write_table(TABLE[:3], tmp_path / "test-00000-of-00001.parquet")
     datasets.disable_progress_bars()
 
-    assert len(open_source(tmp_path, split="test")) == 3
+    assert len(opened(tmp_path, split="test")) == 3
 
 
 # The Hub
@@ -296,7 +294,7 @@ def test_a_name_on_the_hub_is_loaded_with_its_split(monkeypatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = open_source("org/docs-v1.5", split="train")
+    source = opened("org/docs-v1.5", split="train")
 
     assert (asked, len(source), source.name) == ([("org/docs-v1.5", "train")], COUNT, "docs-v1.5")
     assert source.media_root is not None  # a stranger's rows are not trusted with paths
@@ -310,7 +308,7 @@ def test_a_message_about_a_hub_row_names_the_data_set_and_not_the_cache(monkeypa
     monkeypatch.setattr(datasets, "load_dataset", lambda path, split: datasets.Dataset.from_list(rows))
     told = []
     for number in range(2):
-        source = open_source("org/pages", split="train")
+        source = opened("org/pages", split="train")
         with pytest.raises(DocumentError) as caught:
             encode_document(source.document(number), tiny_processor)
         told.append(str(caught.value))
@@ -322,7 +320,7 @@ def test_a_message_about_a_hub_row_names_the_data_set_and_not_the_cache(monkeypa
 
 def test_without_the_hub_one_message_says_so():
     with pytest.raises(DocumentError) as caught:
-        open_source("org/name", split="train")
+        opened("org/name", split="train")
     assert str(caught.value).startswith("org/name: split 'train' cannot be loaded (")
     assert "that the Hub can be reached or the data set is in the cache" in caught.value.reason
 
@@ -351,7 +349,7 @@ def test_without_the_hub_one_message_says_so():
 def test_a_file_that_cannot_be_read_is_one_message_that_names_it(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DocumentError) as caught:
-        open_source(tmp_path / name)
+        opened(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
     assert message in caught.value.reason
 
@@ -360,12 +358,12 @@ def test_a_tar_that_was_cut_is_an_error(tmp_path):
     write_tar(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:9000])
     with pytest.raises(DocumentError, match="cannot be read as tar: unexpected end of data"):
-        open_source(tmp_path / "a.tar")
+        opened(tmp_path / "a.tar")
 
 
 def test_a_damaged_page_is_an_error_of_its_row(tmp_path):
     pq.write_table(TABLE, tmp_path / "a.parquet", row_group_size=5, use_dictionary=False)
-    source = open_source(tmp_path / "a.parquet", format="messages")
+    source = opened(tmp_path / "a.parquet", format="messages")
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     start = pq.read_metadata(tmp_path / "a.parquet").row_group(1).column(0).data_page_offset
     data[start : start + 30] = b"\xff" * 30
@@ -379,7 +377,7 @@ def test_a_damaged_page_is_an_error_of_its_row(tmp_path):
 def test_a_compressed_file_that_is_cut_leaves_nothing_behind(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines())[:-20])
     with pytest.raises(DocumentError):
-        open_source(tmp_path / "a.jsonl.gz")
+        opened(tmp_path / "a.jsonl.gz")
     cache = datasets.config.HF_DATASETS_CACHE / "vlcpt"
     assert cache.is_dir() and not list(cache.iterdir())
 
@@ -387,10 +385,10 @@ def test_a_compressed_file_that_is_cut_leaves_nothing_behind(tmp_path):
 def test_a_changed_file_is_unpacked_again(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n'))
-    assert len(open_source(path)) == len(open_source(path)) == 1
+    assert len(opened(path)) == len(opened(path)) == 1
     assert len(list((datasets.config.HF_DATASETS_CACHE / "vlcpt").iterdir())) == 1
     path.write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "b"}\n'))
-    assert len(open_source(path)) == 2
+    assert len(opened(path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -406,7 +404,7 @@ def test_a_changed_file_is_unpacked_again(tmp_path):
 )
 def test_what_cannot_be_opened_is_said(path, options, message):
     with pytest.raises(DocumentError) as caught:
-        open_source(path, **options)
+        opened(path, **options)
     assert message in str(caught.value)
 
 
@@ -415,7 +413,7 @@ def test_a_file_has_no_split(tmp_path):
     with pytest.raises(
         DocumentError, match=r"a\.jsonl: split 'train' does not apply to a file\. Remove it\."
     ):
-        open_source(tmp_path / "a.jsonl", split="train")
+        opened(tmp_path / "a.jsonl", split="train")
 
 
 def test_errors_of_a_row_name_file_row_and_field(tmp_path):
@@ -437,4 +435,4 @@ def test_rows_in_memory_and_targets_reach_the_reader(tiny_processor):
         DocumentError, match=r"a source is a mapping with 'path' and perhaps .*; found 'paths'"
     ):
         CPTDataset({"paths": "a"}, tiny_processor, max_length=64)
-    assert isinstance(open_source(PLAIN).rows, MemoryRows)
+    assert isinstance(opened(PLAIN).rows, MemoryRows)

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, read_documents
 from vlcpt.data.rows.open import default_name, files_of
-from vlcpt.data.sources import open_source
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_a_row_that_loses_its_picture_is_looked_for_in_its_own_folder(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text('{"text": "A.", "cover": "x.png"}')
     (tmp_path / "b" / "x.png").write_bytes(png(0))
-    source = open_source(f"{tmp_path}/*/train.jsonl")
+    source = opened(f"{tmp_path}/*/train.jsonl")
     assert source.document(0).not_read == ("cover",)
     with pytest.raises(DocumentError, match="it holds the name of a file that is there"):
         source.document(1)
@@ -120,20 +119,20 @@ def test_folders_that_fit_are_read_as_folders(tmp_path):
         (tmp_path / shard / "0.txt").write_text(shard)
         pq.write_table(pa.Table.from_pylist([{"caption": "x", "url": "y"}]), tmp_path / f"{shard}.parquet")
         (tmp_path / f"{shard}_stats.json").write_text("{}")
-    source = open_source(f"{tmp_path}/*")
+    source = opened(f"{tmp_path}/*")
     assert [source.document(n).images[0].path for n in range(2)] == ["0.jpg", "0.jpg"]
     assert source.document(1).media_root == f"{tmp_path}/00001"
     assert source.left_out() == {".parquet": 2, ".json": 2}
     (tmp_path / "other.jsonl").write_text('{"text": "a"}')
     with pytest.raises(DocumentError, match=r"2 folders, such as 00000, and 1 files, such as other\.jsonl"):
-        open_source(f"{tmp_path}/*")
+        opened(f"{tmp_path}/*")
 
 
 def test_pairs_that_fit_are_pairs(tmp_path):
     (tmp_path / "0.jpg").write_bytes(png(0))
     (tmp_path / "0.txt").write_text("A dish.")
-    assert open_source(f"{tmp_path}/*").document(0).images[0].path == "0.jpg"
-    assert open_source(f"{tmp_path}/*.txt").left_out() == {"media files beside the rows": 1}
+    assert opened(f"{tmp_path}/*").document(0).images[0].path == "0.jpg"
+    assert opened(f"{tmp_path}/*.txt").left_out() == {"media files beside the rows": 1}
 
 
 def test_files_of_several_kinds_or_of_none_are_an_error(files):
@@ -152,17 +151,17 @@ def test_json_files_that_are_named_by_a_pattern_are_read(tmp_path):
 
 def test_a_split_of_a_pattern_is_an_error(files):
     with pytest.raises(DocumentError, match="split 'train' does not apply to a pattern"):
-        open_source(f"{files('a.jsonl')}/*.jsonl", split="train")
+        opened(f"{files('a.jsonl')}/*.jsonl", split="train")
 
 
 def test_the_same_files_are_the_same_state_and_another_file_is_another(files):
     folder = files("a.jsonl", "b.jsonl")
     pattern = f"{folder}/*.jsonl"
-    before = open_source(pattern).rows.state()
-    assert open_source(pattern).rows.state() == before
+    before = opened(pattern).rows.state()
+    assert opened(pattern).rows.state() == before
     files("c.jsonl")
-    assert open_source(pattern).rows.state() != before
-    assert open_source(f"{folder}/{{a,b}}.jsonl").rows.state() == before
+    assert opened(pattern).rows.state() != before
+    assert opened(f"{folder}/{{a,b}}.jsonl").rows.state() == before
 
 
 @pytest.mark.parametrize(

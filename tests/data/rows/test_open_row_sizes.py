@@ -11,9 +11,9 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError
 from vlcpt.data.plan.scan import source_key
-from vlcpt.data.sources import open_source
 
 MB = 2**20
 LONG = b'{"text": "' + b"a" * (64 * MB) + b'"}'
@@ -22,15 +22,16 @@ SHORT = b'{"text": "b"}'
 _READS = """
 import json, resource, sys
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import open_source
 def peak():
     return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 first, path, row = sys.argv[1:]
-list(map(open_source([{"text": "a"}]).document, [0]))
-open_source(first).document(0)  # with all that has to be imported
+open_source(SourceConfig("rows"), [{"text": "a"}]).document(0)
+open_source(SourceConfig(first)).document(0)  # with all that has to be imported
 before = peak()
 try:
-    open_source(path, format="auto", max_row_bytes=8 << 20).document(int(row))
+    open_source(SourceConfig(path), max_row_bytes=8 << 20).document(int(row))
     said = ""
 except DocumentError as error:
     said = str(error)
@@ -82,7 +83,7 @@ def test_without_a_word_the_limit_is_256_mb_and_other_rows_are_read(tmp_path: Pa
         file.write(SHORT + b"\n")
         file.seek(256 * MB, io.SEEK_CUR)
         file.write(b"\n\n" + SHORT)
-    source = open_source(path)
+    source = opened(path)
     assert [source.document(row).segments[0].text for row in (0, 2)] == ["b", "b"]
     with pytest.raises(
         DocumentError,
@@ -94,7 +95,7 @@ def test_without_a_word_the_limit_is_256_mb_and_other_rows_are_read(tmp_path: Pa
 def test_a_row_of_exactly_the_limit_is_read_and_a_plan_made_with_another_limit_is_not_used(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(SHORT)
-    exact, less = (open_source(path, max_row_bytes=len(SHORT) - by) for by in (0, 1))
+    exact, less = (opened(path, max_row_bytes=len(SHORT) - by) for by in (0, 1))
     assert exact.document(0).segments[0].text == "b"
     with pytest.raises(DocumentError, match="the row has 13 bytes, above max_row_bytes = 12"):
         less.document(0)
@@ -104,7 +105,7 @@ def test_a_row_of_exactly_the_limit_is_read_and_a_plan_made_with_another_limit_i
 def test_a_list_with_many_short_texts_may_be_larger_than_the_limit_of_a_row(tmp_path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "a" * 100}] * 50))
-    assert len(open_source(path, max_row_bytes=120)) == 50
+    assert len(opened(path, max_row_bytes=120)) == 50
 
 
 def test_a_quote_that_is_not_closed_ends_the_reading_of_a_csv_at_the_limit(tmp_path) -> None:
@@ -113,16 +114,16 @@ def test_a_quote_that_is_not_closed_ends_the_reading_of_a_csv_at_the_limit(tmp_p
     with pytest.raises(
         DocumentError, match=r"a\.csv:3: the row has more bytes than max_row_bytes = 120\..*is not closed"
     ):
-        open_source(path, max_row_bytes=120)
+        opened(path, max_row_bytes=120)
 
 
 def test_rows_of_exactly_the_limit_are_read_from_a_csv_also_where_they_have_several_lines(tmp_path) -> None:
     path = tmp_path / "a.csv"
     row = b'"a\nb""c"\n'
     path.write_bytes(b"text\n" + row * 3)
-    assert open_source(path, max_row_bytes=len(row)).document(2).segments[0].text == 'a\nb"c'
+    assert opened(path, max_row_bytes=len(row)).document(2).segments[0].text == 'a\nb"c'
     with pytest.raises(DocumentError, match=r"a\.csv:2: the row has more bytes than max_row_bytes = 8\."):
-        open_source(path, max_row_bytes=len(row) - 1)
+        opened(path, max_row_bytes=len(row) - 1)
 
 
 # Of each: what is opened, and the file whose row is too long.
@@ -140,13 +141,13 @@ FOLDERS = {
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_the_limit_holds_in_folders_and_patterns_too(tmp_path, kind: str) -> None:
-    opened, name, content = FOLDERS[kind]
+    what, name, content = FOLDERS[kind]
     PIL.Image.new("RGB", (60, 60)).save(tmp_path / "0.png")
     (tmp_path / name).write_bytes(content)
-    path = tmp_path / opened
-    assert "a" * 200 in open_source(path, max_row_bytes=300).document(0).to_markup()
+    path = tmp_path / what
+    assert "a" * 200 in opened(path, max_row_bytes=300).document(0).to_markup()
     with pytest.raises(DocumentError, match="max_row_bytes = 150") as found:
-        open_source(path, max_row_bytes=150).document(0)
+        opened(path, max_row_bytes=150).document(0)
     assert name in str(found.value)
 
 
@@ -158,7 +159,7 @@ def test_a_deeply_nested_row_is_an_error_about_that_row_or_file(tmp_path, name: 
     path = tmp_path / name
     path.write_bytes(b"\n".join(rows) if name == "a.jsonl" else b"[" + b",".join(rows) + b"]")
     if depth < 1000:
-        assert open_source(path).document(1).segments[0].text == "a"
+        assert opened(path).document(1).segments[0].text == "a"
         return
     with pytest.raises(DocumentError, match=r"nested too deeply|depth limit exceeded"):
-        open_source(path).document(1)
+        opened(path).document(1)

@@ -6,9 +6,9 @@ from io import BytesIO
 
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError, Image, Text, Video
 from vlcpt.data.media.open import MediaError, image_size
-from vlcpt.data.sources import open_source
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def tar(tmp_path):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, BytesIO(data))
-        return open_source(tmp_path / "a.tar")
+        return opened(tmp_path / "a.tar")
 
     write.all = write_all
     return write
@@ -85,7 +85,7 @@ def test_folders_links_hidden_files_and_other_members_are_no_rows(tar, tmp_path)
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, BytesIO(data))
-    source = open_source(tmp_path / "a.tar")
+    source = opened(tmp_path / "a.tar")
 
     assert len(source) == 1
     assert source.document(0).segments == (Image("1.jpg", b"x"), caption("A."))

@@ -4,10 +4,10 @@ import numpy as np
 import orjson
 import pytest
 
+from tests.support import opened
 from vlcpt import DocumentError
 from vlcpt.data.rows import text_files
 from vlcpt.data.rows.text_files import JsonRows, TextRows
-from vlcpt.data.sources import open_source
 
 BOM = b"\xef\xbb\xbf"
 
@@ -76,7 +76,7 @@ def test_text_files_are_a_row_each_in_the_order_of_their_names(tmp_path):
     (tmp_path / "b" / "1.md").write_text("# one", encoding="utf-8")
     (tmp_path / "a.TXT").write_bytes(BOM + b"zwei\r\n")
     (tmp_path / "c.html").write_text("no")
-    rows = open_source(tmp_path).rows
+    rows = opened(tmp_path).rows
     assert [str(rows.source(number)) for number in range(len(rows))] == [
         f"{tmp_path}/a.TXT:1",
         f"{tmp_path}/b/1.md:1",

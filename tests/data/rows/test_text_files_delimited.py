@@ -10,10 +10,9 @@ import datasets
 import pytest
 from torch.utils.data import DataLoader
 
-from tests.support import png
+from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, read_documents
 from vlcpt.data.rows.text_files import DelimitedRows
-from vlcpt.data.sources import open_source
 
 
 @pytest.fixture
@@ -156,7 +155,7 @@ def test_samples_are_the_same_at_any_number_of_workers(table, tiny_processor):
     for workers in (2, 8):
         loader = DataLoader(dataset, batch_size=None, num_workers=workers)
         assert [item[0].input_ids.tolist() for item in loader] == expected
-    source = open_source(path)
+    source = opened(path)
     assert pickle.loads(pickle.dumps(source.rows)).row(7) == source.rows.row(7)
     assert source.document(7).source.line == 16
 

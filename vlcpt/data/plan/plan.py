@@ -262,8 +262,9 @@ def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[
         media: How many media these have.
 
     Example:
+        >>> from vlcpt.data.rows.open import SourceConfig
         >>> from vlcpt.data.sources import open_source
-        >>> files_beside(open_source([{"text": "a"}]), documents=1, media=0)
+        >>> files_beside(open_source(SourceConfig("rows"), [{"text": "a"}]), documents=1, media=0)
         {}
     """
     found: dict[str, int] = {}

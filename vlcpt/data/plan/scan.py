@@ -335,10 +335,12 @@ def scan_file(
 
     Example:
         >>> from vlcpt import load_processor
+        >>> from vlcpt.data.rows.open import SourceConfig
         >>> from vlcpt.data.sources import open_source
         >>> from vlcpt.demo import base_path
         >>> encoder = DocumentEncoder(load_processor(base_path()))
-        >>> scan_file(Path("plan"), open_source([{"text": "in memory"}]), encoder, Reading(64)) is None
+        >>> source = open_source(SourceConfig("rows"), [{"text": "in memory"}])
+        >>> scan_file(Path("plan"), source, encoder, Reading(64)) is None
         True
     """
     if (state := source_key(source)) is None:
@@ -368,8 +370,9 @@ def source_key(source: DocumentSource) -> str | None:
     rows name, nothing is known: there may be millions.
 
     Example:
+        >>> from vlcpt.data.rows.open import SourceConfig
         >>> from vlcpt.data.sources import open_source
-        >>> source_key(open_source([{"text": "in memory"}])) is None
+        >>> source_key(open_source(SourceConfig("rows"), [{"text": "in memory"}])) is None
         True
     """
     if (state := source.state()) is None:

@@ -342,9 +342,11 @@ def prepare_source(
         >>> from vlcpt import CPTDataset, load_processor
         >>> from vlcpt.data.encode.vision import EncodingOptions
         >>> from vlcpt.data.prepared.write import fingerprint
+        >>> from vlcpt.data.rows.open import SourceConfig
         >>> from vlcpt.data.sources import open_source
         >>> from vlcpt.demo import base_path
-        >>> processor, source = load_processor(base_path()), open_source([{"text": "one two"}])
+        >>> processor = load_processor(base_path())
+        >>> source = open_source(SourceConfig("rows"), [{"text": "one two"}])
         >>> with TemporaryDirectory() as folder:
         ...     options = EncodingOptions(train_eos="never")
         ...     made_with = fingerprint(processor, "train", options)

@@ -6,11 +6,12 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -191,23 +192,68 @@ class ChainRows(Rows):
         return part, number - (int(self._ends[part - 1]) if part else 0)
 
 
-def open_rows(
-    path: str | Path,
-    *,
-    split: str | None = None,
-    format: str = "auto",
-    media_root: str | None = None,
-    ignored: Collection[str] = (),
-    max_row_bytes: int = MAX_ROW_BYTES,
-) -> tuple[Rows, str]:
+T = TypeVar("T")
+
+
+def key(default: T, help: str) -> T:
+    """A field with a default and its help text, which ``keys.json`` and the docs repeat."""
+    return field(default=default, metadata={"help": help})
+
+
+def needed_key(help: str) -> str:
+    """A field without a default."""
+    return field(metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where rows are, and how they become documents: an entry of ``train_data`` and its like.
+
+    Example:
+        >>> SourceConfig("books/train.jsonl").name
+        'train'
+    """
+
+    path: str = needed_key("A file, a folder, a pattern (data/*.jsonl), or the name of a dataset on the Hub.")
+    split: str | None = key(None, "Split of a dataset, such as train. Files have none.")
+    format: str = key("auto", "How rows become documents. auto: chosen by the fields of the first rows.")
+    media_root: str | None = key(None, "Folder that holds all images and videos. Default: the data file's.")
+    name: str = key("", "Its name in the ledger and in results. Default: the last part of path.")
+    share: float | None = key(
+        None, "Its part of all targets, above 0 and at most 1. Set it for all of train_data, or for none."
+    )
+    targets: str | None = key(
+        None, "What is trained of rows without spans: assistant, last or all. Default: the format's."
+    )
+    chat_template: bool = key(False, "Keep the model's turn markers, of replayed chats for example.")
+    ignore_fields: tuple[str, ...] = key((), "Fields of a row that are not read and not reported.")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ignore_fields, str):
+            object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
+        if not self.name:
+            object.__setattr__(self, "name", default_name(self.path))
+        if not self.path:
+            raise ValueError("path is empty. Give a file, a folder, or the name of a dataset on the Hub.")
+        if not self.name:
+            raise ValueError(f"path {self.path} gives no name for this source. Add one with name.")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(
+                f"share {self.share} must be above 0 and at most 1: it is a part of all targets."
+            )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its name is its own, and not that of its path."""
+        return self.name != default_name(self.path)
+
+
+def open_rows(source: SourceConfig, max_row_bytes: int = MAX_ROW_BYTES) -> tuple[Rows, str]:
     """The rows of a file, a folder, a pattern for several, or a data set on the Hub.
 
     Args:
-        path: See :func:`vlcpt.data.sources.open_source`.
-        split: Of a saved data set or one on the Hub.
-        format: The rows' schema: with ``text``, a folder is read as text files, whatever else it holds.
-        media_root: Where media paths start; None: where the data is.
-        ignored: Fields that are not looked at; with ``file_name``, no metadata names a medium.
+        source: Where they are. With format ``text``, a folder is read as text files, whatever else it holds;
+            with ``file_name`` among ``ignore_fields``, no metadata names a medium.
         max_row_bytes: A larger row is refused before it is read; tables are read by groups of rows.
 
     Returns:
@@ -218,36 +264,36 @@ def open_rows(
 
     Example:
         >>> from vlcpt.demo import data_path
-        >>> len(open_rows(data_path("old_eval.jsonl"))[0]) > 0
+        >>> len(open_rows(SourceConfig(str(data_path("old_eval.jsonl"))))[0]) > 0
         True
     """
-    shown = str(path)
+    shown, split, root = source.path, source.split, source.media_root
     if "://" in shown:
         raise _error(
             "an address is not opened. Download the data and give its path, or the address of what vlcpt "
             "prepare wrote.",
             shown,
         )
-    file = Path(path)
-    opening = _Opening(format, media_root, "file_name" in ignored, max_row_bytes)
+    file = Path(shown)
+    opening = _Opening(source.format, root, "file_name" in source.ignore_fields, max_row_bytes)
     if not file.exists():
         if is_pattern(shown):
             _refuse_split(split, "to a pattern", shown)
             return _pattern_rows(shown, opening)
         return _hub_rows(shown, split)
     if file.is_dir():
-        return _folder_rows(file, split, opening), media_root or shown
+        return _folder_rows(file, split, opening), root or shown
     if split:
         raise _error(f"split {split!r} does not apply to a file. Remove it.", shown)
-    rows = _open_file(file, max_row_bytes, looks_beside=format == "auto")
+    rows = _open_file(file, max_row_bytes, looks_beside=source.format == "auto")
     if file.name.startswith("metadata.") and not opening.ignores_names:
         from vlcpt.data.rows.folders import metadata_rows
 
-        rows = metadata_rows(rows, file, media_root)
-    return rows, media_root or str(file.parent)
+        rows = metadata_rows(rows, file, root)
+    return rows, root or str(file.parent)
 
 
-def why_empty(path: str | Path) -> str:
+def why_empty(path: str) -> str:
     """What to do about a source without a row; of a folder, by the files that it has.
 
     Example:
