@@ -73,12 +73,14 @@ def write_texts(path: Path, count: int, spans: int) -> None:
 def planning(folder: Path) -> dict[str, object]:
     """CPU of what planning does with a text document of 230 characters: the least of 40 rounds over 512."""
     from vlcpt import load_processor
-    from vlcpt.data.dataset import CheckingEncoder
+    from vlcpt.data.encode.encoder import DocumentEncoder
+    from vlcpt.data.encode.vision import EncodingOptions
     from vlcpt.data.plan.scan import Reading, SourceScanner
     from vlcpt.data.rows.open import SourceConfig
     from vlcpt.data.sources import open_source
 
-    encoder = CheckingEncoder(load_processor(str(ROOT / "vlcpt/demo/base")))
+    processor = load_processor(str(ROOT / "vlcpt/demo/base"))
+    encoder = DocumentEncoder(processor, EncodingOptions(media_check="container"))
     found: dict[str, object] = {}
     for spans in (0, 1):
         write_texts(folder / "texts.jsonl", 512, spans)

@@ -12,7 +12,6 @@ import pytest
 
 from tests.support import wait_for
 from vlcpt import CPTDataset
-from vlcpt.data.dataset import DecodedDataset
 
 
 class Listener:
@@ -71,13 +70,18 @@ def rows(folder: Path, listener: Listener) -> list[dict[str, object]]:
     ]
 
 
-@pytest.mark.parametrize("kind", [CPTDataset, DecodedDataset])
-def test_no_medium_leads_to_a_connection(tiny_processor, tmp_path, listener, kind):
+@pytest.mark.parametrize("check", ["header", "container", "pixels"])
+def test_no_medium_leads_to_a_connection(tiny_processor, tmp_path, listener, check):
     found = rows(tmp_path, listener)
     good = json.dumps({"text": "a b"}) + "\n"  # a hundred bad ones in a row would stop the reading
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" + good for row in found))
-    dataset = kind(
-        tmp_path / "a.jsonl", tiny_processor, max_length=64, on_bad_data="skip", max_bad_fraction=1.0
+    dataset = CPTDataset(
+        tmp_path / "a.jsonl",
+        tiny_processor,
+        max_length=64,
+        on_bad_data="skip",
+        max_bad_fraction=1.0,
+        media_check=check,
     )
     total = dataset.ledger.total
     assert total.dropped_documents == {"medium": len(found)}

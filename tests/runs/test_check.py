@@ -301,8 +301,8 @@ def test_a_cut_file_is_found_without_decoding(
     def decoded(*_: object, **__: object) -> None:
         raise AssertionError("a pixel was decoded")
 
-    monkeypatch.setattr("vlcpt.data.dataset.read_image", decoded)
-    monkeypatch.setattr("vlcpt.data.dataset.read_video", decoded)
+    monkeypatch.setattr("vlcpt.data.encode.vision.read_image", decoded)
+    monkeypatch.setattr("vlcpt.data.encode.vision.read_video", decoded)
     kind = "video" if name.endswith(("avi", "mp4")) else "image"
     whole, _ = check(write(folder, [*GOOD, {"text": f"<{kind}> x", f"{kind}s": [name]}]))
 

@@ -13,14 +13,11 @@ import xxhash
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium
-from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TokenStream, TrainEos
-from vlcpt.data.encode.vision import EncodingOptions, PlacedMedium, medium_errors
+from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample
+from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.cut import check_container
-from vlcpt.data.media.files import MediaError
-from vlcpt.data.media.open import MediaLimits, giants_in_turn, read_image
-from vlcpt.data.media.videos import read_video
+from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Dropped
 from vlcpt.data.plan.mix import plan_packs
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Track, make_plan, untracked
@@ -51,7 +48,10 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         replay_data: Sources that are drawn from until they make up ``replay_share`` of all targets.
         replay_share: 0 ≤ share < 1.
         untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction, max_row_bytes: See the configuration.
+        max_bad_in_a_row: With ``skip``, how many rows in a row that cannot be used stop it; None: no number.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
+        media_check: What is read of a medium when the data set is made: see
+            :class:`~vlcpt.data.encode.vision.EncodingOptions`.
         num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
             depends on it.
         timeout: Seconds in which each of them must come to another row, or planning stops; 0: any time.
@@ -72,10 +72,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         (1, 3)
     """
 
-    # What the data sets of ``vlcpt check`` do otherwise.
-    _encoder_class = DocumentEncoder
     _pixels_of: PixelsOf = "document"
-    _max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW
 
     def __init__(
         self,
@@ -93,11 +90,13 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         on_overlong: OnOverlong = "split",
         on_bad_data: OnBadData = "error",
         max_bad_fraction: float = 0.01,
+        max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         fps: float | None = None,
         max_frames: int | None = None,
         limits: MediaLimits | None = None,
+        media_check: MediaCheck = "header",
         num_proc: int = 0,
         timeout: float = 1800,
         cache_dir: str | Path | None = None,
@@ -113,14 +112,16 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self._sources = [*train, *replay]
         require_distinct([source.name for source in self._sources])
         self._states = [source.state() for source in self._sources]  # before they are read
-        options = EncodingOptions(train_eos, min_pixels, max_pixels, fps, max_frames, limits or MediaLimits())
+        options = EncodingOptions(
+            train_eos, min_pixels, max_pixels, fps, max_frames, limits or MediaLimits(), media_check
+        )
         require_same_encoding(self._sources, processor, untagged, options)
-        self._encoder = self._encoder_class(processor, options)
+        self._encoder = DocumentEncoder(processor, options)
         plan = make_plan(
             self._sources[: len(train)],
             self._sources[len(train) :],
             self._encoder,
-            Reading(max_length, on_overlong, on_bad_data, self._max_bad_in_a_row, num_proc, timeout),
+            Reading(max_length, on_overlong, on_bad_data, max_bad_in_a_row, num_proc, timeout),
             replay_share=replay_share,
             seed=seed,
             max_bad_fraction=max_bad_fraction,
@@ -130,7 +131,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
         self._stops = on_bad_data == "error"
         self.failures = Failures(
-            plan, [source.name for source in self._sources], max_bad_fraction, self._max_bad_in_a_row
+            plan, [source.name for source in self._sources], max_bad_fraction, max_bad_in_a_row
         )
         self.board = WorkerBoard(self.names)
         # Flat arrays, which workers share with the parent instead of copying them.
@@ -304,64 +305,3 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
-
-
-class CheckingEncoder(DocumentEncoder):
-    """Encodes documents, and refuses those with a cut media file.
-
-    Training needs no such check: it decodes the pixels. Here a cut file shows long before that.
-
-    Example:
-        >>> from vlcpt import load_processor, parse_markup
-        >>> from vlcpt.demo import base_path
-        >>> len(CheckingEncoder(load_processor(base_path())).tokens(parse_markup("a")))
-        2
-    """
-
-    decodes = False
-
-    def tokens(self, document: Document) -> TokenStream:
-        """As in training; each medium's file is checked for cuts, and decoded where that is asked for."""
-        media: tuple[Medium, ...] = (*document.images, *document.videos)
-        root = Path(document.media_root) if media and document.media_root is not None else None
-        # First: that a file is cut says more than what its header then lacks.
-        for medium in media:
-            with medium_errors(medium, document):
-                check_container(medium, media_root=root, limits=self.options.limits)
-        stream = super().tokens(document)
-        for placed in stream.media if self.decodes else ():
-            with medium_errors(placed.medium, document):
-                self._decode(placed, root)
-        return stream
-
-    def _decode(self, placed: PlacedMedium, root: Path | None) -> None:
-        if not isinstance(placed.medium, Image):
-            assert placed.clip is not None
-            read_video(placed.medium, placed.clip, media_root=root, limits=self.options.limits)
-            return
-        with giants_in_turn(placed.size[0] * placed.size[1]):
-            width, height = read_image(placed.medium, media_root=root, limits=self.options.limits).size
-        if (height, width) != placed.size:
-            raise MediaError(
-                f"{placed.medium} decodes to {height} × {width} pixels, but its header promised "
-                f"{placed.size[0]} × {placed.size[1]}. Write the file again."
-            )
-
-
-class DecodingEncoder(CheckingEncoder):
-    """Decodes every medium, too."""
-
-    decodes = True
-
-
-class CheckedDataset(CPTDataset):
-    """A data set for ``vlcpt check``: planned as for training, with each media file checked for cuts."""
-
-    _encoder_class: type[CheckingEncoder] = CheckingEncoder
-    _max_bad_in_a_row = None
-
-
-class DecodedDataset(CheckedDataset):
-    """A data set for ``vlcpt check --decode``: every medium is decoded once."""
-
-    _encoder_class = DecodingEncoder

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vlcpt.config.precision import slow_products
 from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
-from vlcpt.data.dataset import CheckedDataset, CPTDataset, DecodedDataset
+from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
@@ -156,7 +156,7 @@ def check_run(
     model = empty_model(configs.model)  # before the data: a wrong model is reported at once
     towers = count_towers(model, configs.model)
     lenient = replace(configs, data=_lenient(configs.data))
-    data = RunData(lenient, processor, shown(console), DecodedDataset if decode else CheckedDataset)
+    data = RunData(lenient, processor, shown(console), check="pixels" if decode else "container")
     dataset, ledger = _planned(data.train)
     held_out = {
         entry.name: _planned(partial(data.evaluation, entry))[1] for entry in evaluation_entries(lenient.data)

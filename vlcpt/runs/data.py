@@ -17,10 +17,10 @@ from vlcpt.config.precision import used_devices
 from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.encode.vision import EncodingOptions
+from vlcpt.data.encode.vision import EncodingOptions, MediaCheck
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.ledger import Ledger, list_reasons
-from vlcpt.data.plan.plan import Track, untracked
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, untracked
 from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import members_of, require_distinct
 from vlcpt.model.loading import with_native_dtype
@@ -36,15 +36,15 @@ class RunData:
         configs: What is read, and how.
         processor: The model's.
         track: Shows how far reading has come.
-        kind: The class of the data sets.
         plans: Folder where plans are shared and kept.
+        check: What is read of media; of more than headers, all data are looked at, however much is bad.
     """
 
     configs: Configs
     processor: ProcessorMixin
     track: Track = untracked
-    kind: type[CPTDataset] = CPTDataset
     plans: Path | None = None
+    check: MediaCheck = "header"
 
     def train(self) -> CPTDataset:
         """The training data."""
@@ -67,7 +67,7 @@ class RunData:
 
     def _planned(self, name: str, entries: Sequence[SourceConfig], **mixing: object) -> CPTDataset:
         data, training = self.configs.data, self.configs.training
-        return self.kind(
+        return CPTDataset(
             entries,
             self.processor,
             cache_dir=self.plans and self.plans / name,
@@ -79,9 +79,10 @@ class RunData:
             on_overlong=data.on_overlong,
             on_bad_data=data.on_bad_data,
             max_bad_fraction=data.max_bad_fraction,
+            max_bad_in_a_row=MAX_BAD_IN_A_ROW if self.check == "header" else None,
             num_proc=training.dataloader_num_workers,
             timeout=training.dataloader_timeout,
-            **vars(encoding_options(data)),
+            **vars(replace(encoding_options(data), media_check=self.check)),
             **mixing,  # type: ignore[arg-type]
         )
 

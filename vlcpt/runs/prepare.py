@@ -15,8 +15,8 @@ from rich.console import Console
 
 from vlcpt.config.schema import ROLES, DataConfig
 from vlcpt.config.yaml import Configs
-from vlcpt.data.dataset import CheckingEncoder
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
 from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
 from vlcpt.data.rows.open import SourceConfig
@@ -73,7 +73,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
         prepare_source(
             source,
             # What is encoded for good is checked as `vlcpt check` does: a cut file is no medium.
-            partial(CheckingEncoder, processor, options),
+            partial(DocumentEncoder, processor, replace(options, media_check="container")),
             output / _folder(role, entry),
             fingerprint=fingerprint(processor, data.untagged, options),
             stops=data.on_bad_data == "error",

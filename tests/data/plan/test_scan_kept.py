@@ -13,7 +13,6 @@ import pytest
 
 from tests.support import digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.dataset import CheckedDataset
 from vlcpt.data.plan import scan
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.scan import LONG_AGO, remove_plans
@@ -81,9 +80,9 @@ def lines_read(notes: Path) -> list[int]:
 ALL = list(range(1, ROWS + 1))
 
 
-def make(data, processor, cache_dir=None, kind=CPTDataset, **options):
+def make(data, processor, cache_dir=None, **options):
     options = {"max_length": 64, "on_bad_data": "skip", "max_bad_fraction": 0.1} | options
-    return kind(data, processor, cache_dir=cache_dir, **options)
+    return CPTDataset(data, processor, cache_dir=cache_dir, **options)
 
 
 def plan_of(dataset: CPTDataset) -> dict[str, object]:
@@ -244,7 +243,7 @@ def test_a_changed_file_is_read_again_and_what_was_read_before_is_deleted(
         ({}, {"max_pixels": 56 * 28}),
         ({}, {"untagged": "mask"}),
         ({}, {"on_bad_data": "error"}),
-        ({}, {"kind": CheckedDataset}),
+        ({}, {"media_check": "container"}),
         ({"format": "caption"}, {"max_bad_fraction": 1.0}),
         ({"media_root": "."}, {}),
     ],

@@ -18,7 +18,6 @@ import torch
 
 from tests.support import avi, digits, opened, png, wait_for
 from vlcpt import CPTDataset, DocumentError
-from vlcpt.data.dataset import CheckedDataset
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.ledger import BadDataError
@@ -177,7 +176,8 @@ def test_pixels_of_another_document_are_the_same(rows, whole, tiny_processor):
 
 
 def test_what_check_looks_into_is_the_same(rows, whole, tiny_processor):
-    expected, found = (CheckedDataset(path, tiny_processor, **PLANNED) for path in (rows, whole))
+    options = PLANNED | {"media_check": "container"}
+    expected, found = (CPTDataset(path, tiny_processor, **options) for path in (rows, whole))
 
     assert found.ledger.as_json() == expected.ledger.as_json()
     assert [(one.line, one.reason) for one in found.ledger.dropped] == [

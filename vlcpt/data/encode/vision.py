@@ -14,6 +14,7 @@ from transformers import ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
+from vlcpt.data.media.cut import check_container
 from vlcpt.data.media.open import (
     DEFAULT_LIMITS,
     MediaError,
@@ -26,6 +27,7 @@ from vlcpt.data.media.open import (
 from vlcpt.data.media.videos import Clip, clip_of, read_video
 
 TrainEos = Literal["auto", "always", "never"]
+MediaCheck = Literal["header", "container", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class EncodingOptions:
         min_pixels, max_pixels: Pixel limits of a medium after resizing; default: the processor's.
         fps, max_frames: Frames a second and in all to take from a video.
         limits: What a media file may be.
+        media_check: What is read of a medium before its pixels are needed: its header, which is all that
+            tokens need; its container, so that a cut file is found; or all of it.
     """
 
     train_eos: TrainEos = "auto"
@@ -46,6 +50,7 @@ class EncodingOptions:
     fps: float | None = None
     max_frames: int | None = None
     limits: MediaLimits = DEFAULT_LIMITS
+    media_check: MediaCheck = "header"
 
 
 DEFAULT_OPTIONS = EncodingOptions()
@@ -125,19 +130,21 @@ class VisionEncoder:
         self._min_pixels, self._max_pixels = options.min_pixels, options.max_pixels
         self._fps = options.fps or DEFAULT_FPS
         self._max_frames = options.max_frames or DEFAULT_MAX_FRAMES
-        self._limits = options.limits
+        self._limits, self._check = options.limits, options.media_check
 
     def place(self, medium: Medium, start: int, document: Document) -> PlacedMedium:
         """The grid of a medium whose vision start token is token ``start``, from its header."""
         clip, frames, time, interval = None, 1, 1, 1.0
-        size = self._size(medium)
+        size, root = self._size(medium), _root(document)
         low, high = size["shortest_edge"], size["longest_edge"]
         with medium_errors(medium, document):
+            if self._check != "header":  # first: that a file is cut says more than what its header then lacks
+                check_container(medium, media_root=root, limits=self._limits)
             if isinstance(medium, Image):
                 processor = self._images
-                shown = image_size(medium, media_root=_root(document), limits=self._limits)
+                shown = image_size(medium, media_root=root, limits=self._limits)
             else:
-                processor, clip = self._videos, self._clip(medium, _root(document))
+                processor, clip = self._videos, self._clip(medium, root)
                 shown, frames = (clip.height, clip.width), len(clip.indices)
             self._refuse_enlarging(medium, low, frames)
             patch, merge = processor.patch_size, processor.merge_size
@@ -151,8 +158,24 @@ class VisionEncoder:
                 height, width = smart_resize(*shown, factor=patch * merge, min_pixels=low, max_pixels=high)
             except ValueError as error:  # sides of more than 1:200
                 raise MediaError(f"{medium} has {shown[0]} × {shown[1]} pixels: {error}. Crop it.") from None
+            if self._check == "pixels":
+                self._decode(medium, shown, clip, root)
         grid = (time, height // patch, width // patch)
         return PlacedMedium(medium, start, grid, shown, low, merge, patch, interval, clip)
+
+    def _decode(self, medium: Medium, shown: tuple[int, int], clip: Clip | None, root: Path | None) -> None:
+        """Raise if the pixels cannot be read as the header says."""
+        if clip is not None and isinstance(medium, Video):
+            read_video(medium, clip, media_root=root, limits=self._limits)
+        if not isinstance(medium, Image):
+            return
+        with giants_in_turn(shown[0] * shown[1]):
+            width, height = read_image(medium, media_root=root, limits=self._limits).size
+        if (height, width) != shown:
+            raise MediaError(
+                f"{medium} decodes to {height} × {width} pixels, but its header promised "
+                f"{shown[0]} × {shown[1]}. Write the file again."
+            )
 
     def _clip(self, video: Video, root: Path | None) -> Clip:
         return clip_of(

@@ -157,7 +157,7 @@ class SourceScanner(Dataset[Scan]):
         self._encoder = encoder
         self._reading = reading
         self._stops = reading.on_bad_data == "error"
-        is_plain = type(encoder) is DocumentEncoder
+        is_plain = encoder.options.media_check == "header"
         self._prepared = source.rows if is_plain and isinstance(source.rows, PreparedRows) else None
         self._piece_rows = PIECE_ROWS
         if self._prepared is not None:  # neighbouring shards
@@ -357,7 +357,6 @@ def scan_file(
             (type(one).__name__, one.to_json_string())
             for one in (processor.image_processor, processor.video_processor)
         ],
-        f"{type(encoder).__module__}.{type(encoder).__qualname__}",
         asdict(encoder.options),
     )
     return folder / f"{key}.scan"

@@ -82,7 +82,7 @@ def fingerprint(processor: ProcessorMixin, untagged: Untagged, options: Encoding
         1.0
     """
     found: dict[str, object] = {"encoding": ENCODING, "untagged": untagged}
-    found |= {name: value for name, value in vars(options).items() if name != "limits"}
+    found |= {name: value for name, value in vars(options).items() if name not in ("limits", "media_check")}
     found |= asdict(options.limits)
     tokenizer = processor.tokenizer.backend_tokenizer.to_str()
     found["tokenizer"] = xxhash.xxh3_64_hexdigest(tokenizer.encode())
