@@ -108,9 +108,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             raise ValueError(f"max_length must be at least 2, a target and its context; found {max_length}.")
         train = open_sources(sources, untagged, max_row_bytes=max_row_bytes)
         given = replay_data if replay_share else ()
-        replay = open_sources(given, untagged, "replay", "replay_data", max_row_bytes)
-        self._sources = [*train, *replay]
-        require_distinct([source.name for source in self._sources])
+        self._sources = [*train, *open_sources(given, untagged, "replay", "replay_data", max_row_bytes)]
+        require_distinct(names := [source.name for source in self._sources])
         self._states = [source.state() for source in self._sources]  # before they are read
         options = EncodingOptions(
             train_eos, min_pixels, max_pixels, fps, max_frames, limits or MediaLimits(), media_check
@@ -128,14 +127,12 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             cache_dir=None if cache_dir is None else Path(cache_dir),
             track=track,
         )
-        self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
-        self._stops = on_bad_data == "error"
-        self.failures = Failures(
-            plan, [source.name for source in self._sources], max_bad_fraction, max_bad_in_a_row
-        )
-        self.board = WorkerBoard(self.names)
         # Flat arrays, which workers share with the parent instead of copying them.
         self._plan = plan
+        self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
+        self._stops = on_bad_data == "error"
+        self.failures = Failures(plan, names, max_bad_fraction, max_bad_in_a_row)
+        self.board = WorkerBoard(self.names)
         self._pack(seed)
 
     def _pack(self, seed: int) -> None:
