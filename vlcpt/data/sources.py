@@ -316,8 +316,8 @@ def open_sources(
         ['rows']
     """
     given: Sequence[object] = sources if isinstance(sources, list | tuple) else [sources]
-    is_one = isinstance(sources, str | Path | Mapping | SourceConfig)
-    if (is_one and not is_dataset(sources)) or (given is sources and all(map(_is_source, given))):
+    is_one = isinstance(sources, str | Path | Mapping | SourceConfig) and not is_dataset(sources)
+    if is_one or (given is sources and all(map(_is_source, given))):
         return [
             open_source(member, rows, untagged=untagged, max_row_bytes=max_row_bytes)
             for source, rows in map(_source, given)

@@ -254,9 +254,8 @@ class _CountedSamples:
     def __init__(self, file: BinaryIO, video: Video) -> None:
         self._file, self._video = file, video
         self.seek, self.tell = file.seek, file.tell
-        start = file.tell()
         self._size = file.seek(0, os.SEEK_END)
-        file.seek(start)
+        file.seek(0)
 
     def read(self, size: int) -> bytes:
         """The next bytes, once they are looked at."""
