@@ -71,8 +71,6 @@ def prepare(folder: Path, documents: int) -> float | None:
 
 def start_run(config: Path) -> dict[str, object]:
     """Everything from the configuration to the begin of the first step, in this process."""
-    from dataclasses import asdict
-
     from transformers import TrainerCallback
 
     from vlcpt.config.yaml import load_config
@@ -87,7 +85,7 @@ def start_run(config: Path) -> dict[str, object]:
     processor = load_processor(configs.model.model_name_or_path)
     model = load_model(configs.model)
     screen = Screen(file=sys.stderr)
-    screen.print(towers_table([asdict(row) for row in tower_table(model)]))
+    screen.print(towers_table(tower_table(model)))
     held = memory("VmRSS") / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     start, used = time.perf_counter(), time.process_time()
