@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from tests.support import opened, png
-from vlcpt import Document, DocumentError, Image, Source, Text, read_documents
+from vlcpt import CPTDataset, DataConfig, Document, DocumentError, Image, Source, Text, read_documents
 from vlcpt.data.sources import open_sources
 
 
@@ -181,3 +181,15 @@ def test_an_empty_data_set_among_others_is_an_error():
 
     with pytest.raises(DocumentError, match=r"there is no row in it\."):
         open_sources([full, empty], "train")
+
+
+def test_a_media_root_may_be_a_path_wherever_a_source_is_given_in_python(tmp_path, tiny_processor):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "<image>a", "images": ["a.png"]}) + "\n")
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media/a.png").write_bytes(png(1))
+    given = {"path": str(rows), "media_root": tmp_path / "media"}
+    for sources in (given, DataConfig(given).train_data):
+        dataset = CPTDataset(sources, tiny_processor, max_length=64, cache_dir=tmp_path / "plan")
+        assert dataset.ledger.total.documents["used"] == 1
+    assert next(read_documents(rows, media_root=tmp_path / "media")).media_root == str(tmp_path / "media")

@@ -152,12 +152,8 @@ def open_source(
     if given is None and (members := prepared_members(source.path)) is not None:
         return _open_prepared(source, [member.folder for member in members])
     rows: Rows
-    name, format, ignored, root = (
-        source.name,
-        source.format,
-        frozenset(source.ignore_fields),
-        source.media_root,
-    )
+    name, format, root = source.name, source.format, source.media_root
+    ignored = frozenset(source.ignore_fields)
     try:
         check_format(format, source.targets, source.chat_template)
         if given is None:

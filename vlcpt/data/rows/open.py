@@ -231,6 +231,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if isinstance(self.ignore_fields, str):
             object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
+        if self.media_root is not None:  # Python callers may give a Path
+            object.__setattr__(self, "media_root", os.fspath(self.media_root))
         if not self.name:
             object.__setattr__(self, "name", default_name(self.path))
         if not self.path:
