@@ -53,21 +53,24 @@ def main() -> None:
 
 
 def _leave(code: object) -> None:
-    """End here and now where Python's own end may hang or abort: after a signal, and on a rank that failed.
+    """End here and now where Python's own end may hang or abort: after a signal, and on every rank.
 
-    Loaders wait for workers that are killed already, threads of gloo, in torch 2.14, can abort a process at
-    its end, and other ranks may keep it waiting there.
+    Loaders wait for workers that are killed already, and other ranks may keep a process waiting. Threads of
+    gloo, in torch 2.14, can abort a process at its end, and also where it leaves the group: a launcher then
+    takes the run for failed, and ends the rank that is still at work.
     """
     torch = sys.modules.get("torch")
     is_rank = torch is not None and torch.distributed.is_initialized()
-    if isinstance(code, int) and (code in (130, 143) or (code and is_rank)):
-        # Trackers send what is left from there; one of these hooks may be what hangs.
+    if isinstance(code, int | None) and (is_rank or code in (130, 143)):
+        if not code:
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python's own end does
+        # Trackers send what is left from there; after a failure one of these hooks may be what hangs.
         hooks = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
         hooks.start()
-        hooks.join(_HOOKS)
+        hooks.join(_HOOKS if code else None)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,8 @@ def train(context: typer.Context, config: Config) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     configs = _read(context, config)
     from vlcpt.runs.train import train_run
-    from vlcpt.training.ranks import leave_group
 
     train_run(configs, config_path=config)
-    leave_group()
 
 
 @app.command(context_settings=_OVERRIDES)

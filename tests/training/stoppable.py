@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model, load_processor
-from vlcpt.training.ranks import leave_group
+from vlcpt.__main__ import _leave
 
 
 class Progress(TrainerCallback):
@@ -60,7 +60,7 @@ def main(folder: Path, settings: dict[str, object]) -> None:
     trainer.train(resume_from_checkpoint=settings.get("resume"))
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
-    leave_group()
+    _leave(0)
 
 
 if __name__ == "__main__":

@@ -87,18 +87,6 @@ def require_equal(found: str, name: str) -> None:
         )
 
 
-def leave_group() -> None:
-    """Leave the process group: threads of gloo, in torch 2.14, can abort a process that ends with them.
-
-    A launcher then takes the run for failed, and ends the rank that is still at work.
-
-    Example:
-        >>> leave_group()
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 _PERIOD = 1.0  # seconds from one sign of life to the next
 _SILENT = 4 * _PERIOD  # without one a process counts as dead
 _SHOWN = 8  # ranks that a message names at most
