@@ -67,6 +67,8 @@ class Run:
 FOUR_BITS = {"tuning": "qlora", "lora_r": 4, "train_merger": True, "lora_towers": ("language",)}
 LANGUAGE = {"tuning": "full"}
 MIXED = {"lora_r": 4, "train_vision": True, "train_merger": True, "lora_towers": ("language", "vision")}
+EMBEDDINGS = {"tuning": "full", "train_embeddings": True}
+OUTPUT = {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj", "lm_head"]}
 RUNS = {
     **{f"{engine} full": Run(engine, FULL) for engine in ("ddp", "zero1", "zero2", "zero3")},
     **{f"{engine} lora": Run(engine) for engine in ("ddp", "zero1", "zero2", "zero3")},
@@ -74,6 +76,8 @@ RUNS = {
     **{f"{engine} qlora, merger in full": Run(engine, FOUR_BITS) for engine in ("ddp", "zero2", "zero3")},
     **{f"{engine} full, language alone": Run(engine, LANGUAGE) for engine in ("zero2", "zero3")},
     **{f"{engine} lora, merger in full": Run(engine, MIXED) for engine in ("zero2", "zero3")},
+    **{f"{engine} full, embeddings": Run(engine, EMBEDDINGS) for engine in ("ddp", "zero2", "zero3")},
+    **{f"{engine} lora, output layer": Run(engine, OUTPUT) for engine in ("ddp", "zero3")},
 }
 
 
@@ -171,6 +175,8 @@ def train(
         "learning_rate": 1e-3,
         "max_grad_norm": 0,
         "ddp_timeout": 60,
+        # Ranks have different numbers of chunks; one process makes all logits at once.
+        "loss_chunk": 3 if processes == 2 else 0,
     }
     args = CPTConfig(output_dir=str(folder), **(settings | run.settings))
     processor = load_processor(base)

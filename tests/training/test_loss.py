@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support import FOUR, encode_rows, run_alone
-from vlcpt import CPTDataCollator
+from tests.support import FOUR, encode_rows, largest_deviation, run_alone
+from vlcpt import CPTDataCollator, ModelConfig, load_model
+from vlcpt.training import loss as loss_module
 from vlcpt.training.loss import target_losses, total_weight
 
 
@@ -86,3 +87,117 @@ def test_a_real_model_gives_the_losses_of_its_full_logits(tiny_model, tiny_proce
     assert torch.allclose(losses.nll, torch.cat([one.nll for one in alone]), atol=1e-4)
     assert torch.equal(losses.weights, torch.cat([one.weights for one in alone]))
     assert len(losses.nll) == 63
+
+
+HEADS = {
+    "frozen": {"tuning": "lora"},
+    "trained": {"tuning": "full", "train_embeddings": True},
+    "trained beside adapters": {"tuning": "lora", "train_embeddings": True},
+    "with adapters": {"tuning": "lora", "lora_target_modules": ["lm_head", "q_proj"]},
+    "with DoRA": {"tuning": "lora", "lora_target_modules": ["lm_head", "q_proj"], "use_dora": True},
+}
+
+
+def losses_and_gradients(model, batch, chunk):
+    model.zero_grad()
+    losses = target_losses(model, batch, chunk)
+    (losses.nll * losses.weights).sum().backward()
+    return losses, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("head", "tied"),
+    # Adapters on tied heads are refused: merging them would give other logits.
+    [*((head, False) for head in HEADS), *((head, True) for head in list(HEADS)[:3])],
+)
+@pytest.mark.parametrize("chunk", [1, 5, 63, 1000])
+def test_chunks_give_the_losses_and_gradients_of_all_logits_at_once(
+    make_tiny_model, tiny_processor, tmp_path, head, tied, dtype, chunk
+):
+    make_tiny_model(tie=tied).save_pretrained(tmp_path)
+    model = load_model(ModelConfig(str(tmp_path), dtype="float32", **HEADS[head])).to(dtype)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, so that lora_A would have no gradient
+            torch.nn.init.normal_(parameter, std=0.02)
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+
+    plain, expected = losses_and_gradients(model, batch, 0)
+    losses, gradients = losses_and_gradients(model, batch, chunk)
+
+    exact = 1e-9 if dtype == torch.float64 else 1e-5
+    assert losses.nll.dtype == dtype
+    assert torch.allclose(losses.nll, plain.nll, rtol=exact, atol=0)
+    assert any("lm_head" in name or "embed_tokens" in name for name in gradients) == (head != "frozen")
+    assert largest_deviation(gradients, expected) < 10 * exact
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained", "with adapters"])
+def test_logits_of_no_more_than_a_chunk_are_made(tiny_model_dir, tiny_processor, monkeypatch, head):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32", **HEADS[head]))
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+    seen = []
+    for name in ("_nll", "_nll_and_normaliser", "_logit_gradient"):
+        original = getattr(loss_module, name)
+
+        def watched(logits, *rest, original=original):
+            seen.append(len(logits))
+            return original(logits, *rest)
+
+        monkeypatch.setattr(loss_module, name, watched)
+
+    target_losses(model, batch, 10).nll.sum().backward()
+
+    assert max(seen) == 10
+    assert sum(seen) >= 2 * 63  # forward and backward
+
+
+def test_a_frozen_head_keeps_no_logits_for_the_backward_pass(tiny_model_dir, tiny_processor):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32"))
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+    wide = model.config.text_config.vocab_size
+    kept = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        target_losses(model, batch, 10)
+
+    assert kept
+    assert not [one.shape for one in kept if wide in one.shape]
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained", "with adapters"])
+def test_a_batch_without_targets_gives_every_trained_weight_a_zero_gradient(
+    tiny_model_dir, tiny_processor, head
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32", **HEADS[head]))
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+    batch["labels"][:] = -100
+
+    losses, gradients = losses_and_gradients(model, batch, 10)
+
+    assert len(losses.nll) == 0
+    assert gradients
+    assert not any(one.any() for one in gradients.values())
+
+
+def test_the_layer_gives_logits_again_after_an_error(tiny_model, tiny_processor):
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+
+    with pytest.raises(TypeError):
+        target_losses(tiny_model, batch | {"use_cache": False, "no_such_argument": 1, "input_ids": None}, 10)
+
+    assert "forward" not in vars(tiny_model.lm_head)
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_under_autocast_chunks_are_as_exact_as_all_logits_at_once(tiny_model_dir, tiny_processor, head):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32", **HEADS[head]))
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+    _, exact = losses_and_gradients(model, batch, 0)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, of_plain = losses_and_gradients(model, batch, 0)
+        losses, gradients = losses_and_gradients(model, batch, 10)
+
+    assert torch.allclose(losses.nll, plain.nll, rtol=1e-6)
+    assert largest_deviation(gradients, exact) < 2 * largest_deviation(of_plain, exact)

@@ -189,7 +189,7 @@ _TINY, _BELOW_1, _ANY, _LARGEST_SEED = math.ulp(0.0), math.nextafter(1, 0), math
 _RANGES: Sequence[tuple[float, float, str, Sequence[str]]] = (
     (_TINY, _ANY, "above 0", ("lora_alpha", "min_pixels", "max_pixels", "fps", "max_row_bytes")),
     (_TINY, _ANY, "above 0", ("max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels")),
-    (0, _ANY, "0 or more", ("dataloader_num_workers", "dataloader_timeout")),
+    (0, _ANY, "0 or more", ("dataloader_num_workers", "dataloader_timeout", "loss_chunk")),
     (0, _ANY, "0 or more", tuple(LEARNING_RATES.values())),
     (1, _ANY, "1 or more", ("lora_r", "gradient_accumulation_steps")),
     (1, _ANY, "1 or more", ("per_device_train_batch_size", "per_device_eval_batch_size")),

@@ -23,6 +23,8 @@ from vlcpt.errors import ConfigError, refuse
 
 logger = logging.getLogger(__name__)
 
+LOSS_CHUNK = 128  # targets: the fastest on a CPU, and small beside the logits of a pack
+
 
 @dataclass(repr=False)  # TrainingArguments has a __repr__ that hides tokens; a generated one would print them
 class CPTConfig(TrainingArguments):
@@ -41,6 +43,11 @@ class CPTConfig(TrainingArguments):
     merger_learning_rate: float | None = key(None, "Learning rate of the merger. Default: learning_rate.")
     embedding_learning_rate: float | None = key(
         None, "Learning rate of token embeddings and output layer. Default: learning_rate."
+    )
+    loss_chunk: int = key(
+        LOSS_CHUNK,
+        "Targets whose logits are held at once, so that memory does not grow with the targets of a pack. "
+        "0: all, as transformers does.",
     )
     overwrite: bool = key(False, "Delete the earlier run in output_dir and start again.")
     # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.

@@ -58,6 +58,7 @@ def attend_by_document(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._attn_implementation = BY_DOCUMENT
+    model.get_decoder().register_forward_pre_hook(_without_mask, with_kwargs=True)
 
 
 def attention_for(config: PreTrainedConfig, wanted: str) -> str:
@@ -205,6 +206,19 @@ def _mask(
         return None
     given = {"q_length": q_length, "kv_length": kv_length, "attention_mask": attention_mask, **kwargs}
     return sdpa_mask(**given)  # type: ignore[arg-type]
+
+
+def _without_mask(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Tell a language model that documents make its masks needless, before it looks for packs itself.
+
+    It would compare positions on the device, and wait for it (transformers 5.24, ``create_causal_mask``).
+    """
+    has_mask, has_cache = (kwargs.get(name) is not None for name in ("attention_mask", "cache"))
+    if kwargs.get("cu_seq_lens_q") is None or has_mask or has_cache or kwargs.get("use_cache"):
+        return args, kwargs
+    return args, {**kwargs, "attention_mask": {"full_attention": None}}
 
 
 def _compute_type(value: torch.Tensor) -> torch.dtype:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, ProcessorMixin
 
+from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.collator import CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.tokens import token_sizes
@@ -69,13 +70,13 @@ class Score:
         return self.text_nll / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
-def row_sums(model: nn.Module, inputs: BatchTensors) -> torch.Tensor:
+def row_sums(model: nn.Module, inputs: BatchTensors, loss_chunk: int = LOSS_CHUNK) -> torch.Tensor:
     """Σ nll and number of targets of each row: float64 (B, 2).
 
     Rows, and no means, so that evaluation does not move with the batch size, and Trainer's gathering
     can take away rows that it repeated to fill the last batch.
     """
-    losses = target_losses(model, inputs)
+    losses = target_losses(model, inputs, loss_chunk)
     ids = inputs["input_ids"]
     assert isinstance(ids, torch.Tensor)
     # MPS has no float64; the sum of one row is short enough for float32 there.

@@ -1,25 +1,53 @@
-"""The loss at the targets: logits are computed there and nowhere else."""
+"""The loss at the targets: their logits are computed a few at a time, and no others at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
 
+from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 
 # What a collator made: tensors, and perhaps a flag or two.
 BatchTensors = Mapping[str, object]
 
 
+@dataclass(frozen=True)
+class Targets:
+    """The targets of a batch, in order of row and place; N of them.
+
+    No tuple, so that Trainer hands it on as it is: DeepSpeed would have it round the weights.
+
+    Args:
+        places: int64 (N,): where each is predicted from, its predecessor, over all rows laid end to end.
+        ids: int64 (N,).
+        weights: float32 (N,).
+        rows: int64 (N,): the row of the batch.
+    """
+
+    places: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    rows: torch.Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device, without waiting for it."""
+        return type(self)(**{name: one.to(device, non_blocking=True) for name, one in vars(self).items()})
+
+
 class TargetLosses(NamedTuple):
     """Each target of a batch, in order of row and place; N targets.
 
     Args:
-        nll: float32 (N,): negative log likelihood, nats.
+        nll: float32 (N,), float64 of a model in float64: negative log likelihood, nats.
         weights: float32 (N,).
         ids: int64 (N,).
         rows: int64 (N,): the row of the batch.
@@ -31,29 +59,31 @@ class TargetLosses(NamedTuple):
     rows: torch.Tensor
 
 
-def target_losses(model: nn.Module, inputs: BatchTensors) -> TargetLosses:
-    """Run the model on a batch and score its targets.
+def targets_of(inputs: BatchTensors) -> Targets:
+    """The targets of a batch: those taken from it before, or its labels from the second token on.
+
+    Labels on a GPU are looked at, which waits for it; ``vlcpt.training.step.sent`` does so before.
 
     Args:
-        model: Takes ``logits_to_keep`` as a bool mask (B, T) and returns flat logits (N, vocabulary).
-        inputs: A collated batch; without ``loss_weights`` each target weighs 1.
+        inputs: Without ``loss_weights`` each target weighs 1.
 
     Example:
-        >>> class Uniform(nn.Module):
-        ...     def forward(self, input_ids, logits_to_keep):
-        ...         return type("Output", (), {"logits": torch.zeros(int(logits_to_keep.sum()), 8)})
-        >>> inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[-100, -100, 3]])}
-        >>> [round(value, 3) for value in target_losses(Uniform(), inputs).nll.tolist()]
-        [2.079]
+        >>> targets_of({"labels": torch.tensor([[7, 7, -100], [-100, -100, 5]])}).places.tolist()
+        [0, 4]
     """
-    is_target, weights = _targets(inputs)
-    forward = {name: value for name, value in inputs.items() if name not in ("labels", "loss_weights")}
-    # The logits at a place predict the token after it.
-    keep = nn.functional.pad(is_target, (0, 1), value=False)
-    logits = model(**forward, logits_to_keep=keep).logits
-    ids = _tensor(inputs["labels"])[:, 1:][is_target]
-    nll = cross_entropy(logits.float(), ids, reduction="none")
-    return TargetLosses(nll, weights, ids, rows=is_target.nonzero()[:, 0])
+    if isinstance(known := inputs.get("targets"), Targets):
+        return known
+    labels = _tensor(inputs["labels"])
+    rows, before = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    weights = inputs.get("loss_weights")
+    return Targets(
+        places=rows * labels.shape[1] + before,
+        ids=labels[rows, before + 1],
+        weights=torch.ones(len(rows), device=rows.device)
+        if weights is None
+        else _tensor(weights)[rows, before + 1].float(),
+        rows=rows,
+    )
 
 
 def total_weight(inputs: BatchTensors) -> torch.Tensor:
@@ -63,15 +93,240 @@ def total_weight(inputs: BatchTensors) -> torch.Tensor:
         >>> total_weight({"labels": torch.tensor([[7, 7, -100]])})
         tensor(1.)
     """
-    return _targets(inputs)[1].sum()
+    return targets_of(inputs).weights.sum()
 
 
-def _targets(inputs: BatchTensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens from the second on are targets, bool (B, T-1), and the weight of each of these, (N,)."""
-    is_target = _tensor(inputs["labels"])[:, 1:] != IGNORE_INDEX
-    if "loss_weights" not in inputs:
-        return is_target, is_target[is_target].float()
-    return is_target, _tensor(inputs["loss_weights"])[:, 1:][is_target]
+def target_losses(model: nn.Module, inputs: BatchTensors, chunk: int = LOSS_CHUNK) -> TargetLosses:
+    """Run the model on a batch and score its targets.
+
+    The output layer is called inside the model's own forward pass, on all places, so that DDP and ZeRO see
+    it as they see every layer; there it takes the places of targets, and gives their losses for logits.
+
+    Args:
+        model: With an output layer, or one that takes ``logits_to_keep`` as a bool mask (B, T).
+        inputs: A collated batch.
+        chunk: Targets whose logits are held at once; 0: all of them, by the layer itself.
+
+    Example:
+        >>> class Uniform(nn.Module):
+        ...     def forward(self, input_ids, logits_to_keep):
+        ...         return type("Output", (), {"logits": torch.zeros(int(logits_to_keep.sum()), 8)})
+        >>> inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[-100, -100, 3]])}
+        >>> [round(value, 3) for value in target_losses(Uniform(), inputs).nll.tolist()]
+        [2.079]
+    """
+    targets = targets_of(inputs)
+    ours = ("labels", "loss_weights", "targets")
+    forward = {name: value for name, value in inputs.items() if name not in ours}
+    head = _output_layer(model)
+    if chunk and head is not None:
+        with _scoring(head, targets, chunk):
+            nll = model(**forward).logits
+    else:
+        keep = torch.zeros_like(_tensor(inputs["input_ids"]), dtype=torch.bool)
+        keep.view(-1)[targets.places] = True
+        nll = _nll(model(**forward, logits_to_keep=keep).logits, targets.ids)
+    return TargetLosses(nll, targets.weights, targets.ids, targets.rows)
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that makes logits, of a model that DDP, DeepSpeed or peft may have wrapped."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    found = getattr(model, "get_output_embeddings", None)
+    return found() if found else None
+
+
+@contextmanager
+def _scoring(head: nn.Module, targets: Targets, chunk: int) -> Iterator[None]:
+    """Have an output layer give losses (N,) for hidden states (B, T, hidden) while this lasts."""
+    layers = [head]
+    if isinstance(head, ModulesToSaveWrapper):  # one of these is called by it, with hooks of its own
+        layers = [head.original_module, *head.modules_to_save.values()]
+    before = [(layer, vars(layer).get("forward"), layer.forward) for layer in layers]
+
+    def scored(layer: nn.Module, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def score(hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            picked = hidden.flatten(0, 1).index_select(0, targets.places)
+            return chunked_nll(layer, picked, targets.ids, chunk, lambda part: forward(part, *args, **kwargs))
+
+        return score
+
+    for layer, _, forward in before:
+        vars(layer)["forward"] = scored(layer, forward)
+    try:
+        yield
+    finally:
+        for layer, own, _ in before:
+            if own is None:
+                del vars(layer)["forward"]
+            else:
+                vars(layer)["forward"] = own
+
+
+def chunked_nll(
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    chunk: int,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Negative log likelihoods (N,) of tokens, with the logits of ``chunk`` of them at a time.
+
+    A plain linear layer that is frozen gets its one gradient, that of the hidden states, while its logits
+    are there; one that trains computes them again in the backward pass. So does any other layer (with
+    adapters, in 4 bits), but where its weights are partitioned: its parts would be gathered once a chunk,
+    and ranks have different numbers of chunks, so it scores all targets at once.
+
+    Args:
+        layer: The output layer.
+        hidden: (N, width).
+        ids: int64 (N,).
+        forward: What the layer does.
+    """
+    if type(layer) is nn.Linear:
+        score = _TrainedLinear if layer.weight.requires_grad else _FrozenLinear
+        found = score.apply(hidden, layer.weight, layer.bias, ids, chunk)
+        assert isinstance(found, torch.Tensor)
+        return found
+    if any(hasattr(one, "ds_id") for one in layer.parameters()) or len(ids) <= chunk:
+        return _nll(forward(hidden), ids)
+
+    def score_part(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return _nll(forward(part), wanted)
+
+    parts = zip(hidden.split(chunk), ids.split(chunk), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([score_part(*part) for part in parts])
+    return torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts])
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """Losses of a linear layer whose weights have no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        ids: torch.Tensor,
+        chunk: int,
+    ) -> torch.Tensor:
+        # Autocast would make a copy of the weights for each chunk.
+        typed, weight, bias = _in_compute_type(hidden, weight, bias)
+        wants = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        gradient = torch.empty_like(hidden) if wants else None
+        found = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(ids), chunk):
+                part = slice(start, start + chunk)
+                logits = linear(typed[part], weight, bias)
+                nll, normaliser = _nll_and_normaliser(logits, ids[part])
+                found.append(nll)
+                if gradient is not None:
+                    gradient[part] = _logit_gradient(logits, ids[part], normaliser) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return torch.cat(found) if found else _wide(typed[:0, 0])
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+
+
+class _TrainedLinear(torch.autograd.Function):
+    """Losses of a linear layer whose weights train; the backward pass makes the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        ids: torch.Tensor,
+        chunk: int,
+    ) -> torch.Tensor:
+        typed, cast, cast_bias = _in_compute_type(hidden, weight, bias)
+        losses, normalisers = [_wide(typed[:0, 0])], [_wide(typed[:0, 0])]
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(ids), chunk):
+                part = slice(start, start + chunk)
+                nll, normaliser = _nll_and_normaliser(linear(typed[part], cast, cast_bias), ids[part])
+                losses.append(nll)
+                normalisers.append(normaliser)
+        # The weights themselves, not the copy: under ZeRO-3 the layer's hooks gather them again.
+        ctx.save_for_backward(hidden, weight, bias, ids, torch.cat(normalisers))  # type: ignore[arg-type]
+        ctx.chunk, ctx.dtype = chunk, typed.dtype  # type: ignore[attr-defined]
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, ids, normalisers = ctx.saved_tensors  # type: ignore[attr-defined]
+        chunk, dtype = ctx.chunk, ctx.dtype  # type: ignore[attr-defined]
+        typed, cast = hidden.to(dtype), weight.to(dtype)
+        cast_bias = None if bias is None else bias.to(dtype)
+        # Sums of chunks, so not in 16 bits.
+        of_weight = torch.zeros_like(weight, dtype=_wide(weight[:0]).dtype)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=of_weight.dtype)
+        of_hidden = torch.empty_like(hidden)
+        for start in range(0, len(ids), chunk):
+            part = slice(start, start + chunk)
+            logits = linear(typed[part], cast, cast_bias)
+            gradient = _logit_gradient(logits, ids[part], normalisers[part], upstream[part])
+            of_hidden[part] = gradient @ cast
+            if gradient.dtype == of_weight.dtype:
+                of_weight.addmm_(gradient.T, typed[part])
+            else:
+                of_weight += gradient.T @ typed[part]
+            if of_bias is not None:
+                of_bias += gradient.sum(0, dtype=of_bias.dtype)
+        found = None if of_bias is None else of_bias.to(bias.dtype)
+        return of_hidden, of_weight.to(weight.dtype), found, None, None
+
+
+def _nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Negative log likelihoods (N,) from logits (N, vocabulary)."""
+    return cross_entropy(_wide(logits), ids, reduction="none")
+
+
+def _nll_and_normaliser(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log likelihoods (n,), and the logarithm of the sum of exponentials (n,)."""
+    wide = _wide(logits)
+    normaliser = wide.logsumexp(1)
+    return normaliser - wide.gather(1, ids[:, None])[:, 0], normaliser
+
+
+def _logit_gradient(
+    logits: torch.Tensor, ids: torch.Tensor, normaliser: torch.Tensor, upstream: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The gradient by logits (n, vocabulary), in their type, of losses that are each times ``upstream``."""
+    wide = _wide(logits).sub(normaliser[:, None]).exp_()
+    wide.scatter_add_(1, ids[:, None], wide.new_full((len(ids), 1), -1))
+    if upstream is not None:
+        wide *= upstream[:, None].to(wide.dtype)
+    return wide.to(logits.dtype)
+
+
+def _in_compute_type(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The three in autocast's type where it is on, else as they are."""
+    device = hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return hidden, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """In float32, or in float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _tensor(value: object) -> torch.Tensor:

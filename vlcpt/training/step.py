@@ -29,7 +29,7 @@ from vlcpt.file_writes import append_lines, write_file
 from vlcpt.interrupts import Interruption
 from vlcpt.model.weights import UNREADABLE
 from vlcpt.training.checkpoints.files import CheckpointError
-from vlcpt.training.loss import total_weight
+from vlcpt.training.loss import targets_of, total_weight
 from vlcpt.training.progress import GO_ON
 
 if TYPE_CHECKING:
@@ -159,9 +159,12 @@ def count_step(
     """
     weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
     mine = [float(weight), any(one.failed for one in read), len(batches), interruption]
-    sums = accelerator.reduce(torch.tensor(mine, device=accelerator.device), "sum")
-    _, failed, count, interrupted = sums.tolist()
-    if failed:
+    sums = torch.tensor(mine, device=accelerator.device)
+    if accelerator.num_processes > 1:  # else nothing of the device is needed, nor waited for
+        sums = accelerator.reduce(sums, "sum")
+        mine = sums.tolist()
+    _, failed, count, interrupted = mine
+    if failed and accelerator.num_processes > 1:
         read = gather_object(list(read))
     return StepCounts(sums[0], read, bool(count), interrupted)
 
@@ -189,6 +192,27 @@ def take_documents(batch: Batch) -> list[str]:
     names = batch.pop("documents", [])
     assert isinstance(names, list)
     return [str(name) for name in names]
+
+
+def sent(batch: Batch, device: torch.device) -> dict[str, object]:
+    """A batch on a device, its targets found before, where nothing has to wait for them.
+
+    Args:
+        batch: On the CPU, in pinned memory where a GPU is to copy it while it computes.
+
+    Example:
+        >>> ids = torch.tensor([[5, 7]])
+        >>> batch = {"input_ids": ids, "labels": torch.tensor([[-100, 7]]), "use_cache": False}
+        >>> list(sent(batch, torch.device("cpu")))
+        ['input_ids', 'use_cache', 'targets']
+    """
+    targets = targets_of(batch).to(device)
+    rest = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights")}
+    moved = {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in rest.items()
+    }
+    return {**moved, "targets": targets}
 
 
 def leave_out_failed(batch: Batch) -> None:

@@ -36,6 +36,7 @@ from vlcpt.training.step import (
     read_step,
     reading,
     require_failed,
+    sent,
     share_towers,
     take_documents,
     watched,
@@ -180,6 +181,19 @@ class CPTTrainer(Trainer):
             count_lost_step(self)
         return [], torch.zeros((), device=device)
 
+    def get_train_dataloader(self) -> DataLoader[object]:
+        """The loader of training; its batches stay where they are until they are used."""
+        loader = super().get_train_dataloader()
+        # accelerate would send all batches of a step at once, and wait for each.
+        vars(loader)["device"] = None
+        return loader
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Train on one batch of a step, which is sent to the device now."""
+        return super().training_step(model, sent(inputs, self.args.device), num_items_in_batch)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -189,7 +203,7 @@ class CPTTrainer(Trainer):
     ) -> torch.Tensor:
         """Σ weight · nll of a batch over Σ weight of the step, as DDP's mean over ranks needs it."""
         require_bounds(self.model, inputs)
-        losses = target_losses(model, inputs)
+        losses = target_losses(model, inputs, self.args.loss_chunk)
         weight = losses.weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
         return self._finite.watched(loss)
@@ -254,5 +268,5 @@ class CPTTrainer(Trainer):
         take_documents(inputs)
         require_bounds(self.model, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(model, self._prepare_inputs(dict(inputs)))
+            sums = row_sums(model, self._prepare_inputs(dict(inputs)), self.args.loss_chunk)
         return None, sums, sums[:, 1:]

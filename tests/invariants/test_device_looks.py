@@ -1,0 +1,120 @@
+"""Nothing of this library waits for the device in a micro-batch, and once a step at most."""
+
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import vlcpt
+from tests.support import TEN, make_trainer
+from vlcpt import CPTDataset, CPTTrainer, ModelConfig, load_model
+from vlcpt.training import trainer as trainer_module
+
+PACKAGE = str(Path(vlcpt.__file__).parent)
+LOOKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+class Looks(TorchDispatchMode):
+    """Where a tensor's values are asked for: the innermost line that is not torch's own, of any package."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.lines: Counter[str] = Counter()
+        self.is_on = True
+        tolist = torch.Tensor.tolist
+
+        def counted(tensor):  # passes by the dispatcher
+            self.note()
+            return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", counted)
+
+    def note(self):
+        frames = [one for one in traceback.extract_stack() if "/torch/" not in one.filename]
+        frame = next(one for one in reversed(frames) if one.filename != __file__)
+        if self.is_on:
+            self.lines[f"{frame.filename}:{frame.lineno}"] += 1
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in LOOKS:
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def ours(self):
+        return {line: count for line, count in self.lines.items() if line.startswith(PACKAGE)}
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_micro_batch_on_the_device_is_looked_at_by_nothing_of_ours(
+    tiny_model_dir, tiny_processor, tmp_path, monkeypatch, tuning, rows
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32", tuning=tuning))
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70)
+    looks = Looks(monkeypatch)
+    looks.is_on = False
+
+    class Watched(CPTTrainer):
+        def training_step(self, *args, **kwargs):
+            looks.is_on = True
+            with looks:
+                try:
+                    return super().training_step(*args, **kwargs)
+                finally:
+                    looks.is_on = False
+
+    def sent(batch, device):
+        looks.is_on = False  # what it looks at is still on the CPU
+        found = trainer_module_sent(batch, device)
+        looks.is_on = True
+        return found
+
+    trainer_module_sent = trainer_module.sent
+    monkeypatch.setattr(trainer_module, "sent", sent)
+    trainer = make_trainer(
+        model, dataset, tiny_processor, tmp_path, per_device_train_batch_size=rows, max_steps=2
+    )
+    trainer.__class__ = Watched
+    trainer.train()
+
+    assert not looks.ours
+    assert looks.lines  # upstream's own, of images: or counting proves nothing
+
+
+def test_on_one_process_a_step_looks_once_at_the_norm_of_its_gradient(
+    tiny_model_dir, tiny_processor, tmp_path, monkeypatch
+):
+    """Everything that is not of the batches, which lie on the CPU, would be a look at the device."""
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32"))
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70)
+    trainer = make_trainer(
+        model, dataset, tiny_processor, tmp_path, gradient_accumulation_steps=2, max_steps=3, logging_steps=10
+    )
+    found = []
+    norm = trainer.accelerator.clip_grad_norm_
+
+    class Norm(torch.Tensor):
+        """A number that notes who asks for it."""
+
+        def __float__(self):
+            found.append("norm")
+            return float(self.as_subclass(torch.Tensor))
+
+    monkeypatch.setattr(
+        trainer.accelerator, "clip_grad_norm_", lambda *args: note(norm(*args).as_subclass(Norm))
+    )
+
+    def note(value):
+        trainer._finite._norm = value
+        return value
+
+    reduced = []
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda *args: reduced.append(args))
+    trainer.train()
+
+    assert found == ["norm"] * 3
+    assert not reduced
