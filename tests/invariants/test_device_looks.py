@@ -67,9 +67,9 @@ def test_a_micro_batch_on_the_device_is_looked_at_by_nothing_of_ours(
                 finally:
                     looks.is_on = False
 
-    def sent(batch, device):
+    def sent(batch, device, scales):
         looks.is_on = False  # what it looks at is still on the CPU
-        found = trainer_module_sent(batch, device)
+        found = trainer_module_sent(batch, device, scales)
         looks.is_on = True
         return found
 

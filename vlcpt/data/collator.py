@@ -10,6 +10,7 @@ from transformers import ProcessorMixin
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality, Sample, make_fillers
+from vlcpt.data.encode.vision import pixel_scales, scaled_pixels
 from vlcpt.data.plan.plan import FailedSample
 
 Batch = dict[str, torch.Tensor | bool | int | list[int] | list[FailedSample] | list[str]]
@@ -31,6 +32,8 @@ class CPTDataCollator:
     Attributes:
         names_documents: Whether a batch also has ``documents``, the names of its samples: for the trainer,
             which takes them out again.
+        keeps_bytes: Whether pixels stay as they were decoded, an eighth of what they become, for the trainer,
+            which scales them on the device.
         window_size: Side of the vision tower's windows, pixels. Where it is set, a batch also has what the
             tower would work out of the grids, asking the device for each of them.
 
@@ -49,6 +52,8 @@ class CPTDataCollator:
         self._processor = processor
         self.fill_modalities = fill_modalities
         self.names_documents = False
+        self.keeps_bytes = False
+        self.scales = pixel_scales(processor)
         self.window_size: int | None = None
 
     @property
@@ -97,7 +102,7 @@ class CPTDataCollator:
         for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
             found = [tensor for sample in samples if (tensor := getattr(sample, name)) is not None]
             if found:
-                batch[name] = torch.cat(found)
+                batch[name] = self._joined(found)
             if found and self.window_size is not None and name.endswith("_grid_thw"):
                 batch |= self._vision_bounds(name.partition("_")[0], torch.cat(found), self.window_size)
         if failed:
@@ -105,6 +110,13 @@ class CPTDataCollator:
         if self.names_documents:
             batch["documents"] = [sample.name for sample in samples]
         return batch
+
+    def _joined(self, found: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Patches or grids of all samples; bytes only where they are to stay so, and there are no others."""
+        is_mixed = len({(one.dtype, one.shape[1]) for one in found}) > 1
+        if self.scales is not None and (is_mixed or not self.keeps_bytes):
+            found = [scaled_pixels(one, self.scales) for one in found]
+        return torch.cat(list(found))
 
     def _vision_bounds(self, modality: str, grids: torch.Tensor, window_size: int) -> Batch:
         """What the vision tower takes instead of working it out of the grids of its media.

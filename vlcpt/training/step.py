@@ -21,6 +21,7 @@ from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality
+from vlcpt.data.encode.vision import PixelScales, scaled_pixels
 from vlcpt.data.families import Tower, tower_of
 from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import LoadingError, WorkerBoard
@@ -194,11 +195,12 @@ def take_documents(batch: Batch) -> list[str]:
     return [str(name) for name in names]
 
 
-def sent(batch: Batch, device: torch.device) -> dict[str, object]:
+def sent(batch: Batch, device: torch.device, scales: PixelScales | None = None) -> dict[str, object]:
     """A batch on a device, its targets found before, where nothing has to wait for them.
 
     Args:
         batch: On the CPU, in pinned memory where a GPU is to copy it while it computes.
+        scales: What makes bytes of pixels what the vision tower takes, once they are there.
 
     Example:
         >>> ids = torch.tensor([[5, 7]])
@@ -212,6 +214,9 @@ def sent(batch: Batch, device: torch.device) -> dict[str, object]:
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in rest.items()
     }
+    for name in ("pixel_values", "pixel_values_videos"):
+        if scales is not None and isinstance(pixels := moved.get(name), torch.Tensor):
+            moved[name] = scaled_pixels(pixels, scales)
     return {**moved, "targets": targets}
 
 

@@ -94,7 +94,7 @@ class CPTTrainer(Trainer):
         filled = share_towers(model, args, given, is_partitioned=asked_stage(args) == 3)
         if isinstance(data_collator, CPTDataCollator):
             data_collator.fill_modalities = filled
-            data_collator.names_documents = True
+            data_collator.names_documents = data_collator.keeps_bytes = True
             data_collator.window_size = base.config.vision_config.window_size
         self.progress = RunProgress(args.max_length if args.packing else None, console)
         super().__init__(
@@ -192,7 +192,11 @@ class CPTTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Train on one batch of a step, which is sent to the device now."""
-        return super().training_step(model, sent(inputs, self.args.device), num_items_in_batch)
+        return super().training_step(model, self._sent(inputs), num_items_in_batch)
+
+    def _sent(self, inputs: Batch) -> dict[str, object]:
+        scales = getattr(self.data_collator, "scales", None)
+        return sent(inputs, self.args.device, scales)
 
     def compute_loss(
         self,
@@ -268,5 +272,5 @@ class CPTTrainer(Trainer):
         take_documents(inputs)
         require_bounds(self.model, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(model, self._prepare_inputs(dict(inputs)), self.args.loss_chunk)
+            sums = row_sums(model, self._prepare_inputs(self._sent(inputs)), self.args.loss_chunk)
         return None, sums, sums[:, 1:]

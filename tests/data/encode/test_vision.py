@@ -1,5 +1,6 @@
 """Grids from headers and patches from pixels: the processor's own, whatever the size and the limits."""
 
+import copy
 from functools import lru_cache
 from io import BytesIO
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document
-from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.encoder import DocumentEncoder, scaled_sample
 from vlcpt.data.encode.vision import EncodingOptions
-from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.media.open import MediaLimits, read_image
 from vlcpt.data.media.references import medium_at
 from vlcpt.data.media.videos import clip_of, read_video
 
@@ -213,6 +214,7 @@ def test_another_documents_pixels_are_brought_to_the_same_grid(tiny_processor):
     swapped = encoder.sample(mine, stream, pixels_of=(other, other))
     masked = encoder.sample(mine, stream, pixels_of=(None, None))
 
+    own, swapped = (scaled_sample(one, encoder.vision.scales) for one in (own, swapped))
     for sample in (swapped, masked):
         assert torch.equal(sample.image_grid_thw, own.image_grid_thw)
         assert sample.pixel_values.shape == own.pixel_values.shape
@@ -306,3 +308,50 @@ def test_gray_and_transparent_images_have_patches_too(tiny_processor):
         sample = encode_document(Document((Image(data=file.getvalue()),)), tiny_processor)
         assert sample.image_grid_thw.tolist() == [[1, 4, 4]]
         assert sample.pixel_values.std() > 0
+
+
+MODES = ("RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16")
+SIZES = ((1, 1), (28, 28), (57, 91), (600, 800), (801, 599), (30, 2000), (1333, 47))
+
+
+def picture_of(mode: str, height: int, width: int) -> bytes:
+    """Noise over a slope as a file, so that every resize has something to round."""
+    rng = np.random.default_rng(height * width)
+    slope = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
+    made = PIL.Image.fromarray((slope + rng.integers(0, 56, slope.shape)).astype(np.uint8))
+    if mode == "I;16":
+        made = PIL.Image.fromarray(np.asarray(made.convert("L")).astype(np.uint16) * 256)
+    file = BytesIO()
+    (made if mode == "I;16" else made.convert(mode)).save(file, "TIFF" if mode == "CMYK" else "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_pixels_kept_as_bytes_become_the_processors_to_the_bit(tiny_processor, mode, height, width):
+    picture = picture_of(mode, height, width)
+    encoder = DocumentEncoder(tiny_processor)
+    document = Document((Image(data=picture), Text("a")))
+
+    sample = encoder.sample(document, encoder.tokens(document))
+    scaled = scaled_sample(sample, encoder.vision.scales)
+
+    shown = read_image(Image(data=picture), media_root=None)  # how each mode is shown has its own tests
+    wanted = tiny_processor.image_processor([shown], return_tensors="pt")["pixel_values"]
+    assert sample.pixel_values.dtype == torch.uint8
+    assert sample.pixel_values.nbytes * 8 == wanted.nbytes
+    assert torch.equal(scaled.pixel_values, wanted)
+
+
+def test_a_processor_that_does_something_else_with_pixels_does_it_itself(tiny_processor):
+    other = copy.deepcopy(tiny_processor)
+    other.image_processor.do_normalize = False
+    document = Document((Image(data=png(1, 56, 84)), Text("a")))
+
+    encoder = DocumentEncoder(other)
+    sample = encoder.sample(document, encoder.tokens(document))
+
+    picture = PIL.Image.open(BytesIO(png(1, 56, 84)))
+    wanted = other.image_processor([picture], return_tensors="pt")["pixel_values"]
+    assert encoder.vision.scales is None
+    assert torch.equal(sample.pixel_values, wanted)

@@ -15,7 +15,15 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Text, TurnEdge, Video
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
-from vlcpt.data.encode.vision import DEFAULT_OPTIONS, EncodingOptions, PlacedMedium, TrainEos, VisionEncoder
+from vlcpt.data.encode.vision import (
+    DEFAULT_OPTIONS,
+    EncodingOptions,
+    PixelScales,
+    PlacedMedium,
+    TrainEos,
+    VisionEncoder,
+    scaled_pixels,
+)
 
 IGNORE_INDEX = -100
 # What planning needs of a document. `length` ends with the last target; `pads` and `media` lie before it.
@@ -195,9 +203,10 @@ class Sample:
         labels: int64 (T,), -100 where there is no target.
         loss_weights: float32 (T,).
         position_ids: int64 (3, T): temporal, height, width.
-        pixel_values: float32 (P, D) patches of all images, or None.
+        pixel_values: (P, D) patches of all images, or None: float32, or uint8 for
+            :func:`vlcpt.data.encode.vision.scaled_pixels`.
         image_grid_thw: int64 (I, 3), or None.
-        pixel_values_videos: float32 (P, D) patches of all videos, or None.
+        pixel_values_videos: The same of all videos, or None.
         video_grid_thw: int64 (V, 3), or None.
         name: The document, for messages.
     """
@@ -371,6 +380,17 @@ class DocumentEncoder:
         return target_weight(last_text) if last_text is not None and trained else 1.0
 
 
+def scaled_sample(sample: Sample, scales: PixelScales | None) -> Sample:
+    """A sample with its pixels as float32; see :func:`~vlcpt.data.encode.vision.scaled_pixels`."""
+    if scales is None:
+        return sample
+    images, videos = (
+        None if one is None else scaled_pixels(one, scales)
+        for one in (sample.pixel_values, sample.pixel_values_videos)
+    )
+    return replace(sample, pixel_values=images, pixel_values_videos=videos)
+
+
 def encode_document(
     document: Document,
     processor: ProcessorMixin,
@@ -394,7 +414,7 @@ def encode_document(
         fps, max_frames: Frames a second and in all to take from a video.
 
     Returns:
-        The sample; T tokens, nothing trimmed or split.
+        The sample; T tokens, nothing trimmed or split; pixels as the processor gives them.
 
     Raises:
         DocumentError: If a medium cannot be used.
@@ -414,7 +434,7 @@ def encode_document(
     if media_root is not None:
         document = replace(document, media_root=str(media_root))
     try:
-        return cached.sample(document, cached.tokens(document))
+        return scaled_sample(cached.sample(document, cached.tokens(document)), cached.vision.scales)
     except DocumentError as error:
         error.id = document.id
         raise
