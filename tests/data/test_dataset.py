@@ -6,6 +6,7 @@ import random
 import re
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader
 from tests.support import TEN, digits, opened, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_document
 from vlcpt.config.schema import DataConfig
-from vlcpt.data.encode.encoder import Sample
+from vlcpt.data.dataset import _LongDocuments
+from vlcpt.data.encode.encoder import DocumentEncoder, Sample, closed_stream
 from vlcpt.data.plan.plan import FailedSample
 
 
@@ -355,3 +357,36 @@ def test_an_image_that_takes_as_many_tokens_on_another_grid_stops_as_changed(tin
     image.write_bytes(png(0, 112, 56))
 
     assert "the row or a medium was changed since" in changed(dataset)
+
+
+def test_a_document_that_is_split_is_tokenised_once_for_all_of_its_parts(tiny_processor, monkeypatch):
+    dataset = CPTDataset([{"text": digits(500)}, {"text": "one"}], tiny_processor, max_length=64)
+    called = []
+    tokens = DocumentEncoder.tokens
+
+    def counted(encoder, document):
+        called.append(document.name)
+        return tokens(encoder, document)
+
+    monkeypatch.setattr(DocumentEncoder, "tokens", counted)
+    items = [dataset[number] for number in range(len(dataset))]
+
+    assert len(items) > 7
+    assert sorted(called) == sorted(set(called))
+    assert len(called) == 2
+    # The parts are those of a data set that keeps none.
+    monkeypatch.setattr(dataset, "_long", _LongDocuments(0))
+    for number in reversed(range(len(dataset))):
+        again = dataset[number]
+        assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(again, items[number], strict=True))
+
+
+def test_of_long_documents_those_used_last_are_kept():
+    stream = closed_stream([np.arange(3, 6)], [np.ones(3)], 2, 0.0)  # 4 tokens
+    kept = _LongDocuments(most=8)
+    for number in (0, 1):
+        kept.keep(0, number, Document(()), stream)
+    kept.get(0, 0)
+    kept.keep(0, 2, Document(()), stream)
+
+    assert [kept.get(0, row) is not None for row in (0, 1, 2)] == [True, False, True]

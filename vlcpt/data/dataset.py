@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError
-from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample
+from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TokenStream
 from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
@@ -29,6 +30,34 @@ from vlcpt.data.sources import Sources, open_sources, require_distinct
 from vlcpt.data.workers import WorkerBoard
 
 PixelsOf = Literal["document", "next_document", "blank"]
+LONG_TOKENS = 8_000_000  # of long documents that a process keeps, 20 bytes each
+
+
+class _LongDocuments:
+    """The documents that were read last of those that are split, each with its tokens.
+
+    The parts of a document lie in different packs, and each of them would tokenise all of it: 1 MB of text
+    has 60 parts. Each loader worker has its own.
+
+    Args:
+        most: Tokens that are kept; of more, those that were used last, and one document at least.
+    """
+
+    def __init__(self, most: int = LONG_TOKENS) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[int, int], tuple[Document, TokenStream]] = OrderedDict()
+
+    def get(self, source: int, row: int) -> tuple[Document, TokenStream] | None:
+        """A document that is kept."""
+        if (found := self._kept.get((source, row))) is not None:
+            self._kept.move_to_end((source, row))
+        return found
+
+    def keep(self, source: int, row: int, document: Document, stream: TokenStream) -> None:
+        """Keep a document; others make room for it."""
+        self._kept[source, row] = document, stream
+        while len(self._kept) > 1 and sum(len(one) for _, one in self._kept.values()) > self._most:
+            self._kept.popitem(last=False)
 
 
 class CPTDataset(Dataset[list[Sample | FailedSample]]):
@@ -133,6 +162,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self._stops = on_bad_data == "error"
         self.failures = Failures(plan, names, max_bad_fraction, max_bad_in_a_row)
         self.board = WorkerBoard(self.names)
+        self._long = _LongDocuments()
         self._pack(seed)
 
     def _pack(self, seed: int) -> None:
@@ -268,6 +298,19 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     def _sample(self, source: int, row: int, line: np.void) -> Sample:
         start, stop, repeated = (int(line[name]) for name in ("start", "stop", "repeated"))
+        document, stream = self._long.get(source, row) or self._read(source, row, int(line["checksum"]))
+        if len(stream) > self.max_length:
+            self._long.keep(source, row, document, stream)
+        pixels = None
+        if self._pixels_of != "document":
+            pixels = tuple(
+                self._next(others, source, row) if self._pixels_of == "next_document" else None
+                for others in (self._with_images, self._with_videos)
+            )
+        return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
+
+    def _read(self, source: int, row: int, checksum: int) -> tuple[Document, TokenStream]:
+        """A document and its tokens, which must be those that were planned."""
         try:
             document = self._sources[source].document(row)
         except DocumentError as error:
@@ -280,20 +323,14 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
                 source=error.source or self._sources[source].rows.source(row),
             ) from None
         stream = self._encoder.tokens(document)
-        if stream.checksum != line["checksum"]:
+        if stream.checksum != checksum:
             raise DocumentError(
                 "its tokens and targets are not those that were planned: the row or a medium was changed "
                 "since. Delete the run's folder plan and start it again.",
                 kind="changed",
                 source=document.source,
             )
-        pixels = None
-        if self._pixels_of != "document":
-            pixels = tuple(
-                self._next(others, source, row) if self._pixels_of == "next_document" else None
-                for others in (self._with_images, self._with_videos)
-            )
-        return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
+        return document, stream
 
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
         """The document after this one among those with the medium; None if there is no other."""
