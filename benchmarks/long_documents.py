@@ -21,8 +21,8 @@ from machine import pin
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as vlcpt's commands do
 
-from vlcpt import CPTDataset, load_processor  # noqa: E402
-from vlcpt.demo import base_path  # noqa: E402
+from vlcpt import CPTDataset, load_processor
+from vlcpt.demo import base_path
 
 LENGTH = 4096
 SHORT = 2000  # characters
