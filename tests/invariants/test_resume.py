@@ -80,7 +80,10 @@ def run(tiny_model_dir, tiny_processor, dataset):
         trainer.train(resume_from_checkpoint=resume)
         assert trainer.state.global_step == STEPS
         log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
-        log = [{key: one[key] for key in one if not key.endswith(TIME)} for one in log]
+        log = [
+            {key: one[key] for key in one if not key.endswith(TIME) and not key.startswith("seconds/")}
+            for one in log
+        ]
         weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
         saved = folder / f"checkpoint-{STEPS}"
         return log, weights, torch.load(saved / "optimizer.pt"), torch.load(saved / "scheduler.pt")

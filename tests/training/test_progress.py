@@ -92,6 +92,26 @@ def test_the_time_of_an_evaluation_does_not_slow_the_steps(arguments, monkeypatc
     assert read_log(progress_folder(arguments))[1]["targets_per_second"] == 0.8  # 3 targets in 4 s
 
 
+def test_a_line_says_where_the_time_of_its_steps_went(arguments, monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 7.0, 8.0, 10.0, 11.0, 13.0, 17.0, 18.0])
+    monkeypatch.setattr("vlcpt.training.clock.time.perf_counter", lambda: next(now))
+    progress, screen = make_progress()
+    state = TrainerState(global_step=2, max_steps=10, is_world_process_zero=True)
+    progress.count([{"labels": LABELS}])
+    for _ in range(2):
+        progress.clock.start()
+        for phase in ("data_wait", "forward", "backward"):
+            progress.clock.end(phase)
+        progress.on_step_end(arguments, state, TrainerControl())
+
+    progress.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})
+
+    seconds = {key.partition("/")[2]: value for key, value in read_log(progress_folder(arguments))[0].items()
+               if key.startswith("seconds/")}  # fmt: skip
+    assert seconds == {"data_wait": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 1.0}  # a step
+    assert "  wait 12% forward 25% backward 50% optimizer 12%  " in screen.getvalue()
+
+
 def test_trainers_closing_summary_is_neither_shown_nor_logged(arguments):
     progress, screen = make_progress()
     state = TrainerState(global_step=7, max_steps=10, is_world_process_zero=True)
@@ -139,7 +159,10 @@ def test_a_run_logs_one_readable_line_a_step(tiny_model_dir, tiny_processor, tmp
 
     engine, *lines = screen.getvalue().splitlines()
     assert engine == "1 process"
-    pattern = r"step \d/4  loss \d+\.\d{4}  [\d,]+ targets/s  fill \d+%  lr merger \S+ language \S+"
+    times = r"wait \d+% forward \d+% backward \d+% optimizer \d+%"
+    pattern = (
+        rf"step \d/4  loss \d+\.\d{{4}}  [\d,]+ targets/s  {times}  fill \d+%  lr merger \S+ language \S+"
+    )
     assert len(lines) == 4
     assert all(re.fullmatch(pattern, line) for line in lines)
     log = read_log(tmp_path)

@@ -16,9 +16,11 @@ from transformers import IntervalStrategy, TrainerCallback, TrainerControl, Trai
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.run_files import read_log
+from vlcpt.training.clock import PHASES, StepClock
 from vlcpt.training.loss import BatchTensors
 
 LOG_NAME = "train_log.jsonl"
+CPU = torch.device("cpu")
 GO_ON = "Then start again with --resume_from_checkpoint auto."
 
 
@@ -28,20 +30,24 @@ class RunProgress(TrainerCallback):
     Args:
         max_length: Tokens of a row, for the fill; None unpacked.
         console: Where the lines go.
+        device: What the time of steps is measured on.
 
     Example:
         >>> RunProgress(max_length=64).targets
         0
     """
 
-    def __init__(self, max_length: int | None, console: Console | None = None) -> None:
+    def __init__(
+        self, max_length: int | None, console: Console | None = None, device: torch.device = CPU
+    ) -> None:
         self.console = console or Console()
+        self.clock = StepClock(device)
         self._max_length = max_length
         self._bar: Progress | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self.targets, self.tokens, self.rows = 0, 0, 0
+        self.targets, self.tokens, self.rows, self._steps = 0, 0, 0, 0
         self._learning_rates: dict[str, float] = {}
         self._since = time.monotonic()
 
@@ -66,6 +72,7 @@ class RunProgress(TrainerCallback):
     ) -> None:
         """Start the bar, and forget what the log says of steps that will be run again."""
         self._reset()
+        self.clock.take()
         if not state.is_world_process_zero:
             return
         log = Path(str(args.output_dir)) / LOG_NAME
@@ -97,6 +104,8 @@ class RunProgress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        self.clock.end("optimizer")
+        self._steps += 1
         # A run with fewer steps than logging_steps would show no loss at all.
         logs_steps = args.logging_strategy == IntervalStrategy.STEPS
         if logs_steps and state.global_step == state.max_steps < state.logging_steps:
@@ -130,6 +139,10 @@ class RunProgress(TrainerCallback):
             logs["targets_per_second"] = round(self.targets * args.world_size / seconds, 1)
             if self._max_length and self.rows:
                 logs["fill"] = round(self.tokens / (self.rows * self._max_length), 4)
+            times = self.clock.take()
+            logs |= {
+                f"seconds/{phase}": round(spent / max(self._steps, 1), 4) for phase, spent in times.items()
+            }
             logs |= {f"learning_rate/{name}": rate for name, rate in self._learning_rates.items()}
             self._reset()
         # What was spent on an evaluation is no time of the steps around it.
@@ -149,6 +162,13 @@ def _line(state: TrainerState, logs: dict[str, float]) -> str | None:
     at = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
     if "loss" in logs:
         parts = [f"loss {logs['loss']:.4f}", f"{logs['targets_per_second']:,.0f} targets/s"]
+        spent = {phase: logs.get(f"seconds/{phase}", 0.0) for phase in PHASES}
+        if total := sum(spent.values()):
+            parts.append(
+                " ".join(
+                    f"{phase.removeprefix('data_')} {value / total:.0%}" for phase, value in spent.items()
+                )
+            )
         if "fill" in logs:
             parts.append(f"fill {logs['fill']:.0%}")
         rates = {key.split("/")[1]: value for key, value in logs.items() if key.startswith("learning_rate/")}

@@ -96,7 +96,7 @@ class CPTTrainer(Trainer):
             data_collator.fill_modalities = filled
             data_collator.names_documents = data_collator.keeps_bytes = True
             data_collator.window_size = base.config.vision_config.window_size
-        self.progress = RunProgress(args.max_length if args.packing else None, console)
+        self.progress = RunProgress(args.max_length if args.packing else None, console, args.device)
         super().__init__(
             model=model,
             args=args,
@@ -162,6 +162,7 @@ class CPTTrainer(Trainer):
     ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one step, and Σ weight of its targets on all ranks; none if training is to stop."""
         output_dir = Path(str(self.args.output_dir)) if self.is_world_process_zero() else None
+        self.progress.clock.start()
         # Also before the first step, and after one that was lost: Trainer itself asks only after a step.
         while not self.control.should_training_stop:
             step = self.state.global_step + 1
@@ -176,6 +177,7 @@ class CPTTrainer(Trainer):
             if counts.weight > 0 or not counts.any_batch:
                 self._finite.start_step([take_documents(batch) for batch in batches])
                 self.progress.count(batches)
+                self.progress.clock.end("data_wait")
                 return batches, counts.weight
             require_failed(step, counts)
             count_lost_step(self)
@@ -192,7 +194,9 @@ class CPTTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Train on one batch of a step, which is sent to the device now."""
-        return super().training_step(model, self._sent(inputs), num_items_in_batch)
+        loss = super().training_step(model, self._sent(inputs), num_items_in_batch)
+        self.progress.clock.end("backward")
+        return loss
 
     def _sent(self, inputs: Batch) -> dict[str, object]:
         scales = getattr(self.data_collator, "scales", None)
@@ -210,6 +214,7 @@ class CPTTrainer(Trainer):
         losses = target_losses(model, inputs, self.args.loss_chunk)
         weight = losses.weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
+        self.progress.clock.end("forward")
         return self._finite.watched(loss)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
