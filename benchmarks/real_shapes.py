@@ -61,8 +61,8 @@ def run_step(folder: Path, tuning: str, tokens: int, dtype: str) -> dict[str, ob
     from vlcpt import CPTTrainer, load_model, load_processor
     from vlcpt.config.yaml import load_config
     from vlcpt.model.counting import count_towers, empty_model
-    from vlcpt.runs.check import foresee
     from vlcpt.runs.data import RunData
+    from vlcpt.runs.memory import foresee
 
     config = folder / f"{tuning}.yaml"
     config.write_text(

@@ -168,7 +168,9 @@ def test_a_collator_without_bounds_is_right_or_refused(load, tiny_processor, dat
     with torch.no_grad():
         alone = [run_alone(plain, sample) for sample in encode_rows(TEN, tiny_processor)]
     model = load(attention)
-    trainer = make_trainer(model, dataset, tiny_processor, tmp_path, per_device_eval_batch_size=2)
+    trainer = make_trainer(
+        model, dataset, tiny_processor, tmp_path, per_device_eval_batch_size=2, loss_chunk=0
+    )
     trainer.data_collator = WithoutBounds(tiny_processor)
 
     if attention.startswith("flash"):

@@ -271,13 +271,16 @@ def test_the_optimizers_name_decides_its_state(name: str, bytes_each: float) -> 
     assert memory.optimizer_bytes(1_000_000, Setup(optimizer=name)) == bytes_each * 1_000_000
 
 
-def test_logits_are_counted_at_targets_only() -> None:
+@pytest.mark.parametrize(("chunk", "bytes_a_target"), [(0, 12 * 32_000), (128, 2 * 768 * 2)])
+def test_only_without_chunks_logits_grow_with_the_targets(chunk: int, bytes_a_target: int) -> None:
     few, many = (
-        estimate_memory(MODEL, LORA, LargestBatch(1, 2048, targets, 0), Setup(checkpointing=False))
+        estimate_memory(
+            MODEL, LORA, LargestBatch(1, 2048, targets, 0), Setup(checkpointing=False, loss_chunk=chunk)
+        )
         for targets in (500, 1500)
     )
 
-    assert many.logits - few.logits == 12 * 1000 * 32_000
+    assert many.logits - few.logits == 1000 * bytes_a_target
 
 
 def test_gradients_that_wait_for_the_next_batch_add_to_activations() -> None:

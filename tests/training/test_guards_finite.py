@@ -46,8 +46,8 @@ def break_losses(monkeypatch, at, value):
     """Give micro-batch ``at`` a loss that is not finite; what was in it is told."""
     calls = []
 
-    def losses(model, inputs):
-        found = target_losses(model, inputs)
+    def losses(model, inputs, chunk):
+        found = target_losses(model, inputs, chunk)
         calls.append(inputs["input_ids"])
         if len(calls) == at:
             return found._replace(nll=found.nll + value)

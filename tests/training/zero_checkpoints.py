@@ -82,8 +82,8 @@ def broken_loss(trainer: CPTTrainer) -> Callable[[], None]:
     """Make the second loss infinite, with gradients that are finite."""
     calls = []
 
-    def losses(model, inputs):  # type: ignore[no-untyped-def]
-        found = target_losses(model, inputs)
+    def losses(model, inputs, chunk):  # type: ignore[no-untyped-def]
+        found = target_losses(model, inputs, chunk)
         calls.append(1)
         return found._replace(nll=found.nll + float("inf")) if len(calls) == 2 else found
 

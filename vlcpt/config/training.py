@@ -86,7 +86,11 @@ class CPTConfig(TrainingArguments):
             self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
         refuse(training_rules(vars(self)))
         checkpointing = _checkpointing_kwargs(self)
-        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+        # `vlcpt train` turns it off where activations fit.
+        self.chooses_checkpointing = (
+            self.activation_checkpointing is None and self.gradient_checkpointing is None
+        )
+        if self.chooses_checkpointing:
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
         if self.activation_checkpointing or self.gradient_checkpointing:
             self.activation_checkpointing_kwargs = checkpointing

@@ -66,7 +66,7 @@ def hints(
     if with_checkpointing is not None and with_checkpointing.total > 2**30:
         advice.append(
             f"with activation_checkpointing: true a device needs {with_checkpointing.total / 2**30:,.1f} "
-            "GiB, and a third more time. It is on by default where there is a GPU."
+            "GiB, and a third more time. By default it is on where a GPU would be more than 70% full."
         )
     return advice
 

@@ -48,6 +48,7 @@ class Setup:
         optimizer: ``optim`` of the configuration.
         accumulates: Several forward passes make a step, so that gradients wait for the next one.
         rank, dropout: Of the adapters.
+        loss_chunk: Targets whose logits are there at once; 0: all.
         devices: Processes that share the work.
         stage: DeepSpeed's; None without DeepSpeed.
         narrow: DeepSpeed holds everything in two bytes, with float32 masters (``bf16: true``).
@@ -65,6 +66,7 @@ class Setup:
     accumulates: bool = False
     rank: int = 16
     dropout: bool = False
+    loss_chunk: int = 128
     devices: int = 1
     stage: int | None = None
     narrow: bool = False
@@ -369,8 +371,8 @@ def estimate_memory(
 
     - looking: the vision tower's forward pass; where it is frozen, one block's work on all patches;
     - learning: all that the forward passes keep (:mod:`vlcpt.report.memory`; with checkpointing the
-      hidden states before each layer and one layer's own), with the logits: 12 bytes × targets × vocabulary
-      for the log-softmax, its gradient and that of the logits, or the first layer's work, if that is more;
+      hidden states before each layer and one layer's own), with what :func:`logit_bytes` says of the
+      logits, or the first layer's work, if that is more;
     - stepping: all gradients, and the work of the last layer, or float32 copies of DeepSpeed's.
 
     Args:
@@ -391,8 +393,7 @@ def estimate_memory(
     optimizer = optimizer_bytes(trained, setup)
     kept, work = _language(shape, towers["language"].how, batch, setup)
     seen, looking = _vision(shape, towers, batch, setup)
-    logits = 12 * batch.targets * shape.vocabulary
-    head = 4 * (batch.targets * shape.vocabulary + towers["language"].trained_head * (gradients > 0))
+    logits, head = logit_bytes(shape, towers["language"], batch, setup)
     waiting = gradients if setup.accumulates else bucket_bytes(trained, setup)
     inputs = batch.patches * shape.patch * (4 + setup.compute(towers["language"].how))
     inputs += batch.rows * batch.tokens * 60
@@ -406,6 +407,36 @@ def estimate_memory(
     now, activations, logits = moments[name]
     host = host_bytes(trained, sum(tower.frozen for tower in towers.values()), setup)
     return MemoryEstimate(name, weights, now, optimizer, activations, logits, inputs, host)
+
+
+def logit_bytes(
+    shape: ModelShape, language: TowerParameters, batch: LargestBatch, setup: Setup
+) -> tuple[int, int]:
+    """Bytes of the logits while they are scored, and while their gradient goes into the output layer.
+
+    For each logit of a chunk its value and its gradient in the type of products, and both in float32; beside
+    them the hidden states of all targets and their gradient, and where the type is not the weights' own a
+    copy of those. Without chunks 12 bytes a logit, for the log-softmax, its gradient and that of the logits.
+
+    Example:
+        >>> from vlcpt.model.counting import TowerParameters
+        >>> tower = TowerShape(2, 64, 128, 4, 32, 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+        >>> shape, how = ModelShape(tower, tower, vocabulary=1000, patch=1176), TowerParameters("lora", 0, 0)
+        >>> batches = [LargestBatch(1, 4096, targets, 0) for targets in (500, 4000)]
+        >>> few, many = (logit_bytes(shape, how, batch, Setup())[0] for batch in batches)
+        >>> many < 2 * few
+        True
+    """
+    trained = 4 * language.trained_head
+    if not setup.loss_chunk:
+        return 12 * batch.targets * shape.vocabulary, 4 * batch.targets * shape.vocabulary + trained
+    compute, hidden = setup.compute(language.how), setup.hidden(language.how)
+    logits = min(batch.targets, setup.loss_chunk) * shape.vocabulary * (8 + 2 * compute)
+    states = 2 * batch.targets * shape.language.hidden * hidden
+    weights = shape.vocabulary * shape.language.hidden
+    is_cast = setup.autocast and (setup.hidden("full" if trained else "frozen") == 4)
+    both = logits + states + is_cast * weights * compute
+    return both, both + trained
 
 
 def _language(shape: ModelShape, how: How, batch: LargestBatch, setup: Setup) -> tuple[int, int]:

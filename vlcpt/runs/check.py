@@ -6,11 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,17 +21,9 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
-from vlcpt.model.attention import attention_for
-from vlcpt.model.counting import TowerParameters, adapter_shape, count_towers, empty_model
+from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
 from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines
-from vlcpt.report.memory import (
-    LargestBatch,
-    MemoryEstimate,
-    Setup,
-    estimate_memory,
-    shape_of,
-)
 from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
@@ -44,82 +34,8 @@ from vlcpt.runs.data import (
     shown,
     with_native_model,
 )
-from vlcpt.training.guards import asked_stage
+from vlcpt.runs.memory import foresee
 from vlcpt.training.step import require_media
-
-T = TypeVar("T")
-
-# Packs that may need most: so many of the longest, of those with most targets, and with most media.
-_CANDIDATES = 20
-
-
-def foresee(
-    configs: Configs,
-    model: PreTrainedModel,
-    towers: Mapping[Tower, TowerParameters],
-    packs: np.ndarray,
-    *,
-    devices: int,
-    merge: int,
-) -> dict[str, MemoryEstimate]:
-    """The estimate for the pack that needs most, and where activation checkpointing is off, also with it.
-
-    Args:
-        model: On the meta device, see :func:`vlcpt.model.counting.empty_model`.
-        towers: What trains of it.
-        packs: int64 (packs, 3): tokens, targets and pad tokens of each.
-        devices: Processes that share the work.
-        merge: Patches that make a token.
-    """
-    setup = _setup(configs, model, devices)
-    shape = shape_of(model.config.text_config, model.config.vision_config)
-    ways = {"as configured": setup}
-    if not setup.checkpointing:
-        ways["checkpointing"] = replace(setup, checkpointing=True)
-    rows = configs.training.per_device_train_batch_size
-    tops = np.unique(np.argsort(-packs, axis=0, kind="stable")[:_CANDIDATES])
-    batches = [
-        LargestBatch(rows, tokens, rows * targets, rows * pads * merge)
-        for tokens, targets, pads in packs[tops].tolist()
-    ]
-    return {
-        name: max((estimate_memory(shape, towers, one, way) for one in batches), key=attrgetter("total"))
-        for name, way in ways.items()
-    }
-
-
-def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
-    training = configs.training
-    rank, dropout = adapter_shape(configs.model)
-    stage = asked_stage(training)
-
-    def zero(key: str, default: T) -> T:
-        """A value of the DeepSpeed config; the default too where DeepSpeed is to choose."""
-        if stage is None:
-            return default
-        value: T = training.hf_deepspeed_config.get_value(f"zero_optimization.{key}", default)
-        return default if value == "auto" else value
-
-    mixed = bool(training.bf16 or training.fp16)
-    return Setup(
-        weight_bytes=4 if model.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
-        autocast=mixed and stage is None,
-        checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),
-        attention=attention_for(model.config, configs.model.attn_implementation),
-        masked=bool(training.packing or training.per_device_train_batch_size > 1),
-        optimizer=str(training.optim.value if hasattr(training.optim, "value") else training.optim),
-        accumulates=training.gradient_accumulation_steps > 1,
-        rank=rank,
-        dropout=dropout,
-        devices=devices,
-        stage=stage,
-        narrow=stage is not None and mixed,
-        offload_optimizer=zero("offload_optimizer.device", "none") != "none",
-        offload_weights=zero("offload_param.device", "none") != "none",
-        bucket=int(zero("reduce_bucket_size", Setup.bucket)),
-        live=int(zero("stage3_max_live_parameters", Setup.live)),
-    )
-
 
 LONGEST = 5
 

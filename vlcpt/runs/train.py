@@ -38,6 +38,7 @@ from vlcpt.runs.data import (
     shown,
     with_native_model,
 )
+from vlcpt.runs.memory import choose_checkpointing
 from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
 from vlcpt.training.guards import check_launch, check_packed
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
@@ -168,11 +169,15 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     data = RunData(configs, processor, shown(console), plans=output / PLANS)
     dataset = data.train()
     require_equal(dataset.digest, "the plan of train_data")
+    chosen = choose_checkpointing(configs, dataset, processor.image_processor.merge_size**2)
+    require_equal(str(training.activation_checkpointing), "activation_checkpointing")
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
+        if chosen:
+            say(console, chosen)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)

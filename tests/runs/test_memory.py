@@ -1,0 +1,63 @@
+"""Tests of vlcpt/runs/memory.py."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.support import digits
+from vlcpt import CPTConfig
+from vlcpt.config.yaml import load_config
+from vlcpt.demo import base_path
+from vlcpt.model.loading import load_processor
+from vlcpt.report.memory import CONTEXT
+from vlcpt.runs import memory
+from vlcpt.runs.data import RunData
+
+
+@pytest.fixture
+def on_a_gpu(tmp_path, monkeypatch):
+    """A function that chooses for a run on a GPU of so many bytes: what it says, and the configuration."""
+    rows = [{"text": digits(300, number)} for number in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 512\n"
+    )
+
+    def choose(total: int, *options: str) -> tuple[str, CPTConfig]:
+        configs = load_config(Path(config), ["--use_cpu", "true", *options])
+        processor = load_processor(base_path())
+        dataset = RunData(configs, processor, lambda items, what: items).train()
+        with monkeypatch.context() as patched:
+            patched.setattr(CPTConfig, "device", torch.device("cuda", 0))
+            properties = SimpleNamespace(total_memory=total)
+            patched.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+            said = memory.choose_checkpointing(configs, dataset, 4)
+        return said, configs.training
+
+    return choose
+
+
+def test_activations_are_kept_where_they_stay_below_70_percent(on_a_gpu):
+    said, training = on_a_gpu(80 * 2**30)
+
+    assert training.activation_checkpointing is False
+    assert said.startswith("activation checkpointing is off: without it a device needs about 0.")
+
+
+def test_the_limit_counts_what_cuda_takes_for_itself(on_a_gpu):
+    said, training = on_a_gpu(int(CONTEXT / 0.7))
+
+    assert training.activation_checkpointing is True
+    assert said.startswith("activation checkpointing is on: ")
+
+
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_what_the_configuration_says_stays(on_a_gpu, asked):
+    said, training = on_a_gpu(2**30, "--activation_checkpointing", asked)
+
+    assert said == ""
+    assert training.activation_checkpointing is (asked == "true")
