@@ -1,0 +1,135 @@
+"""Memory and time of the loss at the shapes of the 3B: all logits, those of the targets, and chunks of them.
+
+    python benchmarks/loss.py                          # five repetitions a side, about five minutes
+    python benchmarks/loss.py --repeats 2 --output x.json
+
+2,427 tokens of which 400 are targets, 2,048 wide, 151,936 logits each, float32: forward and backward of the
+output layer and the loss alone. The sides:
+
+    all       logits of every token, then cross-entropy with -100, as transformers computes it
+    targets   logits of the targets, all at once (``loss_chunk: 0``)
+    chunks    logits of 128 targets at a time (the default)
+
+for a head that is frozen and one that trains. Each repetition is a process of its own, every other one runs
+the sides in the opposite order. Its memory is the kernel's peak (VmHWM) less what the process held before.
+The losses of all sides, and their gradients, are compared first; a difference stops the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import memory, pin
+
+TOKENS, TARGETS, WIDTH, VOCABULARY = 2427, 400, 2048, 151_936
+SIDES = ("all", "targets", "chunks")
+HEADS = ("frozen", "trained")
+
+
+def run_side(side: str, head: str) -> dict[str, float]:
+    """One pass, forward and backward: seconds, bytes, and what it computed."""
+    import torch
+
+    from vlcpt.training.loss import Targets, chunked_nll
+
+    pin()
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+    layer.weight.data.copy_(torch.randn(VOCABULARY, WIDTH, generator=generator) * 0.02)
+    layer.requires_grad_(head == "trained")
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator, requires_grad=True)
+    labels = torch.full((TOKENS,), -100)
+    places = torch.randperm(TOKENS - 1, generator=generator)[:TARGETS].sort().values
+    labels[places + 1] = torch.randint(VOCABULARY, (TARGETS,), generator=generator)
+    targets = Targets(places, labels[places + 1], torch.ones(TARGETS), torch.zeros_like(places))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here
+    before, start = memory("VmRSS"), time.perf_counter()
+    if side == "all":
+        logits = layer(hidden).float()
+        loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100)
+    elif side == "targets":
+        loss = torch.nn.functional.cross_entropy(layer(hidden[targets.places]).float(), targets.ids)
+    else:
+        loss = chunked_nll(layer, hidden[targets.places], targets.ids, 128, layer.forward).mean()
+    loss.backward()
+    seconds = time.perf_counter() - start
+    peak = memory("VmHWM") - before
+    assert hidden.grad is not None
+    found = {
+        "seconds": seconds,
+        "bytes": peak,
+        "loss": float(loss),
+        "hidden": float(hidden.grad.double().norm()),
+    }
+    if layer.weight.grad is not None:
+        found["weight"] = float(layer.weight.grad.double().norm())
+    return found
+
+
+def child(side: str, head: str) -> dict[str, float]:
+    """The same in a fresh process."""
+    command = [sys.executable, __file__, "--side", side, "--head", head]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(runs: dict[str, list[dict[str, float]]]) -> None:
+    """Stop if a side computed something else."""
+    plain = runs["all"][0]
+    for side, found in runs.items():
+        for name in ("loss", "hidden", "weight"):
+            if name in plain and abs(found[0][name] / plain[name] - 1) > 1e-5:
+                sys.exit(f"{side}: {name} is {found[0][name]}, and {plain[name]} with all logits.")
+
+
+def main() -> None:
+    """Run all sides, and print JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--head", choices=HEADS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(run_side(args.side, args.head)))
+        return
+    result = {}
+    for head in HEADS:
+        runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for repeat in range(args.repeats):
+            for side in SIDES if repeat % 2 == 0 else reversed(SIDES):
+                runs[side].append(child(side, head))
+            if repeat == 0:
+                compare(runs)
+        result[head] = {
+            side: {
+                "seconds": statistics.median(one["seconds"] for one in found),
+                "MiB": statistics.median(one["bytes"] for one in found) / 2**20,
+                "times faster": statistics.median(
+                    a["seconds"] / b["seconds"] for a, b in zip(runs["all"], found, strict=True)
+                ),
+                "times less memory": statistics.median(
+                    a["bytes"] / b["bytes"] for a, b in zip(runs["all"], found, strict=True)
+                ),
+            }
+            for side, found in runs.items()
+        }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.output:
+        args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
