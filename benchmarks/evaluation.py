@@ -6,9 +6,9 @@
 The model and the documents are those of `step.py`: FLOPs that split between tower, language model and head as
 in the 3B, and four documents of 3, 2, 1 and 0 images of 800×600, JPEG files that are decoded in the process.
 Both sides measure right images, the base, another document's images and blank ones. Before, each of the four
-read its batches by itself and ran the vision tower. After, a batch is read once for right images and the base,
-which share their features as the tower is frozen. All losses are compared to the bit first; a difference stops
-the benchmark. One thread on one core.
+read its batches by itself and ran the vision tower. After, a batch is read once for right images and for the
+base, which share their features as the tower is frozen. All losses are compared to the bit first; a difference
+stops the benchmark. One thread on one core.
 """
 
 from __future__ import annotations
