@@ -7,7 +7,7 @@ The model and the documents are those of `step.py`: FLOPs that split between tow
 in the 3B, and four documents of 3, 2, 1 and 0 images of 800×600, JPEG files that are decoded in the process.
 Both sides measure right images, the base, another document's images and blank ones. Before, each of the four
 read its batches by itself and ran the vision tower. After, a batch is read once for right images and for the
-base, which share their features as the tower is frozen. All losses are compared to the bit first; a difference
+base, which share their features as the tower is frozen. All losses are compared to the bit first; another one
 stops the benchmark. One thread on one core.
 """
 
@@ -40,11 +40,12 @@ LOSSES = {"loss": "document", "shuffled_images_loss": "next_document", "blank_im
 def one_pass(model: torch.nn.Module, dataset: CPTDataset, processor: object) -> float:
     """Nats per target of a set, read and scored by itself."""
     collator = CPTDataCollator(processor)
+    collator.keeps_bytes = True
     collator.window_size = model.get_base_model().config.vision_config.window_size
     nll, targets = 0.0, 0
     with torch.no_grad():
         for batch in DataLoader(dataset, 1, collate_fn=collator):
-            found = target_losses(model, sent(batch, torch.device("cpu"))).nll
+            found = target_losses(model, sent(batch, torch.device("cpu"), collator.scales)).nll
             nll, targets = nll + float(found.double().sum()), targets + len(found)
     return nll / targets
 

@@ -141,6 +141,7 @@ Pass = Literal["right", "base", "blank", "shuffled"]  # what one batch is scored
 _PIXELS_OF: Mapping[Pass, PixelsOf] = {"right": "document", "blank": "blank", "shuffled": "next_document"}
 _PASSES: tuple[Pass, ...] = ("right", "base", "blank", "shuffled")
 _Item = list[Sample | FailedSample]
+_GRIDS_OF = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
 def evaluate_sets(
@@ -203,6 +204,7 @@ class _Scorer:
         self._model, self._base, self._options = model, base, options
         self._shares_features = base is not None and see_alike(model, base)
         self._collator = CPTDataCollator(processor)
+        self._collator.keeps_bytes = True
         self._collator.window_size = base_model(model).config.vision_config.window_size
         self._device = next(model.parameters()).device
         # MPS has no float64. Elsewhere sums stay on the device, so that nothing waits for it.
@@ -249,7 +251,7 @@ class _Scorer:
         loader = DataLoader(
             _Variants([dataset.with_pixels_of(_PIXELS_OF[one]) for one in seen]),
             batch_sampler=_Share(len(dataset), options.batch_size, options.rank, options.ranks),
-            collate_fn=self._collate,
+            collate_fn=_VariantCollator(self._collator, seen),
             num_workers=options.num_workers,
             pin_memory=self._device.type == "cuda",
         )
@@ -266,15 +268,21 @@ class _Scorer:
                 if alarm.rings():
                     return
 
-    def _collate(self, items: Sequence[Sequence[_Item]]) -> list[Batch]:
-        """A batch for each kind of pixels."""
-        return [self._collator(variant) for variant in zip(*items, strict=True)]
+    def _sent(self, one: Pass, batch: Batch) -> dict[str, object]:
+        """A batch on the device, with all its pixels."""
+        inputs = sent(batch, self._device, self._collator.scales)
+        for name, grids in _GRIDS_OF.items():
+            if one == "blank" and isinstance(counts := batch.get(grids), torch.Tensor):
+                pixels = inputs[name]
+                assert isinstance(pixels, torch.Tensor)
+                inputs[name] = pixels.new_zeros(int(counts.prod(dim=1).sum()), pixels.shape[1])
+        return inputs
 
     def _losses(self, batches: Mapping[Pass, Batch]) -> Iterator[tuple[Pass, TargetLosses]]:
         """The losses of a batch in each of its passes."""
         chunk = self._options.loss_chunk
         for one, batch in batches.items():
-            inputs = sent(batch, self._device)
+            inputs = self._sent(one, batch)
             if one != "right" or self._base is None:
                 yield one, target_losses(self._model, inputs, chunk)
                 continue
@@ -301,6 +309,28 @@ class _Variants(Dataset[list[_Item]]):
 
     def __getitem__(self, index: int) -> list[_Item]:
         return [variant[index] for variant in self._variants]
+
+
+@dataclass(frozen=True)
+class _VariantCollator:
+    """Makes a batch for each kind of pixels; those of blank images are made where they are used.
+
+    Args:
+        collator: Of one batch.
+        seen: The kinds.
+    """
+
+    collator: CPTDataCollator
+    seen: Sequence[Pass]
+
+    def __call__(self, items: Sequence[Sequence[_Item]]) -> list[Batch]:
+        """One of each kind, from items with each."""
+        batches = [self.collator(variant) for variant in zip(*items, strict=True)]
+        for one, batch in zip(self.seen, batches, strict=True):
+            for name in _GRIDS_OF:
+                if one == "blank" and isinstance(pixels := batch.get(name), torch.Tensor):
+                    batch[name] = pixels[:0].clone()
+        return batches
 
 
 class _Share(Sampler[list[int]]):
