@@ -43,10 +43,10 @@ class Dying(CPTDataset):
 
 
 def many_with_one_cut(folder: Path) -> Path:
-    """200 rows, of which one has an image of which only the header is whole; read by ranks in turn."""
+    """80 rows, of which one has an image of which only the header is whole; read by ranks in turn."""
     image = folder / "cut.png"
     image.write_bytes(TEN[0]["images"][0]["bytes"][:60])
-    rows = [{"text": f"a <trainable_text>{number}</trainable_text>"} for number in range(200)]
+    rows = [{"text": f"a <trainable_text>{number}</trainable_text>"} for number in range(80)]
     rows[7] = {"text": "<image><trainable_text>seven</trainable_text>", "images": [str(image)]}
     path = folder / "many.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))

@@ -78,7 +78,9 @@ def _measure(
     if (slow := slow_products(training)) is not None:
         say(console, slow, "yellow")
     watch.at(0, "loading the model")
-    model, base = _load(configs, checkpoint)
+    loaded: list[tuple[nn.Module, nn.Module | None]] = []
+    together(lambda: loaded.append(_load(configs, checkpoint)))
+    ((model, base),) = loaded
     options = EvalOptions(
         batch_size=training.per_device_eval_batch_size,
         num_workers=training.dataloader_num_workers,
