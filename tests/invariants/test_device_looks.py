@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vlcpt
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, CPTTrainer, ModelConfig, load_model
+from vlcpt.training import evaluate
 from vlcpt.training import trainer as trainer_module
 
 PACKAGE = str(Path(vlcpt.__file__).parent)
@@ -83,6 +84,40 @@ def test_a_micro_batch_on_the_device_is_looked_at_by_nothing_of_ours(
 
     assert not looks.ours
     assert looks.lines  # upstream's own, of images: or counting proves nothing
+
+
+def test_a_batch_of_an_evaluation_is_looked_at_by_nothing_of_ours(
+    tiny_model_dir, tiny_processor, monkeypatch
+):
+    """Neither in a pass nor where its losses are added up."""
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32"))
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70)
+    looks = Looks(monkeypatch)
+    calls: Counter[str] = Counter()
+
+    def watch(owner, name):
+        function = getattr(owner, name)
+
+        def watched(*args, **kwargs):
+            calls[name] += 1
+            looks.is_on = True  # what is read and collated is still on the CPU
+            with looks:
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    looks.is_on = False
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(evaluate, "target_losses")
+    watch(evaluate._Scorer, "_sums")
+    looks.is_on = False
+    result = evaluate.evaluate_sets(model, {"ten": dataset}, tiny_processor)["ten"]
+
+    assert None not in result.values()
+    assert calls == dict.fromkeys(("target_losses", "_sums"), 4 * len(dataset))
+    assert not looks.ours
+    assert looks.lines  # upstream's own, of images
 
 
 def test_on_one_process_a_step_looks_once_at_the_norm_of_its_gradient(

@@ -1,16 +1,22 @@
 """Tests of vlcpt/training/evaluate.py, and of CPTTrainer.evaluate."""
 
+import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from transformers import EvalPrediction
 
+from tests.processes import run_on_ranks
 from tests.support import FOUR, TEN, avi, digits, encode_rows, make_trainer, png, row, run_alone
+from tests.training.measuring_rank import BATCH_SIZES
 from vlcpt import CPTDataset, ModelConfig, load_model
-from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, score, trainer_metrics
+from vlcpt.model.tuning import base_model
+from vlcpt.training import evaluate
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, trainer_metrics
 
 
 def mean_nll(model, samples):
@@ -39,12 +45,12 @@ def test_the_loss_moves_with_neither_batch_size_nor_packing(
     trainer = make_trainer(model, None, tiny_processor, tmp_path, per_device_eval_batch_size=batch_size)
 
     metrics = trainer.evaluate(dataset)
-    scored = score(model, dataset, tiny_processor, EvalOptions(batch_size=batch_size))
+    scored = evaluate_sets(model, {"ten": dataset}, tiny_processor, EvalOptions(batch_size=batch_size))["ten"]
 
     assert metrics["eval_loss"] == pytest.approx(loss_of_ten, rel=1e-6)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(loss_of_ten), rel=1e-5)
-    assert metrics["eval_targets"] == scored.targets == dataset.ledger.total.tokens["targets"]
-    assert scored.loss == pytest.approx(loss_of_ten, rel=1e-6)
+    assert metrics["eval_targets"] == scored["targets"] == dataset.ledger.total.tokens["targets"]
+    assert scored["loss"] == pytest.approx(loss_of_ten, rel=1e-6)
 
 
 def test_the_mean_of_batch_means_is_another_number(model, tiny_processor, loss_of_ten):
@@ -74,7 +80,7 @@ def test_each_set_of_several_has_its_own_metrics(model, tiny_processor, tmp_path
 def test_evaluation_leaves_the_models_mode_as_it_was(make_tiny_model, tiny_processor):
     model = make_tiny_model().train()
 
-    score(model, CPTDataset(FOUR[:1], tiny_processor, max_length=70), tiny_processor)
+    evaluate_sets(model, {"one": CPTDataset(FOUR[:1], tiny_processor, max_length=70)}, tiny_processor)
 
     assert model.training
 
@@ -186,7 +192,7 @@ def test_bits_per_byte_are_of_the_text_without_end_of_text(model, tiny_processor
     assert result["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-6)
 
 
-def test_each_measurement_is_tracked_under_the_name_of_its_set(model, tiny_processor):
+def test_each_set_is_tracked_under_its_name_and_read_once(model, tiny_processor):
     seen = []
 
     def track(batches, description):
@@ -198,8 +204,8 @@ def test_each_measurement_is_tracked_under_the_name_of_its_set(model, tiny_proce
     dataset = CPTDataset(SEEN, tiny_processor, max_length=20)
     evaluate_sets(model, {"seen": dataset}, tiny_processor, EvalOptions(track=track))
 
-    assert len(seen) == 3  # right, shuffled and blank images
-    assert all("seen" in description and batches == len(dataset) > 1 for description, batches in seen)
+    assert seen == [["measuring seen", len(dataset)]]
+    assert len(dataset) > 1
 
 
 def test_metrics_add_up_rows_and_do_not_average_them():
@@ -214,19 +220,167 @@ def test_a_perplexity_too_large_for_a_number_is_infinite():
     assert perplexity(1000.0) == math.inf
 
 
-def test_evaluation_in_bfloat16_is_that_of_the_trainer(tiny_model, tiny_processor, tmp_path):
-    """As training computes; in the weights' own float32 the numbers are others."""
-    rows = [row(f"page {number} <trainable_text>{number * 7}</trainable_text>.") for number in range(6)]
-    dataset = CPTDataset(rows, tiny_processor, max_length=64)
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"lora_r": 4},
+        {"lora_r": 4, "train_merger": True, "lora_towers": ["language"]},
+        {"lora_r": 4, "train_vision": True, "train_merger": True},
+        {"tuning": "full"},
+        {"tuning": "qlora", "lora_r": 4},
+    ],
+    ids=str,
+)
+def test_evaluation_in_bfloat16_is_that_of_the_trainer(
+    tiny_model_dir, tiny_processor, tmp_path, way, batch_size
+):
+    """As training computes, also of images; in the weights' own float32 the numbers are others."""
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64, packing=False)
+    model = load_model(ModelConfig(str(tiny_model_dir), **way))
+    measured = partial(evaluate_sets, model, {"one": dataset}, tiny_processor, with_base=False)
 
-    def loss(autocast):
-        options = EvalOptions(autocast=autocast)
-        return evaluate_sets(tiny_model, {"one": dataset}, tiny_processor, options)["one"]["loss"]
-
-    found, in_float32 = loss(torch.bfloat16), loss(None)
+    found, in_float32 = (
+        measured(EvalOptions(batch_size, autocast=autocast))["one"]["loss"]
+        for autocast in (torch.bfloat16, None)
+    )
     # Last: accelerate puts its autocast into the model.
-    trainer = make_trainer(tiny_model, None, tiny_processor, tmp_path, bf16=True, eval_dataset=dataset)
+    settings = {"bf16": True, "per_device_eval_batch_size": batch_size}
+    trainer = make_trainer(model, None, tiny_processor, tmp_path, eval_dataset=dataset, **settings)
     expected = trainer.evaluate()["eval_loss"]
 
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert found == pytest.approx(expected, abs=1e-9)
     assert abs(in_float32 - expected) > 1e-5
+
+
+FROZEN = {"lora_r": 4}
+TRAINED = [
+    {"lora_r": 4, "train_merger": True},
+    {"lora_r": 4, "train_vision": True, "lora_towers": ["language"]},
+]
+
+
+def moved(tiny_model_dir, **way):
+    """A model whose trained weights are not those of its start."""
+    model = load_model(ModelConfig(str(tiny_model_dir), **way)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def tower_calls(*models):
+    """A list that gets a line with each call of a vision tower."""
+    calls = []
+    for one in models:
+        base_model(one).model.visual.register_forward_hook(lambda *_: calls.append("called"))
+    return calls
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_features_that_model_and_base_share_change_no_number(
+    tiny_model_dir, tiny_processor, monkeypatch, autocast
+):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64)
+    model = moved(tiny_model_dir, **FROZEN)
+    measured = partial(
+        evaluate_sets, model, {"seen": dataset}, tiny_processor, EvalOptions(2, autocast=autocast)
+    )
+
+    shared = measured()
+    monkeypatch.setattr(evaluate, "see_alike", lambda *_: False)
+
+    assert shared == measured()
+    assert shared["seen"]["loss"] != shared["seen"]["base_loss"]
+
+
+def test_a_frozen_tower_sees_each_image_once_for_model_and_base(tiny_model_dir, tiny_processor):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64, packing=False)
+    model = moved(tiny_model_dir, **FROZEN)
+    calls = tower_calls(model)
+
+    result = evaluate_sets(model, {"seen": dataset}, tiny_processor)["seen"]
+
+    assert result["base_loss"] is not None
+    media = 3 + 2  # images and videos, each a call
+    assert len(calls) == 3 * media  # right, shuffled, blank
+
+
+@pytest.mark.parametrize("way", TRAINED, ids=str)
+def test_a_trained_tower_sees_for_the_base_as_it_was(tiny_model_dir, tiny_processor, way):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64, packing=False)
+    model = moved(tiny_model_dir, **way)
+    calls = tower_calls(model)
+
+    found = evaluate_sets(model, {"seen": dataset}, tiny_processor)["seen"]
+
+    assert len(calls) == 4 * (3 + 2)
+    untrained = load_model(ModelConfig(str(tiny_model_dir), **FROZEN)).eval()
+    samples = encode_rows(SEEN, tiny_processor)
+    assert found["base_loss"] == pytest.approx(mean_nll(untrained, samples), rel=1e-6)
+
+
+@pytest.mark.parametrize(("tower", "passes"), [("vision", 4), ("merger", 4), ("language", 3)])
+def test_a_base_of_its_own_shares_features_where_its_tower_is_equal(
+    tiny_model_dir, tiny_processor, tower, passes
+):
+    dataset = CPTDataset(SEEN, tiny_processor, max_length=64, packing=False)
+    ways = {name: {f"train_{name}": True} for name in ("vision", "merger")}
+    alone = {"train_language": False, **ways[tower]} if tower in ways else {}
+    model = moved(tiny_model_dir, tuning="full", **alone)
+    base = load_model(ModelConfig(str(tiny_model_dir), tuning="full")).eval()
+    calls = tower_calls(model, base)
+
+    found = evaluate_sets(model, {"seen": dataset}, tiny_processor, base=base)["seen"]
+
+    assert len(calls) == passes * (3 + 2)
+    samples = encode_rows(SEEN, tiny_processor)
+    assert found["base_loss"] == pytest.approx(mean_nll(base, samples), rel=1e-6)
+    assert found["loss"] == pytest.approx(mean_nll(model, samples), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tiny_model_dir, tmp_path_factory):
+    """What each of two ranks found; see tests/training/measuring_rank.py."""
+    folder = tmp_path_factory.mktemp("measured")
+    done = run_on_ranks("tests.training.measuring_rank", str(folder), str(tiny_model_dir))
+    assert done.returncode == 0, done.stdout
+    return [json.loads((folder / f"rank-{rank}").read_text()) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_ranks_that_share_the_items_get_the_numbers_of_one_process(
+    tiny_model_dir, tiny_processor, on_two_ranks, batch_size
+):
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70, packing=False)
+    model = load_model(ModelConfig(str(tiny_model_dir), lora_r=4))
+
+    expected = evaluate_sets(model, {"set": dataset}, tiny_processor, EvalOptions(batch_size))["set"]
+
+    assert None not in expected.values()
+    for rank in on_two_ranks:
+        assert rank[str(batch_size)] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_document_that_cannot_be_read_ends_all_ranks_at_once(on_two_ranks):
+    errors = [rank["cut"] for rank in on_two_ranks]
+
+    (first,) = [error for error in errors if error.startswith("DocumentError: ")]
+    assert "cut.png" in first
+    message = first.removeprefix("DocumentError: ")
+    assert [e for e in errors if e != first] in ([f"CollectiveError: rank {n}: {message}"] for n in range(2))
+    assert sum(rank["cut, read"] for rank in on_two_ranks) < 80  # and not when the others are done
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_all_ranks(on_two_ranks):
+    assert on_two_ranks[1]["dead"].startswith("LoadingError: a process that read documents was killed")
+    assert on_two_ranks[0]["dead"].startswith("CollectiveError: rank 1: a process that read documents was")
+
+
+@pytest.mark.slow
+def test_ranks_measure_again_after_one_has_failed(on_two_ranks):
+    assert all(rank["after"] == rank["1"] for rank in on_two_ranks)

@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed import TCPStore
 from transformers import TrainingArguments
 
 from tests.processes import run_on_ranks
@@ -12,7 +14,7 @@ from tests.support import digits
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.training import ranks
-from vlcpt.training.ranks import first_rank_only, require_equal
+from vlcpt.training.ranks import Alarm, CollectiveError, add_up, first_rank_only, require_equal
 
 ROOT = Path(__file__).parents[2]
 ROWS = 120
@@ -108,3 +110,31 @@ def test_ranks_with_other_plans_stop(monkeypatch):
         require_equal("one", "the plan of x")
     monkeypatch.setattr(ranks, "gather_object", lambda found: found * 3)
     require_equal("one", "the plan of x")
+
+
+def test_what_a_rank_failed_with_is_raised_where_sums_would_be(monkeypatch):
+    monkeypatch.setattr(ranks, "reduce", lambda tensor, how: tensor * 2)
+    assert add_up(torch.tensor([[1.5], [2.0]])).tolist() == [[3.0], [4.0]]
+
+    monkeypatch.setattr(ranks, "reduce", lambda tensor, how: tensor + torch.tensor([0.0, 1.0]))
+    monkeypatch.setattr(ranks, "gather_object", lambda mine: [*mine, "a.png: it is cut"])
+    with pytest.raises(CollectiveError, match=r"^rank 1: a\.png: it is cut$"):
+        add_up(torch.tensor([1.0]))
+    with pytest.raises(OSError, match="mine"):
+        add_up(torch.tensor([1.0]), OSError("mine"))
+
+
+def test_an_alarm_is_heard_by_the_others_and_not_by_later_work(monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+
+    def alarms(number):  # those of two ranks, each of which counts its own
+        monkeypatch.setattr(Alarm, "_numbers", iter([number, number]))
+        return Alarm(ranks=2), Alarm(ranks=2)
+
+    first, second = alarms(0)
+    assert not second.rings()
+    first.ring()
+    assert second.rings()
+    assert not any(one.rings() for one in alarms(1))

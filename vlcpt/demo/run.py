@@ -6,10 +6,12 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vlcpt.config.precision import autocast_type
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path, data_path
 from vlcpt.errors import ConfigError
@@ -51,9 +53,11 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     configs = load_config(config, ["--overwrite"])
     processor = load_processor(configs.model.model_name_or_path)
     sets = RunData(configs, processor).evaluations()
-    options = EvalOptions(track=shown(console))
+    # As training computes, before it and after.
+    options = EvalOptions(autocast=autocast_type(configs.training), track=shown(console))
     # A new adapter adds zero, so this is the base.
-    before = evaluate_sets(load_model(configs.model), sets, processor, options, with_base=False)
+    untrained = torch.nn.Module.to(load_model(configs.model), configs.training.device)
+    before = evaluate_sets(untrained, sets, processor, options, with_base=False)
     trainer = train_run(configs, console)
     assert trainer.model is not None
     after = evaluate_sets(trainer.model, sets, processor, options)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EvalPrediction, ProcessorMixin
 
 from vlcpt.config.training import LOSS_CHUNK
-from vlcpt.data.collator import CPTDataCollator
-from vlcpt.data.dataset import CPTDataset
+from vlcpt.data.collator import Batch, CPTDataCollator
+from vlcpt.data.dataset import CPTDataset, PixelsOf
+from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.encode.tokens import token_sizes
-from vlcpt.data.plan.plan import Track, untracked
+from vlcpt.data.plan.plan import FailedSample, Track, untracked
 from vlcpt.data.workers import Workers
+from vlcpt.model.shared_features import kept_features, see_alike, with_features
 from vlcpt.model.tuning import base_model
-from vlcpt.training.loss import BatchTensors, target_losses
-from vlcpt.training.step import leave_out_failed, watched
+from vlcpt.training.loss import BatchTensors, TargetLosses, target_losses
+from vlcpt.training.ranks import Alarm, add_up
+from vlcpt.training.step import leave_out_failed, sent, watched
 
 
 class SetResult(TypedDict):
@@ -118,65 +120,28 @@ class EvalOptions:
         num_workers: Processes that read.
         timeout: Seconds to wait for a batch of theirs; 0: for ever.
         autocast: The type of products, as in training; None for that of the weights.
+        loss_chunk: Targets whose logits are held at once; 0: all.
         track: What shows the progress.
+        rank: Which of the processes that share the items this one is.
+        ranks: How many do, each with the same model and sets; all make the same calls and get all numbers.
     """
 
     batch_size: int = 1
     num_workers: int = 0
     timeout: float = 0
     autocast: torch.dtype | None = None
+    loss_chunk: int = LOSS_CHUNK
     track: Track = untracked
+    rank: int = 0
+    ranks: int = 1
 
 
 _DEFAULTS = EvalOptions()
-
-
-def score(
-    model: nn.Module,
-    dataset: CPTDataset,
-    processor: ProcessorMixin,
-    options: EvalOptions = _DEFAULTS,
-    description: str = "measuring",
-) -> Score:
-    """Score every target of a data set.
-
-    Args:
-        model: In the state it is to be measured in; its mode is restored.
-        dataset: Packed or not.
-        description: What the progress is shown as.
-
-    Raises:
-        LoadingError: If a worker died, or did not answer in time.
-    """
-    eos = processor.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    token_bytes = torch.tensor(token_sizes(processor.tokenizer.get_vocab()))
-    collator = CPTDataCollator(processor)
-    collator.window_size = base_model(model).config.vision_config.window_size
-    loader = DataLoader(dataset, options.batch_size, collate_fn=collator, num_workers=options.num_workers)
-    device = next(model.parameters()).device
-    nll, text_nll, targets, text_bytes = 0.0, 0.0, 0, 0
-    was_training = model.training
-    model.eval()
-    with (
-        torch.no_grad(),
-        torch.autocast(device.type, options.autocast, enabled=options.autocast is not None),
-        Workers(options.timeout, lambda: watched(dataset)) as workers,
-    ):
-        for batch in options.track(workers.awaited(loader), description):
-            leave_out_failed(batch)
-            inputs = {
-                key: value.to(device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            losses = target_losses(model, inputs)
-            nlls, ids = losses.nll.double().cpu(), losses.ids.cpu()
-            is_text = ids != eos
-            nll += float(nlls.sum())
-            text_nll += float(nlls[is_text].sum())
-            targets += len(ids)
-            text_bytes += int(token_bytes[ids[is_text]].sum())
-    model.train(was_training)
-    return Score(nll, targets, text_nll, text_bytes)
+Pass = Literal["right", "base", "blank", "shuffled"]  # what one batch is scored as
+_PIXELS_OF: Mapping[Pass, PixelsOf] = {"right": "document", "blank": "blank", "shuffled": "next_document"}
+_PASSES: tuple[Pass, ...] = ("right", "base", "blank", "shuffled")
+_Item = list[Sample | FailedSample]
+_GRIDS_OF = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
 def evaluate_sets(
@@ -190,36 +155,217 @@ def evaluate_sets(
 ) -> dict[str, SetResult]:
     """What ``vlcpt eval --output`` writes under ``sets``.
 
+    Each batch is read once and scored in all passes. Right images go through the vision tower once, for the
+    model and its base, where both see alike (:func:`vlcpt.model.shared_features.see_alike`).
+
     Args:
-        model: The trained model; with adapters, its own base is measured by switching them off.
+        model: The trained model, in the state it is to be measured in; its mode is restored. With adapters,
+            its own base is measured by switching them off.
         sets: Held-out and retention data by name.
         base: The model before training, where there are no adapters to switch off.
         with_base: Whether to measure what came before training at all.
+
+    Raises:
+        DocumentError: At a document that cannot be read, with ``on_bad_data: error``.
+        LoadingError: If a worker died, or did not answer in time.
+        CollectiveError: For one of these on another rank.
     """
     if base is None and with_base and isinstance(model, PeftModel):
         base = model
-    measure = partial(score, processor=processor, options=options)
-    results: dict[str, SetResult] = {}
-    for name, dataset in sets.items():
-        what = "right images" if dataset.has_media else "text"
-        right = measure(model, dataset, description=f"{name}, {what}")
-        before = shuffled = blank = None
-        if base is not None:
-            with base.disable_adapter() if isinstance(base, PeftModel) else nullcontext():
-                before = measure(base, dataset, description=f"{name}, base")
-        if dataset.has_media:
-            pixels = dataset.with_pixels_of("blank")
-            blank = measure(model, pixels, description=f"{name}, blank images")
-        if dataset.can_shuffle:
-            pixels = dataset.with_pixels_of("next_document")
-            shuffled = measure(model, pixels, description=f"{name}, shuffled images")
-        results[name] = SetResult(
-            loss=right.loss,
-            perplexity=perplexity(right.loss),
-            bits_per_byte=right.bits_per_byte,
-            targets=right.targets,
-            base_loss=before.loss if before else None,
-            shuffled_images_loss=shuffled.loss if shuffled else None,
-            blank_images_loss=blank.loss if blank else None,
+    scorer = _Scorer(model, base, processor, options)
+    return {name: _result(scorer.scores(name, dataset)) for name, dataset in sets.items()}
+
+
+def _result(scores: Mapping[Pass, Score]) -> SetResult:
+    right = scores["right"]
+    losses = {name: scores[name].loss if name in scores else None for name in _PASSES}
+    return SetResult(
+        loss=right.loss,
+        perplexity=perplexity(right.loss),
+        bits_per_byte=right.bits_per_byte,
+        targets=right.targets,
+        base_loss=losses["base"],
+        shuffled_images_loss=losses["shuffled"],
+        blank_images_loss=losses["blank"],
+    )
+
+
+class _Scorer:
+    """Scores data sets under a model and its base.
+
+    Args:
+        model: The trained one.
+        base: The one before; the same where its adapters are switched off for that; None: not measured.
+    """
+
+    def __init__(
+        self, model: nn.Module, base: nn.Module | None, processor: ProcessorMixin, options: EvalOptions
+    ) -> None:
+        self._model, self._base, self._options = model, base, options
+        self._shares_features = base is not None and see_alike(model, base)
+        self._collator = CPTDataCollator(processor)
+        self._collator.keeps_bytes = True
+        self._collator.window_size = base_model(model).config.vision_config.window_size
+        self._device = next(model.parameters()).device
+        # MPS has no float64. Elsewhere sums stay on the device, so that nothing waits for it.
+        self._summing = torch.device("cpu") if self._device.type == "mps" else self._device
+        tokenizer = processor.tokenizer
+        self._eos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        self._token_bytes = torch.tensor(token_sizes(tokenizer.get_vocab())).to(self._summing, torch.float64)
+
+    def scores(self, name: str, dataset: CPTDataset) -> dict[Pass, Score]:
+        """The sums over a set, on all ranks, of each pass that can be made."""
+        seen: list[Pass] = ["right"]
+        seen += ["blank"] if dataset.has_media else []
+        seen += ["shuffled"] if dataset.can_shuffle else []
+        sums = torch.zeros(len(_PASSES), 4, dtype=torch.float64, device=self._summing)
+        if self._options.ranks == 1:
+            self._score(name, dataset, seen, sums, Alarm(1))
+        else:
+            sums = self._score_share(name, dataset, seen, sums)
+        measured = {*seen, *(["base"] if self._base is not None else [])}
+        found: dict[Pass, Score] = {}
+        for one, (nll, targets, text_nll, text_bytes) in zip(_PASSES, sums.tolist(), strict=True):
+            if one in measured:
+                found[one] = Score(nll, int(targets), text_nll, int(text_bytes))
+        return found
+
+    def _score_share(
+        self, name: str, dataset: CPTDataset, seen: Sequence[Pass], sums: torch.Tensor
+    ) -> torch.Tensor:
+        """The sums of all ranks. Where one fails, the others end their share as well, and all raise."""
+        alarm = Alarm(self._options.ranks)
+        failed: Exception | None = None
+        try:
+            self._score(name, dataset, seen, sums, alarm)
+        except (ValueError, OSError, RuntimeError) as error:
+            failed = error
+            alarm.ring()
+        return add_up(sums, failed)
+
+    def _score(
+        self, name: str, dataset: CPTDataset, seen: Sequence[Pass], sums: torch.Tensor, alarm: Alarm
+    ) -> None:
+        """Add this rank's share of a set to its sums."""
+        options = self._options
+        loader = DataLoader(
+            _Variants([dataset.with_pixels_of(_PIXELS_OF[one]) for one in seen]),
+            batch_sampler=_Share(len(dataset), options.batch_size, options.rank, options.ranks),
+            collate_fn=_VariantCollator(self._collator, seen),
+            num_workers=options.num_workers,
+            pin_memory=self._device.type == "cuda",
         )
-    return results
+        with (
+            _evaluating(self._model, self._base),
+            torch.autocast(self._device.type, options.autocast, enabled=options.autocast is not None),
+            Workers(options.timeout, lambda: watched(dataset)) as workers,
+        ):
+            for batches in options.track(workers.awaited(loader), f"measuring {name}"):
+                for batch in batches:
+                    leave_out_failed(batch)
+                for one, losses in self._losses(dict(zip(seen, batches, strict=True))):
+                    sums[_PASSES.index(one)] += self._sums(losses)
+                if alarm.rings():
+                    return
+
+    def _sent(self, one: Pass, batch: Batch) -> dict[str, object]:
+        """A batch on the device, with all its pixels."""
+        inputs = sent(batch, self._device, self._collator.scales)
+        for name, grids in _GRIDS_OF.items():
+            if one == "blank" and isinstance(counts := batch.get(grids), torch.Tensor):
+                pixels = inputs[name]
+                assert isinstance(pixels, torch.Tensor)
+                inputs[name] = pixels.new_zeros(int(counts.prod(dim=1).sum()), pixels.shape[1])
+        return inputs
+
+    def _losses(self, batches: Mapping[Pass, Batch]) -> Iterator[tuple[Pass, TargetLosses]]:
+        """The losses of a batch in each of its passes."""
+        chunk = self._options.loss_chunk
+        for one, batch in batches.items():
+            inputs = self._sent(one, batch)
+            if one != "right" or self._base is None:
+                yield one, target_losses(self._model, inputs, chunk)
+                continue
+            with kept_features(self._model) as features:
+                yield "right", target_losses(self._model, inputs, chunk)
+            before = with_features(inputs, features) if self._shares_features else inputs
+            with _as_base(self._base):
+                yield "base", target_losses(self._base, before, chunk)
+
+    def _sums(self, losses: TargetLosses) -> torch.Tensor:
+        """Σ nll, targets, Σ nll without end-of-text and bytes of the text: float64 (4,)."""
+        nll, ids = losses.nll.to(self._summing).double(), losses.ids.to(self._summing)
+        is_text = ids != self._eos
+        # Not by indexing, whose size the device would have to tell first.
+        text_nll, sizes = nll.where(is_text, 0.0), self._token_bytes[ids].where(is_text, 0.0)
+        return torch.stack([nll.sum(), nll.new_full((), len(ids)), text_nll.sum(), sizes.sum()])
+
+
+class _Variants(Dataset[list[_Item]]):
+    """Items of a data set with each kind of pixels."""
+
+    def __init__(self, variants: Sequence[CPTDataset]) -> None:
+        self._variants = variants
+
+    def __getitem__(self, index: int) -> list[_Item]:
+        return [variant[index] for variant in self._variants]
+
+
+@dataclass(frozen=True)
+class _VariantCollator:
+    """Makes a batch for each kind of pixels; those of blank images are made where they are used.
+
+    Args:
+        collator: Of one batch.
+        seen: The kinds.
+    """
+
+    collator: CPTDataCollator
+    seen: Sequence[Pass]
+
+    def __call__(self, items: Sequence[Sequence[_Item]]) -> list[Batch]:
+        """One of each kind, from items with each."""
+        batches = [self.collator(variant) for variant in zip(*items, strict=True)]
+        for one, batch in zip(self.seen, batches, strict=True):
+            for name in _GRIDS_OF:
+                if one == "blank" and isinstance(pixels := batch.get(name), torch.Tensor):
+                    batch[name] = pixels[:0].clone()
+        return batches
+
+
+class _Share(Sampler[list[int]]):
+    """The batches of one rank: those of one process, in turn, so that each is computed as there.
+
+    Example:
+        >>> [list(_Share(5, 2, rank, ranks=2)) for rank in range(2)]
+        [[[0, 1], [4]], [[2, 3]]]
+    """
+
+    def __init__(self, items: int, batch_size: int, rank: int, ranks: int) -> None:
+        self._items, self._batch_size = items, batch_size
+        self._starts = range(rank * batch_size, items, ranks * batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([*range(start, min(start + self._batch_size, self._items))] for start in self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
+@contextmanager
+def _evaluating(*models: nn.Module | None) -> Iterator[None]:
+    """Models in evaluation mode and without gradients; then in the mode they were in."""
+    modes = [(model, model.training) for model in models if model is not None]
+    for model, _ in modes:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, was_training in modes:
+            model.train(was_training)
+
+
+def _as_base(model: nn.Module) -> AbstractContextManager[None]:
+    """A model as it was before training: its adapters off, where it has any."""
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -12,8 +13,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypedDict, TypeVar, cast
 
+import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -59,11 +61,36 @@ def together(work: Callable[[], None]) -> None:
         work()
     except (ValueError, OSError, RuntimeError) as error:
         failed = error
+    _raise_on_all(failed)
+
+
+def _raise_on_all(failed: Exception | None) -> None:
+    """Raise, on each rank, what it has failed with, or what another one has. All call it."""
     reasons = gather_object([None if failed is None else str(failed)])
     if failed is not None:
         raise failed
     if others := [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one is not None]:
         raise CollectiveError(others[0])
+
+
+def add_up(mine: torch.Tensor, failed: Exception | None = None) -> torch.Tensor:
+    """Σ over all ranks, in one collective; a second one only where a rank has failed.
+
+    Args:
+        mine: What this rank has.
+        failed: What it has failed with.
+
+    Raises:
+        CollectiveError: On the ranks that have not failed themselves, if another one has.
+
+    Example:
+        >>> add_up(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    sums = reduce(torch.cat([mine.flatten(), mine.new_tensor([failed is not None])]), "sum")
+    if sums[-1]:
+        _raise_on_all(failed)
+    return sums[:-1].reshape(mine.shape)
 
 
 def require_equal(found: str, name: str) -> None:
@@ -87,6 +114,36 @@ def require_equal(found: str, name: str) -> None:
         )
 
 
+class Alarm:
+    """Says that a rank has failed to those that work apart until their next collective, so that they end too.
+
+    On one process it says nothing. All ranks make one for the same work.
+
+    Example:
+        >>> alarm = Alarm(ranks=1)
+        >>> alarm.ring()
+        >>> alarm.rings()
+        False
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, ranks: int) -> None:
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._key = f"vlcpt/{restart}/failed/{next(self._numbers)}"  # none is taken for that of work before
+        self._store = _connect(_ANSWERS) if ranks > 1 and "MASTER_ADDR" in os.environ else None
+
+    def ring(self) -> None:
+        """This rank has failed."""
+        if self._store is not None:
+            self._store.set(self._key, "failed")
+
+    def rings(self) -> bool:
+        """Whether any rank has; costs a question to the store."""
+        return self._store is not None and bool(self._store.check([self._key]))
+
+
+_ANSWERS = 10.0  # seconds in which the store does, at most
 _PERIOD = 1.0  # seconds from one sign of life to the next
 _SILENT = 4 * _PERIOD  # without one a process counts as dead
 _SHOWN = 8  # ranks that a message names at most

@@ -1,0 +1,83 @@
+"""One rank of an evaluation: scores its share of each set, then of sets in which something breaks.
+
+``torchrun --nproc_per_node 2 -m tests.training.measuring_rank FOLDER BASE``
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import TrainingArguments
+
+from tests.support import TEN
+from vlcpt import CPTDataset, ModelConfig, load_model, load_processor
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets
+
+BATCH_SIZES = (1, 2, 5, 16)  # of ten items: as many batches for both ranks, one more for one, none for one
+BROKEN = 3  # the item that breaks: rank 1's, at batch size 1
+
+
+class Slow(CPTDataset):
+    """Takes its time at each item, and notes it; also for copies of itself."""
+
+    read: ClassVar[set[int]] = set()
+
+    def __getitem__(self, index: int) -> list[object]:
+        time.sleep(0.05)
+        self.read.add(index)
+        return super().__getitem__(index)
+
+
+class Dying(CPTDataset):
+    """Ends the worker that reads one of its items."""
+
+    def __getitem__(self, index: int) -> list[object]:
+        if index == BROKEN:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def many_with_one_cut(folder: Path) -> Path:
+    """80 rows, of which one has an image of which only the header is whole; read by ranks in turn."""
+    image = folder / "cut.png"
+    image.write_bytes(TEN[0]["images"][0]["bytes"][:60])
+    rows = [{"text": f"a <trainable_text>{number}</trainable_text>"} for number in range(80)]
+    rows[7] = {"text": "<image><trainable_text>seven</trainable_text>", "images": [str(image)]}
+    path = folder / "many.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def main(folder: Path, base: str) -> None:
+    """What this rank found, in a file of its own."""
+    args = TrainingArguments(str(folder / "out"), use_cpu=True, ddp_timeout=60)
+    rank, ranks = args.process_index, args.world_size
+    processor, model = load_processor(base), load_model(ModelConfig(base, lora_r=4))
+
+    def measure(dataset: CPTDataset, **options: object) -> object:
+        found = EvalOptions(rank=rank, ranks=ranks, **options)
+        try:
+            return evaluate_sets(model, {"set": dataset}, processor, found)["set"]
+        except ValueError as error:
+            return f"{type(error).__name__}: {error}"
+
+    ten = CPTDataset(TEN, processor, max_length=70, packing=False)
+    found = {str(size): measure(ten, batch_size=size) for size in BATCH_SIZES}
+    if rank == 0:
+        many_with_one_cut(folder)
+    torch.distributed.barrier()
+    slow = Slow(folder / "many.jsonl", processor, max_length=70, packing=False)
+    found["cut"] = measure(slow)
+    found["cut, read"] = len(slow.read)
+    found["dead"] = measure(Dying(TEN, processor, max_length=70, packing=False), num_workers=1, timeout=30)
+    found["after"] = measure(ten)
+    (folder / f"rank-{rank}").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
