@@ -2,8 +2,8 @@
 
     python benchmarks/balance.py                               # two minutes; one line of JSON a row
 
-Packs of three mixes are planned, balanced and ordered as in training, for the shapes of the 3B and the 7B, with
-LoRA on the language model, and the FLOPs of each rank are added up:
+Packs of three mixes are planned, balanced and ordered as in training, for the shapes of the 3B and the 7B,
+with LoRA on the language model, and the FLOPs of each rank are added up:
 
 - captions: 10,000 captions with one image (log-normal, median 250 tokens), 10,000 pages of text (median
   1,200) and replay (median 600) up to 20% of all tokens, in packs of 4,096, as in benchmarks/mixing.py;
@@ -182,10 +182,10 @@ def measure(name: str, cost: PackCost, epochs: int, seeds: int) -> Iterator[dict
         places, new_ends = even_packs(ends, before.lengths, before.costs(cost), max_length, seed)
         after = Samples(*(column[places] for column in before))
         old, new = sums(before.costs(cost), ends), sums(after.costs(cost), new_ends)
-        kinds = kinds_of_packs(after.sources, after.lengths, new_ends)
         about = {"packs": len(ends), "before": fullness(before, ends, max_length)}
         about["after"] = fullness(after, new_ends, max_length)
         for ranks, accumulation in LAYOUTS:
+            kinds = kinds_of_packs(after.sources, after.lengths, new_ends, ranks * accumulation)
             sampler = StepSampler(new, kinds, ranks=ranks, batch=1, accumulation=accumulation, seed=seed)
             numbers, spread = [], ([], [])
             for epoch in range(epochs):
@@ -227,7 +227,7 @@ def seconds(cost: PackCost) -> dict[str, float]:
     costs = samples.costs(cost)
     places, ends = even_packs(ends, samples.lengths, costs, 4096, 0)
     times.append(time.process_time())
-    kinds = kinds_of_packs(samples.sources[places], samples.lengths[places], ends)
+    kinds = kinds_of_packs(samples.sources[places], samples.lengths[places], ends, 64)
     sampler = StepSampler(sums(costs[places], ends), kinds, ranks=64, batch=1, accumulation=1, seed=0)
     next(iter(sampler))
     times.append(time.process_time())

@@ -280,11 +280,14 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             other._pack_of = other._pack_of[places]
         return other
 
-    def pack_costs(self, cost: PackCost) -> tuple[np.ndarray, np.ndarray]:
-        """What each item costs, and what it is made of (see ``kinds_of_packs``): int64 (packs,) each."""
+    def pack_costs(self, cost: PackCost, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """What each item costs, and its kind among those of so many a step: int64 (packs,) each.
+
+        See :func:`~vlcpt.data.plan.balance.kinds_of_packs`.
+        """
         starts = np.append(0, self._pack_ends[:-1])
         lengths = self._of_packs("stop") - self._of_packs("start")
-        kinds = kinds_of_packs(self._of_packs("source"), lengths, self._pack_ends)
+        kinds = kinds_of_packs(self._of_packs("source"), lengths, self._pack_ends, step)
         return np.add.reduceat(self._costs(cost), starts), kinds
 
     def _costs(self, cost: PackCost) -> np.ndarray:

@@ -16,7 +16,7 @@ def cost_of(model: nn.Module, *, recomputes: bool) -> PackCost:
 
     A product of matrices is counted once forward, once more backward where its input has a gradient, and
     again where its weight has one. Adapters, norms and the optimizer are left out: they are small, or the
-    same for every pack.
+    same for every pack. An output layer that trains makes its logits again backward.
 
     Args:
         model: With or without adapters, wrapped or not.
@@ -51,7 +51,7 @@ def cost_of(model: nn.Module, *, recomputes: bool) -> PackCost:
     return PackCost(
         token=2 * (2 + (backward["language"] > 1) + again) * text.num_hidden_layers * layer / MEGA,
         pair=2 * (3 + again) * text.num_hidden_layers * h / MEGA,  # of which half is masked
-        target=2 * (2 + head) * h * text.vocab_size / MEGA,
+        target=2 * (4 if head else 2) * h * text.vocab_size / MEGA,
         media=(merged * patch + merger) / MEGA,
         frame_pair=4 * attention * v * full * merged**2 / MEGA,
     )

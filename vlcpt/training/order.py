@@ -35,7 +35,7 @@ class StepSampler(Sampler[int]):
         >>> costs = np.array([1, 9, 1, 9])
         >>> sampler = StepSampler(costs, np.zeros(4, np.int64), ranks=2, batch=1, accumulation=1, seed=0)
         >>> costs[list(sampler)].tolist()
-        [9, 9, 1, 1]
+        [1, 1, 9, 9]
     """
 
     def __init__(
@@ -107,10 +107,11 @@ class PackOrder:
         if self._cost is None or not (isinstance(dataset, CPTDataset) and dataset.packing):
             return None
         args = self._args
+        ranks, batch, accumulation = args.world_size, args.train_batch_size, args.gradient_accumulation_steps
         return StepSampler(
-            *dataset.pack_costs(self._cost),
-            ranks=args.world_size,
-            batch=args.train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
+            *dataset.pack_costs(self._cost, ranks * batch * accumulation),
+            ranks=ranks,
+            batch=batch,
+            accumulation=accumulation,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )

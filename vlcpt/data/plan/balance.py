@@ -18,9 +18,9 @@ _NEIGHBOURS = 3  # among the units of nearly one length, how far apart two may b
 _FULL = 0.95  # of a pack; those with less are the last ones, which cannot cost as much as the others
 _TIES = 20  # bits that decide between equal lengths
 # Steps that a window orders among themselves, and how many packs that makes at most.
-WINDOW_STEPS, WINDOW_PACKS, FEWEST_STEPS = 32, 2048, 4
-# What a pack is made of: the share of each of the largest sources, in quarters.
-_SOURCES, _PARTS = 3, 4
+WINDOW_STEPS, WINDOW_PACKS, FEWEST_STEPS = 64, 4096, 4
+_SOURCES = 3  # the largest; what a pack has of the others is one
+_FEWEST_PARTS = 4  # in which the share of a source in a pack is counted
 
 
 @dataclass(frozen=True)
@@ -193,28 +193,34 @@ class _Block:
         return one[found], other[found]
 
 
-def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """What each pack is made of, as a number: the quarters that its largest sources have of its tokens.
+def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray, step: int) -> np.ndarray:
+    """What each pack is made of, as a number: how many quarters of its tokens are of each large source.
+
+    The more packs a step has, the less chance moves what it is made of. So the parts are smaller then.
 
     Args:
         sources, lengths: Of each sample, pack after pack.
         ends: Where each pack ends among the samples.
+        step: Packs of an optimizer step, on all ranks.
 
     Returns:
         int64 (packs,); equal numbers are packs of one kind.
 
     Example:
-        >>> kinds_of_packs(np.array([0, 0, 1, 1]), np.array([5, 5, 5, 5]), np.array([1, 2, 4])).tolist()
-        [4, 4, 0]
+        >>> kinds_of_packs(np.array([0, 0, 1, 1]), np.array([5, 5, 5, 5]), np.array([1, 2, 4]), 8).tolist()
+        [3, 3, 0]
     """
     tokens = np.bincount(sources, weights=lengths)
-    largest = np.argsort(-tokens, kind="stable")[:_SOURCES]
+    # The last one has what the others leave.
+    counted = np.argsort(-tokens, kind="stable")[: min(max(len(tokens) - 1, 1), _SOURCES)]
     starts = np.append(0, ends[:-1])
     all_tokens = np.add.reduceat(lengths, starts, dtype=np.int64)
     kinds = np.zeros(len(ends), dtype=np.int64)
-    for source in largest[: max(len(tokens) - 1, 1)]:  # the last one has what the others leave
+    # What is left is as inexact as all that is counted together, so this is counted in smaller parts.
+    parts = max(_FEWEST_PARTS, 1 + round(step ** (1 / 3))) + len(counted) - 1
+    for source in counted:
         own = np.add.reduceat(np.where(sources == source, lengths, 0), starts, dtype=np.int64)
-        kinds = kinds * (_PARTS + 1) + own * _PARTS // np.maximum(all_tokens, 1)
+        kinds = kinds * parts + np.minimum(own * parts // np.maximum(all_tokens, 1), parts - 1)
     return kinds
 
 
@@ -247,13 +253,11 @@ def order_of_steps(costs: np.ndarray, kinds: np.ndarray, step: int, rng: np.rand
     for window in np.array_split(np.arange(steps), max(1, round(steps / size))):
         here = slice(int(window[0]) * step, (int(window[-1]) + 1) * step)
         packs = order[here]
-        # The step that chance made dearest becomes the first.
+        # The step that chance made dearest gets the dearest of each kind; chance decides between equal ones.
         number = np.repeat(np.arange(len(window)), step)
-        by_cost = np.argsort(
-            -_expected(costs[packs], kinds[packs]).reshape(-1, step).sum(axis=1), kind="stable"
-        )
-        rank = np.empty_like(by_cost)
-        rank[by_cost] = np.arange(len(window))
+        expected = _expected(costs[packs], kinds[packs]).reshape(-1, step).sum(axis=1)
+        rank = np.empty(len(window), dtype=np.int64)
+        rank[np.lexsort((rng.permutation(len(window)), -expected))] = np.arange(len(window))
         places = np.lexsort((rank[number], kinds[packs]))
         dearest = np.lexsort((-costs[packs], kinds[packs]))
         order[here][places] = packs[dearest]
