@@ -102,7 +102,7 @@ def shapes() -> dict[str, PackCost]:
     from shapes_3b import TEXT, VISION
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from vlcpt.model.cost import cost_of
+    from vlcpt.training.cost import cost_of
 
     seven = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152_064}
     seven |= {"num_attention_heads": 28, "num_key_value_heads": 4}

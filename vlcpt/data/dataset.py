@@ -162,9 +162,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
         self._stops = on_bad_data == "error"
         self.failures = Failures(plan, names, max_bad_fraction, max_bad_in_a_row)
-        self.board = WorkerBoard(self.names)
-        self._long = _LongDocuments()
-        self._seed = seed
+        self.board, self._long, self._seed = WorkerBoard(self.names), _LongDocuments(), seed
         self._pack()
 
     def _pack(self) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.balance import PackCost, order_of_steps, share_among_ranks
-from vlcpt.model.cost import cost_of
+from vlcpt.training.cost import cost_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +87,20 @@ class PackOrder:
         """What a checkpoint keeps of it."""
         return None if self._cost is None else asdict(self._cost)
 
-    def choose(self, facts: Mapping[str, object] | None) -> None:
-        """Take the order of the run whose checkpoint has these facts; None: that of the configuration."""
+    def choose(self, facts: Mapping[str, object] | None) -> dict[str, float] | None:
+        """Take the order of the run whose checkpoint has these facts; None: that of the configuration.
+
+        Returns:
+            Its :attr:`state`.
+        """
+        saved = None if facts is None else facts.get("balance")
+        self._cost = PackCost(**saved) if isinstance(saved, dict) else None
         if facts is None:
             self._cost = self._asked
-            return
-        saved = facts.get("balance")
-        self._cost = PackCost(**saved) if isinstance(saved, dict) else None
         if (self._cost is None) != (self._asked is None):
             how = "at random" if self._cost is None else "balanced"
             logger.info("balance_ranks: the order of packs stays that of the checkpoint, %s", how)
+        return self.state
 
     def packs(self, dataset: object) -> object:
         """The data set with the packs of this order; any but a ``CPTDataset`` stays as it is."""

@@ -159,11 +159,6 @@ class CPTTrainer(Trainer):
             self._checkpoints.restore_best()
         return output
 
-    def get_train_dataloader(self) -> DataLoader[object]:
-        """The packs of the run, balanced where it has several ranks."""
-        self.train_dataset = self._order.packs(self.train_dataset)
-        return super().get_train_dataloader()
-
     def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> Sampler[int] | None:
         given = self.train_dataset if train_dataset is None else train_dataset
         return self._order.sampler(given) or super()._get_train_sampler(train_dataset)
@@ -195,7 +190,8 @@ class CPTTrainer(Trainer):
         return [], torch.zeros((), device=device)
 
     def get_train_dataloader(self) -> DataLoader[object]:
-        """The loader of training; its batches stay where they are until they are used."""
+        """The loader of the packs, in their order; its batches stay where they are until they are used."""
+        self.train_dataset = self._order.packs(self.train_dataset)
         loader = super().get_train_dataloader()
         # accelerate would send all batches of a step at once, and wait for each.
         vars(loader)["device"] = None

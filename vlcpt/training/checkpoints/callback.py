@@ -150,9 +150,7 @@ class Checkpoints(TrainerCallback):
             return folder, dict(saved)
 
         chosen = first_rank_only(args, choose)
-        self._order.choose(None if chosen is None else chosen[1])
-        if self._facts:
-            self._facts["balance"] = self._order.state
+        self._facts["balance"] = self._order.choose(None if chosen is None else chosen[1])
         if chosen is None:
             return None
         folder, self._resumed_facts = chosen

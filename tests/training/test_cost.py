@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlcpt import ModelConfig, load_model
 from vlcpt.demo import base_path
-from vlcpt.model.cost import MEGA, cost_of
+from vlcpt.training.cost import MEGA, cost_of
 from vlcpt.training.loss import target_losses
 
 WAYS = {
@@ -57,9 +57,11 @@ def test_tokens_and_their_pairs_cost_what_torch_counts(model):
 
 
 def test_targets_cost_what_torch_counts(model):
-    growth = (counted(model, 128, 65) - counted(model, 128, 1)) / 64
+    growth = (counted(model, 500, 400) - counted(model, 500, 200)) / 200
 
-    assert growth == pytest.approx(cost_of(model, recomputes=False).target * MEGA, rel=0.02)
+    # One of the four products of a layer that trains is added in place, which torch does not count.
+    seen = 3 / 4 if model.get_output_embeddings().weight.requires_grad else 1
+    assert growth == pytest.approx(cost_of(model, recomputes=False).target * MEGA * seen, rel=0.02)
 
 
 def test_media_tokens_cost_what_torch_counts(model):
