@@ -71,6 +71,8 @@ PUBLIC = [
 OVERRIDES = {
     "__init__",
     "train",
+    "get_train_dataloader",
+    "_get_train_sampler",
     "get_batch_samples",
     "compute_loss",
     "create_optimizer",

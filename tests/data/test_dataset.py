@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.support import TEN, digits, opened, png, row
+from tests.support import TEN, avi, digits, opened, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text, encode_document
 from vlcpt.config.schema import DataConfig
 from vlcpt.data.dataset import _LongDocuments
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, closed_stream
+from vlcpt.data.plan.balance import PackCost
 from vlcpt.data.plan.plan import FailedSample
+
+COST = PackCost(token=100, pair=1, target=10, media=200, frame_pair=5)
 
 
 def equal(one: Sample, two: Sample) -> bool:
@@ -390,3 +393,53 @@ def test_of_long_documents_those_used_last_are_kept():
     kept.keep(0, 2, Document(()), stream)
 
     assert [kept.get(0, row) is not None for row in (0, 1, 2)] == [True, False, True]
+
+
+def test_balanced_packs_have_the_same_samples_and_the_same_account(dataset):
+    def documents(one):
+        return sorted(
+            tuple(sample.input_ids.tolist()) for number in range(len(one)) for sample in one[number]
+        )
+
+    before = dataset.ledger.as_json()
+
+    balanced = dataset.balanced(COST)
+
+    assert documents(balanced) == documents(dataset)
+    assert len(balanced) == len(dataset)
+    assert balanced.pack_sizes()[:, 0].max() <= 72
+    assert balanced.pack_sizes().tolist() != dataset.pack_sizes().tolist()
+    assert (balanced.digest, balanced.ledger.as_json()) == (dataset.digest, before)
+    assert balanced.pack_costs(COST, 4)[0].std() < dataset.pack_costs(COST, 4)[0].std()
+
+
+def test_packs_are_balanced_from_those_that_were_planned(dataset):
+    """So a second run in the process reads what the first one read."""
+    once = dataset.balanced(COST)
+
+    assert once.balanced(COST).pack_sizes().tolist() == once.pack_sizes().tolist()
+    assert once.balanced(None).pack_sizes().tolist() == dataset.pack_sizes().tolist()
+    assert dataset.balanced(None) is dataset
+
+
+def test_samples_that_are_not_packed_stay_alone(rows, tiny_processor):
+    dataset = CPTDataset(rows, tiny_processor, max_length=72, packing=False)
+
+    assert dataset.balanced(COST).pack_sizes().tolist() == dataset.pack_sizes().tolist()
+
+
+def test_the_cost_of_a_pack_knows_each_image_and_frame(tiny_processor):
+    """Two images have fewer pairs of tokens than one of their tokens together, and so have frames."""
+    pairs = PackCost(token=0, pair=0, target=0, media=0, frame_pair=1)
+    large = row("<image> a", images=[png(0, 56, 112)])
+    small = row("<image> <image> a", images=[png(0, 56, 56), png(1, 56, 56)])
+    moving = row("<video> a", videos=[avi(0)])
+
+    costs = [
+        CPTDataset([one], tiny_processor, max_length=128).pack_costs(pairs, 1)[0].tolist()
+        for one in (large, small, moving)
+    ]
+
+    sizes = CPTDataset([moving], tiny_processor, max_length=128).pack_sizes()
+    assert costs[:2] == [[8 * 8], [2 * 4 * 4]]
+    assert costs[2] == [sizes[0, 2] * 4]  # frames of four tokens

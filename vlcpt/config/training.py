@@ -37,6 +37,11 @@ class CPTConfig(TrainingArguments):
 
     max_length: int = key(4096, "Tokens of a packed sequence, media included. See also on_overlong.")
     packing: bool = key(True, "Join samples up to max_length tokens; they do not see each other.")
+    balance_ranks: bool | None = key(
+        None,
+        "Let the packs of a step cost nearly the same, so that no rank waits for another. Default: true with "
+        "several processes; a resumed run keeps what its checkpoint has.",
+    )
     vision_learning_rate: float | None = key(
         None, "Learning rate of the vision tower. Default: learning_rate."
     )

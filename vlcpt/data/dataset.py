@@ -19,6 +19,7 @@ from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TokenSt
 from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
+from vlcpt.data.plan.balance import PackCost, even_packs, kinds_of_packs
 from vlcpt.data.plan.ledger import Dropped
 from vlcpt.data.plan.mix import plan_packs
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Track, make_plan, untracked
@@ -161,16 +162,15 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
         self._stops = on_bad_data == "error"
         self.failures = Failures(plan, names, max_bad_fraction, max_bad_in_a_row)
-        self.board = WorkerBoard(self.names)
-        self._long = _LongDocuments()
-        self._pack(seed)
+        self.board, self._long, self._seed = WorkerBoard(self.names), _LongDocuments(), seed
+        self._pack()
 
-    def _pack(self, seed: int) -> None:
+    def _pack(self) -> None:
         """Which samples each item has, and what the ledger says of it."""
         self._with_images, self._with_videos = (self._plan.rows_with(one) for one in ("images", "videos"))
         # A shuffle first: packs take samples in this order, and are as mixed as it is.
         order = np.arange(len(self._plan), dtype=np.int32)
-        np.random.default_rng(seed).shuffle(order)
+        np.random.default_rng(self._seed).shuffle(order)
         self._pack_of, self._pack_ends = order, np.arange(1, len(order) + 1, dtype=np.int32)
         lengths = self._plan.column("stop") - self._plan.column("start")
         fill = None
@@ -179,6 +179,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             packed, ends = plan_packs(array("i", lengths[order].tobytes()), self.max_length)
             self._pack_of, self._pack_ends = order[np.asarray(packed)], np.asarray(ends)
             fill = round(int(lengths.sum(dtype=np.int64)) / (len(self) * self.max_length), 6)
+        self._planned = self._pack_of, self._pack_ends
         self.ledger.samples, self.ledger.packs, self.ledger.fill = len(self._plan), len(self), fill
 
     def __len__(self) -> int:
@@ -209,11 +210,11 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     @property
     def digest(self) -> str:
-        """The same for the same tokens and targets in the same order, on whatever machine."""
+        """The same for the same tokens and targets, planned in the same order, on whatever machine."""
         plan = xxhash.xxh3_128()
         names = ("source", "row", "start", "stop", "repeated", "targets", "media", "checksum")
         columns = (self._plan.column(name) for name in names)
-        for part in (*columns, self._pack_of, self._pack_ends):
+        for part in (*columns, *self._planned):
             plan.update(np.ascontiguousarray(part, dtype=np.int64).data)
         return plan.hexdigest()
 
@@ -254,10 +255,47 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         """int64 (packs, 3): tokens, targets and pad tokens of each item."""
         starts = np.append(0, self._pack_ends[:-1])
         stop, start, targets, media = (
-            np.add.reduceat(self._plan.column(name)[self._pack_of], starts, dtype=np.int64)
+            np.add.reduceat(self._of_packs(name), starts, dtype=np.int64)
             for name in ("stop", "start", "targets", "media")
         )
         return np.stack([stop - start, targets, media], axis=1)
+
+    def balanced(self, cost: PackCost | None) -> CPTDataset:
+        """The same samples in as many packs, as full and as mixed, that cost nearly the same.
+
+        Args:
+            cost: What a sample costs; None: the packs as they were planned.
+        """
+        if cost is None and self._pack_of is self._planned[0]:
+            return self
+        other = copy.copy(self)
+        other._pack_of, other._pack_ends = self._planned
+        if cost is not None and self.packing:
+            lengths = other._of_packs("stop") - other._of_packs("start")
+            places, other._pack_ends = even_packs(
+                other._pack_ends, lengths, other._costs(cost), self.max_length, self._seed
+            )
+            other._pack_of = other._pack_of[places]
+        return other
+
+    def pack_costs(self, cost: PackCost, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """What each item costs, and its kind among those of so many a step: int64 (packs,) each.
+
+        See :func:`~vlcpt.data.plan.balance.kinds_of_packs`.
+        """
+        starts = np.append(0, self._pack_ends[:-1])
+        lengths = self._of_packs("stop") - self._of_packs("start")
+        kinds = kinds_of_packs(self._of_packs("source"), lengths, self._pack_ends, step)
+        return np.add.reduceat(self._costs(cost), starts), kinds
+
+    def _costs(self, cost: PackCost) -> np.ndarray:
+        """Of each sample, pack after pack."""
+        lengths = self._of_packs("stop") - self._of_packs("start")
+        return cost.of(lengths, *(self._of_packs(name) for name in ("targets", "media", "frame_pairs")))
+
+    def _of_packs(self, name: str) -> np.ndarray:
+        """A column of the plan, pack after pack."""
+        return self._plan.column(name)[self._pack_of]
 
     def longest(self, count: int) -> list[tuple[str, int]]:
         """Names of the longest documents, and their tokens up to the last target."""

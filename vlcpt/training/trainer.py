@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -27,6 +27,7 @@ from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluati
 from vlcpt.training.evaluate import row_sums, trainer_metrics
 from vlcpt.training.guards import EngineCheck, FiniteNumbers, asked_stage, check_run, require_bounds
 from vlcpt.training.loss import target_losses
+from vlcpt.training.order import PackOrder
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import RankWatch
 from vlcpt.training.step import (
@@ -118,7 +119,8 @@ class CPTTrainer(Trainer):
         self._workers = Workers(args.dataloader_timeout, lambda: watched(self.train_dataset, self._evaluated))
         self._finite = FiniteNumbers(self)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
-        self._checkpoints = Checkpoints(self, self.args, self.model, self.progress)
+        self._order = PackOrder(model, args)
+        self._checkpoints = Checkpoints(self, self.args, self.model, self.progress, self._order)
         for callback in (EngineCheck(self, self.progress), self._finite, self._ranks, self._checkpoints):
             self.add_callback(callback)
 
@@ -157,6 +159,10 @@ class CPTTrainer(Trainer):
             self._checkpoints.restore_best()
         return output
 
+    def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> Sampler[int] | None:
+        given = self.train_dataset if train_dataset is None else train_dataset
+        return self._order.sampler(given) or super()._get_train_sampler(train_dataset)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
@@ -184,7 +190,8 @@ class CPTTrainer(Trainer):
         return [], torch.zeros((), device=device)
 
     def get_train_dataloader(self) -> DataLoader[object]:
-        """The loader of training; its batches stay where they are until they are used."""
+        """The loader of the packs, in their order; its batches stay where they are until they are used."""
+        self.train_dataset = self._order.packs(self.train_dataset)
         loader = super().get_train_dataloader()
         # accelerate would send all batches of a step at once, and wait for each.
         vars(loader)["device"] = None

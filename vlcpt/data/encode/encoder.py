@@ -27,10 +27,10 @@ from vlcpt.data.encode.vision import (
 
 IGNORE_INDEX = -100
 # What planning needs of a document. `length` ends with the last target; `pads` and `media` lie before it.
-NUMBERS = np.dtype([(name, "<i4") for name in (
+NUMBERS = np.dtype([*((name, "<i4") for name in (
     "tokens", "length", "targets", "pads", "media", "images", "videos", "without_context", "cut_edges",
     "untagged", "empty_spans", "checksum",
-)])  # fmt: skip
+)), ("frame_pairs", "<f4")])  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +111,13 @@ def numbers_of(document: Document, stream: TokenStream) -> np.void:
     """
     targets = np.flatnonzero(stream.labels >= 0)
     length = int(targets[-1]) + 1 if len(targets) else 0
-    kept = [placed.tokens for placed in stream.media if placed.stop <= length]
+    kept = [placed for placed in stream.media if placed.stop <= length]
     numbers = np.zeros(1, NUMBERS)
     numbers[0] = (
-        *(len(stream), length, len(targets), sum(kept), len(kept), len(document.images)),
+        *(len(stream), length, len(targets), sum(one.tokens for one in kept), len(kept)),
+        len(document.images),
         *(len(document.videos), stream.without_context, stream.cut_edges, not document.tagged),
-        *(document.empty_spans, stream.checksum),
+        *(document.empty_spans, stream.checksum, sum(one.frame_pairs for one in kept)),
     )
     return numbers[0]
 

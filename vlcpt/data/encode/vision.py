@@ -107,6 +107,12 @@ class PlacedMedium:
         time, height, width = self.merged_grid
         return time * height * width
 
+    @property
+    def frame_pairs(self) -> int:
+        """Pairs of its pad tokens within a frame, or two: those that full attention in the tower joins."""
+        time, height, width = self.merged_grid
+        return time * (height * width) ** 2
+
     def tokens_at(self, max_pixels: int) -> int:
         """The pad tokens it takes with this ``max_pixels``.
 

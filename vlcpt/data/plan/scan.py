@@ -56,6 +56,8 @@ LINE = np.dtype(
         # Of the complete document. 31 bits are enough: a row that was rewritten escapes once in two billion,
         # and the first that does not stops the run.
         ("checksum", "i4"),
+        # Of the part, as :class:`~vlcpt.data.plan.split.Part` has it; it would not fit 31 bits.
+        ("frame_pairs", "f4"),
     ]
 )
 
@@ -270,7 +272,8 @@ class SourceScanner(Dataset[Scan]):
         for part in parts:
             images, videos = (0, 0) if lines else (len(document.images), len(document.videos))
             own = counts._replace(targets=part.targets, media=part.media, repeated=part.repeated)
-            lines.append((row, not lines, images, videos, *own, part.start, part.stop, checksum))
+            spans = (part.start, part.stop, checksum, part.frame_pairs)
+            lines.append((row, not lines, images, videos, *own, *spans))
             counts = TokenCounts()
         return lines
 
@@ -286,7 +289,7 @@ class SourceScanner(Dataset[Scan]):
             scan.marks[mark] += int(index[mark].sum())
         lines = np.zeros(len(index), LINE)
         lines["row"], lines["first"] = np.flatnonzero(is_plain) + first, True
-        for name in ("images", "videos", "targets", "checksum"):
+        for name in ("images", "videos", "targets", "checksum", "frame_pairs"):
             lines[name] = index[name]
         lines["read"], lines["stop"], lines["media"] = index["tokens"], index["length"], index["pads"]
         lines["special"] = 2 * index["media"]

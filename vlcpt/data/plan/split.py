@@ -20,6 +20,7 @@ class Part(NamedTuple):
         repeated: The token at ``start`` is the one before the part, as context.
         targets: Targets inside, the repeated token not counted.
         media: Pad tokens inside; four patches stand behind each.
+        frame_pairs: Of the frames inside, the sum of their pad tokens squared: what attention costs there.
     """
 
     start: int
@@ -27,6 +28,7 @@ class Part(NamedTuple):
     repeated: bool
     targets: int
     media: int = 0
+    frame_pairs: int = 0
 
     @property
     def length(self) -> int:
@@ -71,7 +73,7 @@ def split_stream(
         return []
     length = int(targets[-1]) + 1
     if length <= max_length:
-        return [Part(0, length, False, len(targets), _media(stream, 0, length))]
+        return [Part(0, length, False, len(targets), *_media(stream, 0, length))]
     if on_overlong != "split":
         raise DocumentError(
             f"{length} tokens up to the last target, more than max_length {max_length}. "
@@ -95,13 +97,15 @@ def split_stream(
         inside = targets[np.searchsorted(targets, done) : np.searchsorted(targets, stop)]
         if len(inside):
             end = int(inside[-1]) + 1
-            parts.append(Part(start, end, start < done, len(inside), _media(stream, start, end)))
+            parts.append(Part(start, end, start < done, len(inside), *_media(stream, start, end)))
         done = stop
     return parts
 
 
-def _media(stream: TokenStream, start: int, stop: int) -> int:
-    return sum(placed.tokens for placed in stream.media if start <= placed.start and placed.stop <= stop)
+def _media(stream: TokenStream, start: int, stop: int) -> tuple[int, int]:
+    """Pad tokens between two places, and their pairs in a frame."""
+    inside = [one for one in stream.media if start <= one.start and one.stop <= stop]
+    return sum(one.tokens for one in inside), sum(one.frame_pairs for one in inside)
 
 
 def _too_large(

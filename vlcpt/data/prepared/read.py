@@ -26,7 +26,7 @@ WHOLE = "prepared.json"  # written last: without it, preparing has not ended
 BEGUN = "preparing.json"
 # What marks the JSON files as ours, and tells one source from a folder of several.
 SOURCE_KIND, SET_KIND = "vlcpt prepared source", "vlcpt prepared set"
-LAYOUT = 4
+LAYOUT = 5
 
 # A row of a shard is a row of the source. The columns are few: each makes it slower to read one row.
 SCHEMA = pa.schema(

@@ -71,6 +71,7 @@ from vlcpt.training.checkpoints.resume import (
 )
 from vlcpt.training.checkpoints.upstream import cache_in_saved_config, loaded_from, save_now, without_card
 from vlcpt.training.guards import engine_stage, require_finite
+from vlcpt.training.order import PackOrder
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import first_rank_only, together
 from vlcpt.training.step import restore_failed, save_failed
@@ -89,12 +90,19 @@ class Checkpoints(TrainerCallback):
         args: Its configuration.
         model: The model that it trains, not wrapped.
         progress: Shows what a person should read.
+        order: In which packs are read; a checkpoint's is kept.
     """
 
     def __init__(
-        self, trainer: Trainer, args: CPTConfig, model: PreTrainedModel | PeftModel, progress: RunProgress
+        self,
+        trainer: Trainer,
+        args: CPTConfig,
+        model: PreTrainedModel | PeftModel,
+        progress: RunProgress,
+        order: PackOrder,
     ) -> None:
         self._trainer, self._args, self._model, self._progress = trainer, args, model, progress
+        self._order = order
         self._output = Path(str(args.output_dir))
         self._facts: dict[str, object] = {}  # of this run
         self._writing: Writing | None = None
@@ -142,6 +150,7 @@ class Checkpoints(TrainerCallback):
             return folder, dict(saved)
 
         chosen = first_rank_only(args, choose)
+        self._facts["balance"] = self._order.choose(None if chosen is None else chosen[1])
         if chosen is None:
             return None
         folder, self._resumed_facts = chosen
