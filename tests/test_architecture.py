@@ -74,6 +74,7 @@ OVERRIDES = {
     "get_train_dataloader",
     "_get_train_sampler",
     "get_batch_samples",
+    "training_step",
     "compute_loss",
     "create_optimizer",
     "create_scheduler",

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlcpt import ModelConfig, load_model
+from tests.support import digits, png, row
+from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
+from vlcpt.data.plan.balance import PackCost
 from vlcpt.demo import base_path
-from vlcpt.training.cost import MEGA, cost_of
+from vlcpt.training.cost import MEGA, PeakShare, cost_of, peak_share
 from vlcpt.training.loss import target_losses
 
 WAYS = {
@@ -80,3 +82,28 @@ def test_what_is_computed_again_counts_again_only_where_gradients_pass():
     assert again.pair == pytest.approx(4 / 3 * kept.pair)
     assert again.media == kept.media
     assert again.frame_pair == kept.frame_pair
+
+
+def test_the_share_of_the_peak_counts_documents_targets_and_frames_of_a_batch(tiny_processor):
+    """What each of them costs is compared with torch above; here they are counted by hand."""
+    rows = [row(f"<image>{digits(30)}", images=[png(1, 280, 280)]), row(digits(20))]
+    collator = CPTDataCollator(tiny_processor)
+    collator.window_size = 112
+    batch = collator([CPTDataset(rows, tiny_processor, max_length=2048)[0]])
+    share = PeakShare(PackCost(token=1, pair=1, target=1000, media=10**6, frame_pair=10**9), MEGA, merge=4)
+
+    share.count(batch)
+
+    # An image of 10 × 10 tokens between its start and end, 30 digits and the end; 20 digits and the end.
+    lengths = [102 + 31, 21]
+    tokens, pairs, targets = sum(lengths), sum(one**2 for one in lengths), 31 + 20  # a first token is none
+    assert share.take(1.0) == tokens + pairs + 1000 * targets + 10**6 * 100 + 10**9 * 100**2
+    assert share.take(1.0) == 0
+
+
+def test_without_a_known_gpu_or_16_bits_there_is_no_share():
+    model = load_model(ModelConfig(base_path()))
+
+    assert peak_share(model, torch.device("cpu"), torch.bfloat16) is None
+    assert peak_share(model, torch.device("cpu"), torch.float32, "NVIDIA H200") is None
+    assert peak_share(model, torch.device("cpu"), torch.bfloat16, "Tesla T4") is None

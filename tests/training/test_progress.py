@@ -12,6 +12,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tests.support import FOUR, FOUR_TARGETS, make_trainer
 from vlcpt import CPTDataset, ModelConfig, load_model
+from vlcpt.data.plan.balance import PackCost
+from vlcpt.training.cost import PeakShare
 from vlcpt.training.progress import RunProgress
 
 
@@ -110,6 +112,19 @@ def test_a_line_says_where_the_time_of_its_steps_went(arguments, monkeypatch):
                if key.startswith("seconds/")}  # fmt: skip
     assert seconds == {"data_wait": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 1.0}  # a step
     assert "  wait 12% forward 25% backward 50% optimizer 12%  " in screen.getvalue()
+
+
+def test_where_the_peak_is_known_a_line_says_its_share(arguments):
+    progress, screen = make_progress()
+    cost = PackCost(token=100, pair=0, target=0, media=0, frame_pair=0)
+    progress.peak_share = PeakShare(cost, peak=1e6, merge=4)
+    state = TrainerState(global_step=2, max_steps=10, is_world_process_zero=True)
+    progress.count([{"labels": LABELS, "document_lengths": [4, 2, 6]}])
+
+    progress.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})
+
+    assert read_log(progress_folder(arguments))[0]["mfu"] > 0
+    assert re.search(r"  mfu [\d,]+%", screen.getvalue())
 
 
 def test_trainers_closing_summary_is_neither_shown_nor_logged(arguments):

@@ -22,6 +22,7 @@ from vlcpt.model.attention import attention_of, describe_kernels
 from vlcpt.model.loading import packed_storage
 from vlcpt.model.tuning import base_model, limit_checkpointing
 from vlcpt.model.weights import first_not_finite, tensors_of
+from vlcpt.training.cost import peak_share
 from vlcpt.training.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -252,7 +253,9 @@ class EngineCheck(TrainerCallback):
         if getattr(args, "activation_checkpointing", False):
             limit_checkpointing(model)  # Trainer turns checkpoints on in ``train``
         base = base_model(model)
-        kernels = describe_kernels(base, args.device, autocast_type(args) or base.lm_head.weight.dtype)
+        dtype = autocast_type(args) or base.lm_head.weight.dtype
+        self._progress.peak_share = peak_share(model, args.device, dtype)
+        kernels = describe_kernels(base, args.device, dtype)
         if not state.is_world_process_zero:
             return
         for line in filter(None, (describe_engine(wrapped, args.world_size), kernels)):

@@ -17,6 +17,7 @@ from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.run_files import read_log
 from vlcpt.training.clock import PHASES, StepClock
+from vlcpt.training.cost import PeakShare
 from vlcpt.training.loss import BatchTensors
 
 LOG_NAME = "train_log.jsonl"
@@ -42,6 +43,7 @@ class RunProgress(TrainerCallback):
     ) -> None:
         self.console = console or Console()
         self.clock = StepClock(device)
+        self.peak_share: PeakShare | None = None
         self._max_length = max_length
         self._bar: Progress | None = None
         self._reset()
@@ -58,6 +60,8 @@ class RunProgress(TrainerCallback):
     def count(self, batches: Sequence[BatchTensors]) -> None:
         """Note the batches of a step on this rank, before they are used."""
         for batch in batches:
+            if self.peak_share:
+                self.peak_share.count(batch)
             labels = batch["labels"]
             assert isinstance(labels, torch.Tensor)
             is_target = labels[:, 1:] != IGNORE_INDEX
@@ -139,6 +143,8 @@ class RunProgress(TrainerCallback):
             logs["targets_per_second"] = round(self.targets * args.world_size / seconds, 1)
             if self._max_length and self.rows:
                 logs["fill"] = round(self.tokens / (self.rows * self._max_length), 4)
+            if self.peak_share:
+                logs["mfu"] = round(self.peak_share.take(seconds), 4)
             times = self.clock.take()
             logs |= {
                 f"seconds/{phase}": round(spent / max(self._steps, 1), 4) for phase, spent in times.items()
@@ -169,6 +175,8 @@ def _line(state: TrainerState, logs: dict[str, float]) -> str | None:
                     f"{phase.removeprefix('data_')} {value / total:.0%}" for phase, value in spent.items()
                 )
             )
+        if "mfu" in logs:
+            parts.append(f"mfu {logs['mfu']:.0%}")
         if "fill" in logs:
             parts.append(f"fill {logs['fill']:.0%}")
         rates = {key.split("/")[1]: value for key, value in logs.items() if key.startswith("learning_rate/")}

@@ -201,13 +201,10 @@ class CPTTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Train on one batch of a step, which is sent to the device now."""
-        loss = super().training_step(model, self._sent(inputs), num_items_in_batch)
+        on_device = sent(inputs, self.args.device, getattr(self.data_collator, "scales", None))
+        loss = super().training_step(model, on_device, num_items_in_batch)
         self.progress.clock.end("backward")
         return loss
-
-    def _sent(self, inputs: Batch) -> dict[str, object]:
-        scales = getattr(self.data_collator, "scales", None)
-        return sent(inputs, self.args.device, scales)
 
     def compute_loss(
         self,
@@ -283,6 +280,7 @@ class CPTTrainer(Trainer):
         leave_out_failed(inputs)
         take_documents(inputs)
         require_bounds(self.model, inputs)
+        on_device = sent(inputs, self.args.device, getattr(self.data_collator, "scales", None))
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(model, self._prepare_inputs(self._sent(inputs)), self.args.loss_chunk)
+            sums = row_sums(model, self._prepare_inputs(on_device), self.args.loss_chunk)
         return None, sums, sums[:, 1:]
