@@ -92,13 +92,17 @@ def check(
     config: Config,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image and video as well.")] = False,
     num_processes: Annotated[int | None, typer.Option(help="GPUs that will share the work.", min=1)] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Also say how long an epoch takes on this GPU: a name (H100), or its doctor.json."),
+    ] = None,
 ) -> None:
     """Show what would become of every document, and what to change. Loads no weights; exits with 1 if any
     document would be lost."""
     configs = _read(context, config)
     from vlcpt.runs.check import check_run
 
-    is_complete = check_run(configs, decode=decode, num_processes=num_processes)
+    is_complete = check_run(configs, decode=decode, num_processes=num_processes, gpu=gpu)
     if not is_complete:
         raise typer.Exit(1)
 

@@ -221,6 +221,64 @@ class Course:
         return math.ceil(self.epochs * self.steps_per_epoch)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How long an epoch takes on a machine, and what keeps it busy.
+
+    Args:
+        machine: In words.
+        devices: GPUs.
+        seconds: Of an epoch, at least and at most.
+        assumes: What that rests on.
+        loads: Seconds of one worker for a pack, on the machine that checks.
+        workers: For each device, so that it does not wait at the fast bound.
+    """
+
+    machine: str
+    devices: int
+    seconds: tuple[float, float]
+    assumes: str
+    loads: float
+    workers: int
+
+
+def speed_lines(speed: Speed, configured: int) -> list[str]:
+    """What is said of the speed of a run.
+
+    Args:
+        configured: ``dataloader_num_workers``.
+
+    Example:
+        >>> speed_lines(Speed("H100", 8, (3600.0, 7200.0), "2 PFLOP at 50%", 0.2, 3), configured=2)
+        ... # doctest: +NORMALIZE_WHITESPACE
+        ['an epoch on 8 × H100 takes 1.0 to 2.0 hours (2 PFLOP at 50%)',
+         'a worker here loads a pack in 0.2 s: each GPU needs 3 workers to be kept busy; set
+          dataloader_num_workers: 3 (now 2)']
+    """
+    gpus = speed.machine if speed.devices == 1 else f"{speed.devices} × {speed.machine}"
+    needs = f"{speed.workers} worker{'s' * (speed.workers != 1)}"
+    todo = f"dataloader_num_workers: {configured} is enough"
+    if speed.workers > _MOST_WORKERS:
+        todo = "more than most have: vlcpt prepare, a lower max_pixels or vision_cache makes loading cheaper"
+    elif speed.workers > configured:
+        todo = f"set dataloader_num_workers: {speed.workers} (now {configured})"
+    return [
+        f"an epoch on {gpus} takes {_lasts(*speed.seconds)} ({speed.assumes})",
+        f"a worker here loads a pack in {speed.loads:.2g} s: each GPU needs {needs} to be kept busy; {todo}",
+    ]
+
+
+def _lasts(fast: float, slow: float) -> str:
+    if slow < 1:
+        return "less than a second"
+    unit, name = next(one for one in _TIMES if slow >= one[0])
+    return (
+        f"{fast / unit:,.1f} {name}" if fast == slow else f"{fast / unit:,.1f} to {slow / unit:,.1f} {name}"
+    )
+
+
+_MOST_WORKERS = 32
+_TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 _PLACES, _KINDS = 3, 12  # of documents with one problem, and of problems: so many are shown
 
 

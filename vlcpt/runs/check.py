@@ -23,7 +23,7 @@ from vlcpt.data.plan.ledger import BadDataError, Ledger
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
-from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines
+from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines, speed_lines
 from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
@@ -35,6 +35,7 @@ from vlcpt.runs.data import (
     with_native_model,
 )
 from vlcpt.runs.memory import foresee
+from vlcpt.runs.speed import foresee_speed, read_machine
 from vlcpt.training.step import require_media
 
 LONGEST = 5
@@ -45,6 +46,7 @@ def check_run(
     *,
     decode: bool = False,
     num_processes: int | None = None,
+    gpu: str | None = None,
     console: Console | None = None,
 ) -> bool:
     """Read all data of a run and show what would become of it. No weight is loaded.
@@ -55,6 +57,8 @@ def check_run(
     Args:
         decode: Decode every medium, too.
         num_processes: That will share the work; default: the launcher's ``WORLD_SIZE``, or 1.
+        gpu: The name of theirs, or a ``doctor.json``: then also how long an epoch takes, and how many workers
+            it needs. Some packs are loaded for that.
 
     Returns:
         Whether every document would be used.
@@ -65,6 +69,7 @@ def check_run(
         RuntimeError: If the ledger does not balance.
     """
     console = console or Screen()
+    machine = read_machine(gpu) if gpu else None
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
@@ -88,6 +93,10 @@ def check_run(
     console.print()
     if dataset is not None:
         _show_plan(configs, dataset, model, towers, processor, devices, console)
+        if machine is not None:
+            speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
+            console.print(Text("speed", "italic"))
+            _list(console, speed_lines(speed, configs.training.dataloader_num_workers))
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
     _write(ledger, Path(str(configs.training.output_dir)), console)
     if dataset is not None:

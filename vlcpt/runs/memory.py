@@ -115,6 +115,30 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
 ROOM = 0.7
 
 
+def keeps_activations(
+    configs: Configs,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
+    dataset: CPTDataset,
+    total: int,
+    merge: int,
+) -> bool:
+    """Whether a GPU of ``total`` bytes holds all activations, with room left."""
+    return _kept(configs, model, towers, dataset, merge).total + CONTEXT < ROOM * total
+
+
+def _kept(
+    configs: Configs,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
+    dataset: CPTDataset,
+    merge: int,
+) -> MemoryEstimate:
+    """The estimate with all activations kept."""
+    setup = replace(_setup(configs, model, configs.training.world_size), checkpointing=False)
+    return _largest(configs, model, towers, dataset.pack_sizes(), setup, merge)
+
+
 def choose_checkpointing(configs: Configs, dataset: CPTDataset, merge: int) -> str:
     """Keep activations where they fit, unless the configuration says how: computing them again takes a third
     of a step's time.
@@ -133,8 +157,7 @@ def choose_checkpointing(configs: Configs, dataset: CPTDataset, merge: int) -> s
     total = torch.cuda.get_device_properties(training.device).total_memory
     model = empty_model(configs.model)
     towers = count_towers(model, configs.model)
-    setup = replace(_setup(configs, model, training.world_size), checkpointing=False)
-    kept = _largest(configs, model, towers, dataset.pack_sizes(), setup, merge)
+    kept = _kept(configs, model, towers, dataset, merge)
     fits = kept.total + CONTEXT < ROOM * total
     training.activation_checkpointing = training.gradient_checkpointing = not fits
     return (
