@@ -140,7 +140,7 @@ AGAIN = "Then start it again: it goes on where it stopped."
 SHARD_ROWS = (512, 8192)
 _SHARDS = 256
 # A row group, all of which is read to get one document, is closed when it holds so many bytes.
-GROUP_BYTES = 1 << 14
+GROUP_BYTES = 1 << 15
 MAX_BYTES = (1 << 31) - (1 << 20)  # a page of a Parquet file has at most 2 GiB
 _PARQUET = {
     "compression": "none",  # media are compressed already, and tokens hardly get smaller

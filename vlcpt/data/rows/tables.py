@@ -115,8 +115,10 @@ class ParquetRows(Rows):
         # A forked worker opens the file itself: the parent's place in it is shared.
         if (kept := _files.get((self, os.getpid()))) is not None:
             return kept
-        files, path = file_system(self.path) if is_address(self.path) else (None, self.path)
-        file = pq.ParquetFile(path, filesystem=files, page_checksum_verification=True)
+        is_remote = is_address(self.path)
+        files, path = file_system(self.path) if is_remote else (None, self.path)
+        # Reading ahead in threads pays where each read has a delay; on a disk it takes half of the time.
+        file = pq.ParquetFile(path, filesystem=files, pre_buffer=is_remote, page_checksum_verification=True)
         return _files.put((self, os.getpid()), file, max(file.metadata.serialized_size, _FOOTER))
 
 
