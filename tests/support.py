@@ -131,7 +131,8 @@ def run_alone(model: nn.Module, sample: Sample) -> Alone:
         **{name: getattr(sample, name) for name in media if getattr(sample, name) is not None},
     ).logits[0]
     places = [place for place in range(1, len(sample)) if sample.labels[place] != IGNORED]
-    nll = [-logits[place - 1].float().log_softmax(0)[sample.input_ids[place]] for place in places]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    nll = [-wide[place - 1].log_softmax(0)[sample.input_ids[place]] for place in places]
     return Alone(
         ids=tuple(sample.input_ids[: places[-1] + 1].tolist()),
         logits=logits[[place - 1 for place in places]],

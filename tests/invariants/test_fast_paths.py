@@ -1,0 +1,120 @@
+"""Every fast path together gives the losses and gradients of the plain one, document by document.
+
+Fast is what a run does by default: packs, attention by documents, logits in chunks, pixels as bytes, a frozen
+tower without gradients, activations computed again. Plain is transformers' own forward pass on each document
+alone, with all logits and eager attention; in float64 PyTorch's, for the eager one has a softmax in float32.
+"""
+
+import pytest
+import torch
+
+from tests.support import (
+    TEN,
+    Gradients,
+    encode_rows,
+    largest_deviation,
+    make_trainer,
+    run_alone,
+    weighted_mean,
+)
+from vlcpt import CPTDataset, ModelConfig, load_model
+
+KINDS = {
+    "images": [one for one in TEN if "images" in one and "videos" not in one],
+    "video": [one for one in TEN if "videos" in one],
+    "text alone": [one for one in TEN if "images" not in one and "videos" not in one],
+    "mixed": TEN,
+}
+TUNINGS = {
+    "lora": {"tuning": "lora", "lora_r": 4},
+    "lora, all towers": {"tuning": "lora", "lora_r": 4, "train_merger": True, "train_vision": True},
+    "qlora": {"tuning": "qlora", "lora_r": 4},
+    "full": {"tuning": "full"},
+    "full, all towers": {
+        "tuning": "full", "train_merger": True, "train_vision": True, "train_embeddings": True
+    },
+}  # fmt: skip
+DTYPES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-9)}
+
+
+@pytest.fixture
+def exact_casts(monkeypatch):
+    """Let a model in float64 compute in it: transformers casts norms and rotations to float32."""
+    to, as_float = torch.Tensor.to, torch.Tensor.float
+
+    def kept(tensor, *args, **kwargs):
+        narrows = torch.float32 in (*args, kwargs.get("dtype")) and tensor.dtype == torch.float64
+        return tensor if narrows else to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", kept)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda tensor: tensor if tensor.dtype == torch.float64 else as_float(tensor)
+    )
+
+
+def loaded(folder, attention: str, tuning: str, dtype: torch.dtype):
+    model = load_model(
+        ModelConfig(str(folder), dtype="float32", attn_implementation=attention, **TUNINGS[tuning])
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first: lora_A would have no gradient
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model if dtype == torch.float32 else model.double()
+
+
+def expected_of(model, rows, processor):
+    """Loss and gradients of documents one by one."""
+    loss = weighted_mean([run_alone(model, sample) for sample in encode_rows(rows, processor)])
+    loss.backward()
+    return float(loss.detach()), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    ("tuning", "dtype"),
+    # Four bits are those of float32.
+    [
+        (tuning, dtype)
+        for tuning in TUNINGS
+        for dtype in DTYPES
+        if (tuning, dtype) != ("qlora", torch.float64)
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "mixed" else pytest.mark.slow) for kind in KINDS]
+)
+def test_losses_and_gradients_are_those_of_the_plain_path(
+    tiny_model_dir, tiny_processor, tmp_path, exact_casts, kind, tuning, dtype, batch_size
+):
+    rows, attention = KINDS[kind], "eager" if dtype == torch.float32 else "sdpa"
+    loss, expected = expected_of(loaded(tiny_model_dir, attention, tuning, dtype), rows, tiny_processor)
+    dataset = CPTDataset(rows, tiny_processor, max_length=75)
+    gradients = Gradients()
+    trainer = make_trainer(
+        loaded(tiny_model_dir, "auto", tuning, dtype),
+        dataset,
+        tiny_processor,
+        tmp_path,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=-(-len(dataset) // batch_size),
+        num_train_epochs=1,
+        max_grad_norm=0,
+        learning_rate=0,
+        loss_chunk=5,
+        activation_checkpointing=True,
+        callbacks=[gradients],
+    )
+    trainer.train()
+
+    of_loss, of_gradients = DTYPES[dtype]
+    (found,) = gradients.steps
+    # Without media nothing calls the vision tower: Trainer gives it no gradient, or one that is zero.
+    is_zero = {name for name in found if name not in expected}
+    assert not any(found[name].any() for name in is_zero)
+    assert largest_deviation({n: g for n, g in found.items() if n not in is_zero}, expected) < of_gradients
+    logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    # Trainer adds losses up in float32.
+    assert logged == pytest.approx(loss, rel=max(of_loss, 1e-6))
