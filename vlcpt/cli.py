@@ -227,6 +227,35 @@ def push(
         screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 
 
+@app.command(context_settings=_OVERRIDES)
+def doctor(
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="The run's YAML file. Default: the embedded demo's."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores.")] = False,
+    output: Annotated[Path, typer.Option(help="Write what was found to this JSON file.")] = Path(
+        "doctor.json"
+    ),
+) -> None:
+    """Prove on this machine, with the run's kernels, type, batch size and ranks, that training is right, and
+    measure what it reaches. Exits with 1 if something is not right."""
+    if config is not None and config.startswith("--"):  # no CONFIG, but --key value
+        context.args.insert(0, config)
+        config = None
+    path = Path(config) if config is not None else Path(__file__).with_name("demo") / "doctor.yaml"
+    from vlcpt.config.yaml import complete, read_early
+
+    early = read_early(path, context.args)
+    _say_loading(f"{path} is read" if config is not None else "no CONFIG: the embedded demo is examined")
+    configs = complete(early)
+    from vlcpt.runs.doctor.run import doctor_run
+
+    if not doctor_run(early, configs, output, quick=quick, is_given=config is not None).passed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def env() -> None:
     """Versions and devices, for a bug report."""

@@ -14,23 +14,34 @@ PACKAGES = (
 
 
 def describe() -> str:
-    """One fact a line. No path, user name or environment variable is in it.
+    """One fact a line.
 
     Example:
         >>> describe().splitlines()[0].split()[0]
         'vlcpt'
     """
+    found = facts()
+    width = max(map(len, found))
+    return "\n".join(f"{name:<{width}}  {fact}" for name, fact in found.items())
+
+
+def facts() -> dict[str, str]:
+    """Versions and devices by name. No path, user name or environment variable is in it.
+
+    Example:
+        >>> list(facts())[:2]
+        ['vlcpt', 'python']
+    """
     import torch
 
-    facts = {"vlcpt": __version__, "python": platform.python_version(), "system": platform.platform()}
+    found = {"vlcpt": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:
-            facts[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            facts[package] = "not installed"
-    facts["cuda"] = str(torch.version.cuda) if torch.cuda.is_available() else "no GPU in reach"
+            found[package] = "not installed"
+    found["cuda"] = str(torch.version.cuda) if torch.cuda.is_available() else "no GPU in reach"
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        facts[f"gpu {number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    width = max(map(len, facts))
-    return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+        found[f"gpu {number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return found

@@ -1,0 +1,166 @@
+"""What ``vlcpt doctor`` found: a table for a person, a JSON file for a bug report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from vlcpt import __version__
+from vlcpt.report.screen import plain_table, visible
+from vlcpt.report.terminal import number
+
+Status = Literal["passed", "failed", "not run"]
+FORMAT = 1  # of the JSON file
+_STYLES: Mapping[Status, str] = {"passed": "green", "failed": "bold red", "not run": "yellow"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Args:
+        name: What was checked.
+        status: What came of it.
+        measured: The number that was found; None where nothing was measured.
+        tolerance: What it may be at most; None for a measurement that cannot fail.
+        unit: Of both.
+        detail: The cause where it failed, the reason where it was not run, else more numbers.
+    """
+
+    name: str
+    status: Status
+    measured: float | None = None
+    tolerance: float | None = None
+    unit: str = ""
+    detail: str = ""
+
+
+def judged(
+    name: str, measured: float, tolerance: float, *, unit: str = "", cause: str, detail: str = ""
+) -> Line:
+    """A line that passed if the number is at most the tolerance.
+
+    Args:
+        cause: What is wrong where it is more, or not a number.
+        detail: What to add where it passed.
+
+    Example:
+        >>> judged("packed = alone", 1e-7, 1e-5, cause="documents see each other").status
+        'passed'
+        >>> judged("packed = alone", math.nan, 1e-5, cause="documents see each other").detail
+        'documents see each other'
+    """
+    is_right = measured <= tolerance  # False of NaN
+    return Line(
+        name, "passed" if is_right else "failed", measured, tolerance, unit, detail if is_right else cause
+    )
+
+
+def joined(lines: Sequence[Line]) -> Line:
+    """One line of those of all ranks: the first that failed, else the one with the largest number.
+
+    Example:
+        >>> joined([Line("a", "passed", 1.0), Line("a", "failed", 2.0, detail="it is wrong")]).detail
+        'rank 1: it is wrong'
+    """
+    for rank, line in enumerate(lines):
+        if line.status == "failed":
+            return (
+                Line(**{**asdict(line), "detail": f"rank {rank}: {line.detail}"}) if len(lines) > 1 else line
+            )
+    return max(lines, key=lambda line: -math.inf if line.measured is None else line.measured)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found.
+
+    Args:
+        machine: Versions and devices.
+        run: What was examined, and how it runs.
+        lines: Of the table.
+        speed: What the run will reach; None where it was not measured.
+        memory: Bytes that were foreseen, and the peak; None where it was not measured.
+        seconds: All of it took.
+    """
+
+    machine: Mapping[str, str]
+    run: Mapping[str, object]
+    lines: Sequence[Line]
+    speed: Mapping[str, float | None] | None
+    memory: Mapping[str, int] | None
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(line.status != "failed" for line in self.lines)
+
+    def as_json(self) -> dict[str, object]:
+        """The content of ``doctor.json``; a number that JSON does not have is null."""
+        return {
+            "format": FORMAT,
+            "vlcpt": __version__,
+            "passed": self.passed,
+            "seconds": round(self.seconds, 1),
+            "machine": dict(self.machine),
+            "run": dict(self.run),
+            "lines": [{key: _finite(value) for key, value in asdict(line).items()} for line in self.lines],
+            "speed": None if self.speed is None else {key: _finite(one) for key, one in self.speed.items()},
+            "memory": None if self.memory is None else dict(self.memory),
+        }
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def doctor_table(lines: Sequence[Line]) -> Table:
+    """A line a check: what came of it, the number, and what it may be at most.
+
+    Example:
+        >>> doctor_table([Line("speed", "passed", 1234.0, unit="tokens/s")]).row_count
+        1
+    """
+    table = plain_table("doctor")
+    table.add_column("check")
+    table.add_column("result", no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("at most", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for line in lines:
+        # A cause is a sentence and has a place of its own below.
+        detail = "" if line.status == "failed" else line.detail
+        table.add_row(
+            line.name,
+            Text(line.status, _STYLES[line.status]),
+            _shown(line.measured, line.unit),
+            _shown(line.tolerance, ""),
+            Text(visible(detail), "dim"),
+        )
+    return table
+
+
+def cause_lines(lines: Sequence[Line]) -> list[str]:
+    """What is wrong, a line each; empty where nothing is.
+
+    Example:
+        >>> cause_lines([Line("speed", "failed", detail="the loss is NaN")])
+        ['speed: the loss is NaN']
+    """
+    return [f"{line.name}: {line.detail}" for line in lines if line.status == "failed"]
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        text = "0" if value == 0 else str(value)
+    else:
+        text = f"{value:.1e}" if abs(value) < 0.01 else number(value)
+    return f"{text} {unit}".strip()
