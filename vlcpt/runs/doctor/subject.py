@@ -102,7 +102,7 @@ class Subject:
         kept = {key: value for key, value in self.early.training.items() if not key.startswith(_OWN)}
         forget_engine()
         timeout = min(_TIMEOUT, int(self.training.ddp_timeout))
-        own = {
+        own: dict[str, object] = {
             "output_dir": str(self.folder / name),
             "report_to": "none",
             "save_strategy": "no",
@@ -112,6 +112,8 @@ class Subject:
             "ddp_timeout": timeout,
             "dataloader_timeout": timeout,
         }
+        if self.device.type == "cpu":
+            own["dataloader_pin_memory"] = False  # torch would warn for each loader
         return make_training(
             {**kept, **own, **changes}, replace(self.early.data, eval_data=(), retention_data=())
         )
