@@ -141,15 +141,19 @@ def inspect(
 def prepare(
     context: typer.Context,
     config: Config,
-    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the shards. Without it only vision_cache is filled.")
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
     ] = "local",
 ) -> None:
-    """Encode the data once, into shards that train reads. Run it again to continue after an interruption."""
+    """Encode the data once, into shards that train reads, and with vision_cache compute what a frozen vision
+    tower gives. Run it again to continue after an interruption."""
     from vlcpt.folder_locks import require_free
 
-    require_free(output, "--output")
+    if output is not None:
+        require_free(output, "--output")
     configs = _read(context, config)
     from vlcpt.runs.prepare import prepare_run
 

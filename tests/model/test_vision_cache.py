@@ -85,7 +85,9 @@ def test_what_an_earlier_batch_computed_is_taken_though_the_worker_had_not_seen_
     assert torch.equal(torch.cat(list(found))[: sum(map(len, kept))], torch.cat(list(kept)))
 
 
-def test_features_are_stored_in_the_type_in_which_the_tower_computes(make_tiny_model, tiny_processor, tmp_path):
+def test_features_are_stored_in_the_type_in_which_the_tower_computes(
+    make_tiny_model, tiny_processor, tmp_path
+):
     for dtype, autocast, expected in (
         (torch.float32, None, torch.float32),
         (torch.bfloat16, None, torch.bfloat16),
@@ -239,7 +241,7 @@ def test_where_parameters_are_partitioned_the_tower_is_never_called(model, tiny_
 
     assert with_features(model, kept)["mm_encoder_outputs"].keys() == {"image", "video"}
     store.path(kept["media"][0].key).unlink()
-    with pytest.raises(ConfigError, match=r"features are missing.*zero3.*vlcpt prepare CONFIG --vision_cache"):
+    with pytest.raises(ConfigError, match=r"features are missing.*zero3.*vlcpt prepare CONFIG"):
         with_features(model, batch_of(tiny_processor, store))
     assert calls == []
 

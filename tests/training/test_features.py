@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from tests.support import FOUR, TEN, Gradients, make_trainer, png, row
+from tests.support import TEN, Gradients, make_trainer
 from vlcpt import CPTDataset, ModelConfig
-from vlcpt.errors import ConfigError
 from vlcpt.model.tuning import apply_tuning, base_model
-from vlcpt.training.features import run_store
 
 IMAGES = [one for one in TEN if "images" in one and "videos" not in one]
 VIDEOS = [one for one in TEN if "videos" in one and "images" not in one]

@@ -61,7 +61,25 @@ def run_store(model: nn.Module, args: CPTConfig) -> FeatureStore:
     return open_store(
         model,
         Path(str(args.vision_cache)),
-        dtype=None if args.vision_cache_dtype == "auto" else getattr(torch, args.vision_cache_dtype),
+        dtype=_asked_type(args),
         autocast=autocast_type(args) if asked_stage(args) is None else None,  # DeepSpeed converts
         converted=converted_type(args),
     )
+
+
+def stored_type(weights: torch.dtype, args: CPTConfig) -> torch.dtype:
+    """The type of the features that a run keeps.
+
+    Args:
+        weights: The type of the tower's weights, as loaded.
+
+    Example:
+        >>> stored_type(torch.float32, CPTConfig("out", use_cpu=True, bf16=True))
+        torch.bfloat16
+    """
+    return _asked_type(args) or converted_type(args) or autocast_type(args) or weights
+
+
+def _asked_type(args: CPTConfig) -> torch.dtype | None:
+    asked = args.vision_cache_dtype
+    return None if asked == "auto" else getattr(torch, asked)

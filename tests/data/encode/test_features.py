@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import avi, png, row
-from vlcpt import CPTDataset, CPTDataCollator
+from vlcpt import CPTDataCollator, CPTDataset
 from vlcpt.data.encode.features import FeatureStore
 
 WIDTH = 8
@@ -269,9 +269,8 @@ def write_some(folder, worker, keys, tokens, failed):
 def test_many_processes_that_write_the_same_media_leave_each_whole(store, caplog):
     context = multiprocessing.get_context("fork")
     failed = context.Value("i", 0)
-    processes = [
-        context.Process(target=write_some, args=(store.folder, worker, 60, 500, failed)) for worker in range(8)
-    ]
+    given = [(store.folder, worker, 60, 500, failed) for worker in range(8)]
+    processes = [context.Process(target=write_some, args=one) for one in given]
     for process in processes:
         process.start()
     for process in processes:
