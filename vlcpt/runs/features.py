@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
@@ -23,7 +22,7 @@ from vlcpt.model.vision_cache import with_features
 from vlcpt.report.screen import say
 from vlcpt.runs.data import RunData, quiet_libraries, shown, with_native_model
 from vlcpt.training.features import run_store
-from vlcpt.training.step import leave_out_failed, watched
+from vlcpt.training.step import leave_out_failed, sent, watched
 
 
 def fill_cache(configs: Configs, console: Console) -> FeatureStore:
@@ -84,6 +83,7 @@ def _fill(
 ) -> Counter[bool]:
     """Keep the features of some items of a data set; how many media were there, and how many were not."""
     collator = CPTDataCollator(processor)
+    collator.keeps_bytes = True
     collator.window_size = model.config.vision_config.window_size
     loader: DataLoader[Batch] = DataLoader(
         dataset,  # type: ignore[arg-type]  # of items; the collator makes batches
@@ -99,9 +99,5 @@ def _fill(
             media = batch.get("media", [])
             assert isinstance(media, list)
             done.update(one.is_kept for one in media)
-            inputs = {
-                name: value.to(training.device) if isinstance(value, torch.Tensor) else value
-                for name, value in batch.items()
-            }
-            with_features(model, inputs, must_keep=True)
+            with_features(model, sent(batch, training.device, collator.scales), must_keep=True)
     return done
