@@ -259,3 +259,11 @@ def test_ddp_hands_features_on_to_its_device(model, tiny_processor, tmp_path):
     (moved,) = _recursive_to(found, torch.device("cpu"), use_side_stream_for_tensor_copies=False)
 
     assert torch.equal(logits(base_model(model), moved), logits(model, found))
+
+
+def test_features_are_not_taken_for_those_of_another_model(model, make_tiny_model, tiny_processor, tmp_path):
+    batch = batch_of(tiny_processor, open_store(model, tmp_path))
+    other = make_tiny_model(seed=1).requires_grad_(False)
+
+    with pytest.raises(ValueError, match="features of another vision tower than this model's"):
+        with_features(other, batch)

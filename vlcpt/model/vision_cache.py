@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 import xxhash
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 FILL = "vlcpt prepare CONFIG --vision_cache DIR"
 # Of a configuration: what says nothing of the features.
 _WITHOUT_EFFECT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+# Of which towers a model in memory has the weights: a data set may be read for another model than before.
+_towers: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -69,6 +72,7 @@ def open_store(
         plain = weight.detach().to("cpu", converted if converts else weight.dtype).contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    _towers.setdefault(base, set()).add(digest.hexdigest())
     width = int(base.config.vision_config.out_hidden_size)
     return FeatureStore(folder, digest.hexdigest(), width, dtype, autocast)
 
@@ -128,12 +132,18 @@ def with_features(
         ConfigError: If features are missing where parameters are partitioned: ranks would call the tower
             unequally often.
         WriteError: With ``must_keep``.
+        ValueError: If :func:`open_store` was not called with this model, but with another one.
     """
     media = inputs.get("media")
     if media is None:
         return dict(inputs)
     assert isinstance(media, list)
     base = _unwrapped(model)
+    if not {one.store.tower for one in media} <= _towers.get(base, set()):
+        raise ValueError(
+            "a batch has features of another vision tower than this model's. Call use_features of its data "
+            "set with open_store of this model, or with None."
+        )
     outputs: dict[str, BaseModelOutputWithPooling] = {}
     for modality in _PIXELS:
         if mine := [one for one in media if one.modality == modality]:

@@ -14,7 +14,7 @@ from vlcpt.config.training import CPTConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.encode.features import FeatureStore
+from vlcpt.data.encode.features import FeatureStore, sweep
 from vlcpt.data.workers import Workers
 from vlcpt.model.loading import load_base, load_processor
 from vlcpt.model.tuning import finish_tuning
@@ -42,6 +42,8 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
     sets = {"the training data": data.train(), **data.evaluations()}
     model = _towers(with_native_model(configs))
     store = run_store(model, configs.training)
+    if rank == 0:
+        sweep(store.folder)
     model.model.visual.to(configs.training.device)
     done: Counter[bool] = Counter()
     for name, dataset in sets.items():

@@ -19,6 +19,7 @@ from vlcpt.config.schema import LEARNING_RATES
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
+from vlcpt.errors import ConfigError
 from vlcpt.interrupts import Interruption, signal_of
 from vlcpt.model.tuning import base_model, parameter_groups
 from vlcpt.training.checkpoints.callback import Checkpoints
@@ -94,6 +95,8 @@ class CPTTrainer(Trainer):
         sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
         given = [one for one in (train_dataset, *sets) if one is not None]
         keeps = keep_features(model, args, given)
+        if keeps and not isinstance(data_collator, CPTDataCollator):
+            raise ConfigError("vision_cache needs a CPTDataCollator: no other knows features. Remove one.")
         filled = () if keeps else share_towers(model, args, given, is_partitioned=asked_stage(args) == 3)
         if isinstance(data_collator, CPTDataCollator):
             data_collator.fill_modalities = filled

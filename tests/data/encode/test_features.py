@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.support import avi, png, row
 from vlcpt import CPTDataCollator, CPTDataset
-from vlcpt.data.encode.features import FeatureStore
+from vlcpt.data.encode.features import FeatureStore, sweep
 
 WIDTH = 8
 
@@ -306,3 +306,17 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_part_of_a_file(store
 
     assert found
     assert caplog.text == ""
+
+
+def test_what_a_killed_process_left_is_swept_away_and_nothing_else(store):
+    store.put("key", some())
+    old, new = (store.path("key").with_name(f".{name}.partial") for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"part")
+    os.utime(old, (0, 0))
+
+    sweep(store.folder)
+
+    assert not old.exists()
+    assert new.exists()
+    assert store.get("key", 5) is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -99,6 +101,19 @@ class FeatureStore:
         content = save({_TENSOR: kept}, metadata={"key": key, "xxh3": _checksum(kept)})
         # Not flushed to the disk: what a machine that stops leaves behind fails its checksum.
         write_file(self.path(key), content, "features of a medium", flush=False)
+
+
+def sweep(folder: Path, *, seconds: float = 3600) -> None:
+    """Delete what processes left that were killed while they wrote: nothing uses it.
+
+    Args:
+        folder: Of the features of all towers.
+        seconds: How old it has to be, so that nobody writes it still.
+    """
+    for path in folder.glob("*/*/.*.partial"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def _checksum(features: torch.Tensor) -> str:
