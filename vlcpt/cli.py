@@ -264,7 +264,8 @@ def _read(context: typer.Context, config: Path) -> Configs:
                 raise
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
-    return complete(early, computes=command in ("train", "eval"))
+    fills = command == "prepare" and early.training.get("vision_cache") is not None
+    return complete(early, computes=command in ("train", "eval") or fills)
 
 
 def _say_loading(done: str) -> None:

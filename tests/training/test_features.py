@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.invariants.test_device_looks import Looks
 from tests.support import FOUR, TEN, Gradients, make_trainer
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig
 from vlcpt.errors import ConfigError
@@ -111,6 +112,24 @@ def test_losses_are_those_without_it_however_it_trains(make_tiny_model, tiny_pro
 
     assert found[0][0] == found[1][0]
     assert found[1][2] < found[0][2]
+
+
+def test_features_that_are_kept_make_no_batch_wait_for_the_device(
+    make_tiny_model, tiny_processor, tmp_path, monkeypatch
+):
+    model = apply_tuning(make_tiny_model(), ModelConfig("base"))
+    dataset, cache = CPTDataset(TEN, tiny_processor, max_length=70), str(tmp_path / "cache")
+    trainer = make_trainer(model, dataset, tiny_processor, tmp_path, num_train_epochs=1, vision_cache=cache)
+    trainer.train()
+    batches = [trainer._sent(trainer.data_collator([item])) for item in dataset]
+    assert sum("media" in batch for batch in batches) > 2
+    looks = Looks(monkeypatch)
+
+    with looks:
+        for batch in batches:
+            trainer.compute_loss(model, batch, num_items_in_batch=torch.ones(())).backward()
+
+    assert not looks.ours
 
 
 @pytest.mark.parametrize("tower", ["vision", "merger"])

@@ -21,7 +21,7 @@ from vlcpt.model.tuning import finish_tuning
 from vlcpt.model.vision_cache import with_features
 from vlcpt.report.screen import say
 from vlcpt.runs.data import RunData, quiet_libraries, shown, with_native_model
-from vlcpt.training.features import run_store
+from vlcpt.training.features import run_store, stored_type
 from vlcpt.training.step import leave_out_failed, sent, watched
 
 
@@ -52,10 +52,11 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
         done += _fill(model, dataset, mine, processor, configs.training, console, f"vision_cache, {name}")
     if rank == 0:
         share = f" ({ranks} processes; of this one)" if ranks > 1 else ""
+        kind = stored_type(next(model.model.visual.parameters()).dtype, configs.training)
         say(
             console,
-            f"vision_cache: {done[False]:,} media computed, {done[True]:,} were there{share}. They are in "
-            f"{store.folder}; to train from them, write in the configuration:",
+            f"vision_cache: {done[False]:,} media computed, {done[True]:,} were there{share}, in "
+            f"{str(kind).removeprefix('torch.')}. To train from them, write in the configuration:",
         )
         say(console, f"vision_cache: {store.folder}")
     return store
