@@ -267,3 +267,14 @@ def test_features_are_not_taken_for_those_of_another_model(model, make_tiny_mode
 
     with pytest.raises(ValueError, match="features of another vision tower than this model's"):
         with_features(other, batch)
+
+
+def test_features_that_an_earlier_pass_made_of_a_batch_are_kept(model, tiny_processor, tmp_path):
+    batch = batch_of(tiny_processor, open_store(model, tmp_path))
+    made = with_features(model, batch)["mm_encoder_outputs"]
+
+    again = with_features(model, {**batch, "mm_encoder_outputs": made})
+
+    assert again["mm_encoder_outputs"] is made
+    assert "pixel_values" not in again
+    assert "media" not in again

@@ -8,6 +8,7 @@ from tests.support import FOUR, TEN, Gradients, make_trainer
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig
 from vlcpt.errors import ConfigError
 from vlcpt.model.tuning import apply_tuning, base_model
+from vlcpt.training.order import PackOrder
 
 IMAGES = [one for one in TEN if "images" in one and "videos" not in one]
 VIDEOS = [one for one in TEN if "videos" in one and "images" not in one]
@@ -139,6 +140,16 @@ def test_a_tower_that_trains_is_refused_in_python_too(make_tiny_model, tiny_proc
 
     with pytest.raises(ConfigError, match=r"trains or has an adapter.*remove vision_cache"):
         make_trainer(model, dataset, tiny_processor, tmp_path, vision_cache=str(tmp_path))
+
+
+def test_ranks_are_not_balanced_by_a_tower_that_is_not_called(make_tiny_model, tmp_path):
+    model, costs = make_tiny_model(), []
+    for cache in (None, str(tmp_path)):
+        args = CPTConfig(str(tmp_path), use_cpu=True, balance_ranks=True, vision_cache=cache)
+        costs.append(PackOrder(model, args).state)
+
+    assert costs[0]["media"] > 0
+    assert costs[1] == costs[0] | {"media": 0.0, "frame_pair": 0.0}
 
 
 def test_another_collator_is_refused(make_tiny_model, tiny_processor, tmp_path):

@@ -16,7 +16,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Modality
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream
-from vlcpt.data.encode.features import FeatureReader, FeatureStore
+from vlcpt.data.encode.features import FeatureStore
 from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
@@ -319,9 +319,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
 
     def use_features(self, store: FeatureStore | None) -> None:
         """Give items the features of their media that a store has, in place of pixels; None: pixels alone."""
-        encoder = self._encoder
-        limits = encoder.options.limits
-        encoder.features = None if store is None else FeatureReader(store, encoder.processor, limits)
+        self._encoder.use_features(store)
 
     def _numbers(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):

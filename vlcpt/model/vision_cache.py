@@ -138,6 +138,11 @@ def with_features(
     if media is None:
         return dict(inputs)
     assert isinstance(media, list)
+    of_media = ("image_", "video_", "pixel_values")
+    rest = {name: value for name, value in inputs.items() if not name.startswith(of_media)}
+    del rest["media"]
+    if "mm_encoder_outputs" in rest:  # of an earlier pass over the same batch
+        return rest
     base = _unwrapped(model)
     if not {one.store.tower for one in media} <= _towers.get(base, set()):
         raise ValueError(
@@ -150,9 +155,6 @@ def with_features(
             found = _features(base, inputs, modality, mine, must_keep=must_keep)
             # A tuple, as get_image_features of transformers 5.24 gives it.
             outputs[modality] = BaseModelOutputWithPooling(pooler_output=tuple(found))  # type: ignore[arg-type]
-    of_media = ("image_", "video_", "pixel_values")
-    rest = {name: value for name, value in inputs.items() if not name.startswith(of_media)}
-    del rest["media"]
     return {**rest, "mm_encoder_outputs": outputs}
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Modality, Text, TurnEdge, Video
-from vlcpt.data.encode.features import FeatureReader, KeptMedium
+from vlcpt.data.encode.features import FeatureReader, FeatureStore, KeptMedium
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
 from vlcpt.data.encode.vision import (
     DEFAULT_OPTIONS,
@@ -239,12 +239,9 @@ class DocumentEncoder:
     Args:
         processor: A ``Qwen2_5_VLProcessor``.
         options: What the configuration says of it.
-
-    Attributes:
-        features: Finds features of media that are kept, see ``vision_cache``; None: all pixels are decoded.
     """
 
-    features: FeatureReader | None = None
+    _features: FeatureReader | None = None
 
     def __init__(self, processor: ProcessorMixin, options: EncodingOptions = DEFAULT_OPTIONS) -> None:
         tokenizer = processor.tokenizer
@@ -392,11 +389,16 @@ class DocumentEncoder:
             video_features=_joined(known, "video"),
         )
 
+    def use_features(self, store: FeatureStore | None) -> None:
+        """Give samples the features of their media that a store has, in place of pixels; None: pixels alone."""
+        limits = self.options.limits
+        self._features = None if store is None else FeatureReader(store, self.processor, limits)
+
     def _known(
         self, media: Sequence[PlacedMedium], document: Document
     ) -> list[tuple[KeptMedium, torch.Tensor | None]]:
         """Each medium with its features, as far as they are kept; empty where none are."""
-        return [] if self.features is None else [self.features.look_up(one, document) for one in media]
+        return [] if self._features is None else [self._features.look_up(one, document) for one in media]
 
     def eos_weight(self, document: Document) -> float:
         """The loss weight of the end of text: that of the last text with more than white space."""
