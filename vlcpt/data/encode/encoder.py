@@ -390,7 +390,7 @@ class DocumentEncoder:
         )
 
     def use_features(self, store: FeatureStore | None) -> None:
-        """Give samples the features of their media that a store has, in place of pixels; None: pixels alone."""
+        """Give samples features that a store has of their media, in place of pixels; None: pixels alone."""
         limits = self.options.limits
         self._features = None if store is None else FeatureReader(store, self.processor, limits)
 
