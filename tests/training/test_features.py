@@ -9,6 +9,7 @@ from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig
 from vlcpt.errors import ConfigError
 from vlcpt.model.tuning import apply_tuning, base_model
 from vlcpt.training.order import PackOrder
+from vlcpt.training.step import sent
 
 IMAGES = [one for one in TEN if "images" in one and "videos" not in one]
 VIDEOS = [one for one in TEN if "videos" in one and "images" not in one]
@@ -122,7 +123,8 @@ def test_features_that_are_kept_make_no_batch_wait_for_the_device(
     dataset, cache = CPTDataset(TEN, tiny_processor, max_length=70), str(tmp_path / "cache")
     trainer = make_trainer(model, dataset, tiny_processor, tmp_path, num_train_epochs=1, vision_cache=cache)
     trainer.train()
-    batches = [trainer._sent(trainer.data_collator([item])) for item in dataset]
+    collator = trainer.data_collator
+    batches = [sent(collator([item]), torch.device("cpu"), collator.scales) for item in dataset]
     assert sum("media" in batch for batch in batches) > 2
     looks = Looks(monkeypatch)
 
