@@ -33,7 +33,7 @@ ALLOWED = {
     ),
     "vlcpt.model": (
         *("vlcpt.model", "vlcpt.data.families", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),
-        "vlcpt.run_files",
+        *("vlcpt.run_files", "vlcpt.data.encode.features"),
     ),
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),

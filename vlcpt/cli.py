@@ -141,15 +141,19 @@ def inspect(
 def prepare(
     context: typer.Context,
     config: Config,
-    output: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the shards. Without it only vision_cache is filled.")
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
     ] = "local",
 ) -> None:
-    """Encode the data once, into shards that train reads. Run it again to continue after an interruption."""
+    """Encode the data once, into shards that train reads, and with vision_cache compute what a frozen vision
+    tower gives. Run it again to continue after an interruption."""
     from vlcpt.folder_locks import require_free
 
-    require_free(output, "--output")
+    if output is not None:
+        require_free(output, "--output")
     configs = _read(context, config)
     from vlcpt.runs.prepare import prepare_run
 
@@ -289,7 +293,8 @@ def _read(context: typer.Context, config: Path) -> Configs:
                 raise
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
-    return complete(early, computes=command in ("train", "eval"))
+    fills = command == "prepare" and early.training.get("vision_cache") is not None
+    return complete(early, computes=command in ("train", "eval") or fills)
 
 
 def _say_loading(done: str) -> None:

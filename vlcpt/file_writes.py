@@ -159,6 +159,7 @@ def write_file(
     what: str = "",
     *,
     todo: str | None = None,
+    flush: bool = True,
 ) -> None:
     """Write a file so that it is complete and on the disk, or as it was before. Its folder is made.
 
@@ -167,6 +168,8 @@ def write_file(
         content: All of it, or its parts.
         what: What it is, for the message; empty where the path says it.
         todo: What else to do where it cannot be written.
+        flush: Whether to wait for the disk. Without, a machine that stops may leave a file of this name with
+            other content, so who reads it must be able to tell.
 
     Raises:
         WriteError: If it cannot be written; nothing is left of it then.
@@ -188,9 +191,11 @@ def write_file(
             with partial.open("wb") as file:
                 file.writelines(parts)
                 file.flush()
-                os.fsync(file.fileno())  # a network's file system may say only now that it is full
+                if flush:
+                    os.fsync(file.fileno())  # a network's file system may say only now that it is full
             partial.replace(path)
-            sync(path.parent)
+            if flush:
+                sync(path.parent)
         finally:
             remove(partial)
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlcpt.config.schema import ModelConfig
 from vlcpt.data.families import TOWERS, is_embedding, tower_of
@@ -209,6 +210,66 @@ def test_a_frozen_vision_tower_runs_forward_once_and_backward_never(
     one_step(model, tiny_inputs)
 
     assert calls == {"forward": 1, "backward": 0}
+
+
+def kept_of_the_tower(model, inputs):
+    """Bytes of each tensor that autograd keeps while the vision tower and the merger run."""
+    visual, kept, hooks = base_model(model).model.visual, [], []
+
+    def note(tensor):
+        kept.append(tensor.nbytes)
+        return tensor
+
+    def begin(module, args, kwargs):
+        hooks.append(torch.autograd.graph.saved_tensors_hooks(note, lambda one: one))
+        hooks[-1].__enter__()
+
+    def end(module, args, output):
+        hooks.pop().__exit__(None, None, None)
+
+    visual.register_forward_pre_hook(begin, with_kwargs=True)
+    visual.register_forward_hook(end)
+    model(**inputs)
+    return kept
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("way", [{"tuning": "lora"}, {"tuning": "full"}], ids=["lora", "full"])
+def test_autograd_keeps_no_byte_of_a_frozen_tower_and_a_merger(tiny_model, tiny_inputs, way, checkpointing):
+    model = apply_tuning(tiny_model, ModelConfig("base", **way)).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        limit_checkpointing(model)
+
+    assert sum(kept_of_the_tower(model, tiny_inputs)) == 0
+
+
+def test_autograd_keeps_much_of_a_tower_that_trains(tiny_model, tiny_inputs):
+    """Or the test above would prove nothing."""
+    model = apply_tuning(tiny_model, ModelConfig("base", train_vision=True)).train()
+
+    assert sum(kept_of_the_tower(model, tiny_inputs)) > 10_000
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_the_backward_pass_of_a_frozen_tower_costs_no_operation(tiny_model, tiny_inputs, checkpointing):
+    """As many as where its features were computed before."""
+    model = apply_tuning(tiny_model, ModelConfig("base")).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        limit_checkpointing(model)
+    media = {key: value for key, value in tiny_inputs.items() if "pixel_values" in key or "grid" in key}
+    features = base_model(model).model.get_image_features(*media.values(), return_dict=True)
+    text = {key: value for key, value in tiny_inputs.items() if "pixel_values" not in key}
+
+    counts = []
+    for inputs in (tiny_inputs, text | {"mm_encoder_outputs": {"image": features}}):
+        loss = model(**inputs).loss
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        counts.append(counter.get_total_flops())
+
+    assert counts[0] == counts[1] > 0
 
 
 def test_without_the_limit_checkpointing_runs_a_frozen_tower_twice_and_backward(tiny_model, tiny_inputs):

@@ -45,7 +45,7 @@ def _is_path(key: str, value: str, base: Path) -> bool:
         return (base / Path(value).expanduser()).is_dir()
     # Keys that take a path, with the words that are none; JSON is none either.
     words: dict[str, Collection[str]] = {"resume_from_checkpoint": _RESUMES, "deepspeed": shipped_deepspeed()}
-    words |= {"output_dir": (), "accelerator_config": ()}
+    words |= {"output_dir": (), "vision_cache": (), "accelerator_config": ()}
     return key in words and value not in words[key] and not value.startswith("{")
 
 

@@ -121,6 +121,15 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
             and not getattr(model, f"train_{group}")
         ):
             yield f"{key} would not be used. Set train_{group}: true, or remove it."
+    if training.vision_cache is not None:
+        for tower in ("vision", "merger"):
+            if getattr(model, f"train_{tower}"):
+                yield (
+                    f"vision_cache keeps what a frozen {tower} gives, and train_{tower} changes that. Set "
+                    f"train_{tower}: false, or remove vision_cache."
+                )
+    elif training.vision_cache_dtype != "auto":
+        yield "vision_cache_dtype would not be used. Set vision_cache, or remove it."
     if model.adapter_name_or_path is not None and (changed := model.changed_lora):
         yield (
             f"{changed} would not be used with adapter_name_or_path: the adapter brings its own. "

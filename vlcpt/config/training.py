@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -53,6 +54,14 @@ class CPTConfig(TrainingArguments):
         LOSS_CHUNK,
         "Targets whose logits are held at once, so that memory does not grow with the targets of a pack. "
         "0: all, as transformers does.",
+    )
+    vision_cache: str | None = key(
+        None,
+        "Folder that keeps what a frozen vision tower and merger give for each medium, so that they run once "
+        "for it. Filled in training, or ahead by vlcpt prepare.",
+    )
+    vision_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "Type in which vision_cache stores. auto: the one computed, so that no loss changes."
     )
     overwrite: bool = key(False, "Delete the earlier run in output_dir and start again.")
     # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.

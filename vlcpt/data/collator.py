@@ -9,11 +9,18 @@ import torch
 from transformers import ProcessorMixin
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality, Sample, make_fillers
+from vlcpt.data.documents import Modality
+from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample, make_fillers
+from vlcpt.data.encode.features import KeptMedium
 from vlcpt.data.encode.vision import pixel_scales, scaled_pixels
 from vlcpt.data.plan.plan import FailedSample
 
-Batch = dict[str, torch.Tensor | bool | int | list[int] | list[FailedSample] | list[str]]
+Batch = dict[str, torch.Tensor | bool | int | list[int] | list[FailedSample] | list[str] | list[KeptMedium]]
+# What a batch has of media: one after the other, those of all its samples.
+_OF_MEDIA = (
+    *("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"),
+    *("image_features", "video_features"),
+)
 
 
 class CPTDataCollator:
@@ -77,7 +84,10 @@ class CPTDataCollator:
             videos; ``use_cache`` is False. ``cu_seq_lens_q`` and ``cu_seq_lens_k``, int32 (N+1,), are the
             bounds of the N documents over all rows laid end to end, ``document_lengths`` the same as plain
             numbers and ``max_length_q`` and ``max_length_k`` the longest. Samples that could not be read
-            are left out of their packs and listed in ``failed``, for the trainer.
+            are left out of their packs and listed in ``failed``, for the trainer. Where features are kept,
+            ``media`` lists all media in order, ``image_features`` and ``video_features`` (ΣN, width) are of
+            those that have some, and pixels and grids of the others: see
+            :func:`vlcpt.model.vision_cache.with_features`.
         """
         given = [[item] if isinstance(item, Sample) else list(item) for item in items]
         packs = [[sample for sample in pack if isinstance(sample, Sample)] for pack in given]
@@ -99,12 +109,14 @@ class CPTDataCollator:
             **_bounds(packs, longest),
         }
         samples = [sample for pack in packs for sample in pack]
-        for name in ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"):
+        for name in _OF_MEDIA:
             found = [tensor for sample in samples if (tensor := getattr(sample, name)) is not None]
             if found:
                 batch[name] = self._joined(found)
             if found and self.window_size is not None and name.endswith("_grid_thw"):
                 batch |= self._vision_bounds(name.partition("_")[0], torch.cat(found), self.window_size)
+        if media := [one for sample in samples for one in sample.media]:
+            batch["media"] = media
         if failed:
             batch["failed"] = failed
         if self.names_documents:

@@ -14,8 +14,9 @@ import xxhash
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError
-from vlcpt.data.encode.encoder import DocumentEncoder, Modality, Sample, TokenStream
+from vlcpt.data.documents import Document, DocumentError, Modality
+from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream
+from vlcpt.data.encode.features import FeatureStore
 from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
@@ -315,6 +316,10 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         other = copy.copy(self)
         other._pixels_of = pixels_of
         return other
+
+    def use_features(self, store: FeatureStore | None) -> None:
+        """Give items the features of their media that a store has, in place of pixels; None: pixels alone."""
+        self._encoder.use_features(store)
 
     def _numbers(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):

@@ -231,6 +231,9 @@ Medium = Image | Video
 Segment = Text | Image | Video | TurnEdge
 
 
+Modality = Literal["image", "video"]
+
+
 @dataclass(frozen=True)
 class Document:
     """One row of the user's data: text, images and video in reading order.

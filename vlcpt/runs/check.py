@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
+from vlcpt.file_writes import free_bytes, human_size
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
@@ -36,6 +38,7 @@ from vlcpt.runs.data import (
 )
 from vlcpt.runs.memory import foresee
 from vlcpt.runs.speed import foresee_speed, read_machine
+from vlcpt.training.features import stored_type
 from vlcpt.training.step import require_media
 
 LONGEST = 5
@@ -97,6 +100,8 @@ def check_run(
             speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
             console.print(Text("speed", "italic"))
             _list(console, speed_lines(speed, configs.training.dataloader_num_workers))
+    if configs.training.vision_cache is not None:
+        _show_cache(configs, (ledger, *held_out.values()), model, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
     _write(ledger, Path(str(configs.training.output_dir)), console)
     if dataset is not None:
@@ -104,6 +109,26 @@ def check_run(
     lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
     say(console, f"Documents that would not be used: {lost:,}." if lost else "Every document would be used.")
     return not lost
+
+
+def _show_cache(
+    configs: Configs, ledgers: Iterable[Ledger], model: PreTrainedModel, console: Console
+) -> None:
+    """What the features of all media take, beside what is free."""
+    training, vision = configs.training, model.config.vision_config
+    weights = model.dtype
+    assert isinstance(weights, torch.dtype)
+    tokens = sum(one.total.tokens["media"] for one in ledgers)
+    dtype = stored_type(weights, training)
+    folder = Path(str(training.vision_cache))
+    need = tokens * vision.out_hidden_size * dtype.itemsize
+    say(
+        console,
+        f"vision_cache: {human_size(need)} at most in {folder} ({tokens:,} tokens × "
+        f"{vision.out_hidden_size:,} numbers × {dtype.itemsize} bytes); {human_size(free_bytes(folder))} are "
+        "free there.",
+        "yellow" if need > free_bytes(folder) else "",
+    )
 
 
 def _lenient(data: DataConfig) -> DataConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,26 +36,38 @@ from vlcpt.runs.data import (
     show_unread,
     shown,
 )
+from vlcpt.runs.features import fill_cache
 
 
 def prepare_run(
-    configs: Configs, output: Path, engine: Engine = "local", console: Console | None = None
+    configs: Configs, output: Path | None, engine: Engine = "local", console: Console | None = None
 ) -> None:
     """Encode all sources of a configuration, or go on where that was interrupted, and show their ledger.
 
+    Where it names a ``vision_cache``, that is filled then.
+
     Args:
-        output: A folder: new, empty, or with the same data as far as it is prepared.
+        output: A folder: new, empty, or with the same data as far as it is prepared; None: no shards.
         engine: Where the work is done; the result is the same.
 
     Raises:
         ConfigError: Before anything is read, if the folder is not free or another process's, or Ray is not
-            installed.
+            installed; if there is nothing to do.
         ValueError: If the data failed.
+        WriteError: If something cannot be written.
     """
     console = console or Screen()
-    _check(output, engine)
-    with hold(output, "--output"):
-        _prepare(configs, output, engine, console)
+    has_cache = configs.training.vision_cache is not None
+    if output is None and not has_cache:
+        raise ConfigError("there is nothing to prepare: give --output for shards, or --vision_cache.")
+    if output is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("--output is written by one process: start it without a launcher.")
+        _check(output, engine)
+        with hold(output, "--output"):
+            _prepare(configs, output, engine, console)
+    if has_cache:
+        fill_cache(configs, console)
 
 
 def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -> None:

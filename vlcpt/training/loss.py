@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.encode.encoder import IGNORE_INDEX
+from vlcpt.model.vision_cache import with_features
 
 # What a collator made: tensors, and perhaps a flag or two.
 BatchTensors = Mapping[str, object]
@@ -115,6 +116,7 @@ def target_losses(model: nn.Module, inputs: BatchTensors, chunk: int = LOSS_CHUN
         >>> [round(value, 3) for value in target_losses(Uniform(), inputs).nll.tolist()]
         [2.079]
     """
+    inputs = with_features(model, inputs)
     targets = targets_of(inputs)
     ours = ("labels", "loss_weights", "targets")
     forward = {name: value for name, value in inputs.items() if name not in ours}

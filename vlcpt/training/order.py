@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from peft import PeftModel
@@ -80,6 +80,8 @@ class PackOrder:
         if balances and args.packing and args.train_sampling_strategy == "random":
             recomputes = args.activation_checkpointing or args.gradient_checkpointing
             self._asked = cost_of(model, recomputes=bool(recomputes))
+            if args.vision_cache is not None:  # filled, it spares the tower
+                self._asked = replace(self._asked, media=0.0, frame_pair=0.0)
         self._cost = self._asked
 
     @property

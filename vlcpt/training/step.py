@@ -19,8 +19,8 @@ from transformers import TrainingArguments
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.documents import DocumentError
-from vlcpt.data.encode.encoder import IGNORE_INDEX, Modality
+from vlcpt.data.documents import DocumentError, Modality
+from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.data.encode.vision import PixelScales, scaled_pixels
 from vlcpt.data.families import Tower, tower_of
 from vlcpt.data.plan.plan import FailedSample

@@ -19,12 +19,14 @@ from vlcpt.config.schema import LEARNING_RATES
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.workers import Workers, end_persistent_workers
+from vlcpt.errors import ConfigError
 from vlcpt.interrupts import Interruption, signal_of
 from vlcpt.model.tuning import base_model, parameter_groups
 from vlcpt.training.checkpoints.callback import Checkpoints
 from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluation_loaders, quiet_partial_load
 from vlcpt.training.evaluate import row_sums, trainer_metrics
+from vlcpt.training.features import keep_features
 from vlcpt.training.guards import EngineCheck, FiniteNumbers, asked_stage, check_run, require_bounds
 from vlcpt.training.loss import target_losses
 from vlcpt.training.order import PackOrder
@@ -92,7 +94,10 @@ class CPTTrainer(Trainer):
         base.config.get_text_config().use_cache = False
         sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
         given = [one for one in (train_dataset, *sets) if one is not None]
-        filled = share_towers(model, args, given, is_partitioned=asked_stage(args) == 3)
+        keeps = keep_features(model, args, given)
+        if keeps and not isinstance(data_collator, CPTDataCollator):
+            raise ConfigError("vision_cache needs a CPTDataCollator: no other knows features. Remove one.")
+        filled = () if keeps else share_towers(model, args, given, is_partitioned=asked_stage(args) == 3)
         if isinstance(data_collator, CPTDataCollator):
             data_collator.fill_modalities = filled
             data_collator.names_documents = data_collator.keeps_bytes = True

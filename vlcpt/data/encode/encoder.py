@@ -6,14 +6,15 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Image, Text, TurnEdge, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Modality, Text, TurnEdge, Video
+from vlcpt.data.encode.features import FeatureReader, FeatureStore, KeptMedium
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
 from vlcpt.data.encode.vision import (
     DEFAULT_OPTIONS,
@@ -210,6 +211,9 @@ class Sample:
         pixel_values_videos: The same of all videos, or None.
         video_grid_thw: int64 (V, 3), or None.
         name: The document, for messages.
+        media: Its media in order, where features of theirs are kept; else empty. Only those without
+            features then have pixels and a grid.
+        image_features, video_features: Those that are kept, one medium after the other, or None.
     """
 
     input_ids: torch.Tensor
@@ -221,6 +225,9 @@ class Sample:
     pixel_values_videos: torch.Tensor | None = field(default=None, repr=False)
     video_grid_thw: torch.Tensor | None = None
     name: str = "document"
+    media: tuple[KeptMedium, ...] = ()
+    image_features: torch.Tensor | None = field(default=None, repr=False)
+    video_features: torch.Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -233,6 +240,8 @@ class DocumentEncoder:
         processor: A ``Qwen2_5_VLProcessor``.
         options: What the configuration says of it.
     """
+
+    _features: FeatureReader | None = None
 
     def __init__(self, processor: ProcessorMixin, options: EncodingOptions = DEFAULT_OPTIONS) -> None:
         tokenizer = processor.tokenizer
@@ -356,9 +365,15 @@ class DocumentEncoder:
         if repeated:
             labels[0], loss_weights[0] = IGNORE_INDEX, 0
         blocks = [VisionBlock(placed.start + 1, placed.merged_grid, placed.interval) for placed in media]
+        known = self._known(media, document) if pixels_of is None else []
+        seen = (
+            [placed for placed, (one, _) in zip(media, known, strict=True) if not one.is_kept]
+            if known
+            else media
+        )
         image_source, video_source = pixels_of or (document, document)
-        images, image_grids = self.vision.patches(media, Image, document, image_source)
-        videos, video_grids = self.vision.patches(media, Video, document, video_source)
+        images, image_grids = self.vision.patches(seen, Image, document, image_source)
+        videos, video_grids = self.vision.patches(seen, Video, document, video_source)
         return Sample(
             input_ids=torch.from_numpy(stream.input_ids[start:stop].copy()),
             labels=labels,
@@ -369,7 +384,21 @@ class DocumentEncoder:
             pixel_values_videos=videos,
             video_grid_thw=video_grids,
             name=document.name,
+            media=tuple(one for one, _ in known),
+            image_features=_joined(known, "image"),
+            video_features=_joined(known, "video"),
         )
+
+    def use_features(self, store: FeatureStore | None) -> None:
+        """Give samples features that a store has of their media, in place of pixels; None: pixels alone."""
+        limits = self.options.limits
+        self._features = None if store is None else FeatureReader(store, self.processor, limits)
+
+    def _known(
+        self, media: Sequence[PlacedMedium], document: Document
+    ) -> list[tuple[KeptMedium, torch.Tensor | None]]:
+        """Each medium with its features, as far as they are kept; empty where none are."""
+        return [] if self._features is None else [self._features.look_up(one, document) for one in media]
 
     def eos_weight(self, document: Document) -> float:
         """The loss weight of the end of text: that of the last text with more than white space."""
@@ -445,6 +474,14 @@ def encode_document(
 _encoders: weakref.WeakKeyDictionary[ProcessorMixin, DocumentEncoder] = weakref.WeakKeyDictionary()
 
 
+def _joined(
+    known: Sequence[tuple[KeptMedium, torch.Tensor | None]], modality: Modality
+) -> torch.Tensor | None:
+    """The features of all media of one kind, one after the other."""
+    found = [features for one, features in known if one.modality == modality and features is not None]
+    return torch.cat(found) if found else None
+
+
 def _unsound(document: EncodedDocument, reason: str) -> DocumentError:
     return DocumentError(
         f"it is not as vlcpt prepares it ({reason}). Copy it again, or run vlcpt prepare again with "
@@ -463,9 +500,6 @@ def _token_id(processor: ProcessorMixin, token: str) -> int:
             "load the folder or Hub id of one."
         )
     return found
-
-
-Modality = Literal["image", "video"]
 
 
 def make_fillers(processor: ProcessorMixin, modalities: Iterable[Modality]) -> Mapping[Modality, Sample]:
