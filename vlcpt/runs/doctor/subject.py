@@ -111,6 +111,9 @@ class Subject:
             "logging_steps": 1,
             "ddp_timeout": timeout,
             "dataloader_timeout": timeout,
+            # What is examined is computed, and nobody's folder is written to.
+            "vision_cache": None,
+            "vision_cache_dtype": "auto",
         }
         if self.device.type == "cpu":
             own["dataloader_pin_memory"] = False  # torch would warn for each loader
