@@ -23,7 +23,7 @@ from vlcpt.data.plan.ledger import BadDataError, Dropped
 from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import LoadingError
 from vlcpt.training.checkpoints.files import list_checkpoints, verify
-from vlcpt.training.step import FAILED, ReadBatch, note_failed
+from vlcpt.training.step import FAILED, ReadBatch, note_failed, share_towers
 
 
 def rows(folder: Path, count: int = 4) -> list[dict[str, object]]:
@@ -453,3 +453,32 @@ def test_a_worker_of_one_rank_ends_all_ranks_and_the_run_can_go_on(tiny_model_di
     done = run_on_ranks(*command, "--resume_from_checkpoint", "auto", "--max_steps", "30", timeout=200)
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "out" / "checkpoint-30").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("towers", "has_media", "fills", "looks"),
+    [
+        ({}, True, True, False),
+        ({"train_merger": True}, True, True, False),
+        ({"train_merger": True}, False, True, True),
+        ({"train_merger": True}, True, False, True),
+    ],
+    ids=["frozen", "filled", "no media", "another collator"],
+)
+def test_ddp_looks_for_unused_weights_only_where_a_batch_may_leave_a_trained_tower_out(
+    tiny_model_dir, tiny_processor, tmp_path, towers, has_media, fills, looks
+):
+    rows(tmp_path)
+    data = tmp_path / "train.jsonl" if has_media else [{"text": "one two"}]
+    dataset = CPTDataset(data, tiny_processor, max_length=256)
+    args = CPTConfig(str(tmp_path), use_cpu=True)
+
+    share_towers(
+        load_model(ModelConfig(str(tiny_model_dir), **towers)),
+        args,
+        [dataset],
+        is_partitioned=False,
+        fills=fills,
+    )
+
+    assert args.ddp_find_unused_parameters is looks

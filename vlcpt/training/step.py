@@ -355,7 +355,7 @@ def require_media(towers: Collection[str], dataset: object) -> None:
 
 
 def share_towers(
-    model: nn.Module, args: CPTConfig, datasets: Sequence[object], *, is_partitioned: bool
+    model: nn.Module, args: CPTConfig, datasets: Sequence[object], *, is_partitioned: bool, fills: bool
 ) -> tuple[Modality, ...]:
     """What every batch must hold, because ranks share the tower that sees it.
 
@@ -364,16 +364,18 @@ def share_towers(
     gradient is zero, but not one without a gradient. Of data sets that do not say what they hold,
     anything may come.
 
-    Where such a tower trains and no batch calls it, DDP may go without its gradients, as one process does.
-    With activation checkpoints Trainer has it wait for all, and it stops in step 2. Without a gradient a
-    weight does not move, not even by weight decay.
+    DDP looks through the graph of each step for what got no gradient only where a batch may not call such a
+    tower: one process does without its gradient, and without one a weight does not move, not even by weight
+    decay. All else that trains is used by every batch.
+
+    Args:
+        fills: Whether batches will hold what is returned.
     """
     trains = bool(trained_towers(model) & set(_SEEING))
-    if not trains and not is_partitioned:
-        return ()
     found: set[Modality] = set()
-    for dataset in datasets:
-        found |= set(dataset.modalities if isinstance(dataset, CPTDataset) else ("image", "video"))
-    if trains and not found and args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = True
+    if trains or is_partitioned:
+        for dataset in datasets:
+            found |= set(dataset.modalities if isinstance(dataset, CPTDataset) else ("image", "video"))
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = trains and not (found and fills)
     return tuple(sorted(found))

@@ -97,7 +97,13 @@ class CPTTrainer(Trainer):
         keeps = keep_features(model, args, given)
         if keeps and not isinstance(data_collator, CPTDataCollator):
             raise ConfigError("vision_cache needs a CPTDataCollator: no other knows features. Remove one.")
-        filled = () if keeps else share_towers(model, args, given, is_partitioned=asked_stage(args) == 3)
+        filled = share_towers(
+            model,
+            args,
+            [] if keeps else given,
+            is_partitioned=asked_stage(args) == 3,
+            fills=isinstance(data_collator, CPTDataCollator),
+        )
         if isinstance(data_collator, CPTDataCollator):
             data_collator.fill_modalities = filled
             data_collator.names_documents = data_collator.keeps_bytes = True
