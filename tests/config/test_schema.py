@@ -892,3 +892,14 @@ def test_choices_of_a_list_are_named(load):
     assert "expected text or a list of underflow_overflow, tpu_metrics_debug, found nothing" in message(
         load, "debug:\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, 1, 2), (4, 1, 3), (64, 1, 8), (64, 8, 7), (16, 8, 2)]
+)
+def test_workers_are_sized_to_the_machine(tmp_path, monkeypatch, cores, processes, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+
+    assert CPTConfig(str(tmp_path), use_cpu=True).dataloader_num_workers == workers
+    assert CPTConfig(str(tmp_path), use_cpu=True, dataloader_num_workers=1).dataloader_num_workers == 1

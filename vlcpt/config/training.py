@@ -27,6 +27,17 @@ logger = logging.getLogger(__name__)
 LOSS_CHUNK = 128  # targets: the fastest on a CPU, and small beside the logits of a pack
 
 
+def default_workers() -> int:
+    """Loader workers of a process: its part of the machine's cores less its own, from 2 to 8.
+
+    More hardly pay where packs take a second on the device; ``vlcpt check --gpu`` says what a run needs.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # of a container or a job; not on every system
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(cores // processes - 1, 2), 8)
+
+
 @dataclass(repr=False)  # TrainingArguments has a __repr__ that hides tokens; a generated one would print them
 class CPTConfig(TrainingArguments):
     """``transformers.TrainingArguments`` with what continued pre-training adds, and other defaults.
@@ -85,7 +96,11 @@ class CPTConfig(TrainingArguments):
     )
     logging_nan_inf_filter: bool = key(False, "Hide a loss that is not a finite number in the log.")
     remove_unused_columns: bool = key(False, "Must stay false: true would drop loss_weights.")
-    dataloader_num_workers: int = key(2, "Processes per device that read and encode media. 0: none.")
+    # Wider than in TrainingArguments: None is what nobody has said.
+    dataloader_num_workers: int | None = key(  # type: ignore[assignment]
+        None,
+        "Processes per device that read and encode media. 0: none. Default: a core each, 2 to 8.",
+    )
     dataloader_persistent_workers: bool = key(True, "Keep these processes from epoch to epoch.")
     dataloader_timeout: int = key(
         1800,
@@ -110,6 +125,8 @@ class CPTConfig(TrainingArguments):
             self.activation_checkpointing_kwargs = checkpointing
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
             self.greater_is_better = False  # Trainer knows it of a loss only
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers()
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # torch refuses it without workers
         written = self.deepspeed
@@ -133,6 +150,11 @@ class CPTConfig(TrainingArguments):
             # transformers 5.23 gives ddp_timeout to every group but that of CPUs, which then waits for 30
             # minutes; tests/training/test_ranks.py tells whether it is kept.
             torch.distributed.set_timeout(timedelta(seconds=self.ddp_timeout))
+
+    @property
+    def workers(self) -> int:
+        """``dataloader_num_workers`` as it is used."""
+        return self.dataloader_num_workers or 0
 
 
 _ACCELERATOR: Mapping[str, tuple[object, str]] = {

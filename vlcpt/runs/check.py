@@ -99,7 +99,7 @@ def check_run(
         if machine is not None:
             speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
             console.print(Text("speed", "italic"))
-            _list(console, speed_lines(speed, configs.training.dataloader_num_workers))
+            _list(console, speed_lines(speed, configs.training.workers))
     if configs.training.vision_cache is not None:
         _show_cache(configs, (ledger, *held_out.values()), model, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]

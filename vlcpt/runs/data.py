@@ -80,7 +80,7 @@ class RunData:
             on_bad_data=data.on_bad_data,
             max_bad_fraction=data.max_bad_fraction,
             max_bad_in_a_row=MAX_BAD_IN_A_ROW if self.check == "header" else None,
-            num_proc=training.dataloader_num_workers,
+            num_proc=training.workers,
             timeout=training.dataloader_timeout,
             **vars(replace(encoding_options(data), media_check=self.check)),
             **mixing,  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ def _measure(
     ((model, base),) = loaded
     options = EvalOptions(
         batch_size=training.per_device_eval_batch_size,
-        num_workers=training.dataloader_num_workers,
+        num_workers=training.workers,
         timeout=training.dataloader_timeout,
         autocast=autocast_type(training),
         loss_chunk=training.loss_chunk,

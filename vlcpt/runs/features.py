@@ -93,7 +93,7 @@ def _fill(
         training.per_device_train_batch_size,
         sampler=items,
         collate_fn=collator,
-        num_workers=training.dataloader_num_workers,
+        num_workers=training.workers,
     )
     done: Counter[bool] = Counter()
     with Workers(training.dataloader_timeout, lambda: watched(dataset)) as workers:

@@ -91,7 +91,7 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
             fingerprint=fingerprint(processor, data.untagged, options),
             stops=data.on_bad_data == "error",
             engine=engine,
-            num_proc=training.dataloader_num_workers,
+            num_proc=training.workers,
             timeout=training.dataloader_timeout,
             track=shown(console),
         )
