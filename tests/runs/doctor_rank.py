@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-import vlcpt.training.trainer
+import vlcpt.training.step
 from tests.ranks import allow_deepspeed
 from vlcpt.config.yaml import complete, read_early
 from vlcpt.runs.doctor.run import doctor_run
@@ -13,13 +13,13 @@ from vlcpt.runs.doctor.run import doctor_run
 
 def skip_a_tower() -> None:
     """Rank 1 puts no tiny image into batches without media."""
-    given = vlcpt.training.trainer.share_towers
+    given = vlcpt.training.step.share_towers
 
     def share_towers(*args, **kwargs):
         filled = given(*args, **kwargs)
         return () if dist.get_rank() == 1 else filled
 
-    vlcpt.training.trainer.share_towers = share_towers
+    vlcpt.training.step.share_towers = share_towers
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Tests of vlcpt/training/trainer.py; what it computes is held by tests/invariants."""
 
 import re
+from io import BytesIO
 from multiprocessing import active_children
 
+import PIL.Image
 import pytest
 import torch
 from accelerate.utils import DummyOptim
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from tests.support import FOUR, Gradients, encode_rows, largest_deviation, make_trainer
+from tests.support import FOUR, Gradients, encode_rows, largest_deviation, make_trainer, png
 from vlcpt import CPTConfig, CPTDataCollator, CPTDataset, CPTTrainer, ModelConfig, load_model
 
 
@@ -278,3 +280,28 @@ def test_a_checkpoint_has_the_processor_and_no_pickled_arguments(
     assert {"adapter_config.json", "adapter_model.safetensors", "trainer_state.json"} <= names
     assert {"tokenizer.json", "processor_config.json"} <= names
     assert "training_args.bin" not in names
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_pixels_reach_the_model_as_the_processor_makes_them_whether_sent_as_bytes_or_not(
+    tiny_model_dir, tiny_processor, tmp_path, as_bytes
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32"))
+    dataset = CPTDataset(FOUR[:1], tiny_processor, max_length=128)
+    trainer = make_trainer(model, dataset, tiny_processor, tmp_path, max_steps=1, pixel_bytes=as_bytes)
+    seen, collated = [], []
+    model.get_base_model().model.visual.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    collate = trainer.data_collator
+
+    class Watched(type(collate)):
+        def __call__(self, items):
+            collated.append(super().__call__(items))
+            return collated[-1]
+
+    collate.__class__ = Watched
+    trainer.train()
+
+    picture = PIL.Image.open(BytesIO(png(1)))
+    wanted = tiny_processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    assert collated[0]["pixel_values"].dtype == (torch.uint8 if as_bytes else torch.float32)
+    assert torch.equal(seen[0], wanted)

@@ -66,6 +66,9 @@ class CPTConfig(TrainingArguments):
         "Targets whose logits are held at once, so that memory does not grow with the targets of a pack. "
         "0: all, as transformers does.",
     )
+    pixel_bytes: bool = key(
+        True, "Send pixels to the device as bytes and scale them there. false: as float32, from the workers."
+    )
     vision_cache: str | None = key(
         None,
         "Folder that keeps what a frozen vision tower and merger give for each medium, so that they run once "

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from vlcpt.config.training import CPTConfig
-from vlcpt.data.collator import Batch
+from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError, Modality
 from vlcpt.data.encode.encoder import IGNORE_INDEX
@@ -28,8 +28,10 @@ from vlcpt.data.workers import LoadingError, WorkerBoard
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.interrupts import Interruption
+from vlcpt.model.tuning import base_model
 from vlcpt.model.weights import UNREADABLE
 from vlcpt.training.checkpoints.files import CheckpointError
+from vlcpt.training.guards import asked_stage
 from vlcpt.training.loss import targets_of, total_weight
 from vlcpt.training.progress import GO_ON
 
@@ -379,3 +381,17 @@ def share_towers(
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = trains and not (found and fills)
     return tuple(sorted(found))
+
+
+def set_up_collator(collator: object, model: nn.Module, args: CPTConfig, datasets: Sequence[object]) -> None:
+    """Have a collator make batches for a model as a run needs them; one of the user's own stays as it is.
+
+    Args:
+        datasets: Those of which ranks see media; none where features are kept.
+    """
+    is_ours = isinstance(collator, CPTDataCollator)
+    filled = share_towers(model, args, datasets, is_partitioned=asked_stage(args) == 3, fills=is_ours)
+    if isinstance(collator, CPTDataCollator):
+        collator.fill_modalities = filled
+        collator.names_documents, collator.keeps_bytes = True, args.pixel_bytes
+        collator.window_size = base_model(model).config.vision_config.window_size

@@ -27,7 +27,7 @@ from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluation_loaders, quiet_partial_load
 from vlcpt.training.evaluate import row_sums, trainer_metrics
 from vlcpt.training.features import keep_features
-from vlcpt.training.guards import EngineCheck, FiniteNumbers, asked_stage, check_run, require_bounds
+from vlcpt.training.guards import EngineCheck, FiniteNumbers, check_run, require_bounds
 from vlcpt.training.loss import target_losses
 from vlcpt.training.order import PackOrder
 from vlcpt.training.progress import RunProgress
@@ -40,7 +40,7 @@ from vlcpt.training.step import (
     reading,
     require_failed,
     sent,
-    share_towers,
+    set_up_collator,
     take_documents,
     watched,
 )
@@ -97,17 +97,7 @@ class CPTTrainer(Trainer):
         keeps = keep_features(model, args, given)
         if keeps and not isinstance(data_collator, CPTDataCollator):
             raise ConfigError("vision_cache needs a CPTDataCollator: no other knows features. Remove one.")
-        filled = share_towers(
-            model,
-            args,
-            [] if keeps else given,
-            is_partitioned=asked_stage(args) == 3,
-            fills=isinstance(data_collator, CPTDataCollator),
-        )
-        if isinstance(data_collator, CPTDataCollator):
-            data_collator.fill_modalities = filled
-            data_collator.names_documents = data_collator.keeps_bytes = True
-            data_collator.window_size = base.config.vision_config.window_size
+        set_up_collator(data_collator, model, args, [] if keeps else given)
         self.progress = RunProgress(args.max_length if args.packing else None, console, args.device)
         super().__init__(
             model=model,
