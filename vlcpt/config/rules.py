@@ -59,6 +59,7 @@ _REFUSED: Mapping[str, str] = {
     "eval_do_concat_batches": "Evaluation needs all rows of a batch together. Remove the key.",
 }
 _SAMPLING = ("random", "sequential")
+_PATCH_EMBEDDINGS = ("auto", "conv", "linear")
 
 
 def training_rules(values: Mapping[str, object]) -> Iterator[str]:
@@ -87,6 +88,11 @@ def training_rules(values: Mapping[str, object]) -> Iterator[str]:
         yield (
             f"train_sampling_strategy {training.train_sampling_strategy}: it cannot see how long a pack is. "
             f"Choose one of: {', '.join(_SAMPLING)}."
+        )
+    if training.patch_embedding not in _PATCH_EMBEDDINGS:
+        yield (
+            f"patch_embedding {training.patch_embedding!r} is none of its choices: "
+            f"{', '.join(_PATCH_EMBEDDINGS)}."
         )
     if training.hub_strategy not in ("end", "every_save"):
         yield "hub_strategy: Only the result is pushed, no checkpoint. Remove the key."

@@ -77,6 +77,11 @@ class CPTConfig(TrainingArguments):
     vision_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "Type in which vision_cache stores. auto: the one computed, so that no loss changes."
     )
+    patch_embedding: Literal["auto", "conv", "linear"] = key(
+        "auto",
+        "How patches of pixels are embedded. conv: the model's Conv3d, which some releases of cuDNN compute "
+        "slowly. linear: the equal linear layer. auto: on a GPU the faster of both, measured at the start.",
+    )
     overwrite: bool = key(False, "Delete the earlier run in output_dir and start again.")
     # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.
     resume_from_checkpoint: bool | str | None = key(  # type: ignore[assignment]

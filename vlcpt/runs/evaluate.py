@@ -21,6 +21,8 @@ from vlcpt.data.plan.plan import Track
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_json
 from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor
+from vlcpt.model.patch_embedding import choose_form, embed_patches
+from vlcpt.model.tuning import base_model
 from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import results_table
 from vlcpt.runs.data import RunData, quiet_libraries, show_unmeasured, shown, with_native_model
@@ -81,6 +83,15 @@ def _measure(
     loaded: list[tuple[nn.Module, nn.Module | None]] = []
     together(lambda: loaded.append(_load(configs, checkpoint)))
     ((model, base),) = loaded
+    dtype = autocast_type(training) or base_model(model).lm_head.weight.dtype
+    # One choice for both models and all ranks: rounding is another in the other form.
+    patches = first_rank_only(
+        training, lambda: choose_form(model, training.patch_embedding, training.device, dtype)
+    )
+    for one in filter(None, (model, base)):
+        embed_patches(one, patches.form)
+    if patches.reason:
+        say(console, patches.reason)
     options = EvalOptions(
         batch_size=training.per_device_eval_batch_size,
         num_workers=training.workers,

@@ -20,10 +20,12 @@ from vlcpt.data.encode.vision import VisionEncoder
 from vlcpt.errors import ConfigError, refuse
 from vlcpt.model.attention import attention_of, describe_kernels
 from vlcpt.model.loading import packed_storage
+from vlcpt.model.patch_embedding import choose_form, embed_patches
 from vlcpt.model.tuning import base_model, limit_checkpointing
 from vlcpt.model.weights import first_not_finite, tensors_of
 from vlcpt.training.cost import peak_share
 from vlcpt.training.progress import RunProgress
+from vlcpt.training.ranks import first_rank_only
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -256,9 +258,14 @@ class EngineCheck(TrainerCallback):
         dtype = autocast_type(args) or base.lm_head.weight.dtype
         self._progress.peak_share = peak_share(model, args.device, dtype)
         kernels = describe_kernels(base, args.device, dtype)
+        wanted = args.patch_embedding if isinstance(args, CPTConfig) else "auto"
+        # One choice for all ranks: rounding is another in the other form.
+        patches = first_rank_only(args, lambda: choose_form(base, wanted, args.device, dtype))
+        embed_patches(base, patches.form)
         if not state.is_world_process_zero:
             return
-        for line in filter(None, (describe_engine(wrapped, args.world_size), kernels)):
+        engine = describe_engine(wrapped, args.world_size)
+        for line in filter(None, (engine, kernels, patches.reason)):
             self._progress.say(line)
         if (slow := slow_products(args)) is not None:
             self._progress.say(slow, "yellow")
