@@ -78,6 +78,10 @@ RUNS = {
     **{f"{engine} lora, merger in full": Run(engine, MIXED) for engine in ("zero2", "zero3")},
     **{f"{engine} full, embeddings": Run(engine, EMBEDDINGS) for engine in ("ddp", "zero2", "zero3")},
     **{f"{engine} lora, output layer": Run(engine, OUTPUT) for engine in ("ddp", "zero3")},
+    **{
+        f"{engine} full, linear patches": Run(engine, FULL, settings={"patch_embedding": "linear"})
+        for engine in ("zero2", "zero3")
+    },
 }
 
 
