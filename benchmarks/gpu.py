@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gpu_machine import Findings
@@ -82,9 +82,15 @@ def run_part(name: str, findings: Findings, folder: Path, options: argparse.Name
     from gpu_training import Plan, train
 
     # A kill would lose the step that runs; so no step begins in the last part of the time.
-    plan = Plan(tuning, int(tokens), seconds=0.5 * PARTS[name], workers=options.workers)
+    plan = Plan(
+        tuning,
+        int(tokens),
+        seconds=0.5 * PARTS[name],
+        workers=options.workers,
+        profiles=int(tokens) == 4096,  # the kernels of longer packs are the same
+    )
     if options.tiny:
-        plan = Plan(tuning, int(tokens) // 16, tiny=True, steps=5, warm=1, workers=options.workers)
+        plan = replace(plan, tokens=plan.tokens // 16, tiny=True, steps=5, warm=1)
     train(findings, folder, plan)
 
 
@@ -156,14 +162,36 @@ def _list(findings: Findings, name: str) -> list[str]:
     return found
 
 
-def show(path: Path) -> None:
-    """Print what was found."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    print(json.dumps(found["parts"], indent=1))
-    print(f"\n{len(found['unproven'])} unproven:")
-    for one in found["unproven"]:
-        print(f"  {one['what']}: {one['why']}")
-    print(f"\n{found['seconds']} seconds; all of it is in {path}")
+def lines(found: Mapping[str, object]) -> Iterator[str]:
+    """What was found, for a person; all numbers are in the file."""
+    parts, listed = found["parts"], found["unproven"]
+    assert isinstance(parts, dict)
+    assert isinstance(listed, list)
+    for name, part in parts.items():
+        yield f"{name} ({part.get('seconds', '?')} seconds)"
+        for key, value in part.items():
+            if key not in ("seconds", "losses", "said at the start", "kernels that took most of a step"):
+                yield from _shown(key, value)
+        yield ""
+    yield f"{len(listed)} unproven:"
+    yield from (f"  {one['what']}: {one['why']}" for one in listed)
+
+
+def _shown(name: str, value: object) -> Iterator[str]:
+    """One finding; a table of methods has a line for each."""
+    if isinstance(value, dict) and isinstance(methods := value.get("methods"), dict):
+        yield f"  {name}: {value['fastest that is right']} is the fastest that is right"
+        for method, one in methods.items():
+            yield f"    {method}: {_plain(one)}"
+    else:
+        yield f"  {name}: {_plain(value)}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items() if one is not None)
+    is_large = isinstance(value, int) and not isinstance(value, bool) and value >= 2**24
+    return f"{value / 2**20:,.0f} MiB" if is_large else str(value)  # type: ignore[operator]
 
 
 def main() -> None:
@@ -202,7 +230,8 @@ def main() -> None:
         findings.values["seconds"] = round(time.time() - start, 1)
         findings.values["log"] = (Path(folder) / "log.txt").read_text(errors="replace").splitlines()[-40:]
         findings.write()
-    show(path)
+    print(*lines(findings.values), sep="\n")
+    print(f"{findings.values['seconds']} seconds; all numbers are in {path}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from gpu_machine import Findings, device, rounded, wait
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Plan:
         warm: Steps that are not counted: the allocator, the workers and libraries settle.
         seconds: After which no further step begins.
         workers: Loader workers; None: as configured, or as many as ``vlcpt check`` names.
+        profiles: Whether torch's profiler watches the last step.
     """
 
     tuning: str
@@ -78,6 +80,7 @@ class Plan:
     warm: int = 4
     seconds: float = 60
     workers: int | None = None
+    profiles: bool = False
 
 
 # --- what is trained on ---
@@ -145,6 +148,39 @@ def _digits(draw: random.Random, count: float) -> str:
     return "".join(draw.choices("0123456789", k=max(1, round(count))))
 
 
+# --- older releases ---
+
+
+def _bridge(findings: Findings) -> bool:
+    """Let releases of transformers before 5.23 run the trainer, as far as they can; whether this is one.
+
+    They know activation checkpointing by another name, so that vlcpt's configuration finds no such key.
+    """
+    if hasattr(TrainingArguments, "activation_checkpointing"):
+        return False
+    import transformers
+
+    findings.unproven(
+        "the release that vlcpt asks for",
+        f"transformers {transformers.__version__} is older; the names that it lacks were added for this run",
+    )
+    for name in ("activation_checkpointing", "activation_checkpointing_kwargs"):
+        setattr(TrainingArguments, name, None)
+    return True
+
+
+def _bridge_model(model: nn.Module) -> None:
+    """Keep the documents' bounds from the vision tower, which older releases give all they get."""
+
+    def without_bounds(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return args, {name: value for name, value in kwargs.items() if name not in names}
+
+    model.get_submodule("model.visual").register_forward_pre_hook(without_bounds, with_kwargs=True)
+
+
 # --- training ---
 
 
@@ -167,10 +203,10 @@ class Meter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the profiler before the last step."""
-        if state.global_step == state.max_steps - 1 and self._plan.tokens >= 4096:
-            activities = [torch.profiler.ProfilerActivity.CUDA]
-            if torch.cuda.is_available():
-                self._profiler = self._stack.enter_context(torch.profiler.profile(activities=activities))
+        if self._plan.profiles and state.global_step == state.max_steps - 1:
+            kinds = torch.profiler.ProfilerActivity
+            activities = [kinds.CUDA if torch.cuda.is_available() else kinds.CPU]
+            self._profiler = self._stack.enter_context(torch.profiler.profile(activities=activities))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -189,18 +225,17 @@ class Meter(TrainerCallback):
 
 
 def _longest(profiler: torch.profiler.profile, count: int = 15) -> list[dict[str, object]]:
-    """The kernels that took most of a step."""
-    events = profiler.key_averages()
-    total = sum(one.self_device_time_total for one in events) or 1
-    longest = sorted(events, key=lambda one: -one.self_device_time_total)[:count]
+    """The kernels that took most of a step; on a CPU the operations."""
+    on_gpu = torch.cuda.is_available()
+    spent = {
+        one.key: (one.self_device_time_total if on_gpu else one.self_cpu_time_total, one.count)
+        for one in profiler.key_averages()
+    }
+    total = sum(time for time, _ in spent.values()) or 1
+    longest = sorted(spent.items(), key=lambda one: -one[1][0])[:count]
     return [
-        {
-            "kernel": one.key[:120],
-            "calls": one.count,
-            "milliseconds": round(one.self_device_time_total / 1e3, 2),
-            "share": round(one.self_device_time_total / total, 3),
-        }
-        for one in longest
+        {"kernel": key[:120], "calls": calls, "ms": round(time / 1e3, 2), "share": round(time / total, 3)}
+        for key, (time, calls) in longest
     ]
 
 
@@ -208,12 +243,16 @@ def train(findings: Findings, folder: Path, plan: Plan) -> None:
     """One run as ``vlcpt train`` makes it, but for weights, which are random and made on the device."""
     from rich.console import Console
 
+    is_older = _bridge(findings)  # before vlcpt's configuration is imported
     from vlcpt import CPTTrainer, load_processor
+    from vlcpt.model.tuning import base_model
     from vlcpt.runs.data import RunData, quiet_libraries
 
     write_inputs(folder, tiny=plan.tiny)
     quiet_libraries()
     configs = _configs(folder, plan)
+    if is_older:
+        configs.training.chooses_checkpointing = True
     processor = load_processor(configs.model.model_name_or_path)
     dataset = RunData(configs, processor).train()
     findings.note("packs", len(dataset))
@@ -225,6 +264,9 @@ def train(findings: Findings, folder: Path, plan: Plan) -> None:
     held = _held()
     start = time.perf_counter()
     model = make_model(configs)
+    if is_older:
+        _bridge_model(base_model(model))
+        configs.training.gradient_checkpointing_kwargs = {"use_reentrant": False}
     wait()
     findings.note("seconds to make the model", round(time.perf_counter() - start, 1))
     said, meter = io.StringIO(), Meter(plan)
