@@ -56,6 +56,8 @@ def run_parts(names: Sequence[str], findings: Findings, folder: Path, options: a
 
     if not findings.values["machine"]:
         findings.values["machine"] = gpu_machine.describe()
+    with findings.proving("the varlen kernel of torch"):
+        gpu_machine.bridge_kernel(findings)
     for name in names:
         findings.part = name
         findings.values["running"] = {"part": name, "since": time.time()}

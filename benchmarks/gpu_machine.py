@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -71,6 +72,37 @@ class Findings:
         beside = self._path.with_name(f"{self._path.name}.part")
         beside.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, self._path)
+
+
+def bridge_kernel(findings: Findings) -> None:
+    """Let releases of torch before 2.14 run the varlen kernel, whose arguments have grown.
+
+    vlcpt still proves it against PyTorch's attention before it is used.
+    """
+    import torch
+    from torch.nn.attention import varlen
+
+    plain = varlen.varlen_attn
+    known = inspect.signature(plain).parameters
+    if "enable_gqa" in known:
+        return
+    findings.unproven(
+        "the release of torch that vlcpt asks for",
+        f"torch {torch.__version__} is older; its varlen_attn was called with the arguments that it has",
+    )
+
+    def attend(
+        *args: object,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,  # the kernel itself takes fewer heads of keys
+    ) -> object:
+        given = {"scale": scale, "window_size": window_size, "is_causal": window_size == (-1, 0)}
+        if "window_size" in known:
+            del given["is_causal"]
+        return plain(*args, **{name: value for name, value in given.items() if name in known})
+
+    varlen.varlen_attn = attend
 
 
 def reason(error: BaseException) -> str:
