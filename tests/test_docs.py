@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,18 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from transformers import TrainerState
 from typer.testing import CliRunner
 
 from tests.support import opened
 from vlcpt import CPTDataset, read_documents
 from vlcpt.cli import app
 from vlcpt.config.schema import as_sources
+from vlcpt.data import workers
 from vlcpt.data.formats.detect import SCHEMAS, detect_format
 from vlcpt.data.plan.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
 from vlcpt.demo import base_path
+from vlcpt.training import progress
 from vlcpt.training.evaluate import SetResult
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +218,22 @@ def test_every_key_of_the_ledger_is_explained():
     explained = set(re.findall(r"`(\w+)`", section)) | {"read"}
 
     assert {*DOCUMENT_COUNTS, *TOKEN_COUNTS, *Ledger([]).as_json()} - {"sources", "total"} <= explained
+
+
+def test_the_gpu_page_shows_the_log_line_and_the_message_as_they_are():
+    """Its numbers are made up, and it says so; its form is the run's own."""
+    text = page("gpu.md")
+    (shown,) = re.findall(r"^step 20/900.*$", text, re.M)
+    spent = {"data_wait": 0.01, "forward": 0.33, "backward": 0.61, "optimizer": 0.05}
+    logs = {"loss": 1.8421, "targets_per_second": 9412, "mfu": 0.41, "fill": 0.99, "learning_rate/all": 1e-4}
+    logs |= {f"seconds/{phase}": seconds for phase, seconds in spent.items()}
+    state = TrainerState(global_step=20, max_steps=900)
+
+    assert re.sub(" +", " ", shown) == re.sub(" +", " ", progress._line(state, logs))
+    what, todo = workers._end_of(-signal.SIGBUS)
+    assert f"a process that read documents {what}" in text
+    assert re.search("docker (--shm-size 8g) or (--ipc host)", todo)
+    assert "--shm-size 8g" in text and "--ipc host" in text
 
 
 def test_the_memory_table_has_every_size():

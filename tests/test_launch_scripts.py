@@ -323,6 +323,31 @@ def test_scripts_and_docs_say_how_long_the_launchers_wait_for_a_save():
     assert "| `torchrun` | 30 seconds, then SIGKILL | `--shutdown-timeout 240`" in page
 
 
+def test_the_dockerfile_copies_what_the_package_is_made_of_and_starts_vlcpt(tmp_path):
+    """It has not been built; but pip makes the package of the files that it copies, and of no others."""
+    root, text = LAUNCH.parents[1], (LAUNCH / "Dockerfile").read_text("utf-8")
+    for sources, to in re.findall(r"^COPY (.*) (\S+)$", text, re.M):
+        for name in sources.split():
+            if (root / name).is_dir():
+                shutil.copytree(root / name, tmp_path / to)
+            else:
+                shutil.copy(root / name, tmp_path / to)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path / "installed"), "."], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "vlcpt", "env"],
+        cwd=tmp_path / "installed",
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "installed/vlcpt/deepspeed_configs/zero2.json").is_file()
+    assert "NOT BUILT HERE" in text
+    assert 'ENTRYPOINT ["vlcpt"]' in text  # a shell would keep the signal to itself
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))
 def test_a_script_without_a_configuration_says_how_it_is_used(script):
     done = subprocess.run(["bash", str(LAUNCH / script)], capture_output=True, text=True)
