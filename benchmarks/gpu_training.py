@@ -378,25 +378,27 @@ def _choose_workers(
     findings: Findings, configs: Configs, dataset: CPTDataset, processor: ProcessorMixin, plan: Plan
 ) -> int:
     """As many as asked for; else those that ``vlcpt check --gpu`` names, and no fewer than configured."""
-    if plan.workers is not None:
-        configs.training.dataloader_num_workers = plan.workers
-    elif torch.cuda.is_available():
-        with findings.proving("the number of workers that check names"):
-            from vlcpt.model.counting import count_towers, empty_model
-            from vlcpt.runs.speed import foresee_speed, read_machine
+    training = configs.training
+    with findings.proving("the number of workers that check names"):
+        from vlcpt.model.counting import count_towers, empty_model
+        from vlcpt.runs.speed import foresee_speed, read_machine
 
-            empty = empty_model(configs.model)
-            towers = count_towers(empty, configs.model)
-            machine = read_machine(torch.cuda.get_device_name(0))
-            speed = foresee_speed(configs, dataset, empty, towers, processor, machine, 1)
-            findings.note("workers that check names", speed.workers)
-            findings.note("epoch that check foresees, seconds", [round(one, 1) for one in speed.seconds])
+        empty = empty_model(configs.model)
+        towers = count_towers(empty, configs.model)
+        name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "H100"
+        speed = foresee_speed(configs, dataset, empty, towers, processor, read_machine(name), 1)
+        findings.note(f"workers that check names for {name}", speed.workers)
+        findings.note("seconds of a worker for a pack", round(speed.loads, 4))
+        findings.note("epoch that check foresees, seconds", [round(one, 1) for one in speed.seconds])
+        if torch.cuda.is_available() and not plan.tiny:
             most = max(1, len(os.sched_getaffinity(0)) - 1)
-            configured = configs.training.dataloader_num_workers
-            configs.training.dataloader_num_workers = min(max(configured, speed.workers), most)
-    if configs.training.dataloader_num_workers == 0:
-        configs.training.dataloader_persistent_workers = False
-    return configs.training.dataloader_num_workers
+            configured = training.dataloader_num_workers or 0
+            training.dataloader_num_workers = min(max(configured, speed.workers), most)
+    if plan.workers is not None:
+        training.dataloader_num_workers = plan.workers
+    if training.dataloader_num_workers == 0:
+        training.dataloader_persistent_workers = False
+    return training.dataloader_num_workers or 0
 
 
 def _held() -> int:

@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from vlcpt.report.memory import MemoryEstimate
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PARTS = ["attention", "patches", "loss", "lora-4096", "lora-8192", "full-4096", "full-8192"]
 
@@ -155,6 +157,49 @@ def test_the_varlen_kernel_of_an_older_torch_gets_the_arguments_that_it_has(scri
 
     assert given == [True, False]
     assert findings.values["unproven"][0]["what"] == "the release of torch that vlcpt asks for"
+
+
+@pytest.fixture
+def gpu_of_80_gib(monkeypatch):
+    """What torch would say of a GPU with 60 GiB free, of which a run used 30 GiB at most."""
+    answers = {
+        **{"is_available": True, "mem_get_info": (60 * 2**30, 80 * 2**30), "get_device_name": "H100"},
+        **{"memory_reserved": 3 * 2**30, "memory_allocated": 2**30, "max_memory_reserved": 33 * 2**30},
+        **{"max_memory_allocated": 31 * 2**30, "empty_cache": None, "synchronize": None},
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+
+
+def estimate(gib: int) -> MemoryEstimate:
+    return MemoryEstimate("learning", gib * 2**30, 0, 0, 0, 0, 0, 0)
+
+
+def test_a_run_that_does_not_fit_is_not_tried(script, tmp_path, gpu_of_80_gib):
+    training = script("gpu_training")
+    findings = script("gpu_machine").Findings(tmp_path / "gpu.json")
+    findings.part = "full-8192"
+
+    assert training._fits(findings, estimate(55))
+    assert not training._fits(findings, estimate(59))
+    assert findings.values["unproven"] == [
+        {"what": "full-8192: the run", "why": "it does not fit: 59.0 GiB foreseen, 62.0 GiB free"}
+    ]
+
+
+def test_the_peak_is_compared_with_the_estimate_without_what_was_there_before(
+    script, tmp_path, gpu_of_80_gib
+):
+    training = script("gpu_training")
+    findings = script("gpu_machine").Findings(tmp_path / "gpu.json")
+    findings.part = "lora-4096"
+
+    training._note_memory(findings, estimate(33), training._held())
+
+    assert findings.values["parts"]["lora-4096"]["memory"] == {
+        **{"peak": 30 * 2**30, "foreseen": 33 * 2**30, "off": 0.1},
+        **{"reserved": 33 * 2**30, "used of the device": 20 * 2**30},
+    }
 
 
 def test_the_log_of_a_run_on_a_known_gpu_gives_its_share_of_the_peak(script, tmp_path):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from vlcpt.config.precision import autocast_type
 from vlcpt.config.training import CPTConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.collator import Batch, CPTDataCollator
@@ -17,6 +18,7 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.features import FeatureStore, sweep
 from vlcpt.data.workers import Workers
 from vlcpt.model.loading import load_base, load_processor
+from vlcpt.model.patch_embedding import choose_form, embed_patches
 from vlcpt.model.tuning import finish_tuning
 from vlcpt.model.vision_cache import with_features
 from vlcpt.report.screen import say
@@ -45,6 +47,7 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
     if rank == 0:
         sweep(store.folder)
     model.model.visual.to(configs.training.device)
+    _choose_patch_embedding(model, configs.training, console)
     done: Counter[bool] = Counter()
     for name, dataset in sets.items():
         dataset.use_features(store)
@@ -60,6 +63,15 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
         )
         say(console, f"vision_cache: {store.folder}")
     return store
+
+
+def _choose_patch_embedding(model: PreTrainedModel, training: CPTConfig, console: Console) -> None:
+    """Embed patches as a run on this device would."""
+    dtype = autocast_type(training) or next(model.model.visual.parameters()).dtype
+    found = choose_form(model, training.patch_embedding, training.device, dtype)
+    embed_patches(model, found.form)
+    if found.reason:
+        say(console, found.reason)
 
 
 def _towers(configs: Configs) -> PreTrainedModel:
