@@ -131,7 +131,13 @@ def _run_process(names: Sequence[str], path: Path, folder: Path, given: Sequence
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # its loader workers end with it
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                # Several GPUs in one process are refused.
+                "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+            },
         )
         try:
             while process.poll() is None:
@@ -172,7 +178,7 @@ def lines(found: Mapping[str, object]) -> Iterator[str]:
     for name, part in parts.items():
         yield f"{name} ({part.get('seconds', '?')} seconds)"
         for key, value in part.items():
-            if key not in ("seconds", "losses", "said at the start", "kernels that took most of a step"):
+            if key not in ("seconds", "losses", "said at the start", "the kernels that took most of a step"):
                 yield from _shown(key, value)
         yield ""
     yield f"{len(listed)} unproven:"

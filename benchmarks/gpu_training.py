@@ -184,17 +184,21 @@ def _bridge_model(model: nn.Module) -> None:
 # --- training ---
 
 
+_KERNELS = "the kernels that took most of a step"
+
+
 class Meter(TrainerCallback):
     """Notes when steps end, stops in time, and has torch's profiler watch one step after the others.
 
     Args:
         plan: What is trained.
+        findings: Where a profiler that does not run is noted.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, findings: Findings) -> None:
         self.ends: list[float] = []
         self.kernels: list[dict[str, object]] = []
-        self._plan = plan
+        self._plan, self._findings = plan, findings
         self._start = time.perf_counter()
         self._profiler: torch.profiler.profile | None = None
         self._stack = ExitStack()
@@ -203,7 +207,9 @@ class Meter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the profiler before the last step."""
-        if self._plan.profiles and state.global_step == state.max_steps - 1:
+        if not self._plan.profiles or state.global_step != state.max_steps - 1:
+            return
+        with self._findings.proving(_KERNELS):
             kinds = torch.profiler.ProfilerActivity
             activities = [kinds.CUDA if torch.cuda.is_available() else kinds.CPU]
             self._profiler = self._stack.enter_context(torch.profiler.profile(activities=activities))
@@ -212,13 +218,12 @@ class Meter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Note the time; end when it is over."""
-        if self._profiler is not None:
-            wait()
-            self._stack.close()
-            self.kernels = _longest(self._profiler)
-            self._profiler = None
-            return
         wait()
+        if self._profiler is not None:
+            with self._findings.proving(_KERNELS):
+                self._stack.close()
+                self.kernels = _longest(self._profiler)
+            return
         self.ends.append(time.perf_counter())
         if self.ends[-1] - self._start > self._plan.seconds and len(self.ends) > self._plan.warm + 2:
             control.should_training_stop = True
@@ -269,7 +274,7 @@ def train(findings: Findings, folder: Path, plan: Plan) -> None:
         configs.training.gradient_checkpointing_kwargs = {"use_reentrant": False}
     wait()
     findings.note("seconds to make the model", round(time.perf_counter() - start, 1))
-    said, meter = io.StringIO(), Meter(plan)
+    said, meter = io.StringIO(), Meter(plan, findings)
     trainer = CPTTrainer(
         model,
         configs.training,
@@ -419,7 +424,9 @@ def _note_speed(findings: Findings, log: Path, meter: Meter, plan: Plan) -> None
     lines = [one for one in lines if "loss" in one]
     if meter.kernels:  # the profiler slowed the last step down
         lines = lines[:-1]
-        findings.note("kernels that took most of a step", meter.kernels)
+        findings.note(_KERNELS, meter.kernels)
+    elif plan.profiles:
+        findings.unproven(_KERNELS, "the last step was not reached in the time, or the profiler did not run")
     counted = lines[plan.warm :]
     findings.note("steps counted", len(counted))
     if not counted:

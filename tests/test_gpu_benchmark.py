@@ -54,7 +54,7 @@ def test_every_part_runs_at_small_shapes(found):
         assert measured["steps counted"] >= 3
         assert measured["foreseen"]["total"] > 0
         assert 0 <= measured["data wait, share"] < 1
-    assert found["parts"]["lora-4096"]["kernels that took most of a step"]
+    assert found["parts"]["lora-4096"]["the kernels that took most of a step"]
     for head in ("frozen", "trained"):
         loss = found["parts"]["loss"][f"{head} head, 40 targets"]
         assert {"logits at once", "chunks of 128", "torch"} < set(loss["methods"])
@@ -220,7 +220,7 @@ def test_the_log_of_a_run_on_a_known_gpu_gives_its_share_of_the_peak(script, tmp
     )
     plan = training.Plan("lora", 4096, warm=1)
 
-    training._note_speed(findings, log, training.Meter(plan), plan)
+    training._note_speed(findings, log, training.Meter(plan, findings), plan)
 
     part = findings.values["parts"]["lora-4096"]
     assert part["mfu"] == {"median": 0.42, "least": 0.4, "most": 0.5}
