@@ -1,11 +1,11 @@
 """CPU time to load and collate documents with images, and bytes of a batch: the processor, and vlcpt.
 
-    python benchmarks/pixels.py                                  # the reference document and 12-megapixel photos
-    python benchmarks/pixels.py --quick --output x.json          # fewer documents and repetitions
-    python benchmarks/pixels.py --plot pixels.svg                # where matplotlib is installed
+    python benchmarks/pixels.py                          # the reference document, photos of 12 megapixels
+    python benchmarks/pixels.py --quick --output x.json  # fewer documents and repetitions
+    python benchmarks/pixels.py --plot pixels.svg        # where matplotlib is installed
 
-The reference document has 3 JPEG files of 800×600 and 606 tokens of text. The photos have 4000×3000 pixels, with
-the published pixel budget, which keeps nearly all of them, and with a budget of a million.
+The reference document has 3 JPEG files of 800×600 and 606 tokens of text. The photos have 4000×3000 pixels,
+with the published pixel budget, which keeps nearly all of them, and with a budget of a million.
 
     processor    the files decoded by Pillow, then the processor on text and images: float32, frames doubled
     worker       vlcpt: a data set's item, then the collator as the trainer sets it: bytes, frames once
@@ -52,7 +52,7 @@ CASES = {
 
 
 def photo(rng: np.random.Generator, size: tuple[int, int]) -> PILImage.Image:
-    """A picture whose detail falls with its frequency as in photos: a JPEG takes as long to decode as theirs."""
+    """A picture whose detail falls with its frequency as in photos, so that it decodes as slowly."""
     width, height = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1
