@@ -4,17 +4,17 @@
     python benchmarks/flops.py --quick           # the 3B alone
     python benchmarks/flops.py --output x.json --plot flops.svg
 
-A step is the reference document: 3 images of 800×600 (609 tokens each) and 606 tokens of text, of which 400 are
-targets; LoRA on the language model, activation checkpointing, eager attention on all sides, because torch counts
-its products. The models are on the meta device: their own forward passes run, and nothing is computed. The sides:
+A step is the reference document: 3 images of 800×600 (609 tokens each) and 606 tokens of text, of which 400
+are targets; LoRA on the language model, activation checkpointing, eager attention on all sides, because torch
+counts its products. The models are on the meta device: their own forward passes run, and nothing is computed.
 
-    plain           transformers: logits at all places, checkpointing as transformers turns it on, in all towers
+    plain           transformers: logits at all places, checkpointing as transformers turns it on, everywhere
     vlcpt           the loss at the targets, checkpointing off in the frozen tower
     vision cache    the same, features of the images given
 
-All are counted in float32: the type does not change the counts, and halves what is saved. Saved bytes are those
-that autograd keeps while tower and merger run; backward of the tower is that of the step, less that of a step on
-given features. The benchmark stops where the tower's forward pass is not the same on both sides.
+All are counted in float32: the type does not change the counts, and 16 bits halve what is saved. Saved bytes
+are those that autograd keeps while tower and merger run; backward of the tower is that of the step, less that
+of a step on given features. The benchmark stops where the tower's forward pass is not the same on both sides.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def build(shape: str) -> nn.Module:
 
 
 def batch() -> dict[str, object]:
-    """The reference document without values; where the tower's windows begin is known, as from the collator."""
+    """The reference document without values; where the tower's windows begin is given, as by the collator."""
     grids = torch.tensor([GRID] * IMAGES)
     index, windows = get_vision_window_index(grids, spatial_merge_size=2, window_size=112, patch_size=14)
     with torch.device("meta"):
@@ -193,13 +193,14 @@ def main() -> None:
     for shape in ["3B"] if arguments.quick else SHAPES:
         rows[shape] = measure(shape)
         plain = rows[shape]["plain"]["forward"] + rows[shape]["plain"]["backward"]
+        reach = REACH[shape]
         for side, one in rows[shape].items():
             total = one["forward"] + one["backward"]
-            times = one["tower_backward"] / one["tower_forward"] if one["tower_forward"] else 0
+            back, ahead = one["tower_backward"] / 1e12, one["tower_forward"] / 1e12
             print(
-                f"| {shape} | {side} | {total / 1e12:.1f} | {total / plain:.3f} "
-                f"| {REACH[shape].get(side, '')} | {one['tower_forward'] / 1e12:.2f} "
-                f"| {one['tower_backward'] / 1e12:.2f} | {times:.2f} | {one['saved_bytes'] / 2**20:,.0f} MiB |",
+                f"| {shape} | {side} | {total / 1e12:.1f} | {total / plain:.3f} | {reach.get(side, '')} "
+                f"| {ahead:.2f} | {back:.2f} | {back / ahead if ahead else 0:.2f} "
+                f"| {one['saved_bytes'] / 2**20:,.0f} MiB |",
                 flush=True,
             )
     if arguments.output:
