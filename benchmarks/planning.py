@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="A picture of the times; needs matplotlib.")
     arguments = parser.parse_args()
     pin()
-    files, copies, shapes = (4, 2, 20) if arguments.quick else (8, 5, 150)
+    files, copies, shapes = (4, 2, 20) if arguments.quick else (8, 15, 150)
     repetitions = 2 if arguments.quick else arguments.repetitions
     processor = load_processor(base_path())
     processor.image_processor.size = PUBLISHED
