@@ -76,7 +76,7 @@ def write_documents(folder: Path, count: int, images: int, size: tuple[int, int]
             names.append(f"{size[0]}-{number}-{place}.jpg")
             photo(rng, size).save(folder / names[-1], quality=85)
         digits = "".join(map(str, rng.integers(0, 10, TEXT_TOKENS - 1)))  # end-of-text is the last
-        share = len(digits) // images
+        share = len(digits) // max(images, 1)
         text = "".join(f"<image>{digits[place * share : (place + 1) * share]}" for place in range(images))
         rows.append({"text": text + digits[images * share :], "images": names})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
