@@ -1,12 +1,13 @@
 """How cost grows with documents, with the length of packs and with images a document, as exponents.
 
-    python benchmarks/growth.py                           # about four minutes on an idle core
+    python benchmarks/growth.py                           # some minutes
+    python benchmarks/growth.py --full                    # a million documents, packs of 32,768
     python benchmarks/growth.py --quick --output x.json   # 10,000 documents, packs of 4,096, 4 images
     python benchmarks/growth.py --plot growth.svg         # where matplotlib is installed
 
-    documents       planning of 10³ to 10⁶ texts of 230 characters with a span, in one process
+    documents       planning of 10³ to 10⁵ texts of 230 characters with a span, in one process
     packs           forward, backward and optimizer of the small model of benchmarks/step.py on packs of 1,024
-                    to 32,768 tokens in documents of 1,024, LoRA on the language model, every sixth a target
+                    to 16,384 tokens in documents of 1,024, LoRA on the language model, every sixth a target
     one document    the same where one document fills the pack, to 8,192
     images          loading of a document with 0 to 16 images of 800×600: item and collator, as in a worker
 
@@ -60,11 +61,9 @@ def documents(counts: Sequence[int], repetitions: int) -> dict[int, float]:
         for count in counts:
             with path.open("w") as file:
                 for _ in range(count):
-                    text = " ".join(draw.choice(words) for _ in range(36))[:194]
-                    file.write(
-                        json.dumps({"text": f"{text[:90]}<trainable_text>{text[90:]}</trainable_text>"})
-                        + "\n"
-                    )
+                    context, target = (" ".join(draw.choices(words, k=length)) for length in (14, 19))
+                    text = f"{context} <trainable_text>{target}</trainable_text>"
+                    file.write(json.dumps({"text": text}) + "\n")
             found[count] = least(
                 lambda: CPTDataset(str(path), processor, max_length=4096, num_proc=0), repetitions
             )
@@ -136,17 +135,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="Smaller sizes, one repetition.")
+    parser.add_argument("--full", action="store_true", help="Ten times the documents, twice the pack.")
     parser.add_argument("--output", type=Path, help="JSON with every time.")
     parser.add_argument("--plot", type=Path, help="A picture of the growth; needs matplotlib.")
     arguments = parser.parse_args()
     pin()
     quick, repetitions = arguments.quick, 1 if arguments.quick else arguments.repetitions
+    more = int(arguments.full)
     powers = [2**power * 1024 for power in range(6)]
     costs = {
-        "documents": lambda: documents([10**power for power in range(3, 5 if quick else 7)], repetitions),
-        "packs": lambda: packs(powers[: 3 if quick else 6], repetitions, one_document=False),
-        "one document": lambda: packs(powers[: 2 if quick else 4], repetitions, one_document=True),
         "images": lambda: images([0, 1, 2, 4] if quick else [0, 1, 2, 4, 8, 16], repetitions * 3),
+        "packs": lambda: packs(powers[: 3 if quick else 5 + more], repetitions, one_document=False),
+        "one document": lambda: packs(powers[: 2 if quick else 4], repetitions, one_document=True),
+        "documents": lambda: documents([10**one for one in range(3, 5 if quick else 6 + more)], repetitions),
     }
     print("| what grows | CPU seconds at each size | exponent | of the two largest |\n|---|---|---|---|")
     rows = {}
@@ -156,8 +157,8 @@ def main() -> None:
         rows[name] = {"seconds": found, "exponent": over_all, "of_the_two_largest": last}
         sizes = ", ".join(f"{size:,}: {cost:.3g}" for size, cost in found.items())
         print(f"| {name} | {sizes} | {over_all:.2f} | {last:.2f} |", flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
+        if arguments.output:
+            arguments.output.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
     if arguments.plot:
         lines = {
             name: {size: cost for size, cost in row["seconds"].items() if size} for name, row in rows.items()
