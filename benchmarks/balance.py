@@ -99,18 +99,14 @@ MIXES: dict[str, tuple[Callable[[np.random.Generator], Samples], int]] = {
 def shapes() -> dict[str, PackCost]:
     """What a sample costs at the shapes of the 3B and the 7B, as the trainer would find it."""
     import torch
-    from shapes_3b import TEXT, VISION
+    from shapes_3b import TEXT, TEXT_7B, VISION, VISION_7B
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     from vlcpt.training.cost import cost_of
 
-    seven = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152_064}
-    seven |= {"num_attention_heads": 28, "num_key_value_heads": 4}
     found = {}
-    for name, changed, width in (("3B", {}, 2048), ("7B", seven, 3584)):
-        config = Qwen2_5_VLConfig(
-            text_config={**TEXT, **changed}, vision_config={**VISION, "out_hidden_size": width}
-        )
+    for name, text, vision in (("3B", TEXT, VISION), ("7B", TEXT_7B, VISION_7B)):
+        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
         with torch.device("meta"):
             model = Qwen2_5_VLForConditionalGeneration(config).requires_grad_(False)
         # An adapter passes gradients through the language model, as this would.

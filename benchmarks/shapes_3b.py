@@ -25,6 +25,19 @@ VISION = {
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
 
+# What the 7B has in place of these; its vision tower differs in the width that it gives alone.
+TEXT_7B = {
+    **TEXT,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152_064,
+    "tie_word_embeddings": False,
+}
+VISION_7B = {**VISION, "out_hidden_size": 3584}
+
 
 def write_base(folder: Path, *, layers: int = 36, blocks: int = 32) -> int:
     """Write the model in bfloat16, with the demo's processor; gives the bytes of its weights.

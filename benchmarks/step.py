@@ -2,20 +2,25 @@
 
     python benchmarks/step.py                          # five repetitions
     python benchmarks/step.py --quick --output x.json  # small images, two repetitions
+    python benchmarks/step.py --plot step.svg          # where matplotlib is installed
 
 A step is four documents of 3, 2, 1 and 0 images of 800×600 (609 tokens each); the largest has 606 tokens of
 text, 400 of them targets, the others have text in proportion. The sides:
 
-    batch 1   Trainer, the processor in the collator, four batches of one document
-    batch 4   the same, one padded batch
-    before    vlcpt, packs of 4,096, attn_implementation: sdpa
-    after     vlcpt, packs of 4,096, attn_implementation: auto
+    batch 1        Trainer, the processor in the collator, four batches of one document
+    batch 4        the same, one padded batch
+    grouped        the same, two batches of like lengths, checkpointing off in the frozen vision tower
+    TRL            SFTTrainer, four batches of one document, its loss in chunks; where trl is installed
+    vlcpt          packs of 4,096, as `vlcpt train` makes them
+    vision cache   the same, features of the images read from the folder that an earlier step filled
 
-All sides have the same weights, LoRA on the language model, documents, pixel budget and optimizer. Images are
-JPEG files, decoded in the process, without workers, so that their time counts. It is counted from the begin
-of training to the end of its only step: what a run does once is left out. Targets and losses of that step are
+All sides have the same weights, LoRA on the language model, documents, pixel budget and optimizer, and
+activation checkpointing, as models of that size need it on a GPU (--keep_activations: none has it). Images
+are JPEG files, decoded in the process, without workers, so that their time counts. It runs from the begin of
+training to the end of its only step: what a run does once is left out. Targets and losses of that step are
 compared first, which also runs everything but the backward pass once; a difference stops the benchmark. One
-thread on one core; every other repetition runs the sides in the opposite order.
+thread on one core; every other repetition runs the sides in the opposite order. Where others use the machine,
+read CPU time.
 """
 
 from __future__ import annotations
@@ -33,9 +38,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
-from machine import pin
+from machine import about, pin, save_bars
 from PIL import Image as PILImage
 from rich.console import Console
 from transformers import (
@@ -49,8 +55,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
 from vlcpt.data.encode.encoder import IGNORE_INDEX
+from vlcpt.data.encode.vision import pixel_scales
 from vlcpt.demo import base_path
+from vlcpt.model.tuning import limit_checkpointing
 from vlcpt.training.loss import target_losses
+from vlcpt.training.step import sent
+
+try:
+    from trl import SFTConfig, SFTTrainer
+except ImportError:  # its own extra here: it is one side of several
+    SFTTrainer = None
 
 # Multiply-adds of the linear layers for the largest document, forward, in 10⁹ (2,439 tokens, 1,827 of them
 # of images, 7,308 patches; the head at every token, as Trainer runs it):
@@ -125,6 +139,9 @@ class Row:
             f"{opening}{text}{closing}" if trained else f"{text}{media}" for text, trained in self.parts
         )
 
+    def paths(self) -> list[str]:
+        return [str(path) for path in self.images]
+
     def flags(self) -> list[bool]:
         """Whether each text token is a target, end-of-text included."""
         return [*(trained for text, trained in self.parts for _ in text), True]
@@ -160,12 +177,25 @@ def write_documents(folder: Path, size: tuple[int, int], scale: int) -> list[Row
     return rows
 
 
-def plain_collator(processor: object) -> Callable[[Sequence[Row]], Mapping[str, torch.Tensor]]:
+def plain_dataset(rows: Sequence[Row]) -> datasets.Dataset:
+    """Rows by number, with what Trainer groups by, and TRL knows images by."""
+    return datasets.Dataset.from_list(
+        [
+            {"number": number, "length": len(row.flags()) + 611 * len(row.images), "images": row.paths()}
+            for number, row in enumerate(rows)
+        ]
+    )
+
+
+def plain_collator(
+    processor: object, known: Sequence[Row]
+) -> Callable[[Sequence[Mapping[str, int]]], Mapping[str, torch.Tensor]]:
     """What one writes for Trainer: the processor on text and images, labels -100 outside the targets."""
     names = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
     vision = torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(names)))
 
-    def collate(rows: Sequence[Row]) -> Mapping[str, torch.Tensor]:
+    def collate(items: Sequence[Mapping[str, int]]) -> Mapping[str, torch.Tensor]:
+        rows = [known[item["number"]] for item in items]
         medium = "<|vision_start|><|image_pad|><|vision_end|>"
         images = [PILImage.open(path).convert("RGB") for row in rows for path in row.images]
         batch = processor(
@@ -233,51 +263,83 @@ class Side:
                 documents += [tuple(ids.tolist())] if len(ids) else []
             with torch.no_grad():
                 if isinstance(trainer, CPTTrainer):
+                    batch = sent(batch, labels.device, pixel_scales(trainer.processing_class))
                     nll += float(target_losses(trainer.model, batch).nll.double().sum())
                 else:
                     nll += float(trainer.model(**batch).loss.double()) * int((labels != IGNORE_INDEX).sum())
         return sorted(documents), nll / sum(map(len, documents)), places
 
 
-def make_sides(folder: Path, rows: list[Row]) -> list[Side]:
-    """The four sides; each keeps its model from step to step."""
+SHARED = {
+    "max_steps": 1,
+    "learning_rate": 1e-4,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_num_workers": 0,
+    "logging_strategy": "no",
+}
+
+
+def make_sides(folder: Path, rows: list[Row], *, checkpointing: bool) -> list[Side]:
+    """All sides that can run here; each keeps its model from step to step."""
     processor = load_processor(str(folder))
-    shared = {
-        "output_dir": str(folder / "out"),
-        "max_steps": 1,
-        "learning_rate": 1e-4,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_num_workers": 0,
-        "logging_strategy": "no",
-        "activation_checkpointing": False,
-    }
+    plain_rows, collate = plain_dataset(rows), plain_collator(processor, rows)
+    shared = {**SHARED, "output_dir": str(folder / "out"), "activation_checkpointing": checkpointing}
 
     def model(attention: str) -> torch.nn.Module:
         torch.manual_seed(0)  # the adapters
         return load_model(ModelConfig(str(folder), dtype="float32", attn_implementation=attention))
 
-    def plain(size: int) -> Side:
-        own = model("sdpa")
-        args = TrainingArguments(
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=len(rows) // size,
-            remove_unused_columns=False,
+    def arguments(size: int) -> dict[str, object]:
+        return {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": len(rows) // size,
+            "remove_unused_columns": False,
             **shared,
-        )
-        collate = plain_collator(processor)
-        return Side(f"batch {size}", lambda: Trainer(own, args, collate, train_dataset=rows))
+        }
 
-    def packed(name: str, attention: str) -> Side:
-        own = model(attention)
+    def plain(name: str, size: int) -> Side:
+        own, args = model("sdpa"), TrainingArguments(**arguments(size))
+        return Side(name, lambda: Trainer(own, args, collate, train_dataset=plain_rows))
+
+    def grouped() -> Side:
+        own = model("sdpa")
+        if checkpointing:
+            own.activation_checkpointing_enable({"use_reentrant": False})
+            limit_checkpointing(own)
+        # Trainer would turn it on for the tower again.
+        given = {
+            **arguments(2),
+            "activation_checkpointing": False,
+            "train_sampling_strategy": "group_by_length",
+        }
+        args = TrainingArguments(**given)
+        return Side("grouped", lambda: Trainer(own, args, collate, train_dataset=plain_rows))
+
+    def by_trl() -> Side:
+        own = model("sdpa")
+        given = arguments(1)
+        # Its configuration has the older name, which is on by default.
+        given["gradient_checkpointing"] = given.pop("activation_checkpointing")
+        args = SFTConfig(**given, max_length=None, bf16=False)
+        return Side(
+            "TRL",
+            lambda: SFTTrainer(
+                own, args, collate, train_dataset=plain_rows, processing_class=load_processor(str(folder))
+            ),
+        )
+
+    def packed(name: str, **more: str) -> Side:
+        own = model("auto")
         dataset = CPTDataset(str(folder / "rows.jsonl"), processor, max_length=PACK)
         args = CPTConfig(
             per_device_train_batch_size=1,
             gradient_accumulation_steps=len(dataset),
             max_length=PACK,
             **shared,
+            **more,
         )
         quiet = Console(quiet=True)
         return Side(
@@ -285,7 +347,12 @@ def make_sides(folder: Path, rows: list[Row]) -> list[Side]:
             lambda: CPTTrainer(own, args, train_dataset=dataset, processing_class=processor, console=quiet),
         )
 
-    return [plain(1), plain(4), packed("before", "sdpa"), packed("after", "auto")]
+    sides = [plain("batch 1", 1), plain("batch 4", 4), grouped()]
+    if SFTTrainer is None:
+        print("TRL is left out: trl is not installed.", file=sys.stderr)
+    else:
+        sides.append(by_trl())
+    return [*sides, packed("vlcpt"), packed("vision cache", vision_cache=str(folder / "features"))]
 
 
 def compare(sides: Sequence[Side]) -> tuple[int, dict[str, object]]:
@@ -304,21 +371,22 @@ def compare(sides: Sequence[Side]) -> tuple[int, dict[str, object]]:
 def print_table(
     times: Mapping[str, list[dict[str, float]]], targets: int, compared: dict[str, object]
 ) -> None:
+    """A row a side: its cost over that of vlcpt without and with the cache, pair by pair."""
     print(
         "| side | loss of the first step | places | CPU of a step | targets per CPU second "
-        "| CPU, over after | wall, over after |\n" + "|---" * 7 + "|"
+        "| CPU, over vlcpt | over vision cache | wall, over vlcpt |\n" + "|---" * 8 + "|"
     )
     for name, found in times.items():
         cpu = statistics.median(one["cpu"] for one in found)
-        ratios = {
-            kind: [one[kind] / other[kind] for one, other in zip(found, times["after"], strict=True)]
-            for kind in ("cpu", "wall")
-        }
-        low, high = min(ratios["cpu"]), max(ratios["cpu"])
+
+        def over(other: str, kind: str, mine: list[dict[str, float]] = found) -> str:
+            ratios = sorted(a[kind] / b[kind] for a, b in zip(mine, times[other], strict=True))
+            return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
         print(
             f"| {name} | {compared[name]['loss']:.7f} | {compared[name]['places']:,} | {cpu:.2f} s "
-            f"| {targets / cpu:.1f} | {statistics.median(ratios['cpu']):.2f} ({low:.2f} to {high:.2f}) "
-            f"| {statistics.median(ratios['wall']):.2f} |"
+            f"| {targets / cpu:.1f} | {over('vlcpt', 'cpu')} | {over('vision cache', 'cpu')} "
+            f"| {over('vlcpt', 'wall')} |"
         )
 
 
@@ -326,7 +394,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5, help="Each has every side once.")
     parser.add_argument("--quick", action="store_true", help="Images of 224×168, two repetitions.")
+    parser.add_argument("--keep_activations", action="store_true", help="No activation checkpointing.")
     parser.add_argument("--output", type=Path, help="JSON with every time.")
+    parser.add_argument("--plot", type=Path, help="A picture of the times; needs matplotlib.")
     arguments = parser.parse_args()
     size, scale = ((224, 168), 4) if arguments.quick else ((800, 600), 1)
     repetitions = 2 if arguments.quick else arguments.repetitions
@@ -336,17 +406,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_base(folder)
-        sides = make_sides(folder, write_documents(folder, size, scale))
+        rows = write_documents(folder, size, scale)
+        sides = make_sides(folder, rows, checkpointing=not arguments.keep_activations)
         targets, compared = compare(sides)
         print(f"{targets} targets a step\n", flush=True)
         times: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
-        found = {"torch": torch.__version__, "targets": targets, "compared": compared, "times": times}
+        found = {**about(), "targets": targets, "compared": compared, "times": times}
         for number in range(repetitions):
             for side in reversed(sides) if number % 2 else sides:
                 times[side.name].append(side.step())
             if arguments.output:
                 arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     print_table(times, targets, compared)
+    if arguments.plot:
+        medians = [statistics.median(one["cpu"] for one in own) for own in times.values()]
+        save_bars(arguments.plot, list(times), {"CPU seconds of a step": medians}, "seconds")
 
 
 if __name__ == "__main__":

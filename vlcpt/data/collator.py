@@ -128,7 +128,7 @@ class CPTDataCollator:
         is_mixed = len({(one.dtype, one.shape[1]) for one in found}) > 1
         if self.scales is not None and (is_mixed or not self.keeps_bytes):
             found = [scaled_pixels(one, self.scales) for one in found]
-        return torch.cat(list(found))
+        return found[0] if len(found) == 1 else torch.cat(list(found))
 
     def _vision_bounds(self, modality: str, grids: torch.Tensor, window_size: int) -> Batch:
         """What the vision tower takes instead of working it out of the grids of its media.

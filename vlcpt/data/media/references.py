@@ -70,7 +70,9 @@ def picture_bytes(picture: PIL.Image.Image) -> bytes:
         if picture.mode == "P" and "transparency" in picture.info:  # what it means only a file says
             picture.save(file, "PNG", compress_level=0, exif=picture.getexif())
         else:
-            as_shown(picture).save(file, "TIFF", compression="raw")  # not as the file was that it came from
+            shown = as_shown(picture)
+            # A copy has no tags: what is written is not as the file was that it came from.
+            (shown.copy() if shown is picture else shown).save(file, "TIFF", compression="raw")
         return file.getvalue()
     except PILLOW_ERRORS as error:
         if isinstance(error, DocumentError):
@@ -123,7 +125,7 @@ def _file_of(picture: PIL.Image.Image) -> bytes:
 
 
 def as_shown(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Decoded pixels as RGB, upright, on white.
+    """Decoded pixels as RGB, upright, on white; the same picture where it is that already.
 
     Example:
         >>> as_shown(PIL.Image.new("LA", (2, 1), (0, 0))).getpixel((0, 0))
@@ -138,7 +140,8 @@ def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
     if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
         return _eight_bits(opened).convert("RGB")
     if not opened.has_transparency_data:
-        return opened.convert("RGB")
+        # Most photos: a copy of one of 12 megapixels takes as long as half of its decoding.
+        return opened if opened.mode == "RGB" else opened.convert("RGB")
     rgba = opened.convert("RGBA")
     white = PIL.Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba.getchannel("A"))
