@@ -663,6 +663,15 @@ def test_the_users_choice_of_activation_checkpointing_stands(load, name):
     assert training.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 2}
 
 
+def test_activation_checkpointing_auto_is_the_default(load):
+    training = load("activation_checkpointing: auto").training
+
+    assert training.chooses_checkpointing
+    assert training.activation_checkpointing is False  # there is no GPU
+    with pytest.raises(ConfigError, match=r"expected true, false or auto, found 'often'"):
+        load("activation_checkpointing: often")
+
+
 def test_no_workers_means_none_to_keep(load):
     assert load("dataloader_num_workers: 0").training.dataloader_persistent_workers is False
     assert load("dataloader_num_workers: 1").training.dataloader_persistent_workers is True
@@ -798,8 +807,9 @@ REDEFINED = {
     item.name: item.default
     for item in fields(TrainingArguments)
     if item.name in CPTConfig.__annotations__
-    # The first two are not written, the third is refused at Trainer's default.
-    and item.name not in ("resume_from_checkpoint", "overwrite", "remove_unused_columns")
+    # Two are not written, one is refused at Trainer's default, and one chosen where it is not given.
+    and item.name
+    not in ("resume_from_checkpoint", "overwrite", "remove_unused_columns", "activation_checkpointing")
 }
 
 

@@ -386,13 +386,16 @@ def test_a_document_that_is_split_is_tokenised_once_for_all_of_its_parts(tiny_pr
 
 def test_of_long_documents_those_used_last_are_kept():
     stream = closed_stream([np.arange(3, 6)], [np.ones(3)], 2, 0.0)  # 4 tokens
-    kept = _LongDocuments(most=8)
+    kept = _LongDocuments(most=2 * 20 * 4 + 10)
     for number in (0, 1):
         kept.keep(0, number, Document(()), stream)
     kept.get(0, 0)
     kept.keep(0, 2, Document(()), stream)
 
-    assert [kept.get(0, row) is not None for row in (0, 1, 2)] == [True, False, True]
+    assert [kept.get(0, number) is not None for number in (0, 1, 2)] == [True, False, True]
+
+    kept.keep(0, 3, Document((Image(data=b"0" * 200),)), stream)  # as large as all others
+    assert [kept.get(0, number) is not None for number in range(4)] == [False, False, False, True]
 
 
 def test_balanced_packs_have_the_same_samples_and_the_same_account(dataset):
@@ -443,3 +446,29 @@ def test_the_cost_of_a_pack_knows_each_image_and_frame(tiny_processor):
     sizes = CPTDataset([moving], tiny_processor, max_length=128).pack_sizes()
     assert costs[:2] == [[8 * 8], [2 * 4 * 4]]
     assert costs[2] == [sizes[0, 2] * 4]  # frames of four tokens
+
+
+def test_items_have_the_processors_pixels_unless_a_collator_knows_bytes(tiny_processor):
+    dataset = CPTDataset(TEN[:3], tiny_processor, max_length=128)
+    plain = {sample.name: sample for number in range(len(dataset)) for sample in dataset[number]}
+    dataset.keeps_bytes = True
+    lean = {sample.name: sample for number in range(len(dataset)) for sample in dataset[number]}
+
+    pixels = [one for one in plain.values() if one.pixel_values is not None]
+    assert pixels
+    assert all(one.pixel_values.dtype == torch.float32 for one in pixels)
+    assert all(lean[one.name].pixel_values.dtype == torch.uint8 for one in pixels)
+    videos = [one for one in plain.values() if one.pixel_values_videos is not None]
+    assert [one.pixel_values_videos.dtype for one in videos] == [torch.float32]
+
+
+def test_balanced_packs_are_named_by_their_own_documents(tiny_processor):
+    rows = [{"id": f"d{number}", "text": digits(5 + number * 7 % 40, number)} for number in range(200)]
+    dataset = CPTDataset(rows, tiny_processor, max_length=128)
+    balanced = dataset.balanced(PackCost(token=1, pair=5, target=3, media=0, frame_pair=0))
+
+    names = [[sample.name for sample in balanced[number]] for number in range(len(balanced))]
+    assert names != [[sample.name for sample in dataset[number]] for number in range(len(dataset))]
+    assert [balanced.names(number) for number in range(len(balanced))] == names
+    with balanced.board.working_on(3):
+        assert any(names[3][0] in one for one in balanced.board.in_flight())

@@ -153,3 +153,44 @@ def test_on_one_process_a_step_looks_once_at_the_norm_of_its_gradient(
 
     assert found == ["norm"] * 3
     assert not reduced
+
+
+def test_an_evaluation_of_the_trainer_looks_at_nothing_on_the_device(
+    tiny_model_dir, tiny_processor, tmp_path, monkeypatch
+):
+    """Batches come to ``prediction_step`` as the loader made them, and are sent there."""
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32"))
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70)
+    trainer = make_trainer(model, dataset, tiny_processor, tmp_path)
+    looks, devices = Looks(monkeypatch), []
+    looks.is_on = False
+    given = trainer_module.sent
+
+    def sent(batch, device, scales):
+        found = given(batch, device, scales)
+        looks.is_on = True
+        return found
+
+    sums = trainer_module.row_sums
+
+    def summed(*args):
+        found = sums(*args)
+        looks.is_on = False
+        return found
+
+    loop = trainer.evaluation_loop
+    monkeypatch.setattr(trainer_module, "sent", sent)
+    monkeypatch.setattr(trainer_module, "row_sums", summed)
+
+    def watched(dataloader, *args, **kwargs):
+        found = loop(dataloader, *args, **kwargs)
+        devices.append(dataloader.device)
+        return found
+
+    trainer.evaluation_loop = watched
+    with looks:
+        trainer.evaluate(dataset)
+
+    assert devices == [None]
+    assert not looks.ours
+    assert looks.lines

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 from vlcpt.config.keys import defaults
@@ -128,10 +129,17 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
         ):
             yield f"{key} would not be used. Set train_{group}: true, or remove it."
     if training.vision_cache is not None:
+        folder, output = (Path(str(one)) for one in (training.vision_cache, training.output_dir))
+        if not str(training.vision_cache).strip():
+            yield "vision_cache: expected a folder, found nothing. Give one, or remove the key."
+        elif next((one for one in (folder, *folder.parents) if one.exists()), output).is_file():
+            yield f"vision_cache: {folder} is a file, or inside one. Give a folder."
+        elif folder.absolute() == output.absolute():
+            yield f"vision_cache: {folder} is output_dir, which --overwrite empties. Give another folder."
         for tower in ("vision", "merger"):
             if getattr(model, f"train_{tower}"):
                 yield (
-                    f"vision_cache keeps what a frozen {tower} gives, and train_{tower} changes that. Set "
+                    f"vision_cache keeps what frozen towers give, and train_{tower} changes that. Set "
                     f"train_{tower}: false, or remove vision_cache."
                 )
     elif training.vision_cache_dtype != "auto":

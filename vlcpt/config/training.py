@@ -64,7 +64,13 @@ class CPTConfig(TrainingArguments):
     loss_chunk: int = key(
         LOSS_CHUNK,
         "Targets whose logits are held at once, so that memory does not grow with the targets of a pack. "
-        "0: all, as transformers does.",
+        "0: all, as transformers does; also under ZeRO-3 where the output layer has adapters.",
+    )
+    # Wider than in TrainingArguments: auto is what nobody has said.
+    activation_checkpointing: bool | str | None = key(  # type: ignore[assignment]
+        None,
+        "Compute activations again instead of keeping them: true, false, or auto: on a GPU, unless all of "
+        "them would stay under 0.7 of its memory.",
     )
     pixel_bytes: bool = key(
         True, "Send pixels to the device as bytes and scale them there. false: as float32, from the workers."
@@ -123,6 +129,8 @@ class CPTConfig(TrainingArguments):
             self.resume_from_checkpoint = self.resume_from_checkpoint == "true"
         refuse(training_rules(vars(self)))
         checkpointing = _checkpointing_kwargs(self)
+        if isinstance(self.activation_checkpointing, str):
+            self.activation_checkpointing = _checkpointing(self.activation_checkpointing)
         # `vlcpt train` turns it off where activations fit.
         self.chooses_checkpointing = (
             self.activation_checkpointing is None and self.gradient_checkpointing is None
@@ -133,6 +141,8 @@ class CPTConfig(TrainingArguments):
             self.activation_checkpointing_kwargs = checkpointing
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
             self.greater_is_better = False  # Trainer knows it of a loss only
+        if self.torch_compile:
+            self.loss_chunk = 0  # in chunks the output layer's forward is another one in each step
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = default_workers()
         if self.dataloader_num_workers == 0:
@@ -183,6 +193,14 @@ def _check_accelerator(training: CPTConfig) -> None:
             raise ValueError(f"accelerator_config: {name}: {why}. Remove it.")
     if "num_steps" in (config.gradient_accumulation_kwargs or {}):
         raise ValueError("accelerator_config: num_steps: Set gradient_accumulation_steps instead.")
+
+
+def _checkpointing(given: str) -> bool | None:
+    """The value of a word, such as a launcher gives it."""
+    words = {"true": True, "false": False, "auto": None}
+    if given not in words:
+        raise ValueError(f"activation_checkpointing: expected true, false or auto, found {given!r}.")
+    return words[given]
 
 
 def _checkpointing_kwargs(training: CPTConfig) -> dict[str, object]:

@@ -14,8 +14,8 @@ import xxhash
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, DocumentError, Modality
-from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream
+from vlcpt.data.documents import Document, DocumentError, Modality, Source
+from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream, scaled_sample
 from vlcpt.data.encode.features import FeatureStore
 from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
@@ -32,7 +32,8 @@ from vlcpt.data.sources import Sources, open_sources, require_distinct
 from vlcpt.data.workers import WorkerBoard
 
 PixelsOf = Literal["document", "next_document", "blank"]
-LONG_TOKENS = 8_000_000  # of long documents that a process keeps, 20 bytes each
+LONG_BYTES = 160 << 20  # of long documents that a process keeps
+_TOKEN_BYTES = 20  # of a token: its id, its label, its weight
 
 
 class _LongDocuments:
@@ -42,24 +43,28 @@ class _LongDocuments:
     has 60 parts. Each loader worker has its own.
 
     Args:
-        most: Tokens that are kept; of more, those that were used last, and one document at least.
+        most: Bytes that are kept; of more, those that were used last, and one document at least.
     """
 
-    def __init__(self, most: int = LONG_TOKENS) -> None:
-        self._most = most
-        self._kept: OrderedDict[tuple[int, int], tuple[Document, TokenStream]] = OrderedDict()
+    def __init__(self, most: int = LONG_BYTES) -> None:
+        self._most, self._bytes = most, 0
+        self._kept: OrderedDict[tuple[int, int], tuple[Document, TokenStream, int]] = OrderedDict()
 
     def get(self, source: int, row: int) -> tuple[Document, TokenStream] | None:
         """A document that is kept."""
         if (found := self._kept.get((source, row))) is not None:
             self._kept.move_to_end((source, row))
-        return found
+        return None if found is None else found[:2]
 
     def keep(self, source: int, row: int, document: Document, stream: TokenStream) -> None:
         """Keep a document; others make room for it."""
-        self._kept[source, row] = document, stream
-        while len(self._kept) > 1 and sum(len(one) for _, one in self._kept.values()) > self._most:
-            self._kept.popitem(last=False)
+        if (source, row) in self._kept:
+            return
+        media = sum(len(one.data or b"") for kind in (document.images, document.videos) for one in kind)
+        size = _TOKEN_BYTES * len(stream) + media
+        self._kept[source, row], self._bytes = (document, stream, size), self._bytes + size
+        while len(self._kept) > 1 and self._bytes > self._most:
+            self._bytes -= self._kept.popitem(last=False)[1][2]
 
 
 class CPTDataset(Dataset[list[Sample | FailedSample]]):
@@ -104,6 +109,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     """
 
     _pixels_of: PixelsOf = "document"
+    keeps_bytes = False  # whether items have pixels as they are decoded, for a collator that scales them
 
     def __init__(
         self,
@@ -277,6 +283,7 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
                 other._pack_ends, lengths, other._costs(cost), self.max_length, self._seed
             )
             other._pack_of = other._pack_of[places]
+        other.board = WorkerBoard(other.names)  # which names the documents of the new packs
         return other
 
     def pack_costs(self, cost: PackCost, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -350,7 +357,10 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
                 self._next(others, source, row) if self._pixels_of == "next_document" else None
                 for others in (self._with_images, self._with_videos)
             )
-        return self._encoder.sample(document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels)
+        sample = self._encoder.sample(
+            document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels
+        )
+        return sample if self.keeps_bytes else scaled_sample(sample, self._encoder.vision.scales)
 
     def _read(self, source: int, row: int, checksum: int) -> tuple[Document, TokenStream]:
         """A document and its tokens, which must be those that were planned."""
@@ -359,19 +369,17 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         except DocumentError as error:
             if self._sources[source].state() == self._states[source]:
                 raise
-            raise DocumentError(
+            raise _changed(
                 f"its file was changed since the run was planned, and now gives: {error.reason} Put it back "
-                "as it was, or delete the run's folder plan and start it again.",
-                kind="changed",
-                source=error.source or self._sources[source].rows.source(row),
+                "as it was, or delete",
+                error.source or self._sources[source].rows.source(row),
             ) from None
         stream = self._encoder.tokens(document)
         if stream.checksum != checksum:
-            raise DocumentError(
+            raise _changed(
                 "its tokens and targets are not those that were planned: the row or a medium was changed "
-                "since. Delete the run's folder plan and start it again.",
-                kind="changed",
-                source=document.source,
+                "since. Delete",
+                document.source,
             )
         return document, stream
 
@@ -382,3 +390,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             return None
         source, row = found[(place[0] + 1) % len(found)].tolist()
         return self._sources[source].document(row)
+
+
+def _changed(what: str, source: Source | None) -> DocumentError:
+    reason = f"{what} the run's folder plan and start it again."
+    return DocumentError(reason, kind="changed", source=source)

@@ -232,6 +232,7 @@ class Speed:
         assumes: What that rests on.
         loads: Seconds of one worker for a pack, on the machine that checks.
         workers: For each device, so that it does not wait at the fast bound.
+        has_media: Whether there are images or videos to load.
     """
 
     machine: str
@@ -240,6 +241,7 @@ class Speed:
     assumes: str
     loads: float
     workers: int
+    has_media: bool = True
 
 
 def speed_lines(speed: Speed, configured: int) -> list[str]:
@@ -259,7 +261,8 @@ def speed_lines(speed: Speed, configured: int) -> list[str]:
     needs = f"{speed.workers} worker{'s' * (speed.workers != 1)}"
     todo = f"dataloader_num_workers: {configured} is enough"
     if speed.workers > _MOST_WORKERS:
-        todo = "more than most have: vlcpt prepare, a lower max_pixels or vision_cache makes loading cheaper"
+        ways = "vlcpt prepare" + ", a lower max_pixels or vision_cache" * speed.has_media
+        todo = f"more than most have: {ways} makes loading cheaper"
     elif speed.workers > configured:
         todo = f"set dataloader_num_workers: {speed.workers} (now {configured})"
     return [

@@ -72,7 +72,7 @@ def check_run(
         RuntimeError: If the ledger does not balance.
     """
     console = console or Screen()
-    machine = read_machine(gpu) if gpu else None
+    machine = None if gpu is None else read_machine(gpu, configs)
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)

@@ -24,6 +24,7 @@ from vlcpt.model.vision_cache import with_features
 from vlcpt.report.screen import say
 from vlcpt.runs.data import RunData, quiet_libraries, shown, with_native_model
 from vlcpt.training.features import run_store, stored_type
+from vlcpt.training.guards import converted_type
 from vlcpt.training.step import leave_out_failed, sent, watched
 
 
@@ -46,10 +47,12 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
     store = run_store(model, configs.training)
     if rank == 0:
         sweep(store.folder)
-    model.model.visual.to(configs.training.device)
+    # As DeepSpeed does in training, so that the features are those of their key.
+    model.model.visual.to(configs.training.device, converted_type(configs.training))
     _choose_patch_embedding(model, configs.training, console)
     done: Counter[bool] = Counter()
     for name, dataset in sets.items():
+        dataset.keeps_bytes = True
         dataset.use_features(store)
         mine = [index for index, size in enumerate(dataset.pack_sizes()) if size[2]][rank::ranks]
         done += _fill(model, dataset, mine, processor, configs.training, console, f"vision_cache, {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -46,15 +47,15 @@ class Machine:
     tokens_per_second: float | None = None
 
 
-def read_machine(given: str) -> Machine:
+def read_machine(given: str, configs: Configs) -> Machine:
     """A machine by its GPU's name, or by what ``vlcpt doctor`` has written on it.
 
-    Raises:
-        ConfigError: If the name is not known, or the file is not doctor's, or of a part of a model.
+    Args:
+        configs: Of the run; what doctor measured must be of the same kind.
 
-    Example:
-        >>> read_machine("H100").peak
-        989000000000000.0
+    Raises:
+        ConfigError: If the name is not known, or the file is not doctor's, or of a part of a model, or of
+            another run.
     """
     if not given.endswith(".json"):
         if (gpu := gpu_of(given)) is None:
@@ -64,22 +65,34 @@ def read_machine(given: str) -> Machine:
         return Machine(given, gpu.peak, gpu.memory * 2**30)
     try:
         found = json.loads(Path(given).read_text(encoding="utf-8"))
-        run, speed = found["run"], found["speed"]
-        is_whole = run["layers"] == run["of_layers"]
-        rate, name = float(speed["tokens_per_second"]) / int(run["ranks"]), f"{run['device']}, as measured"
+        run, rate = found["run"], float(found["speed"]["tokens_per_second"])
+        ranks, layers, of_layers = int(run["ranks"]), list(run["layers"]), list(run["of_layers"])
+        name = f"{run['device']}, as measured"
+        mine = {
+            "base": Path(configs.model.model_name_or_path).name,
+            "tuning": configs.model.tuning,
+            "trained": list(configs.model.trained_towers),
+        }
+        others = [f"{key} {run[key]}, here {value}" for key, value in mine.items() if run[key] != value]
     except OSError as error:
         raise ConfigError(f"--gpu {given}: {error.strerror}. Give a GPU's name, or a doctor.json.") from None
     except (ValueError, KeyError, TypeError):
+        rate = ranks = 0
+    if not (math.isfinite(rate) and rate > 0 and ranks > 0 and layers):
         raise ConfigError(
             f"--gpu {given}: it has no speed that vlcpt doctor measured. Run vlcpt doctor there with this "
             "configuration."
-        ) from None
-    if not is_whole:
-        raise ConfigError(
-            f"--gpu {given}: doctor measured {run['layers'][0]} of {run['of_layers'][0]} layers, which says "
-            "nothing of all. Run it without --quick where the whole model fits, or give the GPU's name."
         )
-    return Machine(name, tokens_per_second=rate)
+    if layers != of_layers:
+        raise ConfigError(
+            f"--gpu {given}: doctor measured {layers[0]} of {of_layers[0]} layers, which says nothing of "
+            "all. Run it without --quick where the whole model fits, or give the GPU's name."
+        )
+    if others:
+        raise ConfigError(
+            f"--gpu {given}: doctor measured another run ({'; '.join(others)}). Run it with this one."
+        )
+    return Machine(name, tokens_per_second=rate / ranks)
 
 
 def foresee_speed(
@@ -122,13 +135,17 @@ def foresee_speed(
             f"{machine.peak / 1e12:,.0f} TFLOP/s, activation checkpointing {how}"
         )
     a_pack = bounds[0] * devices / len(dataset)
-    return Speed(machine.name, devices, bounds, assumes, loads, math.ceil(loads / a_pack))
+    # More than a device has packs would have nothing to do.
+    workers = min(math.ceil(loads / a_pack), -(-len(dataset) // devices))
+    return Speed(machine.name, devices, bounds, assumes, loads, workers, dataset.has_media)
 
 
 def seconds_to_load(dataset: CPTDataset, processor: ProcessorMixin, window_size: int) -> float:
     """Seconds of one worker for a pack, on this machine: the mean of some that are spread over the data."""
     collator = CPTDataCollator(processor)
     collator.keeps_bytes, collator.window_size = True, window_size
+    dataset = copy.copy(dataset)
+    dataset.keeps_bytes = True
     count = min(_PACKS, len(dataset))
     numbers = [place * len(dataset) // count for place in range(count)]
     collator([dataset[numbers[0]]])  # libraries that are loaded at their first use

@@ -238,7 +238,7 @@ class _Scorer:
         failed: Exception | None = None
         try:
             self._score(name, dataset, seen, sums, alarm)
-        except (ValueError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever it is: the others must not wait for this rank
             failed = error
             alarm.ring()
         return add_up(sums, failed)
@@ -248,8 +248,11 @@ class _Scorer:
     ) -> None:
         """Add this rank's share of a set to its sums."""
         options = self._options
+        variants = [dataset.with_pixels_of(_PIXELS_OF[one]) for one in seen]
+        for variant in variants:
+            variant.keeps_bytes = True
         loader = DataLoader(
-            _Variants([dataset.with_pixels_of(_PIXELS_OF[one]) for one in seen]),
+            _Variants(variants),
             batch_sampler=_Share(len(dataset), options.batch_size, options.rank, options.ranks),
             collate_fn=_VariantCollator(self._collator, seen),
             num_workers=options.num_workers,

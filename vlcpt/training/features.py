@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from vlcpt.data.encode.features import FeatureStore
 from vlcpt.errors import ConfigError
 from vlcpt.model.vision_cache import FILL, open_store
 from vlcpt.training.guards import asked_stage, converted_type
+
+logger = logging.getLogger(__name__)
 
 
 def keep_features(model: nn.Module, args: CPTConfig, datasets: Sequence[object]) -> bool:
@@ -37,6 +40,8 @@ def keep_features(model: nn.Module, args: CPTConfig, datasets: Sequence[object])
         for dataset in found:
             dataset.use_features(None)
         return False
+    if len(found) < len(datasets):
+        logger.warning("vision_cache is not used for data that is no CPTDataset: its pixels are used.")
     store, is_partitioned = run_store(model, args), asked_stage(args) == 3
     if is_partitioned and len(found) < len(datasets):
         raise ConfigError(

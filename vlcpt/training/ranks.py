@@ -59,7 +59,7 @@ def together(work: Callable[[], None]) -> None:
     failed: Exception | None = None
     try:
         work()
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever it is: the others must not wait for this rank
         failed = error
     _raise_on_all(failed)
 

@@ -139,12 +139,14 @@ class StepCounts(NamedTuple):
 
     Args:
         weight: Σ weight of its targets, on this rank's device.
+        has_targets: Whether that is above 0; asking ``weight`` would wait for the device.
         read: What reading gave, of all ranks if a document failed, so that they stop or train on alike.
         any_batch: Whether a rank has a batch.
         interrupted: Σ :attr:`vlcpt.interrupts.Interruption.code`.
     """
 
     weight: torch.Tensor
+    has_targets: bool
     read: Sequence[ReadBatch]
     any_batch: bool
     interrupted: float
@@ -166,10 +168,10 @@ def count_step(
     if accelerator.num_processes > 1:  # else nothing of the device is needed, nor waited for
         sums = accelerator.reduce(sums, "sum")
         mine = sums.tolist()
-    _, failed, count, interrupted = mine
+    total, failed, count, interrupted = mine
     if failed and accelerator.num_processes > 1:
         read = gather_object(list(read))
-    return StepCounts(sums[0], read, bool(count), interrupted)
+    return StepCounts(sums[0], total > 0, read, bool(count), interrupted)
 
 
 def require_failed(step: int, counts: StepCounts) -> None:
@@ -383,14 +385,23 @@ def share_towers(
     return tuple(sorted(found))
 
 
-def set_up_collator(collator: object, model: nn.Module, args: CPTConfig, datasets: Sequence[object]) -> None:
+def set_up_collator(
+    collator: object, model: nn.Module, args: CPTConfig, datasets: Sequence[object], *, keeps_features: bool
+) -> None:
     """Have a collator make batches for a model as a run needs them; one of the user's own stays as it is.
 
+    It also gets pixels as the processor makes them: only ``CPTDataCollator`` knows bytes.
+
     Args:
-        datasets: Those of which ranks see media; none where features are kept.
+        datasets: All of the run.
+        keeps_features: Whether ranks call no tower together, see ``vision_cache``.
     """
     is_ours = isinstance(collator, CPTDataCollator)
-    filled = share_towers(model, args, datasets, is_partitioned=asked_stage(args) == 3, fills=is_ours)
+    for dataset in datasets:
+        if isinstance(dataset, CPTDataset):
+            dataset.keeps_bytes = is_ours and args.pixel_bytes
+    seen = [] if keeps_features else datasets
+    filled = share_towers(model, args, seen, is_partitioned=asked_stage(args) == 3, fills=is_ours)
     if isinstance(collator, CPTDataCollator):
         collator.fill_modalities = filled
         collator.names_documents, collator.keeps_bytes = True, args.pixel_bytes

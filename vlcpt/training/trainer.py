@@ -97,7 +97,7 @@ class CPTTrainer(Trainer):
         keeps = keep_features(model, args, given)
         if keeps and not isinstance(data_collator, CPTDataCollator):
             raise ConfigError("vision_cache needs a CPTDataCollator: no other knows features. Remove one.")
-        set_up_collator(data_collator, model, args, [] if keeps else given)
+        set_up_collator(data_collator, model, args, given, keeps_features=keeps)
         self.progress = RunProgress(args.max_length if args.packing else None, console, args.device)
         super().__init__(
             model=model,
@@ -181,7 +181,7 @@ class CPTTrainer(Trainer):
             if counts.interrupted:
                 self._checkpoints.save_and_end(signal_of(counts.interrupted))
             note_failed(counts.read, self.train_dataset, output_dir)
-            if counts.weight > 0 or not counts.any_batch:
+            if counts.has_targets or not counts.any_batch:
                 self._finite.start_step([take_documents(batch) for batch in batches])
                 self.progress.count(batches)
                 self.progress.clock.end("data_wait")
@@ -263,6 +263,7 @@ class CPTTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate; a worker that dies or does not answer ends it as it ends training."""
         self._evaluated = dataloader.dataset
+        vars(dataloader)["device"] = None  # as for training; prediction_step sends each batch
         with ExitStack() as stack:
             if not self.is_in_train:
                 stack.callback(end_persistent_workers, dataloader)

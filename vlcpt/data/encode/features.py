@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,6 +80,8 @@ class FeatureStore:
         """Features (tokens, width), memory-mapped; None if there are none, or not as they were written."""
         path = self.path(key)
         try:
+            if not path.is_file():  # others, such as a pipe, could be read for ever
+                return None
             with safe_open(path, framework="pt") as file:
                 metadata, found = file.metadata() or {}, file.get_tensor(_TENSOR)
         except FileNotFoundError:
@@ -150,9 +153,11 @@ class FeatureReader:
 
     def __init__(self, store: FeatureStore, processor: ProcessorMixin, limits: MediaLimits) -> None:
         self._store, self._limits = store, limits
+        # Another release may resize otherwise.
+        made_by = {name: version(name) for name in ("transformers", "torchvision", "pillow", "av")}
         self._settings = {
-            "image": pixel_settings(processor.image_processor.to_dict()),
-            "video": pixel_settings(processor.video_processor.to_dict()),
+            "image": pixel_settings({**processor.image_processor.to_dict(), "made_by": made_by}),
+            "video": pixel_settings({**processor.video_processor.to_dict(), "made_by": made_by}),
         }
 
     def look_up(self, placed: PlacedMedium, document: Document) -> tuple[KeptMedium, torch.Tensor | None]:

@@ -78,7 +78,7 @@ def doctor_run(
     console = console or Screen()
     training = configs.training
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
+        raise ConfigError(f"--output {output}: not a file in a folder that is there. Give another one.")
     refuse(missing_packages({**vars(configs.model), **vars(training)}))
     check_launch(training)
     quiet_libraries()
@@ -169,8 +169,11 @@ def _one(subject: Subject, name: str, check: Check) -> Line:
     # Whatever a kernel, a driver or a library raises here is what doctor is there to report.
     except Exception as error:
         logger.debug("%s", name, exc_info=True)
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        return Line(name, "failed", detail=f"{type(error).__name__}: {first}")
+        first = f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        if subject.ranks > 1 and check in _TOGETHER:
+            # Other ranks may wait for this one until the time is up, and then nothing else says why.
+            logger.error("rank %d, %s: %s", subject.training.process_index, name, first)
+        return Line(name, "failed", detail=first)
     finally:
         release()
         logger.debug("%s took %.1f s", name, time.monotonic() - start)
