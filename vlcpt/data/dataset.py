@@ -206,9 +206,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Those of the documents that are read."""
-        found: tuple[tuple[Modality, np.ndarray], ...]
-        found = (("image", self._with_images), ("video", self._with_videos))
-        return tuple(modality for modality, documents in found if len(documents))
+        found: dict[Modality, np.ndarray] = {"image": self._with_images, "video": self._with_videos}
+        return tuple(modality for modality, documents in found.items() if len(documents))
 
     @property
     def can_shuffle(self) -> bool:
@@ -376,11 +375,8 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
             ) from None
         stream = self._encoder.tokens(document)
         if stream.checksum != checksum:
-            raise _changed(
-                "its tokens and targets are not those that were planned: the row or a medium was changed "
-                "since. Delete",
-                document.source,
-            )
+            what = "its tokens and targets are not those that were planned: the row or a medium was"
+            raise _changed(f"{what} changed since. Delete", document.source)
         return document, stream
 
     def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
