@@ -56,7 +56,7 @@ def save_bars(file: Path, groups: Sequence[str], sides: Mapping[str, Sequence[fl
     axes.set_xticks(range(len(groups)), [one.replace(", ", ",\n") for one in groups], fontsize=8)
     axes.set_ylabel(label)
     axes.legend()
-    axes.figure.savefig(file, bbox_inches="tight")
+    _save(axes, file)
 
 
 def save_lines(file: Path, lines: Mapping[str, Mapping[float, float]], labels: tuple[str, str]) -> None:
@@ -69,13 +69,20 @@ def save_lines(file: Path, lines: Mapping[str, Mapping[float, float]], labels: t
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.legend()
-    axes.figure.savefig(file, bbox_inches="tight")
+    _save(axes, file)
+
+
+def _save(axes: Axes, file: Path) -> None:
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    axes.figure.savefig(file, bbox_inches="tight", metadata=metadata)
 
 
 def _axes() -> Axes | None:
     try:
+        import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         print("No plot is made: matplotlib is not installed.", file=sys.stderr)
         return None
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vlcpt"})  # small, and the same again
     return Figure(figsize=(8, 4)).subplots()

@@ -1,6 +1,7 @@
 """How mixed packs are, and how full: as they are planned, by best fit over all samples, and at random.
 
     python benchmarks/mixing.py                                # some seconds; one line of JSON a row
+    python benchmarks/mixing.py --max_length 8192              # in larger packs
 
 10,000 captions (log-normal, median 250 tokens), 10,000 pages (median 1,200) and replay (median 600) up to 20%
 of all tokens, in packs of 4,096 and steps of 16 packs. A row has
@@ -137,7 +138,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="Plans of which each number is the median.")
     parser.add_argument("--output", help="A file for the same as JSON.")
+    parser.add_argument("--max_length", type=int, default=MAX_LENGTH, help="Tokens of a pack.")
     given = parser.parse_args()
+    globals()["MAX_LENGTH"] = given.max_length
     found: dict[str, dict[str, object]] = {}
     random_spread = np.ones(3)
     for name in ("at random", "planned", "best fit"):

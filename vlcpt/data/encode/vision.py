@@ -172,6 +172,7 @@ def pixel_scales(processor: ProcessorMixin) -> PixelScales | None:
 
 
 _CHUNK = 256  # patches: their floats stay in a core's cache
+_MANY_HUGE_PAGES = 2**26  # bytes: where memory is fragmented, to find as many takes longer than they save
 
 
 def scaled_pixels(pixels: torch.Tensor, scales: PixelScales) -> torch.Tensor:
@@ -194,11 +195,12 @@ def scaled_pixels(pixels: torch.Tensor, scales: PixelScales) -> torch.Tensor:
     count, width = pixels.shape
     mean, std = (one.to(pixels.device, non_blocking=True) for one in (scales.mean, scales.std))
     shape = (count, 3, scales.width // width, width // 3)
-    # numpy asks for huge pages: without them most of the time goes into page faults.
     on_cpu = pixels.device.type == "cpu"
-    found = (
-        torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=pixels.device)
-    )
+    if on_cpu and count * scales.width * 4 < _MANY_HUGE_PAGES:
+        # numpy asks for huge pages: without them most of the time goes into page faults.
+        found = torch.from_numpy(np.empty(shape, np.float32))
+    else:
+        found = torch.empty(shape, device=pixels.device)
     size = _CHUNK if on_cpu else max(count, 1)
     for part, out in zip(pixels.view(count, 3, width // 3).split(size), found.split(size), strict=True):
         # As torchvision's normalize does, so that every bit is the same.

@@ -1,0 +1,31 @@
+"""The scripts of benchmarks/ start. How fast they are is no test."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(one for one in (ROOT / "benchmarks").glob("*.py") if "__main__" in one.read_text("utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda one: one.name)
+def test_a_script_imports_what_it_needs_and_says_what_it_measures(script):
+    assert len(SCRIPTS) > 15
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {script.name}" in done.stdout
+
+
+def test_every_script_is_named_on_the_page_of_results_or_on_one_of_its_own():
+    pages = "".join(one.read_text("utf-8") for one in (ROOT / "benchmarks/results").glob("*.md"))
+
+    assert [one.name for one in SCRIPTS if f"benchmarks/{one.name}" not in pages] == []
