@@ -12,7 +12,8 @@ output layer and the loss alone. The sides:
 
 for a head that is frozen and one that trains. Each repetition is a process of its own, every other one runs
 the sides in the opposite order. Its time is CPU time, its memory the kernel's peak (VmHWM) less what the
-process held before. The losses of all sides, and their gradients, are compared first; a difference stops the benchmark.
+process held before. The losses of all sides, and their gradients, are compared first; a difference stops the
+benchmark.
 """
 
 from __future__ import annotations
