@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support import avi, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, encode_document
+from vlcpt.data.encode import vision
 from vlcpt.data.encode.encoder import DocumentEncoder, scaled_sample
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits, read_image
@@ -355,3 +356,29 @@ def test_a_processor_that_does_something_else_with_pixels_does_it_itself(tiny_pr
     wanted = other.image_processor([picture], return_tensors="pt")["pixel_values"]
     assert encoder.vision.scales is None
     assert torch.equal(sample.pixel_values, wanted)
+
+
+def test_a_photo_that_is_taken_in_strips_has_the_processors_pixels_too(tiny_processor):
+    """The last strip is a part of one."""
+    height, width = 1301, 1203
+    assert height * width * 3 > vision._LARGE and height % vision._STRIP
+    picture = picture_of("RGB", height, width)
+    document = Document((Image(data=picture), Text("a")))
+    encoder = DocumentEncoder(tiny_processor)
+
+    sample = encoder.sample(document, encoder.tokens(document))
+
+    opened = PIL.Image.open(BytesIO(picture)).convert("RGB")
+    wanted = tiny_processor.image_processor([opened], return_tensors="pt")["pixel_values"]
+    assert torch.equal(scaled_sample(sample, encoder.vision.scales).pixel_values, wanted)
+    assert np.array_equal(vision._bytes_of(opened), np.array(opened))
+
+
+def test_pixels_too_many_for_huge_pages_are_scaled_alike(tiny_processor, monkeypatch):
+    scales = DocumentEncoder(tiny_processor).vision.scales
+    pixels = torch.randint(0, 256, (300, scales.width // 2), dtype=torch.uint8)
+    found = vision.scaled_pixels(pixels, scales)
+
+    monkeypatch.setattr(vision, "_MANY_HUGE_PAGES", 0)
+
+    assert torch.equal(vision.scaled_pixels(pixels, scales), found)

@@ -99,3 +99,19 @@ def test_a_dataset_of_pictures_gives_the_same_items_in_spawned_workers(decoded):
         assert [one.input_ids.tolist() for one in item] == [one.input_ids.tolist() for one in other]
         assert [one.pixel_values.tolist() for one in item] == [one.pixel_values.tolist() for one in other]
     assert len({str(item[0].pixel_values.tolist()) for item in items}) == 3  # each its own
+
+
+def test_a_tiff_that_pillow_turned_as_it_was_decoded_is_not_turned_again():
+    """Its tags still say that it was to be."""
+    exif = PILImage.Exif()
+    exif[274] = 6
+    file = BytesIO()
+    PILImage.fromarray(PIXELS[..., :3]).save(file, "TIFF", exif=exif)
+    opened = PILImage.open(file)
+    opened.load()
+    assert opened.size == (6, 8)
+
+    found = read_image(medium_at(Image, opened), media_root=None)
+
+    assert found.tobytes() == opened.tobytes()
+    assert medium_at(Image, opened) == medium_at(Image, opened.copy())
