@@ -112,8 +112,8 @@ def test_a_line_that_failed_exits_with_1_and_names_the_cause(
     [
         (["none.yaml"], "none.yaml: No such file"),
         (["--lerning_rate", "1"], "unknown key"),
-        (["--output", "folder"], "not a file that can be written"),
-        (["--output", "none/doctor.json"], "not a file that can be written"),
+        (["--output", "folder"], "not a file in a folder that is there"),
+        (["--output", "none/doctor.json"], "not a file in a folder that is there"),
         (["--lora_target_modules", "[q_porj]"], "lora_target_modules"),
     ],
     ids=["no file", "key", "folder", "no folder", "layer"],
