@@ -161,3 +161,12 @@ def tiny_inputs(tiny_processor: ProcessorMixin) -> dict[str, torch.Tensor]:
         return_tensors="pt",
     )
     return {**inputs, "labels": inputs["input_ids"], "use_cache": False}
+
+
+@pytest.fixture
+def one_thread():
+    """Compute as ranks do: several threads cut products elsewhere, which moves the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

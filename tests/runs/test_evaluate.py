@@ -45,6 +45,7 @@ def eval_command(folder: Path, *more: str) -> list[str]:
     return ["vlcpt", "eval", str(folder / "my.yaml"), "--checkpoint", str(folder / "out"), *more]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 def test_two_ranks_write_and_print_once_what_one_process_finds(run: Path) -> None:
     expected = eval_run(configs(run), run / "out", console=QUIET)

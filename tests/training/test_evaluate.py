@@ -349,6 +349,7 @@ def on_two_ranks(tiny_model_dir, tmp_path_factory):
     return [json.loads((folder / f"rank-{rank}").read_text()) for rank in range(2)]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_ranks_that_share_the_items_get_the_numbers_of_one_process(

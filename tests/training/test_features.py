@@ -11,6 +11,8 @@ from vlcpt.model.tuning import apply_tuning, base_model
 from vlcpt.training.order import PackOrder
 from vlcpt.training.step import sent
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGES = [one for one in TEN if "images" in one and "videos" not in one]
 VIDEOS = [one for one in TEN if "videos" in one and "images" not in one]
 DATA = {"images": IMAGES, "videos": VIDEOS, "mixed": TEN}
@@ -31,15 +33,6 @@ def train(model, rows, processor, folder, *, packing=True, **settings):
 
 def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Several cut a product elsewhere from one call to the next, which moves the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("rows", DATA.values(), ids=DATA)
