@@ -391,7 +391,8 @@ def _choose_workers(
         empty = empty_model(configs.model)
         towers = count_towers(empty, configs.model)
         name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "H100"
-        speed = foresee_speed(configs, dataset, empty, towers, processor, read_machine(name), 1)
+        machine = read_machine(name, configs)
+        speed = foresee_speed(configs, dataset, empty, towers, processor, machine, 1)
         findings.note(f"workers that check names for {name}", speed.workers)
         findings.note("seconds of a worker for a pack", round(speed.loads, 4))
         findings.note("epoch that check foresees, seconds", [round(one, 1) for one in speed.seconds])
