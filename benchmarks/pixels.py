@@ -99,7 +99,8 @@ def by_vlcpt(folder: Path, processor: object) -> tuple[Load, Load]:
     """A loader worker's part, and the same with what the trainer does on its device."""
     dataset = CPTDataset(str(folder / "rows.jsonl"), processor, max_length=32768, packing=False, num_proc=0)
     collator = CPTDataCollator(processor)
-    collator.keeps_bytes, collator.window_size = True, 112
+    dataset.keeps_bytes = collator.keeps_bytes = True
+    collator.window_size = 112
     place = {name: number for number in range(len(dataset)) for name in dataset.names(number)}
     order = [place[name] for name in sorted(place, key=lambda one: int(one.rpartition(":")[2]))]
 
