@@ -176,7 +176,7 @@ class FeatureReader:
 
 
 def pixel_settings(settings: dict[str, object]) -> str:
-    """What of an image or video processor's settings changes the pixels on a given grid, as one string.
+    """The settings of a processor that change the pixels on a given grid, as one string.
 
     Example:
         >>> pixel_settings({"image_mean": (0.5,), "size": {"longest_edge": 10}})
