@@ -1,52 +1,19 @@
 """Nothing of this library waits for the device in a micro-batch, and once a step at most."""
 
-import traceback
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import vlcpt
+from tests.invariants.looking_ranks import RUNS, STEPS
+from tests.looks import PACKAGE, Looks
+from tests.processes import run_on_ranks
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataset, CPTTrainer, ModelConfig, load_model
 from vlcpt.training import evaluate
 from vlcpt.training import trainer as trainer_module
-
-PACKAGE = str(Path(vlcpt.__file__).parent)
-LOOKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-
-
-class Looks(TorchDispatchMode):
-    """Where a tensor's values are asked for: the innermost line that is not torch's own, of any package."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.lines: Counter[str] = Counter()
-        self.is_on = True
-        tolist = torch.Tensor.tolist
-
-        def counted(tensor):  # passes by the dispatcher
-            self.note()
-            return tolist(tensor)
-
-        monkeypatch.setattr(torch.Tensor, "tolist", counted)
-
-    def note(self):
-        frames = [one for one in traceback.extract_stack() if "/torch/" not in one.filename]
-        frame = next(one for one in reversed(frames) if one.filename != __file__)
-        if self.is_on:
-            self.lines[f"{frame.filename}:{frame.lineno}"] += 1
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in LOOKS:
-            self.note()
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def ours(self):
-        return {line: count for line, count in self.lines.items() if line.startswith(PACKAGE)}
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -194,3 +161,45 @@ def test_an_evaluation_of_the_trainer_looks_at_nothing_on_the_device(
     assert devices == [None]
     assert not looks.ours
     assert looks.lines
+
+
+@pytest.fixture(scope="module")
+def on_two(
+    tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, dict[str, object]]]:
+    """Who looked in each run, on rank 0 and on rank 1; what it printed is in ``printed``."""
+    folder = tmp_path_factory.mktemp("looks")
+    done = run_on_ranks("tests.invariants.looking_ranks", str(folder), str(tiny_model_dir))
+    assert done.returncode == 0, done.stdout
+    found = [json.loads((folder / f"looks.{rank}.json").read_text()) for rank in (0, 1)]
+    return [{**one, "printed": done.stdout} for one in found]
+
+
+def files(lines: dict[str, int]) -> dict[str, int]:
+    """Looks by file of the package."""
+    found: Counter[str] = Counter()
+    for line, count in lines.items():
+        found[line.removeprefix(f"{PACKAGE}/").rpartition(":")[0]] += count
+    return dict(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [name for name in RUNS if "without" not in name])
+def test_on_two_ranks_a_step_looks_once_at_what_must_be_finite(name, on_two):
+    """DeepSpeed, Trainer and the model look as well: so counting proves something."""
+    for rank in on_two:
+        assert files(rank[name]["ours"]) == {"training/guards.py": STEPS}
+        assert rank[name]["all"].keys() > rank[name]["ours"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ranks_that_gloo_does_not_connect_count_on_the_device_and_say_so(on_two):
+    for rank in on_two:
+        found = files(rank["ddp without gloo"]["ours"])
+        assert found == {"training/guards.py": STEPS, "training/ranks.py": STEPS}
+        assert rank["ddp without gloo"]["losses"] == rank["ddp"]["losses"]
+    said = "gloo does not connect the ranks, so each step waits once more for the device"
+    assert on_two[0]["printed"].count(said) == 1
+    assert "rank 1: Unable to find address for: eth7" in on_two[0]["printed"]

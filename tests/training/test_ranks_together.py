@@ -14,7 +14,7 @@ from tests.support import digits
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.training import ranks
-from vlcpt.training.ranks import Alarm, CollectiveError, add_up, first_rank_only, require_equal
+from vlcpt.training.ranks import Alarm, CollectiveError, HostSums, add_up, first_rank_only, require_equal
 
 ROOT = Path(__file__).parents[2]
 ROWS = 120
@@ -122,6 +122,16 @@ def test_what_a_rank_failed_with_is_raised_where_sums_would_be(monkeypatch):
         add_up(torch.tensor([1.0]))
     with pytest.raises(OSError, match="mine"):
         add_up(torch.tensor([1.0]), OSError("mine"))
+
+
+def test_numbers_of_ranks_without_gloo_are_added_up_where_the_run_is(training, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    monkeypatch.setattr(ranks, "reduce", lambda tensor, how: tensor * 2)
+
+    sums = HostSums(training)
+    sums.connect()  # there is no process group here
+
+    assert sums.add([1.5, True, 0]) == [3.0, 2.0, 0.0]
 
 
 def test_an_alarm_is_heard_by_the_others_and_not_by_later_work(monkeypatch):

@@ -317,7 +317,8 @@ class FiniteNumbers(TrainerCallback):
 
     A loss that is not finite makes every gradient NaN, so the norm alone shows each rank what any rank saw:
     it costs one look at the device a step, and no collective. DeepSpeed steps inside its backward, so there
-    ranks agree on the losses before the last backward of a step, and a gradient is seen right after.
+    ranks agree on the losses before the last backward of a step, which is the one look: the norm comes as a
+    plain number right after.
 
     Args:
         trainer: Whose numbers they are.

@@ -87,14 +87,17 @@ def targets_of(inputs: BatchTensors) -> Targets:
     )
 
 
-def total_weight(inputs: BatchTensors) -> torch.Tensor:
-    """Σ weight of a batch's targets, as ``target_losses`` would weigh them.
+def total_weight(inputs: BatchTensors) -> float:
+    """Σ weight of a batch's targets, as ``target_losses`` would weigh them; a plain number.
+
+    Args:
+        inputs: On the CPU, or this waits for the device.
 
     Example:
         >>> total_weight({"labels": torch.tensor([[7, 7, -100]])})
-        tensor(1.)
+        1.0
     """
-    return targets_of(inputs).weights.sum()
+    return float(targets_of(inputs).weights.sum())
 
 
 def target_losses(model: nn.Module, inputs: BatchTensors, chunk: int = LOSS_CHUNK) -> TargetLosses:

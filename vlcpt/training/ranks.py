@@ -8,13 +8,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TypedDict, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -93,6 +96,69 @@ def add_up(mine: torch.Tensor, failed: Exception | None = None) -> torch.Tensor:
     return sums[:-1].reshape(mine.shape)
 
 
+class HostSums:
+    """Adds plain numbers up over all ranks on their CPUs: a sum on the devices waits for what they compute.
+
+    It takes a process group of gloo beside that of the run. Where ranks do not find each other by gloo, which
+    may look for them in another network than NCCL does, it falls back to the devices and says so once.
+
+    Args:
+        args: Of the run.
+
+    Example:
+        >>> HostSums(TrainingArguments("out", use_cpu=True)).add([1.5, 2])
+        [1.5, 2.0]
+    """
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self._device, self._world, self._timeout = args.device, args.world_size, float(args.ddp_timeout)
+        self._group: dist.ProcessGroup | None = None
+
+    def connect(self) -> None:
+        """Set the group up, once in a process. All ranks call it together, before the first sum."""
+        if self._world > 1 and dist.is_initialized():
+            self._group = _host_group(dist.group.WORLD)
+        if self._group is not None:
+            # It was made with less patience; a rank may read for longer.
+            dist.set_timeout(timedelta(seconds=self._timeout), self._group)
+
+    def add(self, mine: Sequence[float]) -> list[float]:
+        """Σ over all ranks of each number.
+
+        Args:
+            mine: Those of this rank; all ranks give equally many.
+        """
+        if self._world == 1:
+            return [float(one) for one in mine]
+        if self._group is None:
+            return reduce(torch.tensor(mine, dtype=torch.float32, device=self._device), "sum").tolist()
+        sums = np.array(mine, dtype=np.float64)
+        dist.all_reduce(torch.from_numpy(sums), group=self._group)  # into the same memory
+        return [float(one) for one in sums]
+
+
+@cache
+def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup | None:
+    """A group of gloo of the same ranks; None on all of them if one of them cannot reach the others."""
+    PartialState().wait_for_everyone()  # what follows has a limit of its own
+    group, reason = None, ""
+    try:
+        group = dist.new_group(timeout=timedelta(seconds=_MEETING), backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+    reasons: list[str] = gather_object([reason])
+    if not any(reasons):
+        return cast(dist.ProcessGroup, group)  # torch types it for ranks that are not in it, too
+    if PartialState().process_index == 0:
+        found = [f"rank {rank}: {one}" for rank, one in enumerate(reasons) if one]
+        logger.warning(
+            "gloo does not connect the ranks, so each step waits once more for the device, for the counts of "
+            "all ranks. GLOO_SOCKET_IFNAME names the network interface that it is to use. (%s)",
+            "; ".join(found[:_SHOWN]),
+        )
+    return None
+
+
 def require_equal(found: str, name: str) -> None:
     """Raise on every rank if they do not all have the same, for they would train on other items.
 
@@ -143,6 +209,7 @@ class Alarm:
         return self._store is not None and bool(self._store.check([self._key]))
 
 
+_MEETING = 60.0  # seconds in which ranks find each other by gloo, which they begin together
 _ANSWERS = 10.0  # seconds in which the store does, at most
 _PERIOD = 1.0  # seconds from one sign of life to the next
 _SILENT = 4 * _PERIOD  # without one a process counts as dead

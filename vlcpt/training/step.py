@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainingArguments
@@ -34,6 +33,7 @@ from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.guards import asked_stage
 from vlcpt.training.loss import targets_of, total_weight
 from vlcpt.training.progress import GO_ON
+from vlcpt.training.ranks import HostSums
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -66,7 +66,7 @@ def take_failed(batch: Batch) -> ReadBatch:
     """
     failed = batch.pop("failed", [])
     assert isinstance(failed, list)
-    return ReadBatch([one for one in failed if isinstance(one, FailedSample)], bool(total_weight(batch) > 0))
+    return ReadBatch([one for one in failed if isinstance(one, FailedSample)], total_weight(batch) > 0)
 
 
 def unrepeat(batches: Sequence[Batch], dataset: object, args: TrainingArguments) -> None:
@@ -138,40 +138,41 @@ class StepCounts(NamedTuple):
     """What all ranks have read for one step.
 
     Args:
-        weight: Σ weight of its targets, on this rank's device.
-        has_targets: Whether that is above 0; asking ``weight`` would wait for the device.
+        weight: Σ weight of its targets.
         read: What reading gave, of all ranks if a document failed, so that they stop or train on alike.
         any_batch: Whether a rank has a batch.
         interrupted: Σ :attr:`vlcpt.interrupts.Interruption.code`.
     """
 
-    weight: torch.Tensor
-    has_targets: bool
+    weight: float
     read: Sequence[ReadBatch]
     any_batch: bool
     interrupted: float
 
 
 def count_step(
-    accelerator: Accelerator, batches: Sequence[Batch], read: Sequence[ReadBatch], interruption: float
+    sums: HostSums, batches: Sequence[Batch], read: Sequence[ReadBatch], interruption: float
 ) -> StepCounts:
-    """Add up over all ranks what each has read, in one collective.
+    """Add up over all ranks what each has read, in one collective, which waits for no device.
 
     Args:
-        batches: The batches of this rank.
+        sums: Of the run.
+        batches: The batches of this rank, on the CPU.
         read: What reading them gave.
         interruption: The signal that this rank got, see :class:`vlcpt.interrupts.Interruption`.
+
+    Example:
+        >>> batch = {"labels": torch.tensor([[-100, 7]]), "loss_weights": torch.full((1, 2), 0.5)}
+        >>> sums = HostSums(TrainingArguments("out", use_cpu=True))
+        >>> count_step(sums, [batch, batch], [], interruption=0)
+        StepCounts(weight=1.0, read=[], any_batch=True, interrupted=0.0)
     """
-    weight = sum((total_weight(batch) for batch in batches), torch.zeros(()))
-    mine = [float(weight), any(one.failed for one in read), len(batches), interruption]
-    sums = torch.tensor(mine, device=accelerator.device)
-    if accelerator.num_processes > 1:  # else nothing of the device is needed, nor waited for
-        sums = accelerator.reduce(sums, "sum")
-        mine = sums.tolist()
-    total, failed, count, interrupted = mine
-    if failed and accelerator.num_processes > 1:
+    mine = sum(total_weight(batch) for batch in batches)
+    any_failed = any(one.failed for one in read)
+    weight, failed, count, interrupted = sums.add([mine, any_failed, len(batches), interruption])
+    if failed:
         read = gather_object(list(read))
-    return StepCounts(sums[0], total > 0, read, bool(count), interrupted)
+    return StepCounts(weight, read, bool(count), interrupted)
 
 
 def require_failed(step: int, counts: StepCounts) -> None:

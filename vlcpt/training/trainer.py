@@ -31,7 +31,7 @@ from vlcpt.training.guards import EngineCheck, FiniteNumbers, check_run, require
 from vlcpt.training.loss import target_losses
 from vlcpt.training.order import PackOrder
 from vlcpt.training.progress import RunProgress
-from vlcpt.training.ranks import RankWatch
+from vlcpt.training.ranks import HostSums, RankWatch
 from vlcpt.training.step import (
     count_step,
     leave_out_failed,
@@ -120,6 +120,7 @@ class CPTTrainer(Trainer):
         self._workers = Workers(args.dataloader_timeout, lambda: watched(self.train_dataset, self._evaluated))
         self._finite = FiniteNumbers(self)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
+        self._sums = HostSums(args)
         self._order = PackOrder(model, args)
         self._checkpoints = Checkpoints(self, self.args, self.model, self.progress, self._order)
         for callback in (EngineCheck(self, self.progress), self._finite, self._ranks, self._checkpoints):
@@ -146,6 +147,7 @@ class CPTTrainer(Trainer):
         """
         forget_evaluation_loaders(self)  # after an error their workers are gone
         with self._ranks.watched(), self._checkpoints.held():
+            self._sums.connect()
             checkpoint = self._checkpoints.resume(resume_from_checkpoint)
             with (
                 quiet_partial_load(),
@@ -177,15 +179,16 @@ class CPTTrainer(Trainer):
             loader = self._workers.batches(epoch_iterator)
             batches, read = read_step(self, loader, num_batches, self._interruption)
             self._ranks.at(step, "waiting for all to have read")
-            counts = count_step(self.accelerator, batches, read, self._interruption.code)
+            counts = count_step(self._sums, batches, read, self._interruption.code)
             if counts.interrupted:
                 self._checkpoints.save_and_end(signal_of(counts.interrupted))
             note_failed(counts.read, self.train_dataset, output_dir)
-            if counts.has_targets or not counts.any_batch:
+            if counts.weight > 0 or not counts.any_batch:
                 self._finite.start_step([take_documents(batch) for batch in batches])
                 self.progress.count(batches)
                 self.progress.clock.end("data_wait")
-                return batches, counts.weight
+                # Filled there: a copy from the CPU's memory would wait for the device.
+                return batches, torch.full((), counts.weight, device=device)
             require_failed(step, counts)
             count_lost_step(self)
         return [], torch.zeros((), device=device)
