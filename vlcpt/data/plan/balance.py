@@ -5,6 +5,7 @@ Integers only, from lengths and grids: the same on every machine, whatever sorts
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ _TIES = 20  # bits that decide between equal lengths
 # Steps that a window orders among themselves, and how many packs that makes at most.
 WINDOW_STEPS, WINDOW_PACKS, FEWEST_STEPS = 64, 4096, 4
 _SOURCES = 3  # the largest; what a pack has of the others is one
-_FEWEST_PARTS = 4  # in which the share of a source in a pack is counted
+_FEWEST_PARTS = 3  # in which packs are divided by the share of a source
+_SHARES = 1024  # steps in which a share is counted
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,11 @@ class _Block:
 
 
 def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray, step: int) -> np.ndarray:
-    """What each pack is made of, as a number: how many quarters of its tokens are of each large source.
+    """What each pack is made of, as a number: whether it has little or much of each large source.
 
-    The more packs a step has, the less chance moves what it is made of. So the parts are smaller then.
+    For each source packs are divided into parts with equally many of them, by its share of their tokens. So
+    packs of one source alone, which a long sample fills, are of a kind with many others that can stand in
+    their place. The more packs a step has, the less chance moves what it is made of: there are more parts then.
 
     Args:
         sources, lengths: Of each sample, pack after pack.
@@ -208,7 +212,7 @@ def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray, s
 
     Example:
         >>> kinds_of_packs(np.array([0, 0, 1, 1]), np.array([5, 5, 5, 5]), np.array([1, 2, 4]), 8).tolist()
-        [3, 3, 0]
+        [2, 2, 0]
     """
     tokens = np.bincount(sources, weights=lengths)
     # The last one has what the others leave.
@@ -216,11 +220,14 @@ def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray, s
     starts = np.append(0, ends[:-1])
     all_tokens = np.add.reduceat(lengths, starts, dtype=np.int64)
     kinds = np.zeros(len(ends), dtype=np.int64)
-    # What is left is as inexact as all that is counted together, so this is counted in smaller parts.
-    parts = max(_FEWEST_PARTS, 1 + round(step ** (1 / 3))) + len(counted) - 1
+    parts = next(parts for parts in itertools.count(_FEWEST_PARTS) if parts**3 >= step)
     for source in counted:
         own = np.add.reduceat(np.where(sources == source, lengths, 0), starts, dtype=np.int64)
-        kinds = kinds * parts + np.minimum(own * parts // np.maximum(all_tokens, 1), parts - 1)
+        share = own * _SHARES // np.maximum(all_tokens, 1)
+        packs = np.bincount(share, minlength=_SHARES + 1)
+        # Packs of one share have the middle of the ranks that they take together.
+        twice_rank = 2 * np.cumsum(packs) - packs
+        kinds = kinds * parts + (twice_rank * parts // (2 * len(ends)))[share]
     return kinds
 
 
