@@ -5,11 +5,11 @@
 
 The run is one short document on the demo's model. Each row is a fresh process:
 
-- `first line`: CPU seconds of the process and its children, and wall seconds, until the first line is there on
-  its stdout or stderr; then it is stopped;
+- `first line`: CPU seconds of the process and its children, and wall seconds, until the first line is there
+  on its stdout or stderr; then it is stopped;
 - `refused`: until the process has ended, for a path that is not there and an output_dir that is not empty;
-- `before the work`: CPU seconds until the process opens the file with the rows, of `inspect` and `check`, as an
-  audit hook sees it; then of the whole command.
+- `before the work`: CPU seconds until `inspect` or `check` opens the file with the rows, as an audit hook
+  sees it, and those of the whole command.
 
 Where others use the machine, read CPU time.
 """
@@ -44,7 +44,7 @@ main()
 
 
 def write_run(folder: Path) -> None:
-    """A configuration with one document, one with a path that is not there, and a folder that is not empty."""
+    """Configurations: of one document, of a path that is not there, with a folder that is not empty."""
     from vlcpt.demo import base_path
 
     text = "A short document <trainable_text>with a target</trainable_text>."
@@ -61,7 +61,7 @@ def write_run(folder: Path) -> None:
 
 
 def commands() -> dict[str, list[str]]:
-    """What is run until its first line: every command, with arguments it would work with."""
+    """What is run until its first line: the help of every command, and each with arguments."""
     names = [
         "train",
         "check",
@@ -86,7 +86,6 @@ def commands() -> dict[str, list[str]]:
         "merge": ["merge", "full", "merged"],
         "push": ["push", "full", "someone/something", "--dry-run"],
         "doctor": ["doctor", "run.yaml", "--quick"],
-        "report": ["report", "full"],
         "env": ["env"],
         "demo": ["demo", "--output_dir", "demo"],
     }

@@ -12,8 +12,8 @@ output layer and the loss alone. The sides:
 
 for a head that is frozen and one that trains. Each repetition is a process of its own, every other one runs
 the sides in the opposite order. Its time is CPU time, its memory the kernel's peak (VmHWM) less what the
-process held before. The losses of all sides, and their gradients, are compared first; a difference stops the
-benchmark.
+process held before. In that are the gradients that it leaves, which every side must hold. The losses of all
+sides, and their gradients, are compared first; a difference stops the benchmark.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ def run_side(side: str, head: str) -> dict[str, float]:
     seconds = time.process_time() - start
     peak = memory("VmHWM") - before
     assert hidden.grad is not None
+    gradients = [one for one in (hidden.grad, layer.weight.grad) if one is not None]
     found = {
         "seconds": seconds,
         "bytes": peak,
+        "gradients": float(sum(one.nbytes for one in gradients)),
         "loss": float(loss),
         "hidden": float(hidden.grad.double().norm()),
     }
@@ -118,6 +120,7 @@ def main() -> None:
             side: {
                 "seconds": statistics.median(one["seconds"] for one in found),
                 "MiB": statistics.median(one["bytes"] for one in found) / 2**20,
+                "MiB of gradients": found[0]["gradients"] / 2**20,
                 "times faster": statistics.median(
                     a["seconds"] / b["seconds"] for a, b in zip(runs["all"], found, strict=True)
                 ),

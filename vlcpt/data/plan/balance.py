@@ -199,8 +199,8 @@ def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray, s
     """What each pack is made of, as a number: whether it has little or much of each large source.
 
     For each source packs are divided into parts with equally many of them, by its share of their tokens. So
-    packs of one source alone, which a long sample fills, are of a kind with many others that can stand in
-    their place. The more packs a step has, the less chance moves what it is made of: there are more parts then.
+    packs of one source alone, which a long sample fills, are of one kind with many others, and change places
+    with them. The more packs a step has, the less chance moves what it is made of: then there are more parts.
 
     Args:
         sources, lengths: Of each sample, pack after pack.
