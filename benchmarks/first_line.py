@@ -153,6 +153,8 @@ def main() -> None:
             for what in ("inspect", "check"):
                 found = before_work([what, "run.yaml"], folder)
                 rows.setdefault(f"before the work: {what}", []).append(found)
+            if given.output:
+                given.output.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
     print("| | CPU | wall | whole command, CPU | first line |\n|---|---:|---:|---:|---|")
     for what, found in rows.items():
         medians = [
@@ -160,8 +162,6 @@ def main() -> None:
             for key in ("cpu", "wall", "whole")
         ]
         print(f"| {what} | {' | '.join(medians)} | {str(found[0]['line'])[:60]} |")
-    if given.output:
-        given.output.write_text(json.dumps({**about(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

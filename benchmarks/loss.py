@@ -67,7 +67,7 @@ def run_side(side: str, head: str) -> dict[str, float]:
         "seconds": seconds,
         "bytes": peak,
         "gradients": float(sum(one.nbytes for one in gradients)),
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "hidden": float(hidden.grad.double().norm()),
     }
     if layer.weight.grad is not None:
