@@ -108,9 +108,13 @@ def _attention_layer(
         "tokens": sum(lengths),
         "one by one": rounded({"seconds": seconds(plain), "bytes": peak(plain)}),
     }
-    proof = kernel_for(where, dtype, width, heads // key_heads, causal)
+    proof = kernel_for(where, dtype, width, heads, heads // key_heads, causal)
+    if proof.faster != "nowhere":
+        found[f"a run takes PyTorch's attention {proof.faster}"] = proof.reason
     if proof.kernel is None:
         findings.note(name, found)
+        if proof.faster == "everywhere":  # measured, so nothing is left to prove
+            return
         findings.unproven(f"the varlen kernel in the {name}", proof.reason)
         return
     wrong = compare(proof.kernel, lengths, where, dtype, width, heads // key_heads, causal)

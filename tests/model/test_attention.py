@@ -3,6 +3,8 @@
 import inspect
 import json
 import logging
+import math
+import time
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from tests.exact_kernels import attend_apart, exact_varlen_kernel
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
 from vlcpt.model import attention
-from vlcpt.model.attention import BY_DOCUMENT, attend_by_document, by_document, compare
+from vlcpt.model.attention import BY_DOCUMENT, Timing, attend_by_document, by_document, compare, measure
 
 
 def layer(causal, group=1):
@@ -224,7 +226,7 @@ def test_a_kernel_may_be_compared_inside_a_layer_that_is_computed_again(unproven
     query, key, value = random_inputs(rows=1, tokens=6, width=16)
 
     def attend(query, key, value):
-        attention.kernel_for(device, torch.bfloat16, 16, 2, True)
+        attention.kernel_for(device, torch.bfloat16, 16, 4, 2, True)
         out, _ = by_document(layer(True, 2), query, key, value, None)
         return out
 
@@ -260,11 +262,12 @@ def test_a_kernel_that_is_wrong_is_found(kernel, wrong):
 
 @pytest.fixture
 def unproven(monkeypatch):
-    """Nothing is proven yet, and what is compared on a GPU is compared here."""
+    """Nothing is proven yet, and what is compared on a GPU is compared here; the kernel is the faster one."""
     on_cpu = torch.device("cpu")
     monkeypatch.setattr(
         attention, "compare", lambda one, lengths, device, *rest: compare(one, lengths, on_cpu, *rest)
     )
+    monkeypatch.setattr(attention, "measure", lambda *given: Timing(kernel=0.001, plain=0.002))
     attention.kernel_for.cache_clear()
     yield
     attention.kernel_for.cache_clear()
@@ -296,7 +299,7 @@ def test_a_gpu_without_a_right_kernel_falls_back_and_says_so(unproven, monkeypat
 
     monkeypatch.setattr(attention, "_varlen_kernel", find)
     with caplog.at_level(logging.WARNING):
-        proof = attention.kernel_for(OnGpu(), torch.bfloat16, 16, 2, True)
+        proof = attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True)
 
     assert proof.kernel is None
     assert proof.reason.startswith(reason)
@@ -307,7 +310,97 @@ def test_a_gpu_without_a_right_kernel_falls_back_and_says_so(unproven, monkeypat
 def test_a_gpu_with_a_right_kernel_uses_it(unproven, monkeypatch):
     monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
 
-    assert attention.kernel_for(OnGpu(), torch.bfloat16, 16, 2, True).kernel is exact
+    assert attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True).kernel is exact
+
+
+def timed(unequal, equal):
+    """A timer that finds these milliseconds of the kernel, and one of PyTorch's attention."""
+
+    def measured(kernel, lengths, *layer):
+        return Timing(kernel=(equal if len(set(lengths)) == 1 else unequal) / 1000, plain=0.001)
+
+    return measured
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_kernel_that_is_slower_is_not_used_and_the_start_says_so(
+    unproven, monkeypatch, models, causal, caplog
+):
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention, "measure", timed(unequal=1.5, equal=0.5))
+    model = models[0].get_base_model()
+
+    assert attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, causal).kernel is None
+    said = attention.describe_kernels(model, OnGpu(), torch.bfloat16)
+    takes = "documents of unequal lengths take 1 ms, and by torch.nn.attention.varlen 1.5 ms"
+    assert said == (
+        "attention by documents: PyTorch's own attention, which is faster here "
+        f"(language model: {takes}; vision tower: {takes})"
+    )
+    assert caplog.text == ""  # nothing is wrong
+
+
+def test_a_kernel_that_is_a_little_slower_is_used_so_that_a_resumed_run_chooses_it_again(
+    unproven, monkeypatch
+):
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention, "measure", timed(unequal=1.05, equal=1.05))
+
+    proof = attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True)
+
+    assert (proof.kernel, proof.faster) == (exact, "nowhere")
+
+
+@pytest.mark.parametrize("lengths", [[6, 6], [5, 7]], ids=["equal", "unequal"])
+def test_documents_of_one_length_run_as_unpacked_rows_do_where_that_is_faster(monkeypatch, lengths):
+    seen = exact_varlen_kernel(monkeypatch)
+    proof = attention.kernel_for()._replace(faster="at equal lengths")
+    monkeypatch.setattr(attention, "kernel_for", lambda *layer: proof)
+    query, key, value = random_inputs(rows=1, tokens=12)
+    bounds = torch.tensor([0, lengths[0], 12], dtype=torch.int32)
+
+    by_document(
+        layer(True, 2),
+        query,
+        key,
+        value,
+        None,
+        cu_seq_lens_q=bounds,
+        document_lengths=lengths,
+        max_length_q=7,
+    )
+
+    assert seen.calls == (lengths == [5, 7])
+
+
+def test_the_start_says_that_documents_of_one_length_run_otherwise(unproven, monkeypatch, models):
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention, "measure", timed(unequal=0.5, equal=1.5))
+    model = models[0].get_base_model()
+
+    assert (
+        "torch.nn.attention.varlen, but documents of one length by PyTorch's own, which is faster there "
+        "(language model: they take 1 ms, and by torch.nn.attention.varlen 1.5 ms; vision tower: "
+    ) in attention.describe_kernels(model, OnGpu(), torch.bfloat16)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_both_ways_are_measured_forward_and_backward_on_the_heads_of_the_run(mode):
+    calls = []
+
+    def slow(query, key, value, *rest):
+        calls.append((query.shape, key.shape, query.requires_grad))
+        time.sleep(0.01)
+        return exact(query, key, value, *rest)
+
+    before = torch.get_rng_state()
+    with mode():
+        found = measure(slow, (5, 3), torch.device("cpu"), torch.bfloat16, 8, 6, 3, True)
+
+    assert set(calls) == {((8, 6, 8), (8, 2, 8), True)}
+    assert found.kernel > 0.01
+    assert 0 < found.plain < math.inf
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_proof_leaves_the_runs_random_numbers_alone():

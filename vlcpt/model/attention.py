@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from itertools import groupby
-from typing import NamedTuple
+from itertools import accumulate, groupby
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from vlcpt.model.timing import GAIN, median_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +36,28 @@ Kernel = Callable[
 
 
 class Proof(NamedTuple):
-    """The kernel that may be used on a device, or why there is none."""
+    """The kernel that is used on a device, or why none is.
+
+    Args:
+        reason: What was found of it.
+        faster: Where PyTorch's own attention was measured to be faster. Documents of one length are one batch
+            to it, as unpacked rows are, so that it may be faster for those alone.
+    """
 
     kernel: Kernel | None
     reason: str
+    faster: Literal["nowhere", "at equal lengths", "everywhere"] = "nowhere"
+
+
+class Timing(NamedTuple):
+    """Seconds of a layer's attention, forward and backward."""
+
+    kernel: float
+    plain: float
+
+    def __str__(self) -> str:
+        """Of the plain one first, as it is said where that one runs."""
+        return f"{self.plain * 1e3:.3g} ms, and by torch.nn.attention.varlen {self.kernel * 1e3:.3g} ms"
 
 
 def attend_by_document(model: PreTrainedModel) -> None:
@@ -137,7 +158,11 @@ def by_document(
     lengths = next((one for one in given if one and len(one) == len(cu_seq_lens_q) - 1), None)
     dtype = _compute_type(value)
     group = query.shape[1] // key.shape[1]
-    kernel = None if dropout else kernel_for(query.device, dtype, query.shape[-1], group, causal).kernel
+    kernel = None
+    if not dropout:
+        proof = kernel_for(query.device, dtype, query.shape[-1], query.shape[1], group, causal)
+        are_equal = lengths is not None and lengths.count(lengths[0]) == len(lengths)
+        kernel = None if are_equal and proof.faster == "at equal lengths" else proof.kernel
     # (B, heads, T, width) -> (B·T, heads, width)
     query, key, value = (one.transpose(1, 2).flatten(0, 1) for one in (query, key, value))
     if kernel is not None:
@@ -245,31 +270,57 @@ def describe_kernels(model: PreTrainedModel, device: torch.device, dtype: torch.
     if attention_of(model) != BY_DOCUMENT or device.type != "cuda":
         return ""
     text, vision = model.config.get_text_config(), model.config.vision_config
-    group = text.num_attention_heads // text.num_key_value_heads
+    heads, vision_heads = text.num_attention_heads, vision.num_heads
     layers = {
-        "language model": (text.hidden_size // text.num_attention_heads, group, True),
-        "vision tower": (vision.hidden_size // vision.num_heads, 1, False),
+        "language model": (text.hidden_size // heads, heads, heads // text.num_key_value_heads, True),
+        "vision tower": (vision.hidden_size // vision_heads, vision_heads, 1, False),
     }
     found = {name: kernel_for(device, dtype, *layer) for name, layer in layers.items()}
     if text.attention_dropout and found["language model"].kernel:
         reason = f"attention_dropout is {text.attention_dropout}, and the kernel has none"
         found["language model"] = Proof(None, reason)
-    if all(one.kernel for one in found.values()):
-        return "attention by documents: torch.nn.attention.varlen, which agrees with PyTorch's attention here"
-    slow = "; ".join(f"{name}: {one.reason}" for name, one in found.items() if not one.kernel)
-    return f"attention by documents runs on PyTorch's own attention, which is slower ({slow})"
+    said: dict[str, list[str]] = {}
+    for name, one in found.items():
+        is_kernel = one.kernel is not None and one.faster == "nowhere"
+        said.setdefault(_runs_on(one), []).append(name if is_kernel else f"{name}: {one.reason}")
+    return "attention by documents: " + "; ".join(
+        f"{kernels} ({'; '.join(towers)})" for kernels, towers in said.items()
+    )
+
+
+def _runs_on(proof: Proof) -> str:
+    """What attention runs on, in words."""
+    if proof.faster == "at equal lengths":
+        return (
+            "torch.nn.attention.varlen, but documents of one length by PyTorch's own, which is faster there"
+        )
+    if proof.kernel is not None:
+        return "torch.nn.attention.varlen, which agrees with PyTorch's attention here"
+    return f"PyTorch's own attention, which is {'faster here' if proof.faster == 'everywhere' else 'slower'}"
 
 
 # --- the kernel of GPUs ---
 
 
+# Documents of a pack, and windows of an image whose sides are no multiple of them: 4,096 and 4,736 tokens.
+_PACK = (1024, 384, 640, 128, 896, 256, 512, 256)
+_WINDOWS = (*([64] * 9), 16) * 8
+_EQUAL = (2048, 2048)
+
+
 @cache
-def kernel_for(device: torch.device, dtype: torch.dtype, width: int, group: int, causal: bool) -> Proof:
-    """The kernel, if it agrees with PyTorch's attention, forward and backward; compared once a process.
+def kernel_for(
+    device: torch.device, dtype: torch.dtype, width: int, heads: int, group: int, causal: bool
+) -> Proof:
+    """The kernel, if it agrees with PyTorch's attention, forward and backward, and is no slower.
+
+    Compared and measured once a process, in a moment. Each rank chooses for its own GPU: both agree to
+    rounding, and no collective call depends on which of them runs.
 
     Args:
         dtype: In which attention is computed.
         width: Of a head.
+        heads: Of the queries.
         group: Query heads to one head of keys.
         causal: Whether a token sees only those before it.
     """
@@ -289,15 +340,25 @@ def kernel_for(device: torch.device, dtype: torch.dtype, width: int, group: int,
     # Older cards and ROCm refuse with a RuntimeError, older releases of torch have other arguments or none.
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         wrong = f"it does not run: {(str(error) or repr(error)).splitlines()[0]}"
-    if not wrong:
-        return Proof(kernel, "torch.nn.attention.varlen agrees with PyTorch's attention")
-    logger.warning(
-        "attention by documents runs on PyTorch's own attention on %s, which is slower: "
-        "torch.nn.attention.varlen is not used, because %s.",
-        device,
-        wrong,
-    )
-    return Proof(None, wrong)
+    if wrong:
+        logger.warning(
+            "attention by documents runs on PyTorch's own attention on %s, which is slower: "
+            "torch.nn.attention.varlen is not used, because %s.",
+            device,
+            wrong,
+        )
+        return Proof(None, wrong)
+    layer = (device, dtype, width, heads, group, causal)
+    return _faster(kernel, *(measure(kernel, one, *layer) for one in (_PACK if causal else _WINDOWS, _EQUAL)))
+
+
+def _faster(kernel: Kernel, unequal: Timing, equal: Timing) -> Proof:
+    """The kernel, where PyTorch's attention is not clearly faster."""
+    if unequal.plain * GAIN < unequal.kernel:
+        return Proof(None, f"documents of unequal lengths take {unequal}", "everywhere")
+    if equal.plain * GAIN < equal.kernel:
+        return Proof(kernel, f"they take {equal}", "at equal lengths")
+    return Proof(kernel, "torch.nn.attention.varlen agrees with PyTorch's attention")
 
 
 def _varlen_kernel() -> Kernel:
@@ -351,34 +412,22 @@ def compare(
         width: Of a head.
         group: Query heads to one head of keys.
     """
-    generator = torch.Generator().manual_seed(0)  # the run's own random numbers stay as they are
-    heads = 2
-    shapes = [(sum(lengths), count, width) for count in (heads * group, heads, heads)]
-    inputs = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-    upstream = torch.randn(shapes[0], generator=generator).to(device, dtype)
-    layer = nn.Module()
-    vars(layer)["num_key_value_groups"] = group  # as much of a layer as PyTorch's attention asks for
-    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+    *inputs, upstream = _random_inputs(sum(lengths), 2 * group, group, width, device, dtype)
     scaling = width**-0.5
 
     def results(
         computed_in: torch.dtype, attend: Callable[..., torch.Tensor], *given: object
     ) -> list[torch.Tensor]:
         """Output and the gradients of the inputs, in float32."""
-        with (
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-            # Inside a layer whose activations are checkpointed, what is kept here is none of that layer's.
-            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
-        ):
+        with _apart(device):
             leaves = [one.detach().to(computed_in).requires_grad_() for one in inputs]
             out = attend(*leaves, *given, scaling, causal)
             grads = torch.autograd.grad(out, leaves, upstream.to(computed_in))
         return [one.float() for one in (out.detach(), *grads)]
 
-    exact = results(torch.float32, _by_length, lengths, layer)
-    rounded = results(dtype, _by_length, lengths, layer)
-    found = results(dtype, kernel, bounds, max(lengths))
+    exact = results(torch.float32, _by_length, lengths, _bare_layer(group))
+    rounded = results(dtype, _by_length, lengths, _bare_layer(group))
+    found = results(dtype, kernel, _bounds(lengths, device), max(lengths))
     names = ("output", "gradient of the queries", "gradient of the keys", "gradient of the values")
     for name, right, near, one in zip(names, exact, rounded, found, strict=True):
         error = float((one - right).abs().max())
@@ -386,3 +435,71 @@ def compare(
         if not error <= allowed:  # also where it is NaN
             return f"its {name} is off by {error:.2g}, where rounding explains {allowed:.2g}"
     return ""
+
+
+@torch.inference_mode(False)
+def measure(
+    kernel: Kernel,
+    lengths: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    heads: int,
+    group: int,
+    causal: bool,
+) -> Timing:
+    """The time of a layer's attention to documents, by a kernel and by PyTorch's own.
+
+    Args:
+        lengths: Tokens of the documents.
+        width: Of a head.
+        heads: Of the queries.
+        group: Query heads to one head of keys.
+    """
+    *inputs, upstream = _random_inputs(sum(lengths), heads, group, width, device, dtype)
+    leaves = [one.requires_grad_() for one in inputs]
+
+    def seconds(attend: Callable[..., torch.Tensor], *given: object) -> float:
+        def work() -> None:
+            torch.autograd.grad(attend(*leaves, *given, width**-0.5, causal), leaves, upstream)
+
+        with _apart(device):
+            return median_seconds(work, device)
+
+    return Timing(
+        kernel=seconds(kernel, _bounds(lengths, device), max(lengths)),
+        plain=seconds(_by_length, lengths, _bare_layer(group)),
+    )
+
+
+def _random_inputs(
+    tokens: int, heads: int, group: int, width: int, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """Queries, keys, values, and a gradient of the output: (tokens, heads, width)."""
+    generator = torch.Generator(device).manual_seed(0)  # the run's own random numbers stay as they are
+    counts = (heads, heads // group, heads // group, heads)
+    shapes = [(tokens, count, width) for count in counts]
+    return [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes]
+
+
+def _bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _bare_layer(group: int) -> nn.Module:
+    """As much of a layer as PyTorch's attention asks for."""
+    layer = nn.Module()
+    vars(layer)["num_key_value_groups"] = group
+    return layer
+
+
+@contextmanager
+def _apart(device: torch.device) -> Iterator[None]:
+    """Gradients and types of what is computed here are those of nothing around it."""
+    with (
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        # Inside a layer whose activations are checkpointed, what is kept here is none of that layer's.
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+    ):
+        yield

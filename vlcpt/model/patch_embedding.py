@@ -7,9 +7,6 @@ product of matrices; with some releases of cuDNN it runs 10 to 50,000 times slow
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
 from functools import cache
 from types import MethodType
 from typing import Literal, NamedTuple
@@ -18,13 +15,11 @@ import torch
 from torch import nn
 from torch.nn.functional import conv3d, linear
 
+from vlcpt.model.timing import GAIN, median_seconds
+
 Form = Literal["conv", "linear"]
 
 _PATCHES = 2048  # measured at once: an image of a megapixel has 2.5 times as many
-_LONGEST = 0.5  # seconds after which no further call is measured
-# The model's own form stays where the other one gains less, so that a run resumed on the same GPU, measured
-# again, gets the same one.
-_GAIN = 1.1
 
 
 class Timing(NamedTuple):
@@ -36,7 +31,7 @@ class Timing(NamedTuple):
     @property
     def faster(self) -> Form:
         """The form that is to run."""
-        return "linear" if self.conv > _GAIN * self.linear else "conv"
+        return "linear" if self.conv > GAIN * self.linear else "conv"
 
 
 class Choice(NamedTuple):
@@ -142,9 +137,6 @@ def measure(
 ) -> Timing:
     """The time of both forms on random patches; measured once a process.
 
-    The first call of each is not counted. A convolution may take seconds, so fewer calls are measured where
-    they are slow.
-
     Args:
         dtype: In which the run computes.
         shape: Of the weight: width, channels, frames, height, width of a patch.
@@ -156,33 +148,16 @@ def measure(
     inputs = torch.randn((patches, *shape[1:]), generator=generator).to(device, dtype)
     stride = list(shape[2:])
 
-    def seconds(form: Form) -> float:
-        _wait(device)
-        start = time.perf_counter()
+    def embed(form: Form) -> None:
         if form == "conv":
             out = conv3d(inputs, weight, stride=stride)
         else:
             out = linear(inputs.flatten(1), weight.flatten(1))
         if trains:
             torch.autograd.grad(out.sum(), weight)
-        _wait(device)
-        return time.perf_counter() - start
-
-    def median(form: Form) -> float:
-        spent: list[float] = []
-        try:
-            while len(spent) < 6 and sum(spent) < _LONGEST:
-                spent.append(seconds(form))
-        except torch.OutOfMemoryError:  # a full GPU says nothing of the form
-            raise
-        except RuntimeError:  # some releases of cuDNN have no convolution of this type
-            return math.inf
-        return statistics.median(spent[1:] or spent)
 
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        return Timing(linear=median("linear"), conv=median("conv"))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return Timing(
+            linear=median_seconds(lambda: embed("linear"), device),
+            conv=median_seconds(lambda: embed("conv"), device),
+        )
