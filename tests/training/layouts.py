@@ -78,6 +78,15 @@ RUNS = {
     **{f"{engine} lora, merger in full": Run(engine, MIXED) for engine in ("zero2", "zero3")},
     **{f"{engine} full, embeddings": Run(engine, EMBEDDINGS) for engine in ("ddp", "zero2", "zero3")},
     **{f"{engine} lora, output layer": Run(engine, OUTPUT) for engine in ("ddp", "zero3")},
+    **{f"{engine} dora, output layer": Run(engine, {**OUTPUT, "use_dora": True}) for engine in ("zero3",)},
+    **{
+        f"{engine} lora, output layer alone": Run(
+            engine,
+            {"lora_r": 4, "lora_target_modules": ["lm_head"]},
+            settings={"activation_checkpointing": False},
+        )
+        for engine in ("zero3",)
+    },
     **{
         f"{engine} full, linear patches": Run(engine, FULL, settings={"patch_embedding": "linear"})
         for engine in ("zero2", "zero3")

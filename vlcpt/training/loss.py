@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ def _scoring(head: nn.Module, targets: Targets, chunk: int) -> Iterator[None]:
         return score
 
     for layer, _, forward in before:
+        _gather_with_layer(layer)
         vars(layer)["forward"] = scored(layer, forward)
     try:
         yield
@@ -180,8 +182,8 @@ def chunked_nll(
 
     A plain linear layer that is frozen gets its one gradient, that of the hidden states, while its logits
     are there; one that trains computes them again in the backward pass. So does any other layer (with
-    adapters, in 4 bits), but where its weights are partitioned: its parts would be gathered once a chunk,
-    and ranks have different numbers of chunks, so it scores all targets at once.
+    adapters, in 4 bits). Where ZeRO-3 has cut the weights inside it, they are gathered once around all
+    chunks, since ranks have different numbers of those.
 
     Args:
         layer: The output layer.
@@ -190,24 +192,61 @@ def chunked_nll(
         forward: What the layer does.
     """
     if type(layer) is nn.Linear:
-        score = _TrainedLinear if layer.weight.requires_grad else _FrozenLinear
-        found = score.apply(hidden, layer.weight, layer.bias, ids, chunk)
+        found = _LinearLosses.apply(hidden, layer.weight, layer.bias, ids, chunk)
         assert isinstance(found, torch.Tensor)
         return found
-    if any(hasattr(one, "ds_id") for one in layer.parameters()) or len(ids) <= chunk:
-        return _nll(forward(hidden), ids)
 
     def score_part(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return _nll(forward(part), wanted)
+        with _gathered_once(layer):
+            return _nll(forward(part), wanted)
 
+    if len(ids) <= chunk:
+        return score_part(hidden, ids)
     parts = zip(hidden.split(chunk), ids.split(chunk), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([score_part(*part) for part in parts])
     return torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts])
 
 
-class _FrozenLinear(torch.autograd.Function):
-    """Losses of a linear layer whose weights have no gradient."""
+def _gather_with_layer(layer: nn.Module) -> None:
+    """Where ZeRO-3 has cut what is inside a layer, have it gather that before the layer is called.
+
+    It then stays complete through all chunks, and again from the layer's first gradient to its last.
+    """
+    inside = [one for part in layer.children() for one in part.parameters() if hasattr(one, "ds_id")]
+    if inside:
+        import deepspeed
+
+        for parameter in inside:
+            deepspeed.zero.register_external_parameter(layer, parameter)
+
+
+@contextmanager
+def _gathered_once(layer: nn.Module) -> Iterator[None]:
+    """Where ZeRO-3 has cut what is inside a layer, do without the hooks of its parts.
+
+    They would be called once a chunk, and ranks have different numbers of chunks: DeepSpeed foresees what to
+    gather next from the order of calls, and ranks that foresee different orders wait for each other for ever.
+    """
+    is_cut = any(hasattr(one, "ds_id") for one in layer.parameters())
+    parts = [part for part in layer.modules() if part is not layer] if is_cut else []
+    hooks = [(part, part._forward_pre_hooks, part._forward_hooks) for part in parts]
+    for part in parts:
+        part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for part, before, after in hooks:
+            part._forward_pre_hooks, part._forward_hooks = before, after
+
+
+def _parts(count: int, chunk: int) -> list[slice]:
+    """The places of each chunk; one without places if there are none, so that gradients are zero."""
+    return [slice(start, start + chunk) for start in range(0, max(count, 1), chunk)]
+
+
+class _LinearLosses(torch.autograd.Function):
+    """Losses of a linear layer: frozen, its gradient is made at once; else logits are made again."""
 
     @staticmethod
     def forward(
@@ -219,52 +258,23 @@ class _FrozenLinear(torch.autograd.Function):
         chunk: int,
     ) -> torch.Tensor:
         # Autocast would make a copy of the weights for each chunk.
-        typed, weight, bias = _in_compute_type(hidden, weight, bias)
-        wants = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
-        gradient = torch.empty_like(hidden) if wants else None
-        found = []
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(ids), chunk):
-                part = slice(start, start + chunk)
-                logits = linear(typed[part], weight, bias)
-                nll, normaliser = _nll_and_normaliser(logits, ids[part])
-                found.append(nll)
-                if gradient is not None:
-                    gradient[part] = _logit_gradient(logits, ids[part], normaliser) @ weight
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return torch.cat(found) if found else _wide(typed[:0, 0])
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
-
-
-class _TrainedLinear(torch.autograd.Function):
-    """Losses of a linear layer whose weights train; the backward pass makes the logits again."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        ids: torch.Tensor,
-        chunk: int,
-    ) -> torch.Tensor:
         typed, cast, cast_bias = _in_compute_type(hidden, weight, bias)
-        losses, normalisers = [_wide(typed[:0, 0])], [_wide(typed[:0, 0])]
+        is_wanted, *trains = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
+        gradient = torch.empty_like(hidden) if is_wanted and not any(trains) else None
+        losses, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(ids), chunk):
-                part = slice(start, start + chunk)
-                nll, normaliser = _nll_and_normaliser(linear(typed[part], cast, cast_bias), ids[part])
+            for part in _parts(len(ids), chunk):
+                logits = linear(typed[part], cast, cast_bias)
+                nll, normaliser = _nll_and_normaliser(logits, ids[part])
                 losses.append(nll)
                 normalisers.append(normaliser)
-        # The weights themselves, not the copy: under ZeRO-3 the layer's hooks gather them again.
-        ctx.save_for_backward(hidden, weight, bias, ids, torch.cat(normalisers))  # type: ignore[arg-type]
+                if gradient is not None:
+                    gradient[part] = _logit_gradient(logits, ids[part], normaliser) @ cast
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        elif any(trains):
+            # The weights themselves, not the copy: under ZeRO-3 the layer's hooks gather them again.
+            ctx.save_for_backward(hidden, weight, bias, ids, torch.cat(normalisers))  # type: ignore[arg-type]
         ctx.chunk, ctx.dtype = chunk, typed.dtype  # type: ignore[attr-defined]
         return torch.cat(losses)
 
@@ -272,16 +282,17 @@ class _TrainedLinear(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, ids, normalisers = ctx.saved_tensors  # type: ignore[attr-defined]
-        chunk, dtype = ctx.chunk, ctx.dtype  # type: ignore[attr-defined]
+        kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        if len(kept) == 1:
+            return kept[0] * upstream[:, None].to(kept[0].dtype), None, None, None, None
+        hidden, weight, bias, ids, normalisers = kept
+        dtype = ctx.dtype  # type: ignore[attr-defined]
         typed, cast = hidden.to(dtype), weight.to(dtype)
         cast_bias = None if bias is None else bias.to(dtype)
-        # Sums of chunks, so not in 16 bits.
-        of_weight = torch.zeros_like(weight, dtype=_wide(weight[:0]).dtype)
-        of_bias = None if bias is None else torch.zeros_like(bias, dtype=of_weight.dtype)
+        of_weight = _sum_of_chunks(weight)
+        of_bias = None if bias is None else _sum_of_chunks(bias)
         of_hidden = torch.empty_like(hidden)
-        for start in range(0, len(ids), chunk):
-            part = slice(start, start + chunk)
+        for part in _parts(len(ids), ctx.chunk):  # type: ignore[attr-defined]
             logits = linear(typed[part], cast, cast_bias)
             gradient = _logit_gradient(logits, ids[part], normalisers[part], upstream[part])
             of_hidden[part] = gradient @ cast
@@ -293,6 +304,11 @@ class _TrainedLinear(torch.autograd.Function):
                 of_bias += gradient.sum(0, dtype=of_bias.dtype)
         found = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight.to(weight.dtype), found, None, None
+
+
+def _sum_of_chunks(weight: torch.Tensor) -> torch.Tensor:
+    """Zeros for the gradient of a weight: a sum of chunks, so not in 16 bits."""
+    return torch.zeros_like(weight, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
