@@ -89,6 +89,12 @@ def test_both_ranks_call_the_vision_tower_equally_often(name, on_two):
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_no_rank_holds_logits_of_more_than_a_chunk(name, on_two, on_one):
+    assert on_one[name.partition(" ")[2]]["most_logits"] > 3
+    assert {rank["most_logits"] for rank in on_two[name]} == {3}
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_evaluation_counts_each_target_once_though_ranks_have_different_numbers_of_rows(name, on_two, on_one):
     expected = on_one[name.partition(" ")[2]]["evaluation"]
     assert expected["eval_targets"] > 10

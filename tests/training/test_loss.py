@@ -1,5 +1,6 @@
 """Tests of vlcpt/training/loss.py."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +164,67 @@ def test_a_frozen_head_keeps_no_logits_for_the_backward_pass(tiny_model_dir, tin
 
     assert kept
     assert not [one.shape for one in kept if wide in one.shape]
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Marks a layer as ZeRO-3 does, with hooks of its parts; what is registered, and the calls of hooks."""
+    registered, calls = [], []
+    zero = SimpleNamespace(register_external_parameter=lambda layer, one: registered.append((layer, one)))
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=zero))
+
+    def cut(layer):
+        for number, parameter in enumerate(layer.parameters()):
+            parameter.ds_id = number
+        for part in layer.modules():
+            part.register_forward_pre_hook(lambda part, inputs: calls.append(part))
+            part.register_forward_hook(lambda part, inputs, output: calls.append(part))
+        return registered, calls
+
+    return cut
+
+
+@pytest.mark.parametrize("head", ["with adapters", "with DoRA"])
+@pytest.mark.parametrize("targets", [0, 4, 63])
+def test_parts_that_zero_3_cut_are_gathered_by_the_layer_once_and_never_by_themselves(
+    tiny_model_dir, tiny_processor, cut, head, targets
+):
+    model = load_model(ModelConfig(str(tiny_model_dir), dtype="float32", **HEADS[head]))
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+    so_far = batch["labels"].ne(-100).flatten().cumsum(0).view_as(batch["labels"])
+    batch["labels"][so_far > targets] = -100
+    plain, expected = losses_and_gradients(model, batch, 0)
+    layer = model.get_output_embeddings()
+    registered, calls = cut(layer)
+
+    losses, gradients = losses_and_gradients(model, batch, 5)
+
+    assert len(losses.nll) == targets
+    assert torch.allclose(losses.nll, plain.nll, rtol=1e-5, atol=0)
+    assert largest_deviation(gradients, expected) < 1e-4
+    assert {id(one) for _, one in registered} == {id(one) for one in layer.parameters()}
+    assert {of for of, _ in registered} == {layer}
+    assert calls == [layer, layer]  # before and after; in the backward pass its output and input say so
+    layer(torch.zeros(1, layer.in_features))
+    assert len(calls) > 4  # the hooks are there again
+
+
+def test_a_head_in_4_bits_is_scored_in_chunks(tiny_model, tiny_processor):
+    """As vlcpt loads none, but others may."""
+    from bitsandbytes.nn import Linear4bit
+
+    wide, high = tiny_model.lm_head.weight.shape[1], tiny_model.lm_head.weight.shape[0]
+    head = Linear4bit(wide, high, bias=False, compute_dtype=torch.float32)
+    head.load_state_dict(tiny_model.lm_head.state_dict())
+    tiny_model.lm_head = head.to("cpu")
+    batch = CPTDataCollator(tiny_processor)(encode_rows(FOUR, tiny_processor))
+
+    plain, expected = losses_and_gradients(tiny_model, batch, 0)
+    losses, gradients = losses_and_gradients(tiny_model, batch, 5)
+
+    assert not tiny_model.lm_head.weight.is_floating_point()
+    assert torch.allclose(losses.nll, plain.nll, rtol=1e-5, atol=0)
+    assert largest_deviation(gradients, expected) < 1e-4
 
 
 @pytest.mark.parametrize("head", ["frozen", "trained", "with adapters"])

@@ -65,7 +65,7 @@ class ModelConfig:
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = key(
         "auto",
         "Attention kernel. auto: each document attends to itself alone, without a mask, on torch's kernel "
-        "for GPUs where that is exact.",
+        "for GPUs where that is exact and no slower.",
     )
     tuning: Literal["full", "lora", "qlora"] = key(
         "lora", "full: train all weights. lora: train adapters. qlora: adapters on weights held in 4 bits."

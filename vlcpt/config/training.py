@@ -64,7 +64,7 @@ class CPTConfig(TrainingArguments):
     loss_chunk: int = key(
         LOSS_CHUNK,
         "Targets whose logits are held at once, so that memory does not grow with the targets of a pack. "
-        "0: all, as transformers does; also under ZeRO-3 where the output layer has adapters.",
+        "0: all, as transformers does.",
     )
     # Wider than in TrainingArguments: auto is what nobody has said.
     activation_checkpointing: bool | str | None = key(  # type: ignore[assignment]

@@ -90,7 +90,6 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
         return default if value == "auto" else value
 
     mixed = bool(training.bf16 or training.fp16)
-    adapted = configs.model.lora_target_modules or ()
     return Setup(
         weight_bytes=4 if model.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
         autocast=mixed and stage is None,
@@ -101,8 +100,7 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
         accumulates=training.gradient_accumulation_steps > 1,
         rank=rank,
         dropout=dropout,
-        # ZeRO-3 would put an adapted output layer together once a chunk.
-        loss_chunk=0 if stage == 3 and "lm_head" in adapted else training.loss_chunk,
+        loss_chunk=training.loss_chunk,
         devices=devices,
         stage=stage,
         narrow=stage is not None and mixed,
