@@ -31,6 +31,7 @@ class _Answers:
         self.line = ""
         self.since: float | None = None  # since when a signal is obeyed
         self.act: Callable[[int], object] = interrupt
+        self.is_final = False  # whether what is inside cannot take its place
 
     def signalled(self, number: int) -> None:
         """In the thread."""
@@ -51,7 +52,7 @@ class _Answers:
 
 
 @contextmanager
-def answered(line: str, act: Callable[[int], object]) -> Iterator[None]:
+def answered(line: str, act: Callable[[int], object], *, is_final: bool = False) -> Iterator[None]:
     """Around work that these signals interrupt; one inside another takes its place for so long.
 
     Elsewhere than in the main thread nothing is changed, for Python cannot.
@@ -59,6 +60,7 @@ def answered(line: str, act: Callable[[int], object]) -> Iterator[None]:
     Args:
         line: What the first of them is answered with, on stderr, and by rank 0 alone.
         act: Called in the main thread with its number.
+        is_final: Whether those inside do not take its place: what they would save is of no use.
 
     Example:
         >>> received = []
@@ -67,11 +69,12 @@ def answered(line: str, act: Callable[[int], object]) -> Iterator[None]:
         >>> received
         [<Signals.SIGTERM: 15>]
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or _answers.is_final:
         yield
         return
     before = _answers.line, _answers.act
     _answers.line, _answers.act = line, lambda number: act(signal.Signals(number))
+    _answers.is_final = is_final
     try:
         if _answers.process == os.getpid():
             yield
@@ -80,6 +83,7 @@ def answered(line: str, act: Callable[[int], object]) -> Iterator[None]:
                 yield
     finally:
         _answers.line, _answers.act = before
+        _answers.is_final = False
 
 
 @contextmanager

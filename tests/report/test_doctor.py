@@ -18,7 +18,7 @@ NOT_RUN = Line("every rank calls the towers equally", "not run", detail="one pro
 
 def shown(*lines: Line, width: int = 160) -> str:
     file = StringIO()
-    Console(file=file, width=width).print(doctor_table(lines))
+    Console(file=file, width=width).print(doctor_table(lines, width))
     return file.getvalue()
 
 
@@ -28,6 +28,18 @@ def test_the_table_has_result_number_and_tolerance_of_each_line() -> None:
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert ["packed = alone", "passed", "1.5e-06", "1.0e-05", "9 documents"] in cells
     assert ["every rank calls the towers equally", "not run", "–", "–", "one process"] in cells
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_name_and_no_number_is_cut(width: int) -> None:
+    """A detail has a line of its own in a narrow terminal, where it would leave no room for the name."""
+    text = shown(
+        PASSED, Line("save and resume = uninterrupted", "passed", 1234567.0, 0.0, "tokens/s"), width=width
+    )
+
+    assert "…" not in text
+    assert {"uninterrupted", "1,234,567", "tokens/s", "1.5e-06", "documents"} <= set(text.split())
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_a_cause_is_a_sentence_below_the_table_and_not_in_it() -> None:

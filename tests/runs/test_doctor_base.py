@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_a_small_base_is_examined_itself(tiny_model_dir: Path, tiny_processor, tmp_path: Path) -> None:
     base = prepare_base(ModelConfig(str(tiny_model_dir)), tiny_processor, tmp_path, CPU, quick=True)
 
-    assert (base.folder, base.weights, base.is_whole) == (str(tiny_model_dir), "its own", True)
+    assert (base.folder, base.weights, base.has_all_layers) == (str(tiny_model_dir), "its own", True)
     assert not any(tmp_path.iterdir())
 
 
@@ -43,7 +43,9 @@ def test_it_depends_on_memory_whether_all_layers_fit(
     monkeypatch.setattr(vlcpt.runs.doctor.base, "_FEW", 1)
 
     assert (
-        prepare_base(ModelConfig(str(tiny_model_dir)), tiny_processor, tmp_path, CPU, quick=False).is_whole
+        prepare_base(
+            ModelConfig(str(tiny_model_dir)), tiny_processor, tmp_path, CPU, quick=False
+        ).has_all_layers
         == whole
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -120,29 +122,40 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def doctor_table(lines: Sequence[Line]) -> Table:
+_WIDE = 110  # columns of a terminal that leave details enough room beside the numbers
+
+
+def doctor_table(lines: Sequence[Line], width: int) -> Table:
     """A line a check: what came of it, the number, and what it may be at most.
 
+    Args:
+        width: Columns of the terminal. In a narrow one details are below the name of the check.
+
     Example:
-        >>> doctor_table([Line("speed", "passed", 1234.0, unit="tokens/s")]).row_count
-        1
+        >>> lines = [Line("speed", "passed", 1234.0, unit="tokens/s", detail="99 targets/s")]
+        >>> [len(doctor_table(lines, width).columns) for width in (80, 120)]
+        [4, 5]
     """
-    table = plain_table("doctor")
-    table.add_column("check")
+    table, is_wide = plain_table("doctor"), width >= _WIDE
+    table.add_column("check", overflow="fold")
     table.add_column("result", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("at most", justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    if is_wide:
+        table.add_column("", overflow="fold")
     for line in lines:
         # A cause is a sentence and has a place of its own below.
-        detail = "" if line.status == "failed" else line.detail
-        table.add_row(
-            line.name,
+        detail = Text("" if line.status == "failed" else visible(line.detail), "dim")
+        name = Text(visible(line.name))
+        cells: list[Text | str] = [
             Text(line.status, _STYLES[line.status]),
             _shown(line.measured, line.unit),
             _shown(line.tolerance, ""),
-            Text(visible(detail), "dim"),
-        )
+        ]
+        if is_wide:
+            table.add_row(name, *cells, detail)
+        else:
+            table.add_row(Group(name, Padding(detail, (0, 0, 0, 2))) if detail else name, *cells)
     return table
 
 
@@ -157,10 +170,16 @@ def cause_lines(lines: Sequence[Line]) -> list[str]:
 
 
 def _shown(value: float | None, unit: str) -> str:
-    if value is None:
-        return "–"
+    return "–" if value is None else f"{short(value)} {unit}".strip()
+
+
+def short(value: float) -> str:
+    """A number of any size, in few characters.
+
+    Example:
+        >>> short(0.0), short(1.5e-6), short(1234.5)
+        ('0', '1.5e-06', '1,234')
+    """
     if value == 0 or not math.isfinite(value):
-        text = "0" if value == 0 else str(value)
-    else:
-        text = f"{value:.1e}" if abs(value) < 0.01 else number(value)
-    return f"{text} {unit}".strip()
+        return "0" if value == 0 else str(value)
+    return f"{value:.1e}" if abs(value) < 0.01 else number(value)

@@ -15,7 +15,7 @@ from vlcpt.model.counting import count_towers, empty_model
 from vlcpt.model.loading import read_config, resolve_dtype
 from vlcpt.model.weights import weight_files
 
-SMALL = 100_000_000  # parameters that a quick look has time for
+SMALL = 100_000_000  # parameters that --quick has time for
 _SHARE = 0.5  # of the memory that comparing may take
 _FEW, _FEWEST = 4, 2  # layers of each tower where not all fit
 
@@ -39,7 +39,7 @@ class Base:
     parameters: int
 
     @property
-    def is_whole(self) -> bool:
+    def has_all_layers(self) -> bool:
         """Whether it has all layers."""
         return self.layers == self.all_layers
 
@@ -55,18 +55,18 @@ def prepare_base(
     """
     found = read_config(config.model_name_or_path)
     parameters, trained = _sizes(config)
-    whole = _layers(found)
+    layers = _layers(found)
     if not _fits(parameters, trained, device, folder, quick=quick):
         few = _FEWEST if quick else _FEW
         found = with_few_layers(found, few)
     elif weight_files(config.model_name_or_path, getattr(found, "_commit_hash", None)):
-        return Base(config.model_name_or_path, "its own", whole, whole, parameters)
+        return Base(config.model_name_or_path, "its own", layers, layers, parameters)
     made = folder / "base"
     model = _random(found, resolve_dtype(config.dtype, found))
     model.save_pretrained(made)
     processor.save_pretrained(made)
     count = sum(one.numel() for one in model.parameters())
-    return Base(str(made), "random", _layers(found), whole, count)
+    return Base(str(made), "random", _layers(found), layers, count)
 
 
 def with_few_layers(found: PreTrainedConfig, count: int) -> PreTrainedConfig:
@@ -101,7 +101,7 @@ def _sizes(config: ModelConfig) -> tuple[int, int]:
 
 
 def _fits(parameters: int, trained: int, device: torch.device, folder: Path, *, quick: bool) -> bool:
-    """Whether the whole can be compared with itself in float32, trained and saved."""
+    """Whether all of it can be compared with itself in float32, trained and saved."""
     if quick and parameters > SMALL:
         return False
     held = 4 * parameters + 12 * trained  # float32 weights; gradients and AdamW's state of what trains

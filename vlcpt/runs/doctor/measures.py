@@ -206,13 +206,15 @@ def speed(subject: Subject, name: str) -> Line:
         what = f"losses {seen.losses}, {found}"
         return Line(name, "failed", measured, unit="tokens/s", detail=f"a number is not finite: {what}.")
     share = found["share_of_peak"]
-    told = "unknown GPU peak" if share is None else f"{share:.0%} of the GPU's peak"
+    of_peak = "unknown GPU peak" if share is None else f"{share:.0%} of the GPU's peak"
     cut = (
         ""
-        if subject.base.is_whole
+        if subject.base.has_all_layers
         else f"; with {subject.base.layers[0]} of {subject.base.all_layers[0]} layers"
     )
-    detail = f"{found['targets_per_second']:,.0f} targets/s, data wait {found['data_wait']:.1%}, {told}{cut}"
+    detail = (
+        f"{found['targets_per_second']:,.0f} targets/s, data wait {found['data_wait']:.1%}, {of_peak}{cut}"
+    )
     return Line(name, "passed", measured, unit="tokens/s", detail=detail)
 
 

@@ -19,6 +19,7 @@ from vlcpt.config.rules import missing_packages
 from vlcpt.config.yaml import Configs, EarlyConfig
 from vlcpt.errors import ConfigError, refuse
 from vlcpt.file_writes import write_json
+from vlcpt.interrupts import answered, interrupt
 from vlcpt.model.attention import attention_for
 from vlcpt.model.loading import check_model, load_processor, read_config, resolve_dtype
 from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table, joined
@@ -28,7 +29,13 @@ from vlcpt.runs.data import quiet_libraries, shown, with_native_model
 from vlcpt.runs.doctor.base import prepare_base
 from vlcpt.runs.doctor.batches import equal_calls, media_untrained, own_positions, packed_as_alone
 from vlcpt.runs.doctor.measures import foreseen_memory, speed
-from vlcpt.runs.doctor.steps import any_split, fast_as_plain, frozen_untouched, remove, resumed_as_whole
+from vlcpt.runs.doctor.steps import (
+    any_split,
+    fast_as_plain,
+    frozen_untouched,
+    remove,
+    resumed_as_uninterrupted,
+)
 from vlcpt.runs.doctor.subject import Subject, forget_engine, release
 from vlcpt.training.guards import asked_stage, check_launch
 from vlcpt.training.ranks import RankWatch, first_rank_only
@@ -45,12 +52,12 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("fast paths = plain", fast_as_plain),
     ("step = any split of it", any_split),
     ("frozen towers are untouched", frozen_untouched),
-    ("save and resume = uninterrupted", resumed_as_whole),
+    ("save and resume = uninterrupted", resumed_as_uninterrupted),
     ("memory as foreseen", foreseen_memory),
     ("speed", speed),
 )
 # Of these each rank waits for the others.
-_TOGETHER = (fast_as_plain, any_split, frozen_untouched, resumed_as_whole, foreseen_memory, speed)
+_TOGETHER = (fast_as_plain, any_split, frozen_untouched, resumed_as_uninterrupted, foreseen_memory, speed)
 
 
 def doctor_run(
@@ -83,7 +90,8 @@ def doctor_run(
     check_launch(training)
     quiet_libraries()
     ranks = RankWatch(training)
-    with ranks.watched():
+    # Its trainings have no checkpoint that anybody could use: they end at once.
+    with answered("ending without a report", interrupt, is_final=True), ranks.watched():
         made = first_rank_only(
             training, lambda: tempfile.mkdtemp(prefix=".vlcpt-doctor-", dir=output.absolute().parent)
         )
@@ -115,7 +123,7 @@ def _quiet() -> Iterator[None]:
     """Leave out what a training logs of itself: doctor has ten of them, and a table."""
     ours, theirs = logging.getLogger("vlcpt"), logging.getLogger("transformers")
     before = ours.level, theirs.level
-    gc.freeze()  # what the imports made takes a second to look through, again after each model
+    gc.freeze()  # what the imports made takes a second to search, again after each model
     ours.setLevel(max(ours.getEffectiveLevel(), logging.WARNING))
     theirs.setLevel(logging.ERROR)
     try:
@@ -231,7 +239,7 @@ def _show(diagnosis: Diagnosis, output: Path, console: Console) -> None:
     ]
     parts += [f"batch {run['batch_size']}", f"ranks {run['ranks']}", run["device"]]
     say(console, ", ".join(map(str, parts)))
-    console.print(doctor_table(diagnosis.lines))
+    console.print(doctor_table(diagnosis.lines, console.width))
     for line in cause_lines(diagnosis.lines):
         say(console, line, "bold red")
     write_json(output, diagnosis.as_json(), "what was found")

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model
-from vlcpt.report.doctor import Line, judged
+from vlcpt.report.doctor import Line, judged, short
 from vlcpt.runs.doctor.plain import (
     FLOOR,
     Gradients,
@@ -229,20 +229,14 @@ def _culprit(run: Callable[..., Step], plain: Reference) -> str:
     return "It is so with each of the fast paths turned off. Report it."
 
 
-class Frozen(TrainerCallback):
-    """Watches what should stay as it is: weights that do not train, and towers that need no backward pass.
+class AroundSteps(TrainerCallback):
+    """Looks at the model before the first step, when its engine has converted it, and after the last."""
 
-    Attributes:
-        moved: Names of the weights that changed.
-        backward: Forward passes of a frozen tower of which gradients were to be kept.
-        looks: Forward passes of the vision tower.
-        count: Weights that do not train.
-    """
+    def begin(self, model: nn.Module) -> None:
+        """Before the first step."""
 
-    def __init__(self) -> None:
-        self.moved: list[str] = []
-        self.backward = self.looks = self.count = 0
-        self._before: dict[str, str] = {}
+    def end(self, model: nn.Module) -> None:
+        """After the last."""
 
     def on_train_begin(
         self,
@@ -252,21 +246,8 @@ class Frozen(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: object,
     ) -> None:
-        """After the engine has wrapped the model: DeepSpeed converts it then."""
         assert model is not None
-        self._before = frozen_digests(model)
-        self.count = len(self._before)
-        trained = trained_towers(model)
-        visual = base_model(model).model.visual
-        if "vision" not in trained:
-            # The first layer of a block: where a block is run again, torch stops before its end.
-            visual.blocks[-1].norm1.register_forward_hook(self._look)
-            if "merger" not in trained:
-                visual.merger.register_forward_hook(self._look)
-
-    def _look(self, module: nn.Module, given: object, output: object) -> None:
-        self.looks += 1
-        self.backward += isinstance(output, torch.Tensor) and output.requires_grad
+        self.begin(model)
 
     def on_train_end(
         self,
@@ -277,6 +258,42 @@ class Frozen(TrainerCallback):
         **kwargs: object,
     ) -> None:
         assert model is not None
+        self.end(model)
+
+
+class Frozen(AroundSteps):
+    """Notes what changes of weights that do not train, and backward passes of towers that need none.
+
+    Attributes:
+        moved: Names of the weights that changed.
+        backward: Forward passes of a frozen tower of which gradients were to be kept.
+        passes: Forward passes of the vision tower.
+        count: Weights that do not train.
+    """
+
+    def __init__(self) -> None:
+        self.moved: list[str] = []
+        self.backward = self.passes = self.count = 0
+        self._before: dict[str, str] = {}
+
+    def begin(self, model: nn.Module) -> None:
+        """Keep digests, and count forward passes from here on."""
+        self._before = frozen_digests(model)
+        self.count = len(self._before)
+        trained = trained_towers(model)
+        visual = base_model(model).model.visual
+        if "vision" not in trained:
+            # The first layer of a block: where a block is run again, torch stops before its end.
+            visual.blocks[-1].norm1.register_forward_hook(self._note)
+            if "merger" not in trained:
+                visual.merger.register_forward_hook(self._note)
+
+    def _note(self, module: nn.Module, given: object, output: object) -> None:
+        self.passes += 1
+        self.backward += isinstance(output, torch.Tensor) and output.requires_grad
+
+    def end(self, model: nn.Module) -> None:
+        """Compare with the digests."""
         after = frozen_digests(model)
         self.moved = [name for name, one in self._before.items() if after.get(name) != one]
 
@@ -301,55 +318,41 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
 
 def frozen_untouched(subject: Subject, name: str) -> Line:
     """Weights that do not train, bit for bit before and after; and no backward pass through frozen towers."""
-    watch = Frozen()
-    _run(subject, "frozen", [watch])
-    if not watch.count:
+    frozen = Frozen()
+    _run(subject, "frozen", [frozen])
+    if not frozen.count:
         return Line(name, "not run", detail="all weights train")
     cause = []
-    if watch.moved:
-        cause.append(f"{len(watch.moved)} weights that do not train have changed, first {watch.moved[0]}.")
-    if watch.backward:
+    if frozen.moved:
+        cause.append(f"{len(frozen.moved)} weights that do not train have changed, first {frozen.moved[0]}.")
+    if frozen.backward:
         cause.append(
-            f"{watch.backward} of {watch.looks} forward passes of the frozen vision tower keep what a "
+            f"{frozen.backward} of {frozen.passes} forward passes of the frozen vision tower keep what a "
             "backward pass needs, which costs time and memory for nothing."
         )
-    passes = f", {watch.looks} forward passes of a frozen tower" if watch.looks else ""
+    passes = f", {frozen.passes} forward passes of a frozen tower" if frozen.passes else ""
     return judged(
         name,
-        len(watch.moved) + watch.backward,
+        len(frozen.moved) + frozen.backward,
         0,
         cause=" ".join([*cause, "Report it."]),
-        detail=f"{watch.count:,} weights{passes}",
+        detail=f"{frozen.count:,} weights{passes}",
     )
 
 
-class Weights(TrainerCallback):
+class Weights(AroundSteps):
     """Keeps what trains, of this rank: before the first step and after the last."""
 
     def __init__(self) -> None:
         self.before: Gradients = {}
         self.after: Gradients = {}
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: object,
-    ) -> None:
-        assert model is not None
+    def begin(self, model: nn.Module) -> None:
+        """Keep what training starts from."""
         self.before = _trained(model)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: object,
-    ) -> None:
-        assert model is not None
+    def end(self, model: nn.Module) -> None:
+        """Keep what training has made of it."""
         self.after = _trained(model)
 
 
@@ -379,15 +382,15 @@ def _run(subject: Subject, name: str, callbacks: Sequence[TrainerCallback], **ch
     release()
 
 
-def resumed_as_whole(subject: Subject, name: str) -> Line:
-    """A run that is saved, thrown away and resumed against two that are not interrupted."""
+def resumed_as_uninterrupted(subject: Subject, name: str) -> Line:
+    """A run that is saved, deleted and resumed against two that are not interrupted."""
     first, second, resumed = Weights(), Weights(), Weights()
-    folder = subject.folder / "whole"
+    folder = subject.folder / "uninterrupted"
     saves = {"save_strategy": "steps", "save_steps": _SAVED}
-    _run(subject, "whole", [first], **saves)
+    _run(subject, "uninterrupted", [first], **saves)
     _run(subject, "again", [second])
     checkpoint = folder / f"checkpoint-{_SAVED}"
-    _run(subject, "whole", [resumed], resume=checkpoint, other_seed=True, **saves)
+    _run(subject, "uninterrupted", [resumed], resume=checkpoint, other_seed=True, **saves)
     together(lambda: None)  # no rank removes what another one reads
     if subject.training.process_index == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -399,7 +402,7 @@ def resumed_as_whole(subject: Subject, name: str) -> Line:
         f"after a resume the weights are off by {measured:.1e} of what training moved them by; two runs "
         f"without one differ by {spread:.1e}. Something was not saved or not restored. Report it."
     )
-    return judged(name, measured, tolerance, cause=cause, detail=f"two uninterrupted runs: {spread:.1e}")
+    return judged(name, measured, tolerance, cause=cause, detail=f"two uninterrupted runs: {short(spread)}")
 
 
 def _apart(one: Gradients, other: Gradients, start: Gradients) -> float:
@@ -412,5 +415,5 @@ def _apart(one: Gradients, other: Gradients, start: Gradients) -> float:
 
 
 def remove(folder: Path) -> None:
-    """Take away what doctor wrote."""
+    """Delete what doctor wrote."""
     shutil.rmtree(folder, ignore_errors=True)

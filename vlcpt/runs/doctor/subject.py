@@ -63,8 +63,8 @@ class Subject:
         config: Its model, with the base that stands for its own.
         base: That base.
         processor: The model's.
-        folder: For runs and checkpoints; gone afterwards.
-        quick: Whether to look for two minutes only.
+        folder: For runs and checkpoints; deleted afterwards.
+        quick: Whether it should take two minutes only.
         notes: Facts that the report has beside the lines.
     """
 
@@ -122,7 +122,7 @@ class Subject:
         )
 
     def model(self, **changes: object) -> PreTrainedModel | PeftModel:
-        """The model as the run loads it, with some keys changed, adapters away from zero."""
+        """The model as the run loads it, with some keys changed, and adapters that are not zero."""
         model = load_model(replace(self.config, **changes), seed=self.training.seed)  # type: ignore[arg-type]
         _nudge(model)
         return model
@@ -190,7 +190,7 @@ class Subject:
 
 
 def forget_engine() -> None:
-    """Let the next model be loaded as a whole, and the next settings choose another engine.
+    """Let the next model be loaded unpartitioned, and the next settings choose another engine.
 
     transformers and accelerate remember DeepSpeed for the process, and partition each model that is loaded.
     """
@@ -199,7 +199,7 @@ def forget_engine() -> None:
 
 
 def _nudge(model: PreTrainedModel | PeftModel) -> None:
-    """Move adapters away from zero: new ones add nothing, and half of their gradients are none."""
+    """Give new adapters values: they are zero, so they add nothing, and half of their gradients are zero."""
     generator = torch.Generator().manual_seed(0)
     for name, one in model.named_parameters():
         if one.requires_grad and ".lora_B." in name and not hasattr(one, "ds_id"):
@@ -208,7 +208,7 @@ def _nudge(model: PreTrainedModel | PeftModel) -> None:
 
 
 def release() -> None:
-    """Give back the memory of models that are gone: their modules refer to each other."""
+    """Free the memory of models that are no longer used: their modules refer to each other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
