@@ -14,18 +14,22 @@ from rich.console import Console
 
 import vlcpt.data.collator
 import vlcpt.data.encode.encoder
+import vlcpt.model.vision_cache
 import vlcpt.runs.doctor.measures
+import vlcpt.runs.doctor.run
 import vlcpt.runs.memory
 import vlcpt.training.guards
 import vlcpt.training.trainer
 from vlcpt.config.yaml import complete, read_early
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.encode.features import FeatureStore
 from vlcpt.report.doctor import Diagnosis
 from vlcpt.runs.doctor.run import CHECKS, doctor_run
 from vlcpt.training.loss import TargetLosses
 from vlcpt.training.trainer import CPTTrainer
 
 NAMES = [name for name, _ in CHECKS]
+CACHED = "cached features = computed"  # not run where vision tower or merger trains
 ALONE = "every rank calls the towers equally"  # not run on one process
 
 
@@ -78,7 +82,8 @@ def test_nothing_is_wrong_with_the_tiny_model(
     found = examine(*options)
 
     assert failed(found) == []
-    assert statuses(found) == dict.fromkeys(NAMES, "passed") | {ALONE: "not run"}
+    not_run = {ALONE, CACHED} if "--train_merger" in options else {ALONE}
+    assert statuses(found) == dict.fromkeys(NAMES, "passed") | dict.fromkeys(not_run, "not run")
 
 
 # A fault each: what is patched, and the line that must notice.
@@ -154,6 +159,26 @@ def wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlcpt.training.trainer, "target_losses", target_losses)
 
 
+def wrong_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are kept come back 1% too large."""
+    given = FeatureStore.get
+
+    def get(self, key, tokens):
+        found = given(self, key, tokens)
+        return None if found is None else found * 1.01
+
+    monkeypatch.setattr(FeatureStore, "get", get)
+
+
+def features_of_an_earlier_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are no part of the key."""
+    monkeypatch.setattr(vlcpt.model.vision_cache, "_weights", lambda base: iter(()))
+
+
+def features_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FeatureStore, "get", lambda self, key, tokens: None)
+
+
 def optimizer_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resume begins with the optimizer's state of step 1."""
     monkeypatch.setattr(CPTTrainer, "_load_optimizer_and_scheduler", lambda self, checkpoint: None)
@@ -187,6 +212,7 @@ FAULTS = [
     (label_on_an_image, "media are never targets", r"\d+ of \d+ tokens of images and clips have a loss", ()),
     (leak, "packed = alone", r"documents see each other", ()),
     (wrong_gradient, "fast paths = plain", r"gradient of .* is off by 1\.0e-02", ()),
+    (wrong_features, CACHED, r"with kept features the .* of a step is off by", ()),
     (mean_of_means, "step = any split of it", r"depends on how it is divided", ()),
     (frozen_weight_moved, "frozen towers are untouched", r"1 weights that do not train have changed", ()),
     (
@@ -219,6 +245,28 @@ def test_a_fault_fails_its_line_and_no_other(
     assert [name.partition(":")[0] for name in failed(found)] == [line], failed(found)
     assert re.search(cause, failed(found)[0]), failed(found)
     assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (features_of_an_earlier_tower, "features of the earlier tower are taken for its own"),
+        (features_never_read, "forward passes of the vision tower compute features that are kept"),
+    ],
+)
+def test_other_faults_of_the_cache_fail_its_line(
+    examine: Callable[..., Diagnosis],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    cause: str,
+) -> None:
+    """The other checks do not use it."""
+    fault(monkeypatch)
+    monkeypatch.setattr(
+        vlcpt.runs.doctor.run, "CHECKS", [one for one in vlcpt.runs.doctor.run.CHECKS if one[0] == CACHED]
+    )
+
+    assert cause in failed(examine())[0]
 
 
 def test_every_line_has_a_fault() -> None:

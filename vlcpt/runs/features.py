@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -38,11 +39,22 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
         WriteError: If features cannot be written.
         ValueError: If the data failed.
     """
-    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     quiet_libraries()
     processor = load_processor(configs.model.model_name_or_path)
     data = RunData(configs, processor, shown(console))
-    sets = {"the training data": data.train(), **data.evaluations()}
+    return fill_sets(configs, {"the training data": data.train(), **data.evaluations()}, processor, console)
+
+
+def fill_sets(
+    configs: Configs, sets: Mapping[str, CPTDataset], processor: ProcessorMixin, console: Console
+) -> FeatureStore:
+    """The same for data sets that are open already, by name.
+
+    Raises:
+        WriteError: If features cannot be written.
+        ValueError: If the data failed.
+    """
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     model = _towers(with_native_model(configs))
     store = run_store(model, configs.training)
     if rank == 0:

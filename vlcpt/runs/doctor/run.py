@@ -28,6 +28,7 @@ from vlcpt.report.screen import Screen, say
 from vlcpt.runs.data import quiet_libraries, shown, with_native_model
 from vlcpt.runs.doctor.base import prepare_base
 from vlcpt.runs.doctor.batches import equal_calls, media_untrained, own_positions, packed_as_alone
+from vlcpt.runs.doctor.features import cached_as_computed
 from vlcpt.runs.doctor.measures import foreseen_memory, speed
 from vlcpt.runs.doctor.steps import (
     any_split,
@@ -50,6 +51,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("packed = alone", packed_as_alone),
     ("every rank calls the towers equally", equal_calls),
     ("fast paths = plain", fast_as_plain),
+    ("cached features = computed", cached_as_computed),
     ("step = any split of it", any_split),
     ("frozen towers are untouched", frozen_untouched),
     ("save and resume = uninterrupted", resumed_as_uninterrupted),
@@ -57,7 +59,10 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("speed", speed),
 )
 # Of these each rank waits for the others.
-_TOGETHER = (fast_as_plain, any_split, frozen_untouched, resumed_as_uninterrupted, foreseen_memory, speed)
+_TOGETHER = (
+    *(fast_as_plain, cached_as_computed, any_split, frozen_untouched, resumed_as_uninterrupted),
+    *(foreseen_memory, speed),
+)
 
 
 def doctor_run(

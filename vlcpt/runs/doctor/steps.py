@@ -110,9 +110,22 @@ class Step:
 
 
 def first_step(
-    subject: Subject, name: str, dataset: CPTDataset, rows: int, accumulation: int, **changes: object
+    subject: Subject,
+    name: str,
+    dataset: CPTDataset,
+    rows: int,
+    accumulation: int,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    change: Callable[[nn.Module], None] | None = None,
+    **changes: object,
 ) -> Step:
-    """Train one step with a learning rate of 0, in so many batches of so many rows."""
+    """Train one step with a learning rate of 0, in so many batches of so many rows.
+
+    Args:
+        change: Called with the model before the trainer is made.
+        changes: Keys of the configuration.
+    """
     of_model = {key: changes.pop(key) for key in _MODEL_KEYS if key in changes}
     args = subject.settings(
         name,
@@ -125,7 +138,7 @@ def first_step(
         **changes,
     )
     seen = Gradient()
-    trainer = subject.trainer(args, dataset, [seen], lora_dropout=0.0, **of_model)
+    trainer = subject.trainer(args, dataset, [seen, *callbacks], change, lora_dropout=0.0, **of_model)
     seen.trainer = trainer
     trainer.train()
     loss = next(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
@@ -174,54 +187,70 @@ def any_split(subject: Subject, name: str) -> Line:
     plain = reference(subject)
     splits = [(4, 1), (2, 2), (1, 4)]
     steps = [first_step(subject, f"split-{rows}", subject.packs, rows, count) for rows, count in splits]
-    allowed, right = 2 * plain.loss_error + FLOOR, steps[0]
     measured = tolerance = 0.0
     cause = ""
     for (rows, count), step in zip(splits[1:], steps[1:], strict=True):
-        loss = abs(step.loss - right.loss) / abs(right.loss)
-        worst = worst_gradient(step.gradients, right.gradients, plain.errors)
-        for error, most, what in (
-            (loss, allowed, "loss"),
-            (worst.error, worst.allowed, f"gradient of {worst.name}"),
-        ):
-            if not tolerance or not error / most <= measured / tolerance:
-                measured, tolerance = error, most
-                cause = (
-                    f"with batches of {rows} and accumulation {count} the {what} of a step is off "
-                    f"by {error:.1e} from that of one batch of 4: it depends on how it is divided. Report it."
-                )
+        error, most, what = difference(step, plain, steps[0])
+        if not tolerance or not error / most <= measured / tolerance:
+            measured, tolerance = error, most
+            cause = (
+                f"with batches of {rows} and accumulation {count} the {what} of a step is off "
+                f"by {error:.1e} from that of one batch of 4: it depends on how it is divided. Report it."
+            )
     return judged(name, measured, tolerance, cause=cause, detail="4×1, 2×2 and 1×4")
 
 
 def fast_as_plain(subject: Subject, name: str) -> Line:
     """Loss and gradient of a step on the fast paths against documents one by one on the plain one."""
     plain = reference(subject)
-    dataset = subject.singles
-    run = partial(first_step, subject, dataset=dataset, rows=len(dataset) // subject.ranks, accumulation=1)
-    measured, tolerance, what = _off(run(name="fast"), plain)
+    measured, tolerance, what = difference(fast_step(subject), plain)
     cause = ""
     if not measured <= tolerance:
         cause = (
             f"the {what} of a step is off by {measured:.1e} from that of the plain path. "
-            f"{_culprit(run, plain)}"
+            f"{_culprit(subject, plain)}"
         )
     paths = ", ".join(path.name for path in FAST_PATHS)
     return judged(name, measured, tolerance, cause=cause, detail=paths)
 
 
-def _off(step: Step, plain: Reference) -> tuple[float, float, str]:
-    """Error, what it may be, and of what: that of loss or gradient which is worse."""
-    worst = worst_gradient(step.gradients, plain.gradients, plain.errors)
-    loss, allowed = abs(step.loss - plain.loss) / abs(plain.loss), 2 * plain.loss_error + FLOOR
+def one_batch(subject: Subject, name: str, **changes: object) -> Step:
+    """The step of the documents of ``singles``, in one batch a rank."""
+    rows = len(subject.singles) // subject.ranks
+    return first_step(subject, name, subject.singles, rows, 1, **changes)  # type: ignore[arg-type]
+
+
+def fast_step(subject: Subject) -> Step:
+    """The same on the paths that the run takes; computed once."""
+    kept = vars(subject).get("_fast_step")
+    if isinstance(kept, Step):
+        return kept
+    vars(subject)["_fast_step"] = found = one_batch(subject, "fast")
+    return found
+
+
+def difference(
+    step: Step, plain: Reference, right: Step | Reference | None = None
+) -> tuple[float, float, str]:
+    """Error, what it may be, and of what: that of loss or gradient which is worse.
+
+    Args:
+        plain: Says what rounding does.
+        right: What the step should be; None: ``plain``.
+    """
+    right = plain if right is None else right
+    worst = worst_gradient(step.gradients, right.gradients, plain.errors)
+    loss, allowed = abs(step.loss - right.loss) / abs(right.loss), 2 * plain.loss_error + FLOOR
     if not loss / allowed <= worst.error / worst.allowed:
         return loss, allowed, "loss"
     return worst.error, worst.allowed, f"gradient of {worst.name}"
 
 
-def _culprit(run: Callable[..., Step], plain: Reference) -> str:
+def _culprit(subject: Subject, plain: Reference) -> str:
     """Which of the fast paths is wrong: with it turned off the step is right."""
     for number, path in enumerate(FAST_PATHS):
-        measured, tolerance, _ = _off(run(name=f"off-{number}", **{path.key: path.value}), plain)
+        step = one_batch(subject, f"off-{number}", **{path.key: path.value})
+        measured, tolerance, _ = difference(step, plain)
         if measured <= tolerance:
             return (
                 f"With {path.key}: {str(path.value).lower()} it is right: use that, and report {path.name}."

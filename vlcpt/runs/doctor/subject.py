@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
@@ -140,11 +140,15 @@ class Subject:
         args: CPTConfig,
         dataset: Dataset[object],
         callbacks: Sequence[TrainerCallback] = (),
+        change: Callable[[torch.nn.Module], None] | None = None,
         **changes: object,
     ) -> CPTTrainer:
         """A trainer of the run; ``args`` are made before, because ZeRO-3 partitions what is loaded after."""
+        model = self.model(**changes)
+        if change is not None:
+            change(model)
         return CPTTrainer(
-            self.model(**changes),
+            model,
             args,
             train_dataset=dataset,
             processing_class=self.processor,
