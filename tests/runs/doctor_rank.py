@@ -1,10 +1,14 @@
-"""``vlcpt doctor`` on one of several ranks: ``-m tests.runs.doctor_rank FAULT CONFIG OUTPUT [ENGINE]``."""
+"""``vlcpt doctor`` on one of several ranks: ``-m tests.runs.doctor_rank FAULT CONFIG OUTPUT [ENGINE]``.
+
+FAULT is none, skip, or fail-RANK; the last exits as the command does.
+"""
 
 import sys
 from pathlib import Path
 
 import torch.distributed as dist
 
+import vlcpt.runs.doctor.steps
 import vlcpt.training.step
 from tests.ranks import allow_deepspeed
 from vlcpt.config.yaml import complete, read_early
@@ -22,6 +26,18 @@ def skip_a_tower() -> None:
     vlcpt.training.step.share_towers = share_towers
 
 
+def fail(rank: int) -> None:
+    """One rank fails before a step that the other one waits in."""
+    given = vlcpt.runs.doctor.steps.first_step
+
+    def first_step(subject, name, *args, **kwargs):
+        if name == "split-2" and dist.get_rank() == rank:
+            raise RuntimeError("CUDA error: out of memory")
+        return given(subject, name, *args, **kwargs)
+
+    vlcpt.runs.doctor.steps.first_step = first_step
+
+
 if __name__ == "__main__":
     fault, config, output, *engine = sys.argv[1:]
     options = ["--use_cpu"]
@@ -30,5 +46,9 @@ if __name__ == "__main__":
         options = ["--deepspeed", *engine]
     if fault == "skip":
         skip_a_tower()
+    if fault.startswith("fail-"):
+        fail(int(fault.removeprefix("fail-")))
     early = read_early(Path(config), options)
-    doctor_run(early, complete(early), Path(output), quick=True)
+    found = doctor_run(early, complete(early), Path(output), quick=True)
+    if fault.startswith("fail-"):
+        sys.exit(0 if found.passed else 1)

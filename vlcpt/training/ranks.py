@@ -180,6 +180,16 @@ def require_equal(found: str, name: str) -> None:
         )
 
 
+def on_any_rank(mine: bool) -> bool:
+    """Whether something is so on any rank; what follows is then the same on all. All call it.
+
+    Example:
+        >>> on_any_rank(False)
+        False
+    """
+    return any(gather_object([mine]))
+
+
 class Alarm:
     """Says that a rank has failed to those that work apart until their next collective, so that they end too.
 
@@ -197,7 +207,7 @@ class Alarm:
     def __init__(self, ranks: int) -> None:
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._key = f"vlcpt/{restart}/failed/{next(self._numbers)}"  # none is taken for that of work before
-        self._store = _connect(_ANSWERS) if ranks > 1 and "MASTER_ADDR" in os.environ else None
+        self._store = connect(_ANSWERS) if ranks > 1 and "MASTER_ADDR" in os.environ else None
 
     def ring(self) -> None:
         """This rank has failed."""
@@ -288,7 +298,7 @@ class RankWatch(TrainerCallback):
         """Where the other ranks are, those that are behind first; takes four seconds, to see who lives."""
         ranks = [rank for rank in range(self._world) if rank != self._rank]
         try:
-            store = _connect(self._timeout)
+            store = connect(self._timeout)
             before = {rank: _read(store, rank) for rank in ranks}
             time.sleep(_SILENT)
             now = {rank: _read(store, rank) for rank in ranks}
@@ -304,7 +314,7 @@ class RankWatch(TrainerCallback):
         """The thread: a sign of life each second, and one line before a collective's time is over."""
         reported = None
         try:
-            store = _connect(self._timeout)
+            store = connect(self._timeout)
             while not ended.wait(_PERIOD):
                 current = self._place
                 now: Place = {**current, "documents": self._documents(), "seen": time.time()}
@@ -349,7 +359,7 @@ class RankWatch(TrainerCallback):
         self.at(state.global_step, "evaluating")
 
 
-def _connect(timeout: float) -> dist.TCPStore:
+def connect(timeout: float) -> dist.TCPStore:
     """The store at which the ranks met: the launcher's, or rank 0's."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     wait = timedelta(seconds=min(timeout, 10))

@@ -6,13 +6,13 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from rich.console import Console
 
 from vlcpt.config.rules import missing_packages
@@ -22,7 +22,7 @@ from vlcpt.file_writes import write_json
 from vlcpt.interrupts import answered, interrupt
 from vlcpt.model.attention import attention_for
 from vlcpt.model.loading import check_model, load_processor, read_config, resolve_dtype
-from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table, joined
+from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table
 from vlcpt.report.environment import facts
 from vlcpt.report.screen import Screen, say
 from vlcpt.runs.data import quiet_libraries, shown, with_native_model
@@ -30,6 +30,7 @@ from vlcpt.runs.doctor.base import prepare_base
 from vlcpt.runs.doctor.batches import equal_calls, media_untrained, own_positions, packed_as_alone
 from vlcpt.runs.doctor.features import cached_as_computed
 from vlcpt.runs.doctor.measures import foreseen_memory, speed
+from vlcpt.runs.doctor.outcomes import Outcomes
 from vlcpt.runs.doctor.steps import (
     any_split,
     fast_as_plain,
@@ -58,11 +59,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("memory as foreseen", foreseen_memory),
     ("speed", speed),
 )
-# Of these each rank waits for the others.
-_TOGETHER = (
-    *(fast_as_plain, cached_as_computed, any_split, frozen_untouched, resumed_as_uninterrupted),
-    *(foreseen_memory, speed),
-)
+# In these no rank waits for another one; in all others each does.
+_APART = (own_positions, media_untrained, packed_as_alone)
 
 
 def doctor_run(
@@ -104,13 +102,33 @@ def doctor_run(
         try:
             with _quiet():
                 subject = _subject(early, configs, folder, quick=quick)
-                run = _described(subject, configs, is_given=is_given)
-                lines = _examined(subject, ranks, console)
+                diagnosed = partial(
+                    _diagnosed, subject, _described(subject, configs, is_given=is_given), started
+                )
+
+                def report(lines: Sequence[Line]) -> None:
+                    remove(folder)
+                    console.show_cursor()  # a bar hides it
+                    _show(diagnosed([*lines, *_not_run(len(lines))]), output, console)
+
+                with Outcomes(training, report) as outcomes:
+                    lines = _examined(subject, ranks, outcomes, console)
+            try:
+                if training.process_index == 0:
+                    report(lines)
+            finally:
+                outcomes.finish()
         finally:
             if training.process_index == 0:
                 remove(folder)
+    return diagnosed(lines)
+
+
+def _diagnosed(
+    subject: Subject, run: Mapping[str, object], started: float, lines: Sequence[Line]
+) -> Diagnosis:
     memory = subject.notes.get("memory")
-    diagnosis = Diagnosis(
+    return Diagnosis(
         machine=facts(),
         run=run,
         lines=lines,
@@ -118,9 +136,6 @@ def doctor_run(
         memory=None if memory is None else {key: int(one or 0) for key, one in memory.items()},
         seconds=time.monotonic() - started,
     )
-    if training.process_index == 0:
-        _show(diagnosis, output, console)
-    return diagnosis
 
 
 @contextmanager
@@ -157,36 +172,43 @@ def _subject(early: EarlyConfig, configs: Configs, folder: Path, *, quick: bool)
     return Subject(early, training, config, base, processor, folder, quick)  # type: ignore[arg-type]
 
 
-def _examined(subject: Subject, ranks: RankWatch, console: Console) -> list[Line]:
+def _examined(subject: Subject, ranks: RankWatch, outcomes: Outcomes, console: Console) -> list[Line]:
     """The lines of the table, each of what all ranks found."""
     lines: list[Line] = []
     is_shared = True
-    for name, check in shown(console)(CHECKS, "examining"):
+    for number, (name, check) in enumerate(shown(console)(CHECKS, "examining")):
         ranks.at(0, name)
-        if check in _TOGETHER and not is_shared:
-            lines.append(Line(name, "not run", detail="a rank would wait for another one, see above"))
-            continue
-        mine = _one(subject, name, check)
-        line = joined(gather_object([mine]))
-        lines.append(line)
-        if check is equal_calls and line.status == "failed":
+        if not is_shared:
+            return [*lines, *_not_run(number)]
+        outcomes.begin(name, apart=check in _APART)
+        mine, raised = _one(subject, name, check)
+        found = outcomes.exchange(mine, raised=raised)
+        lines.append(found.line)
+        # A rank that raised alone in a check of its own has missed no collective.
+        is_shared = found.is_shared or check in _APART
+        if check is equal_calls and found.line.status == "failed":
             is_shared = False
     return lines
 
 
-def _one(subject: Subject, name: str, check: Check) -> Line:
-    """A line; one that failed where the check itself did."""
+def _not_run(first: int) -> list[Line]:
+    """The lines of the checks from this number on, after ranks have lost each other."""
+    return [
+        Line(name, "not run", detail="a rank would wait for another one, see above")
+        for name, _ in CHECKS[first:]
+    ]
+
+
+def _one(subject: Subject, name: str, check: Check) -> tuple[Line, bool]:
+    """A line, and whether the check raised."""
     start = time.monotonic()
     try:
-        return check(subject, name)
+        return check(subject, name), False
     # Whatever a kernel, a driver or a library raises here is what doctor is there to report.
     except Exception as error:
         logger.debug("%s", name, exc_info=True)
         first = f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
-        if subject.ranks > 1 and check in _TOGETHER:
-            # Other ranks may wait for this one until the time is up, and then nothing else says why.
-            logger.error("rank %d, %s: %s", subject.training.process_index, name, first)
-        return Line(name, "failed", detail=first)
+        return Line(name, "failed", detail=first), True
     finally:
         release()
         logger.debug("%s took %.1f s", name, time.monotonic() - start)

@@ -28,7 +28,7 @@ from vlcpt.runs.doctor.plain import (
 )
 from vlcpt.runs.doctor.subject import Subject, release
 from vlcpt.training.guards import engine_stage
-from vlcpt.training.ranks import together
+from vlcpt.training.ranks import on_any_rank, together
 from vlcpt.training.step import trained_towers
 from vlcpt.training.trainer import CPTTrainer
 
@@ -205,7 +205,7 @@ def fast_as_plain(subject: Subject, name: str) -> Line:
     plain = reference(subject)
     measured, tolerance, what = difference(fast_step(subject), plain)
     cause = ""
-    if not measured <= tolerance:
+    if on_any_rank(not measured <= tolerance):  # each rank takes part in the search
         cause = (
             f"the {what} of a step is off by {measured:.1e} from that of the plain path. "
             f"{_culprit(subject, plain)}"
