@@ -1,6 +1,6 @@
 """``vlcpt doctor`` on one of several ranks: ``-m tests.runs.doctor_rank FAULT CONFIG OUTPUT [ENGINE]``.
 
-FAULT is none, skip, or fail-RANK; the last exits as the command does.
+FAULT is none, skip, cached or fail-RANK. The last two run a few checks only, and exit as the command does.
 """
 
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+import vlcpt.runs.doctor.run
 import vlcpt.runs.doctor.steps
 import vlcpt.training.step
 from tests.ranks import allow_deepspeed
@@ -27,7 +28,7 @@ def skip_a_tower() -> None:
 
 
 def fail(rank: int) -> None:
-    """One rank fails before a step that the other one waits in."""
+    """One rank fails before a step that the other one waits in; a collective would wait ten minutes."""
     given = vlcpt.runs.doctor.steps.first_step
 
     def first_step(subject, name, *args, **kwargs):
@@ -46,9 +47,16 @@ if __name__ == "__main__":
         options = ["--deepspeed", *engine]
     if fault == "skip":
         skip_a_tower()
+    run, checks = vlcpt.runs.doctor.run, dict(vlcpt.runs.doctor.run.CHECKS)
+    if fault == "cached":
+        options += ["--train_merger", "false"]
+        run.CHECKS = (("cached features = computed", checks["cached features = computed"]),)
     if fault.startswith("fail-"):
+        options += ["--ddp_timeout", "600"]
         fail(int(fault.removeprefix("fail-")))
+        names = ("media are never targets", "step = any split of it", "speed")
+        run.CHECKS = tuple((name, checks[name]) for name in names)
     early = read_early(Path(config), options)
     found = doctor_run(early, complete(early), Path(output), quick=True)
-    if fault.startswith("fail-"):
+    if fault not in ("none", "skip"):
         sys.exit(0 if found.passed else 1)

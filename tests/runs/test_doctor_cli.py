@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from vlcpt.cli import app
 from vlcpt.demo import base_path
 from vlcpt.report.doctor import Line
 from vlcpt.runs.doctor.batches import equal_calls, media_untrained
+from vlcpt.runs.doctor.steps import frozen_untouched
 from vlcpt.runs.doctor.subject import Subject
+from vlcpt.training.checkpoints.resume import StepSeeds
 
 OPTIONS = ("--quick", "--use_cpu", "--dataloader_num_workers", "0")
 
@@ -105,6 +109,29 @@ def test_a_line_that_failed_exits_with_1_and_names_the_cause(
     assert "one: the kernel is wrong. Report it." in done.output
     assert "two: RuntimeError: CUDA error: no kernel image\n" in done.output
     assert json.loads((in_folder / "doctor.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_without_a_report_or_a_checkpoint(
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+) -> None:
+    def on_step_begin(*given: object, **named: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(StepSeeds, "on_step_begin", on_step_begin)
+    monkeypatch.setattr(vlcpt.runs.doctor.run, "CHECKS", (("frozen", frozen_untouched),))
+
+    done = CliRunner().invoke(app, ["doctor", *OPTIONS])
+
+    assert done.exit_code == code, done.output
+    said = done.output + capfd.readouterr().err
+    assert "ending without a report" in said
+    assert "checkpoint" not in said
+    assert not any(in_folder.iterdir())
 
 
 @pytest.mark.parametrize(

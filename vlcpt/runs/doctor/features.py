@@ -74,7 +74,8 @@ def cached_as_computed(subject: Subject, name: str) -> Line:
     finally:
         subject.singles.use_features(None)
     media = sum(1 for _ in store.folder.glob(f"{store.tower}/*/*.safetensors"))
-    return judged(name, measured, tolerance, cause=cause, detail=f"{media} images and clips")
+    again = "" if asked_stage(subject.training) == 3 else ", computed again for a changed tower"
+    return judged(name, measured, tolerance, cause=cause, detail=f"{media} images and clips{again}")
 
 
 def _trained(subject: Subject) -> str:
