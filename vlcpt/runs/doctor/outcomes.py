@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
@@ -146,6 +147,7 @@ class Outcomes:
         else:
             order = self._store.add(self._key("raised"), 1) if raised else 0
             self._store.set(self._key(self._rank), json.dumps([asdict(mine), order]))
+            self._store.add(self._key("ended"), 1)
             decide = self._decide if self._rank == 0 else self._decided
             found = decide(name, self._store)
         self._lines.append(found.line)
@@ -157,7 +159,8 @@ class Outcomes:
         if store is not None and self._rank == 0:
             store.set(_key("done"), "done")
         elif store is not None:
-            _until(lambda: store.check([_key("done")]), self._timeout)
+            with suppress(RuntimeError):  # rank 0 has ended, and the store with it
+                _until(lambda: store.check([_key("done")]), self._timeout)
 
     def _decide(self, name: str, store: dist.TCPStore) -> Verdict:
         """On rank 0."""
@@ -165,7 +168,7 @@ class Outcomes:
 
         def is_over() -> bool:
             is_raised = not self._are_apart and store.check([self._key("raised")])
-            return len(self._found(store)) == self._ranks or limit.is_over(begins=is_raised)
+            return store.add(self._key("ended"), 0) == self._ranks or limit.is_over(begins=is_raised)
 
         _until(is_over, self._timeout)
         found = verdict(name, self._found(store), self._ranks, self._timeout)
@@ -219,6 +222,7 @@ class Outcomes:
                     store.set(self._key("verdict"), json.dumps([asdict(found.line), False]))
                     self._report([*self._lines, found.line])
                     store.set(_key("done"), "done")
+                    time.sleep(5 * _PERIOD)  # the store may be in this process
             except Exception:  # in a thread nobody else would show it
                 logging.getLogger(__name__).exception("the report could not be written")
             finally:
