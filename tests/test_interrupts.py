@@ -187,3 +187,17 @@ def test_work_ends_though_a_process_that_was_forked_in_it_lives_on(start):
     )
 
     assert process.wait(10) == 0, errors.read_text()
+
+
+def test_the_line_is_that_of_the_work_that_a_signal_ends(start):
+    """The thread that says it may come when the work has ended already."""
+    process, errors = start(
+        "sys.setswitchinterval(5)\n"
+        "with answered('ending', interrupt), answered('ending without a report', interrupt):\n"
+        "  print('ready')\n  while True: pass\n"
+    )
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(20) == 143
+    assert "SIGTERM: ending without a report; " in errors.read_text()

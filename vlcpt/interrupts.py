@@ -30,6 +30,7 @@ class _Answers:
         self.process = 0
         self.line = ""
         self.since: float | None = None  # since when a signal is obeyed
+        self.once = threading.Lock()  # held from the first answer on
         self.act: Callable[[int], object] = interrupt
         self.is_final = False  # whether what is inside cannot take its place
 
@@ -38,13 +39,19 @@ class _Answers:
         now = time.monotonic()
         if self.since is None:
             self.since = now
-            _say(number, self.line)
+            self.answer(number)
         elif now - self.since > (_SAME_OF_LAUNCHER if "LOCAL_RANK" in os.environ else _SAME_SIGNAL):
             _end(number)
+
+    def answer(self, number: int) -> None:
+        """Say the line, once: whichever thread comes first."""
+        if self.once.acquire(blocking=False):
+            _say(number, self.line)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, between two instructions."""
         if os.getpid() == self.process:
+            self.answer(number)  # before what it raises ends the work, and another line holds
             self.act(number)
         elif number == signal.SIGTERM:  # a process that was forked since, as a loader's worker
             signal.signal(number, signal.SIG_DFL)
@@ -185,7 +192,7 @@ def _woken() -> Iterator[None]:
     numbers = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    _answers.process, _answers.since = os.getpid(), None
+    _answers.process, _answers.since, _answers.once = os.getpid(), None, threading.Lock()
     thread = threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True)
     thread.start()
     handlers = {number: signal.signal(number, _answers.handle) for number in numbers}

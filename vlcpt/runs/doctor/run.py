@@ -252,7 +252,8 @@ def _described(subject: Subject, configs: Configs, *, is_given: bool) -> dict[st
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _show(diagnosis: Diagnosis, output: Path, console: Console) -> None:
