@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from tests.support import avi, png
 from vlcpt.cli import app
 from vlcpt.config.yaml import Configs, load_config
+from vlcpt.data.documents import DocumentError
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.errors import ConfigError
 from vlcpt.runs.check import check_run
 from vlcpt.runs.prepare import prepare_run
@@ -115,6 +117,24 @@ def test_processes_of_a_launcher_share_the_work(make_configs, tmp_path, monkeypa
         counts.append(len(list((tmp_path / "cache").rglob("*.safetensors"))))
 
     assert 0 < counts[0] < counts[1] == 6
+
+
+def test_media_that_do_not_decode_count_towards_the_limit_of_bad_data(make_configs, tmp_path):
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    skip = ("--on_bad_data", "skip", "--max_bad_fraction")
+
+    with pytest.raises(BadDataError, match=r"^1 of 7 rows of 'rows' cannot be used"):
+        prepare_run(make_configs(*skip, "0.1"), None, console=quiet())
+
+    prepare_run(make_configs(*skip, "0.2"), None, console=quiet())
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 5
+
+
+def test_a_medium_that_does_not_decode_is_an_error_unless_asked_otherwise(make_configs, tmp_path):
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+
+    with pytest.raises(DocumentError, match=r"rows\.jsonl:3: images: 1\.png"):
+        prepare_run(make_configs(), None, console=quiet())
 
 
 def test_there_must_be_something_to_prepare(make_configs, tmp_path):

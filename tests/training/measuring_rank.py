@@ -42,15 +42,15 @@ class Dying(CPTDataset):
         return super().__getitem__(index)
 
 
-def many_with_one_cut(folder: Path) -> Path:
-    """80 rows, of which one has an image of which only the header is whole; read by ranks in turn."""
+def write_rows(folder: Path) -> None:
+    """80 rows; in ``many.jsonl`` one, in ``two.jsonl`` two, one a rank, have an image that is cut."""
     image = folder / "cut.png"
     image.write_bytes(TEN[0]["images"][0]["bytes"][:60])
     rows = [{"text": f"a <trainable_text>{number}</trainable_text>"} for number in range(80)]
     rows[7] = {"text": "<image><trainable_text>seven</trainable_text>", "images": [str(image)]}
-    path = folder / "many.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    return path
+    (folder / "many.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    rows[6] = rows[7]
+    (folder / "two.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
 
 
 def main(folder: Path, base: str) -> None:
@@ -69,11 +69,15 @@ def main(folder: Path, base: str) -> None:
     ten = CPTDataset(TEN, processor, max_length=70, packing=False)
     found = {str(size): measure(ten, batch_size=size) for size in BATCH_SIZES}
     if rank == 0:
-        many_with_one_cut(folder)
+        write_rows(folder)
     torch.distributed.barrier()
     slow = Slow(folder / "many.jsonl", processor, max_length=70, packing=False)
     found["cut"] = measure(slow)
     found["cut, read"] = len(slow.read)
+    skipping = {"on_bad_data": "skip", "max_bad_fraction": 1.5 / 80}  # two of 80 are too many, one is not
+    found["too many"] = measure(
+        CPTDataset(folder / "two.jsonl", processor, max_length=70, packing=False, **skipping)
+    )
     found["dead"] = measure(Dying(TEN, processor, max_length=70, packing=False), num_workers=1, timeout=30)
     found["after"] = measure(ten)
     (folder / f"rank-{rank}").write_text(json.dumps(found))

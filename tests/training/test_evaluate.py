@@ -14,6 +14,7 @@ from tests.processes import run_on_ranks
 from tests.support import FOUR, TEN, avi, digits, encode_rows, make_trainer, png, row, run_alone
 from tests.training.measuring_rank import BATCH_SIZES
 from vlcpt import CPTDataset, ModelConfig, load_model
+from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.model.tuning import base_model
 from vlcpt.training import evaluate
 from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, trainer_metrics
@@ -208,6 +209,50 @@ def test_each_set_is_tracked_under_its_name_and_read_once(model, tiny_processor)
     assert len(dataset) > 1
 
 
+def with_one_cut(folder, processor, max_bad_fraction):
+    """Three documents, an image of which is whole in its header alone."""
+    (folder / "cut.png").write_bytes(png(0)[:60])
+    (folder / "whole.png").write_bytes(png(1))
+    rows = [{"text": f"<image>page {name}", "images": [f"{name}.png"]} for name in ("whole", "cut")]
+    rows.append({"text": "no image"})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return CPTDataset(
+        folder / "rows.jsonl",
+        processor,
+        max_length=70,
+        on_bad_data="skip",
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def test_documents_that_fail_when_they_are_measured_count_towards_the_limit(model, tiny_processor, tmp_path):
+    dataset = with_one_cut(tmp_path, tiny_processor, max_bad_fraction=0.3)
+
+    with pytest.raises(BadDataError, match=r"^1 of 3 rows of 'rows' cannot .* set max_bad_fraction above 0"):
+        evaluate_sets(model, {"set": dataset}, tiny_processor)
+
+
+def test_what_is_below_the_limit_is_left_out_of_the_measure_and_named_once(
+    model, tiny_processor, tmp_path, caplog
+):
+    """Once, though its image is read in several passes, and by the Trainer as well."""
+    dataset = with_one_cut(tmp_path, tiny_processor, max_bad_fraction=0.4)
+
+    found = evaluate_sets(model, {"set": dataset}, tiny_processor)["set"]
+    metrics = make_trainer(model, None, tiny_processor, tmp_path).evaluate(dataset)
+
+    assert len(dataset.failures) == 1
+    assert found["targets"] == metrics["eval_targets"] == dataset.ledger.total.tokens["targets"]
+    assert [one.getMessage() for one in caplog.records if "cut.png" in one.getMessage()]
+
+
+def test_the_trainers_evaluation_stops_at_the_same_limit(model, tiny_processor, tmp_path):
+    dataset = with_one_cut(tmp_path, tiny_processor, max_bad_fraction=0.3)
+
+    with pytest.raises(BadDataError, match=r"^1 of 3 rows of 'rows' cannot"):
+        make_trainer(model, None, tiny_processor, tmp_path).evaluate(dataset)
+
+
 def test_metrics_add_up_rows_and_do_not_average_them():
     rows = np.array([[2.0, 1.0], [9.0, 3.0], [0.0, 0.0]])
 
@@ -374,6 +419,12 @@ def test_a_document_that_cannot_be_read_ends_all_ranks_at_once(on_two_ranks):
     message = first.removeprefix("DocumentError: ")
     assert [e for e in errors if e != first] in ([f"CollectiveError: rank {n}: {message}"] for n in range(2))
     assert sum(rank["cut, read"] for rank in on_two_ranks) < 80  # and not when the others are done
+
+
+@pytest.mark.slow
+def test_documents_that_fail_on_different_ranks_are_too_many_together(on_two_ranks):
+    for rank in on_two_ranks:
+        assert rank["too many"].startswith("BadDataError: 2 of 80 rows of 'two' cannot be used")
 
 
 @pytest.mark.slow

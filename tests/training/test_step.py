@@ -167,9 +167,9 @@ def test_failures_count_with_the_rows_that_planning_left_out_and_stop_the_run(
         run.train()
 
     assert re.match(
-        r"3 of 10 rows of 'train' cannot be used, more than max_bad_fraction 0\.2: 1 were left out before "
-        r"training, and 2 failed in it\. Reasons: 2 medium\. Mend them .*, or set max_bad_fraction "
-        r"above 0\.3\. The last: .*train\.jsonl:[25]: images: [14]\.png",
+        r"3 of 10 rows of 'train' cannot be used, more than max_bad_fraction 0\.2: 1 were left out in "
+        r"planning, and 2 failed when they were read\. Reasons: 2 medium\. Mend them .*, or set "
+        r"max_bad_fraction above 0\.3\. The last: .*train\.jsonl:[25]: images: [14]\.png",
         str(raised.value),
     )
     assert run.state.epoch < 1  # a document that fails again in a later epoch would not count again
@@ -282,7 +282,7 @@ def test_failures_before_a_resume_count_towards_both_limits(tiny_processor):
         note(number, in_a_row)
     with pytest.raises(BadDataError, match=r"^100 documents in a row failed"):
         note(99, in_a_row)
-    with pytest.raises(BadDataError, match=r"^61 of 300 rows .* and 61 failed in it"):
+    with pytest.raises(BadDataError, match=r"^61 of 300 rows .* and 61 failed when they were read"):
         note(60, fraction)
 
 

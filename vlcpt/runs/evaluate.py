@@ -56,6 +56,8 @@ def eval_run(
         console.print(results_table(results))
         together(write)
     for name, dataset in sets.items():
+        if count := len(dataset.failures):
+            say(console, f"{name}: {count} documents could not be read, and are not measured.", "yellow")
         if dataset.has_media and not dataset.can_shuffle:
             say(
                 console,

@@ -125,7 +125,8 @@ def _fill(
     done: Counter[bool] = Counter()
     with Workers(training.dataloader_timeout, lambda: watched(dataset)) as workers:
         for batch in shown(console)(workers.awaited(loader), description):
-            leave_out_failed(batch)
+            leave_out_failed(batch, dataset)
+            dataset.failures.check()  # of this process: they do not wait for each other
             media = batch.get("media", [])
             assert isinstance(media, list)
             done.update(one.is_kept for one in media)

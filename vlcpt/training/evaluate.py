@@ -26,7 +26,7 @@ from vlcpt.model.shared_features import kept_features, see_alike, with_features
 from vlcpt.model.tuning import base_model
 from vlcpt.training.loss import BatchTensors, TargetLosses, target_losses
 from vlcpt.training.ranks import Alarm, add_up
-from vlcpt.training.step import leave_out_failed, sent, watched
+from vlcpt.training.step import leave_out_failed, require_few_failed, sent, watched
 
 
 class SetResult(TypedDict):
@@ -167,6 +167,7 @@ def evaluate_sets(
 
     Raises:
         DocumentError: At a document that cannot be read, with ``on_bad_data: error``.
+        BadDataError: If more of them than ``max_bad_fraction`` cannot be read.
         LoadingError: If a worker died, or did not answer in time.
         CollectiveError: For one of these on another rank.
     """
@@ -223,6 +224,7 @@ class _Scorer:
             self._score(name, dataset, seen, sums, Alarm(1))
         else:
             sums = self._score_share(name, dataset, seen, sums)
+        require_few_failed(dataset, self._options.ranks)
         measured = {*seen, *(["base"] if self._base is not None else [])}
         found: dict[Pass, Score] = {}
         for one, (nll, targets, text_nll, text_bytes) in zip(_PASSES, sums.tolist(), strict=True):
@@ -264,8 +266,10 @@ class _Scorer:
             Workers(options.timeout, lambda: watched(dataset)) as workers,
         ):
             for batches in options.track(workers.awaited(loader), f"measuring {name}"):
-                for batch in batches:
-                    leave_out_failed(batch)
+                for one, batch in zip(seen, batches, strict=True):
+                    # With the pixels of others it would be another document that failed.
+                    leave_out_failed(batch, dataset if one == "right" else None)
+                dataset.failures.check()
                 for one, losses in self._losses(dict(zip(seen, batches, strict=True))):
                     sums[_PASSES.index(one)] += self._sums(losses)
                 if alarm.rings():

@@ -225,18 +225,6 @@ def sent(batch: Batch, device: torch.device, scales: PixelScales | None = None) 
     return {**moved, "targets": targets}
 
 
-def leave_out_failed(batch: Batch) -> None:
-    """Take the samples that could not be read out of a batch of an evaluation, and name them.
-
-    Raises:
-        DocumentError: If one of them stops the run (``on_bad_data: error``).
-    """
-    for one in take_failed(batch).failed:
-        if one.stops:
-            raise DocumentError(one.message)
-        logger.warning("not measured: %s", one.message)
-
-
 def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | None) -> None:
     """Enter the documents that failed in a step in the ledger and ``dropped.jsonl``.
 
@@ -249,22 +237,61 @@ def note_failed(read: Sequence[ReadBatch], dataset: object, output_dir: Path | N
         DocumentError: If one of them stops the run (``on_bad_data: error``).
         BadDataError: If with these too many have failed.
     """
-    stopping = [one for batch in read for one in batch.failed if one.stops]
-    if stopping:
-        raise DocumentError(stopping[0].message)
+    new = _entered(read, dataset)
     if not isinstance(dataset, CPTDataset):
         return
-    lines = ""
-    for batch in read:
-        for one in batch.failed:
-            if dataset.failures.enter(one) and output_dir is not None:
-                logger.warning("left out of its pack: %s", one.message)
-                lines += one.dropped.as_line()
-        if batch.any_read:
-            dataset.failures.enter_read()
-    if lines and output_dir is not None:
+    if new and output_dir is not None:
+        _warn_of(new)
+        lines = "".join(one.dropped.as_line() for one in new)
         append_lines(output_dir / "dropped.jsonl", lines, "documents that failed in training", todo=GO_ON)
     dataset.failures.check()
+
+
+def leave_out_failed(batch: Batch, dataset: object) -> None:
+    """Take the samples that could not be read out of a batch that is not trained on, and name them once.
+
+    They are counted; :func:`require_few_failed` looks whether they are too many.
+
+    Raises:
+        DocumentError: If one of them stops the run (``on_bad_data: error``).
+    """
+    _warn_of(_entered([take_failed(batch)], dataset))
+
+
+def require_few_failed(dataset: object, ranks: int) -> None:
+    """Enter, on each rank, what failed on any of them, and raise on all alike if that is too much.
+
+    Args:
+        dataset: Of which they have read.
+        ranks: How many have; all call it.
+
+    Raises:
+        BadDataError: With the counts, the limit and what to do.
+    """
+    if not isinstance(dataset, CPTDataset):
+        return
+    for state in gather_object([dataset.failures.state()]) if ranks > 1 else ():
+        dataset.failures.restore(state)
+    dataset.failures.check()
+
+
+def _entered(read: Sequence[ReadBatch], dataset: object) -> list[FailedSample]:
+    """Enter what failed in some batches; those that had not failed before."""
+    if stopping := [one for batch in read for one in batch.failed if one.stops]:
+        raise DocumentError(stopping[0].message)
+    if not isinstance(dataset, CPTDataset):
+        return [one for batch in read for one in batch.failed]
+    new: list[FailedSample] = []
+    for batch in read:
+        new += [one for one in batch.failed if dataset.failures.enter(one)]
+        if batch.any_read:
+            dataset.failures.enter_read()
+    return new
+
+
+def _warn_of(failed: Sequence[FailedSample]) -> None:
+    for one in failed:
+        logger.warning("left out of its pack: %s", one.message)
 
 
 def save_failed(dataset: object, checkpoint: Path) -> None:

@@ -39,6 +39,7 @@ from vlcpt.training.step import (
     read_step,
     reading,
     require_failed,
+    require_few_failed,
     sent,
     set_up_collator,
     take_documents,
@@ -272,7 +273,9 @@ class CPTTrainer(Trainer):
                 stack.callback(end_persistent_workers, dataloader)
                 stack.enter_context(self._workers)
             awaited = self._workers.awaited(dataloader)
-            return super().evaluation_loop(awaited, description, *args, **kwargs)  # type: ignore[arg-type]
+            output = super().evaluation_loop(awaited, description, *args, **kwargs)  # type: ignore[arg-type]
+        require_few_failed(dataloader.dataset, self.args.world_size)
+        return output
 
     def prediction_step(
         self,
@@ -282,7 +285,7 @@ class CPTTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
-        leave_out_failed(inputs)
+        leave_out_failed(inputs, self._evaluated)
         take_documents(inputs)
         require_bounds(self.model, inputs)
         on_device = sent(inputs, self.args.device, getattr(self.data_collator, "scales", None))

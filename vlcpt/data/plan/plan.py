@@ -433,8 +433,9 @@ class Failures:
         if self._max_in_a_row is not None and len(self._in_a_row) >= self._max_in_a_row:
             last = list(self._in_a_row.values())[-1]
             raise BadDataError(
-                f"{len(self._in_a_row)} documents in a row failed while training, and {self._max_in_a_row} "
-                f"stop a run. Look whether their media can still be reached. The last: {last.message}"
+                f"{len(self._in_a_row)} documents in a row failed when they were read, and "
+                f"{self._max_in_a_row} stop a run. Look whether their media can still be reached. The last: "
+                f"{last.message}"
             )
         for source, scan in enumerate(self._plan.scans):
             failed = [one for (found, _), one in self._failed.items() if found == source]
@@ -444,7 +445,8 @@ class Failures:
             if failed and bad > self._max_fraction * scan.rows:
                 raise BadDataError(
                     f"{bad} of {scan.rows} rows of {self._names[source]!r} cannot be used, more than "
-                    f"max_bad_fraction {self._max_fraction:g}: {planned} were left out before training, and "
-                    f"{len(failed)} failed in it. Reasons: {reasons}. Mend them (see dropped.jsonl), or set "
-                    f"max_bad_fraction above {bad / scan.rows:.3g}. The last: {failed[-1].message}"
+                    f"max_bad_fraction {self._max_fraction:g}: {planned} were left out in planning, and "
+                    f"{len(failed)} failed when they were read. Reasons: {reasons}. Mend them (see the log, "
+                    f"or dropped.jsonl of the run), or set max_bad_fraction above {bad / scan.rows:.3g}. "
+                    f"The last: {failed[-1].message}"
                 )
