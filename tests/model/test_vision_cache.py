@@ -70,6 +70,18 @@ def test_the_tower_is_called_once_a_kind_for_what_is_missing_and_never_again(mod
     assert len(calls) == 2
 
 
+def test_an_image_that_comes_twice_in_a_batch_is_computed_once(model, tiny_processor, tmp_path):
+    twice = row("<image>a<image>b<image><trainable_text>c</trainable_text>", images=[png(1), png(2), png(1)])
+    store, calls = open_store(model, tmp_path), calls_of(model)
+
+    batch = batch_of(tiny_processor, store, [twice])
+    first, other, again = with_features(model, batch)["mm_encoder_outputs"]["image"].pooler_output
+
+    assert calls == [2 * 16]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_what_an_earlier_batch_computed_is_taken_though_the_worker_had_not_seen_it(
     model, tiny_processor, tmp_path
 ):

@@ -202,7 +202,11 @@ def _missing(
     # Looked for again: an earlier batch may have had the same medium, after a worker looked. So what is used
     # does not depend on how far workers read ahead.
     found = [one.store.get(one.key, one.tokens) for one in media]
-    places = [place for place, one in enumerate(found) if one is None]
+    first: dict[str, int] = {}  # each that is computed, and where it comes first
+    for place, (one, features) in enumerate(zip(media, found, strict=True)):
+        if features is None:
+            first.setdefault(one.key, place)
+    places = list(first.values())
     bounds = {
         name: value
         for name, value in inputs.items()
@@ -212,14 +216,14 @@ def _missing(
         # What the tower would get of all of them fits no longer.
         parts, bounds = pixels.split([one.tokens * _merge(base) for one in media]), {}
         pixels, grids = torch.cat([parts[place] for place in places]), grids[places]
-    computed = iter(_computed(base, modality, pixels, grids, bounds, media[0].store) if places else ())
-    result = []
-    for one, features in zip(media, found, strict=True):
-        if features is None:
-            features = next(computed)
-            _keep(one, features, must_keep=must_keep)
-        result.append(features.to(pixels.device))
-    return result
+    made = _computed(base, modality, pixels, grids, bounds, media[0].store) if places else ()
+    computed = dict(zip(first, made, strict=True))
+    for key, place in first.items():
+        _keep(media[place], computed[key], must_keep=must_keep)
+    return [
+        (computed[one.key] if features is None else features).to(pixels.device)
+        for one, features in zip(media, found, strict=True)
+    ]
 
 
 def _merge(base: PreTrainedModel) -> int:
