@@ -150,6 +150,12 @@ def test_features_in_other_types_are_others(model, tmp_path, other):
     assert open_store(model, tmp_path, **other).tower != open_store(model, tmp_path).tower
 
 
+def test_features_of_the_other_patch_embedding_are_others(model, tmp_path):
+    towers = [open_store(model, tmp_path, patch_embedding=form).tower for form in ("auto", "conv", "linear")]
+
+    assert len(set(towers)) == 3
+
+
 def test_another_configuration_of_the_tower_is_another_tower(model, tmp_path):
     before = open_store(model, tmp_path).tower
     model.config.vision_config.window_size *= 2

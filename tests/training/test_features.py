@@ -97,6 +97,20 @@ def test_an_evaluation_in_training_takes_features_too(make_tiny_model, tiny_proc
     assert found[0][1] > 0 == found[1][1]
 
 
+def test_features_of_one_patch_embedding_are_not_used_beside_the_other(
+    make_tiny_model, tiny_processor, tmp_path
+):
+    """Their products are rounded differently, so losses would not be those without a cache to the bit."""
+    losses = []
+    for number, cache in enumerate((None, "cache", "cache")):
+        model = apply_tuning(make_tiny_model(), ModelConfig("base"))
+        way = {"vision_cache": cache and str(tmp_path / cache), "max_steps": 2, "packing": False}
+        way["patch_embedding"] = "conv" if number == 1 else "linear"
+        losses.append(train(model, IMAGES, tiny_processor, tmp_path / str(number), **way)[0])
+
+    assert losses[2] == losses[0]
+
+
 MORE_WAYS = {
     "bf16": {"bf16": True},
     "workers": {"dataloader_num_workers": 2},

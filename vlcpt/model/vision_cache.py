@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,6 +39,7 @@ def open_store(
     dtype: torch.dtype | None = None,
     autocast: torch.dtype | None = None,
     converted: torch.dtype | None = None,
+    patch_embedding: Literal["auto", "conv", "linear"] = "auto",
 ) -> FeatureStore:
     """The features of a model's vision tower and merger, as a run with these types computes them.
 
@@ -49,6 +51,8 @@ def open_store(
         dtype: The type to store them in; None: the one that the tower gives.
         autocast: The type of products, where the run uses autocast.
         converted: The type to which DeepSpeed converts the weights.
+        patch_embedding: The setting, and not what a machine chooses by it: its timing would decide what is
+            found, and where it chooses, on a GPU, bits depend on more than that.
 
     Raises:
         ConfigError: If the tower or the merger trains, or has an adapter.
@@ -66,7 +70,8 @@ def open_store(
     digest = xxhash.xxh3_128()
     config = base.config.vision_config.to_dict()
     facts = {name: value for name, value in config.items() if name not in _WITHOUT_EFFECT}
-    digest.update(json.dumps([facts, str(dtype), str(autocast)], sort_keys=True, default=str).encode())
+    what = [facts, str(dtype), str(autocast), patch_embedding]
+    digest.update(json.dumps(what, sort_keys=True, default=str).encode())
     for name, weight in _weights(base):
         converts = converted is not None and weight.is_floating_point()
         plain = weight.detach().to("cpu", converted if converts else weight.dtype).contiguous()

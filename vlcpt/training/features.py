@@ -69,6 +69,7 @@ def run_store(model: nn.Module, args: CPTConfig) -> FeatureStore:
         dtype=_asked_type(args),
         autocast=autocast_type(args) if asked_stage(args) is None else None,  # DeepSpeed converts
         converted=converted_type(args),
+        patch_embedding=args.patch_embedding,
     )
 
 
