@@ -9,7 +9,7 @@ import torch
 
 from tests.support import digits
 from vlcpt import CPTConfig
-from vlcpt.config.yaml import load_config
+from vlcpt.config.yaml import dump_config, load_config
 from vlcpt.demo import base_path
 from vlcpt.model.loading import load_processor
 from vlcpt.report.memory import CONTEXT
@@ -27,8 +27,8 @@ def on_a_gpu(tmp_path, monkeypatch):
         f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 512\n"
     )
 
-    def choose(total: int, *options: str) -> tuple[str, CPTConfig]:
-        configs = load_config(Path(config), ["--use_cpu", "true", *options])
+    def choose(total: int, *options: str, config: Path = config) -> tuple[str, CPTConfig]:
+        configs = load_config(config, ["--use_cpu", "true", *options])
         processor = load_processor(base_path())
         dataset = RunData(configs, processor, lambda items, what: items).train()
         with monkeypatch.context() as patched:
@@ -36,6 +36,7 @@ def on_a_gpu(tmp_path, monkeypatch):
             properties = SimpleNamespace(total_memory=total)
             patched.setattr(torch.cuda, "get_device_properties", lambda device: properties)
             said = memory.choose_checkpointing(configs, dataset, 4)
+        (tmp_path / "written.yaml").write_text(dump_config(configs, tmp_path))
         return said, configs.training
 
     return choose
@@ -61,3 +62,20 @@ def test_what_the_configuration_says_stays(on_a_gpu, asked):
 
     assert said == ""
     assert training.activation_checkpointing is (asked == "true")
+
+
+@pytest.mark.parametrize(
+    ("total", "options"),
+    [(80 * 2**30, ()), (2**30, ()), (2**30, ("--activation_checkpointing", "false"))],
+    ids=["chosen off", "chosen on", "asked"],
+)
+def test_the_written_configuration_repeats_the_run_on_a_gpu_of_any_size(on_a_gpu, tmp_path, total, options):
+    """What a machine has chosen is written as if it had been asked for: another one must not choose again."""
+    _, first = on_a_gpu(total, *options)
+
+    for other in (2**30, 80 * 2**30):
+        said, again = on_a_gpu(other, config=tmp_path / "written.yaml")
+
+        assert said == ""
+        assert again.activation_checkpointing is first.activation_checkpointing
+        assert again.gradient_checkpointing is first.gradient_checkpointing
