@@ -39,6 +39,19 @@ def test_an_engine_that_nobody_asked_for_stops_the_run(tiny_model, tiny_processo
         check.on_train_begin(trainer.args, TrainerState(), TrainerControl())
 
 
+def test_a_hook_on_the_output_layer_is_warned_of_once_as_training_begins(
+    tiny_model, tiny_processor, tmp_path, caplog
+):
+    dataset = CPTDataset(FOUR, tiny_processor, max_length=128)
+    trainer = make_trainer(tiny_model, dataset, tiny_processor, tmp_path)
+    tiny_model.lm_head.register_forward_hook(lambda module, args, output: None)
+    state = TrainerState(is_world_process_zero=True)
+
+    trainer.callback_handler.on_train_begin(trainer.args, state, TrainerControl())
+
+    assert caplog.text.count("Set loss_chunk: 0") == 1
+
+
 TEXT = [row(f"a valve <trainable_text>{number}</trainable_text>") for number in range(4)]
 SEEN = [row("<image>a valve", images=[png(0, 56, 56)])]
 

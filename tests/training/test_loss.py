@@ -9,8 +9,9 @@ from torch import nn
 
 from tests.support import FOUR, encode_rows, largest_deviation, run_alone
 from vlcpt import CPTDataCollator, ModelConfig, load_model
+from vlcpt.model.tuning import apply_tuning, base_model
 from vlcpt.training import loss as loss_module
-from vlcpt.training.loss import target_losses, total_weight
+from vlcpt.training.loss import target_losses, total_weight, warn_of_hooks
 
 
 class Table(nn.Module):
@@ -263,3 +264,32 @@ def test_under_autocast_chunks_are_as_exact_as_all_logits_at_once(tiny_model_dir
 
     assert torch.allclose(losses.nll, plain.nll, rtol=1e-6)
     assert largest_deviation(gradients, exact) < 2 * largest_deviation(of_plain, exact)
+
+
+def note(module, args, output):
+    """A hook of a user."""
+
+
+@pytest.mark.parametrize(
+    ("chunk", "hook", "warns"),
+    [(128, note, True), (0, note, False), (128, nn.functional.dropout, False)],
+    ids=["a user's", "all at once", "a library's"],
+)
+def test_a_hook_that_would_get_losses_for_logits_is_warned_of(tiny_model, caplog, chunk, hook, warns):
+    tiny_model.lm_head.register_forward_hook(hook)
+
+    warn_of_hooks(tiny_model, chunk)
+
+    assert [one.getMessage() for one in caplog.records if "(note)" in one.getMessage()] == caplog.messages
+    assert ("Set loss_chunk: 0" in caplog.text) == warns
+
+
+def test_a_hook_on_a_trained_copy_of_the_output_layer_is_warned_of(make_tiny_model, caplog):
+    model = apply_tuning(make_tiny_model(), ModelConfig("base", train_embeddings=True))
+    for name, layer in model.named_modules():
+        if name.endswith("lm_head.modules_to_save.default"):
+            layer.register_forward_hook(note)
+
+    warn_of_hooks(base_model(model), 128)
+
+    assert "(note)" in caplog.text

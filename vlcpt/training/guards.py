@@ -24,6 +24,7 @@ from vlcpt.model.patch_embedding import choose_form, embed_patches
 from vlcpt.model.tuning import base_model, limit_checkpointing
 from vlcpt.model.weights import first_not_finite, tensors_of
 from vlcpt.training.cost import peak_share
+from vlcpt.training.loss import warn_of_hooks
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import first_rank_only
 
@@ -264,6 +265,7 @@ class EngineCheck(TrainerCallback):
         embed_patches(base, patches.form)
         if not state.is_world_process_zero:
             return
+        warn_of_hooks(base, args.loss_chunk if isinstance(args, CPTConfig) else 0)
         engine = describe_engine(wrapped, args.world_size)
         for line in filter(None, (engine, kernels, patches.reason)):
             self._progress.say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.model.vision_cache import with_features
+
+logger = logging.getLogger(__name__)
 
 # What a collator made: tensors, and perhaps a flag or two.
 BatchTensors = Mapping[str, object]
@@ -143,13 +146,48 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
     return found() if found else None
 
 
+def _scored_layers(head: nn.Module) -> list[nn.Module]:
+    """The layers whose forward gives losses in place of logits."""
+    if isinstance(head, ModulesToSaveWrapper):  # one of these is called by it, with hooks of its own
+        return [head.original_module, *head.modules_to_save.values()]
+    return [head]
+
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes")
+
+
+def warn_of_hooks(model: nn.Module, chunk: int) -> None:
+    """Warn where a forward hook on the output layer would be given losses and not logits.
+
+    Args:
+        model: Wrapped or not.
+        chunk: As for :func:`target_losses`.
+
+    Example:
+        >>> warn_of_hooks(nn.Linear(1, 1), 128)  # no output layer
+    """
+    head = _output_layer(model)
+    if not chunk or head is None:
+        return
+    # Engines have hooks of their own there, which look at no values.
+    found = [
+        hook
+        for layer in {head, *_scored_layers(head)}
+        for hook in layer._forward_hooks.values()
+        if str(getattr(hook, "__module__", "")).partition(".")[0] not in _LIBRARIES
+    ]
+    if found:
+        logger.warning(
+            "a forward hook on the output layer (%s) gets the losses of targets in training, and not logits: "
+            "these are made a few at a time inside the layer. Set loss_chunk: 0 to give it logits.",
+            ", ".join(str(getattr(hook, "__qualname__", hook)) for hook in found),
+        )
+
+
 @contextmanager
 def _scoring(head: nn.Module, targets: Targets, chunk: int) -> Iterator[None]:
     """Have an output layer give losses (N,) for hidden states (B, T, hidden) while this lasts."""
-    layers = [head]
-    if isinstance(head, ModulesToSaveWrapper):  # one of these is called by it, with hooks of its own
-        layers = [head.original_module, *head.modules_to_save.values()]
-    before = [(layer, vars(layer).get("forward"), layer.forward) for layer in layers]
+    before = [(layer, vars(layer).get("forward"), layer.forward) for layer in _scored_layers(head)]
 
     def scored(layer: nn.Module, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def score(hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
