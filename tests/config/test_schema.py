@@ -426,6 +426,8 @@ def test_in_python_a_mapping_is_a_source_and_an_unknown_field_is_named():
         ("eval_do_concat_batches: false", "eval_do_concat_batches: Evaluation needs all rows"),
         ("train_sampling_strategy: group_by_length", "Choose one of: random, sequential"),
         ("train_sampling_strategy: batch_rebalance", "Choose one of: random, sequential"),
+        ("packing: false\nbalance_ranks: true", "balance_ranks: true would not be used"),
+        ("train_sampling_strategy: sequential\nbalance_ranks: true", "balance_ranks: true would not be used"),
         ("accelerator_config: {split_batches: true}", "split_batches: a batch is of each process"),
         ("accelerator_config: {dispatch_batches: true}", "dispatch_batches: rank 0 would cut batches"),
         ("accelerator_config: {even_batches: false}", "even_batches: ranks would wait"),

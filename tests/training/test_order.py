@@ -11,8 +11,9 @@ from torch.utils.data import BatchSampler
 from tests.processes import run_on_ranks
 from tests.support import make_trainer
 from tests.training.balanced_rank import PER_STEP, ROWS, STEPS, train
-from vlcpt import CPTConfig, CPTDataset
+from vlcpt import CPTConfig, CPTDataset, CPTTrainer
 from vlcpt.data.plan.balance import PackCost
+from vlcpt.errors import ConfigError
 from vlcpt.training.checkpoints.files import verify
 from vlcpt.training.order import PackOrder, StepSampler
 
@@ -120,6 +121,13 @@ def test_a_data_set_of_another_kind_is_read_in_the_order_of_trainer(order):
 
     assert order(2).packs(given) is given
     assert order(2).sampler(given) is None
+
+
+def test_balancing_that_was_asked_for_and_cannot_be_is_refused(tiny_model, tiny_processor, tmp_path):
+    args = CPTConfig(str(tmp_path), use_cpu=True, balance_ranks=True)
+
+    with pytest.raises(ConfigError, match=r"balance_ranks: true needs a CPTDataset with .*; found list\."):
+        CPTTrainer(tiny_model, args, train_dataset=[1, 2, 3], processing_class=tiny_processor)
 
 
 def test_a_resumed_run_keeps_the_order_of_its_checkpoint(order, dataset):

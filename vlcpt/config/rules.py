@@ -90,6 +90,11 @@ def training_rules(values: Mapping[str, object]) -> Iterator[str]:
             f"train_sampling_strategy {training.train_sampling_strategy}: it cannot see how long a pack is. "
             f"Choose one of: {', '.join(_SAMPLING)}."
         )
+    if training.balance_ranks and not (training.packing and training.train_sampling_strategy == "random"):
+        yield (
+            "balance_ranks: true would not be used: it puts packs together, and orders them at random. "
+            "Remove it, or packing: false and train_sampling_strategy."
+        )
     if training.patch_embedding not in _PATCH_EMBEDDINGS:
         yield (
             f"patch_embedding {training.patch_embedding!r} is none of its choices: "

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.balance import PackCost, order_of_steps, share_among_ranks
+from vlcpt.errors import ConfigError
 from vlcpt.training.cost import cost_of
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,30 @@ class StepSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Take the order of this epoch from now on; accelerate calls it."""
         self._epoch = epoch
+
+
+def require_packs(args: CPTConfig, dataset: object) -> None:
+    """Refuse ``balance_ranks: true`` for data whose packs nobody knows.
+
+    Args:
+        args: The training configuration. Where balancing is its default, such data is read as Trainer would.
+        dataset: Of the training; None: there is none.
+
+    Raises:
+        ConfigError: With what to do instead.
+
+    Example:
+        >>> require_packs(CPTConfig("out", use_cpu=True), [1, 2, 3])
+        >>> require_packs(CPTConfig("out", use_cpu=True, balance_ranks=True), [1, 2, 3])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        vlcpt.errors.ConfigError: balance_ranks: true needs a CPTDataset with packing, ...
+    """
+    if not args.balance_ranks or dataset is None or (isinstance(dataset, CPTDataset) and dataset.packing):
+        return
+    raise ConfigError(
+        "balance_ranks: true needs a CPTDataset with packing, which knows what its packs cost; found "
+        f"{type(dataset).__name__}. Remove balance_ranks, or train on a CPTDataset."
+    )
 
 
 class PackOrder:

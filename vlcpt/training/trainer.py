@@ -29,7 +29,7 @@ from vlcpt.training.evaluate import row_sums, trainer_metrics
 from vlcpt.training.features import keep_features
 from vlcpt.training.guards import EngineCheck, FiniteNumbers, check_run, require_bounds
 from vlcpt.training.loss import target_losses
-from vlcpt.training.order import PackOrder
+from vlcpt.training.order import PackOrder, require_packs
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import HostSums, RankWatch
 from vlcpt.training.step import (
@@ -85,6 +85,7 @@ class CPTTrainer(Trainer):
         console: Console | None = None,
     ) -> None:
         check_run(model, args)
+        require_packs(args, train_dataset)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("CPTTrainer needs processing_class (the processor), or a data_collator.")
