@@ -15,7 +15,6 @@ Tower: counts, not times, so that the widths are small; blocks, windows and the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -25,10 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import accumulate
-from pathlib import Path
 
 import torch
-from machine import pin
+from machine import options, pin
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -351,11 +349,10 @@ def count_tower() -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = options(
+        __doc__, each="both sides twice", quick="Packs of 2,048 tokens, two repetitions.", plots=False
+    )
     parser.add_argument("--tokens", type=int, default=8192, help="Tokens of a pack, a multiple of 8.")
-    parser.add_argument("--repetitions", type=int, default=5, help="Each has both sides twice.")
-    parser.add_argument("--quick", action="store_true", help="Packs of 2,048 tokens, two repetitions.")
-    parser.add_argument("--output", type=Path, help="JSON with every time.")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.tokens, arguments.repetitions = 2048, 2

@@ -13,7 +13,6 @@ stops the benchmark. One thread on one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from machine import memory, pin
+from machine import memory, options, pin
 from step import PACK, write_base, write_documents
 from torch.utils.data import DataLoader
 
@@ -87,11 +86,9 @@ def tower_calls(model: torch.nn.Module, run: Callable[[], object]) -> int:
 
 def main() -> None:
     """Compare, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5, help="Each has every side twice.")
-    parser.add_argument("--quick", action="store_true", help="Images of 224×168, two repetitions.")
-    parser.add_argument("--output", type=Path, help="JSON with every time.")
-    arguments = parser.parse_args()
+    arguments = options(
+        __doc__, each="every side twice", quick="Images of 224×168, two repetitions.", plots=False
+    ).parse_args()
     size, scale = ((224, 168), 4) if arguments.quick else ((800, 600), 1)
     pin()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,27 @@ def pin() -> None:
 
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def options(
+    description: str | None, *, each: str, quick: str, repetitions: int = 5, plots: bool = True
+) -> argparse.ArgumentParser:
+    """The command line of a script that measures sides in turn, for it to add its own to.
+
+    Args:
+        description: Of the script.
+        each: What a repetition has.
+        quick: What ``--quick`` makes smaller.
+        repetitions: How many there are unless asked otherwise.
+        plots: Whether it draws its times.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=repetitions, help=f"Each has {each}.")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--output", type=Path, help="JSON with every time.")
+    if plots:
+        parser.add_argument("--plot", type=Path, help="A picture of the times; needs matplotlib.")
+    return parser
 
 
 def about() -> dict[str, str | int]:

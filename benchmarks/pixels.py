@@ -17,7 +17,6 @@ benchmark stops. One thread on one core, A B B A, CPU seconds of the process; ra
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -27,7 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from machine import about, pin, save_bars
+from machine import about, options, pin, save_bars
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -195,12 +194,9 @@ def run_case(name: str, count: int, repetitions: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=10, help="Each has every side once.")
-    parser.add_argument("--quick", action="store_true", help="Three repetitions, fewer documents.")
-    parser.add_argument("--output", type=Path, help="JSON with every time.")
-    parser.add_argument("--plot", type=Path, help="A picture of the times; needs matplotlib.")
-    arguments = parser.parse_args()
+    arguments = options(
+        __doc__, each="every side once", quick="Three repetitions, fewer documents.", repetitions=10
+    ).parse_args()
     pin()
     print(
         "| document | a file | visual tokens | processor | worker, ratio | in all, ratio "

@@ -14,7 +14,6 @@ in all of them, or the benchmark stops. One thread on one core, A B B A, CPU tim
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from machine import about, pin, save_bars
+from machine import about, options, pin, save_bars
 from PIL import Image as PILImage
 from pixels import PUBLISHED, by_processor, write_documents
 
@@ -77,12 +76,9 @@ def compare(folder: Path, rows: Sequence[dict[str, object]], processor: object) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5, help="Each has both sides once.")
-    parser.add_argument("--quick", action="store_true", help="Eight documents, two repetitions.")
-    parser.add_argument("--output", type=Path, help="JSON with every time.")
-    parser.add_argument("--plot", type=Path, help="A picture of the times; needs matplotlib.")
-    arguments = parser.parse_args()
+    arguments = options(
+        __doc__, each="both sides once", quick="Eight documents, two repetitions."
+    ).parse_args()
     pin()
     files, copies, shapes = (4, 2, 20) if arguments.quick else (8, 15, 150)
     repetitions = 2 if arguments.quick else arguments.repetitions

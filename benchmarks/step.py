@@ -25,7 +25,6 @@ read CPU time.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import logging
@@ -41,7 +40,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from machine import about, pin, save_bars
+from machine import about, options, pin, save_bars
 from PIL import Image as PILImage
 from rich.console import Console
 from transformers import (
@@ -391,12 +390,8 @@ def print_table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=5, help="Each has every side once.")
-    parser.add_argument("--quick", action="store_true", help="Images of 224×168, two repetitions.")
+    parser = options(__doc__, each="every side once", quick="Images of 224×168, two repetitions.")
     parser.add_argument("--keep_activations", action="store_true", help="No activation checkpointing.")
-    parser.add_argument("--output", type=Path, help="JSON with every time.")
-    parser.add_argument("--plot", type=Path, help="A picture of the times; needs matplotlib.")
     arguments = parser.parse_args()
     size, scale = ((224, 168), 4) if arguments.quick else ((800, 600), 1)
     repetitions = 2 if arguments.quick else arguments.repetitions

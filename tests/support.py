@@ -4,6 +4,7 @@ Each document runs alone through the plain model, with the model's own positions
 packing, no collator, no Trainer, no ``logits_to_keep``.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from vlcpt import CPTConfig, CPTDataset, CPTTrainer, encode_document, parse_mark
 from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import DocumentSource, open_source
+from vlcpt.demo import base_path
 
 IGNORED = -100
 # Every clip here has 16 frames at 8 a second, of which 2 a second are taken: 2 time steps, a second apart.
@@ -83,6 +85,16 @@ TEN = [
     row(f'five <trainable_text weight="4">{digits(24, 10)}</trainable_text>'),
     row(f"<image>six <trainable_text>{digits(16, 11)}</trainable_text>", images=[png(7)]),
 ]
+
+
+def write_run(folder: Path, *lines: str) -> Path:
+    """The configuration of a run on the demo's base with four texts of 300 tokens, and their file."""
+    rows = [{"text": digits(300, number)} for number in range(4)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = folder / "run.yaml"
+    of_run = (f"model_name_or_path: {base_path()}", "train_data: train.jsonl", "output_dir: out")
+    config.write_text("".join(f"{line}\n" for line in (*of_run, "max_length: 512", *lines)))
+    return config
 
 
 def encode_rows(rows: Sequence[Mapping[str, object]], processor: object) -> list[Sample]:

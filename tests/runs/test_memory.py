@@ -1,13 +1,12 @@
 """Tests of vlcpt/runs/memory.py."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.support import digits
+from tests.support import write_run
 from vlcpt import CPTConfig
 from vlcpt.config.yaml import dump_config, load_config
 from vlcpt.demo import base_path
@@ -20,12 +19,7 @@ from vlcpt.runs.data import RunData
 @pytest.fixture
 def on_a_gpu(tmp_path, monkeypatch):
     """A function that chooses for a run on a GPU of so many bytes: what it says, and the configuration."""
-    rows = [{"text": digits(300, number)} for number in range(4)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 512\n"
-    )
+    config = write_run(tmp_path)
 
     def choose(total: int, *options: str, config: Path = config) -> tuple[str, CPTConfig]:
         configs = load_config(config, ["--use_cpu", "true", *options])

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tests.support import digits
+from tests.support import write_run
 from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
@@ -28,13 +28,7 @@ MEASURED = {
 @pytest.fixture
 def foreseen(tmp_path, monkeypatch):
     """A function that foresees a run of four texts on a machine."""
-    rows = [{"text": digits(300, number)} for number in range(4)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 512\n"
-        "use_cpu: true\n"
-    )
+    config = write_run(tmp_path, "use_cpu: true")
     monkeypatch.setattr(speed_module, "seconds_to_load", lambda *ignored: 3.0)
 
     def foresee(machine: Machine | str, devices: int = 1, *options: str):
