@@ -10,8 +10,9 @@ from transformers import ProcessorMixin
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from vlcpt.data.documents import Modality
-from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample, make_fillers
+from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample
 from vlcpt.data.encode.features import KeptMedium
+from vlcpt.data.encode.fillers import make_fillers
 from vlcpt.data.encode.vision import pixel_scales, scaled_pixels
 from vlcpt.data.plan.plan import FailedSample
 
@@ -34,7 +35,7 @@ class CPTDataCollator:
         processor: A ``Qwen2_5_VLProcessor``.
         fill_modalities: ``image``, ``video`` or both: a batch without any gets a tiny one, as a document
             of its own in its shortest row. Ranks that share a tower need equal calls of it, see
-            :func:`vlcpt.data.encode.encoder.make_fillers`; :class:`vlcpt.CPTTrainer` sets this where they do.
+            :func:`vlcpt.data.encode.fillers.make_fillers`; :class:`vlcpt.CPTTrainer` sets this where they do.
 
     Attributes:
         names_documents: Whether a batch also has ``documents``, the names of its samples: for the trainer,

@@ -1,12 +1,11 @@
-"""A document becomes tokens, then a sample with positions. The only module that knows the control tokens."""
+"""A document becomes tokens, then a sample with positions."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +14,7 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Modality, Text, TurnEdge, Video
 from vlcpt.data.encode.features import FeatureReader, FeatureStore, KeptMedium
+from vlcpt.data.encode.positions import VisionBlock, mrope_positions
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
 from vlcpt.data.encode.vision import (
     DEFAULT_OPTIONS,
@@ -142,54 +142,6 @@ class EncodedDocument(Document):
     stream: TokenStream = field(kw_only=True, compare=False, repr=False)
     numbers: np.void = field(kw_only=True, compare=False, repr=False)
     folder: str = field(default="", kw_only=True, compare=False, repr=False)
-
-
-class VisionBlock(NamedTuple):
-    """Where a medium's pad tokens stand, in merged units.
-
-    Args:
-        start: Index of the first pad token in the sample.
-        grid: (T, H, W) after merging, so T·H·W pads.
-        interval: Position steps between two temporal grids; 1 for images.
-    """
-
-    start: int
-    grid: tuple[int, int, int]
-    interval: float
-
-
-def mrope_positions(length: int, blocks: Sequence[VisionBlock]) -> torch.Tensor:
-    """Temporal, height and width position of every token.
-
-    The same numbers as ``Qwen2_5_VLModel.get_rope_index`` of transformers 5.23, which needs the
-    model; this needs only the grids, so that loader workers can do it.
-
-    Args:
-        length: Tokens of the sample.
-        blocks: Its media in order.
-
-    Returns:
-        ``position_ids`` of shape (3, length), int64.
-
-    Example:
-        >>> mrope_positions(6, [VisionBlock(1, (1, 1, 3), 1.0)]).tolist()
-        [[0, 1, 1, 1, 4, 5], [0, 1, 1, 1, 4, 5], [0, 1, 2, 3, 4, 5]]
-    """
-    parts: list[torch.Tensor] = []
-    position, done = 0, 0
-    for start, (grid_t, grid_h, grid_w), interval in blocks:
-        text = torch.arange(start - done) + position
-        position += start - done
-        parts.append(text.expand(3, -1))
-        # Truncated before the offset is added, as upstream does: float steps, whole positions.
-        temporal = (torch.arange(grid_t) * interval).long()
-        block = torch.meshgrid(temporal, torch.arange(grid_h), torch.arange(grid_w), indexing="ij")
-        parts.append(torch.stack(block).reshape(3, -1) + position)
-        # Upstream moves on by the larger side only, even where a long video's last grid lies further.
-        position += max(grid_h, grid_w)
-        done = start + grid_t * grid_h * grid_w
-    parts.append((torch.arange(length - done) + position).expand(3, -1))
-    return torch.cat(parts, dim=1)
 
 
 _CONTROL_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>",
@@ -500,45 +452,3 @@ def _token_id(processor: ProcessorMixin, token: str) -> int:
             "load the folder or Hub id of one."
         )
     return found
-
-
-def make_fillers(processor: ProcessorMixin, modalities: Iterable[Modality]) -> Mapping[Modality, Sample]:
-    """One sample for each modality: a medium of the mean colour that takes a single token.
-
-    Ranks that share a step must call the vision tower equally often: once a batch for its images and
-    once for its videos. Where one of them has neither, ZeRO-3 waits for ever for its part of the tower's
-    weights, and ZeRO-2 for its part of the gradients.
-
-    Args:
-        processor: A ``Qwen2_5_VLProcessor``.
-        modalities: Those of any batch of the run.
-
-    Example:
-        >>> from vlcpt import load_processor
-        >>> from vlcpt.demo import base_path
-        >>> filler = make_fillers(load_processor(base_path()), ["image"])["image"]
-        >>> len(filler), filler.image_grid_thw.tolist()
-        (3, [[1, 2, 2]])
-    """
-    made: dict[Modality, Sample] = {}
-    for modality in modalities:
-        if modality not in ("image", "video"):
-            raise ValueError(f"fill_modalities has {modality!r}. Its values are image and video.")
-        is_image = modality == "image"
-        one = processor.image_processor if is_image else processor.video_processor
-        names = ("<|vision_start|>", "<|image_pad|>" if is_image else "<|video_pad|>", "<|vision_end|>")
-        grid = torch.tensor([[1, one.merge_size, one.merge_size]])
-        # 0 after normalising is the mean colour.
-        patches = torch.zeros(one.merge_size**2, 3 * one.temporal_patch_size * one.patch_size**2)
-        made[modality] = Sample(
-            input_ids=torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(names))),
-            labels=torch.full((3,), IGNORE_INDEX),
-            loss_weights=torch.zeros(3),
-            position_ids=torch.arange(3).expand(3, -1),  # one token: a step in each direction
-            pixel_values=patches if is_image else None,
-            image_grid_thw=grid if is_image else None,
-            pixel_values_videos=None if is_image else patches,
-            video_grid_thw=None if is_image else grid,
-            name=f"{modality} filler",
-        )
-    return made

@@ -1,11 +1,11 @@
-"""What stands in for a missing image or video: one token, no target, nothing that it changes."""
+"""Tests of vlcpt/data/encode/fillers.py: one token, no target, nothing that it changes."""
 
 import pytest
 import torch
 
 from tests.support import FOUR, encode_rows, largest_deviation, make_trainer
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
-from vlcpt.data.encode.encoder import make_fillers
+from vlcpt.data.encode.fillers import make_fillers
 from vlcpt.training.loss import target_losses, total_weight
 
 BOTH = ("image", "video")

@@ -1,11 +1,11 @@
-"""Positions equal the model's own for any mixture of text, images and videos."""
+"""Tests of vlcpt/data/encode/positions.py: the model's own, for any mixture of text, images and videos."""
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlcpt.data.encode.encoder import VisionBlock, mrope_positions
+from vlcpt.data.encode.positions import VisionBlock, mrope_positions
 
 shared = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
