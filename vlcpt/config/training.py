@@ -66,7 +66,7 @@ class CPTConfig(TrainingArguments):
         "Targets whose logits are held at once, so that memory does not grow with the targets of a pack. "
         "0: all, as transformers does.",
     )
-    # Wider than in TrainingArguments: auto is what nobody has said.
+    # Wider than in TrainingArguments: auto is the same as no value.
     activation_checkpointing: bool | str | None = key(  # type: ignore[assignment]
         None,
         "Compute activations again instead of keeping them: true, false, or auto: on a GPU, unless all of "
@@ -97,7 +97,7 @@ class CPTConfig(TrainingArguments):
     trust_checkpoint: bool = key(
         False, "Let DeepSpeed unpickle a checkpoint that this run did not write. It may run code."
     )
-    # Wider than in TrainingArguments: None is what nobody has said.
+    # Wider than in TrainingArguments: None until the number is chosen.
     bf16: bool | None = key(  # type: ignore[assignment]
         None,
         "Compute in bfloat16. Default: true on a GPU that has it in hardware, unless fp16 or the DeepSpeed "
@@ -110,7 +110,7 @@ class CPTConfig(TrainingArguments):
     )
     logging_nan_inf_filter: bool = key(False, "Hide a loss that is not a finite number in the log.")
     remove_unused_columns: bool = key(False, "Must stay false: true would drop loss_weights.")
-    # Wider than in TrainingArguments: None is what nobody has said.
+    # Wider than in TrainingArguments: None until the number is chosen.
     dataloader_num_workers: int | None = key(  # type: ignore[assignment]
         None,
         "Processes per device that read and encode media. 0: none. Default: a core each, 2 to 8.",

@@ -236,7 +236,7 @@ def _mask(
 def _without_mask(
     module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Tell a language model that documents make its masks needless, before it looks for packs itself.
+    """Spare a language model its masks where it has the bounds of documents, before it looks for packs.
 
     It would compare positions on the device, and wait for it (transformers 5.24, ``create_causal_mask``).
     """

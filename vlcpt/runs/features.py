@@ -33,7 +33,7 @@ def fill_cache(configs: Configs, console: Console) -> FeatureStore:
     """Compute the features that a run of this configuration would, of all its media, and keep them.
 
     Processes that a launcher started share the packs of the data; each reads the rows for itself. What is
-    kept already stays, so an interrupted run goes on where it was.
+    kept already stays, so an interrupted run continues where it stopped.
 
     Raises:
         WriteError: If features cannot be written.

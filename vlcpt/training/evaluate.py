@@ -118,7 +118,7 @@ class EvalOptions:
     Args:
         batch_size: Items in one forward pass.
         num_workers: Processes that read.
-        timeout: Seconds to wait for a batch of theirs; 0: for ever.
+        timeout: Seconds to wait for a batch of theirs; 0: no limit.
         autocast: The type of products, as in training; None for that of the weights.
         loss_chunk: Targets whose logits are held at once; 0: all.
         track: What shows the progress.
@@ -303,7 +303,7 @@ class _Scorer:
         """Σ nll, targets, Σ nll without end-of-text and bytes of the text: float64 (4,)."""
         nll, ids = losses.nll.to(self._summing).double(), losses.ids.to(self._summing)
         is_text = ids != self._eos
-        # Not by indexing, whose size the device would have to tell first.
+        # Indexing would wait for the device, which alone knows how many there are.
         text_nll, sizes = nll.where(is_text, 0.0), self._token_bytes[ids].where(is_text, 0.0)
         return torch.stack([nll.sum(), nll.new_full((), len(ids)), text_nll.sum(), sizes.sum()])
 

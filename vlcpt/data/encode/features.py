@@ -24,7 +24,7 @@ from vlcpt.file_writes import write_file
 
 logger = logging.getLogger(__name__)
 
-# Part of every key: raise it when the pixels that the tower gets of the same file become others.
+# Part of every key: raise it when the same file gives the tower other pixels than before.
 _LAYOUT = 1
 _TENSOR = "features"
 # What a processor's settings say beside what makes the pixels of a given grid out of given frames. The size
@@ -80,7 +80,7 @@ class FeatureStore:
         """Features (tokens, width), memory-mapped; None if there are none, or not as they were written."""
         path = self.path(key)
         try:
-            if not path.is_file():  # others, such as a pipe, could be read for ever
+            if not path.is_file():  # others, such as a pipe, could be read without end
                 return None
             with safe_open(path, framework="pt") as file:
                 metadata, found = file.metadata() or {}, file.get_tensor(_TENSOR)
