@@ -232,7 +232,7 @@ def test_documents_that_fail_when_they_are_measured_count_towards_the_limit(mode
         evaluate_sets(model, {"set": dataset}, tiny_processor)
 
 
-def test_what_is_below_the_limit_is_left_out_of_the_measure_and_named_once(
+def test_what_is_below_the_limit_is_left_out_of_the_measure_named_and_counted_once(
     model, tiny_processor, tmp_path, caplog
 ):
     """Once, though its image is read in several passes, and by the Trainer as well."""
