@@ -1,5 +1,6 @@
 """What all tests share: a tiny random model and the processor it goes with."""
 
+import gc
 import os
 import signal
 
@@ -27,6 +28,23 @@ from tests.published import PUBLISHED, Vocabulary, spread_weights, write_publish
 
 DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"
 MakeTinyModel = Callable[..., Qwen2_5_VLForConditionalGeneration]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports() -> None:
+    """Take what was imported out of each garbage collection to come.
+
+    Trainer asks for a whole one at each start: half a second for a million objects that stay, more than
+    the steps of a tiny model take. ``vlcpt doctor`` ends this, hence once a module.
+    """
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Hypothesis, if it is imported for its summary alone, asks who refers to what is frozen."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

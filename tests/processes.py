@@ -20,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["vlcpt.cli", "vlcpt.runs.train", "vlcpt.training.trainer"])
+# The last one takes what the others made out of garbage collections: each would copy its pages.
+_PRELOADED = ["vlcpt.cli", "vlcpt.runs.train", "vlcpt.training.trainer", "tests.frozen_imports"]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 _HOLDS = """
