@@ -165,8 +165,8 @@ def _run(command: list[str], files: tuple[str, str], cwd: str, environment: dict
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)
         os.close(opened)
-        stream.reconfigure(line_buffering=True)
-    sys.path.insert(0, str(ROOT))
+        stream.reconfigure(line_buffering=True, encoding=environment.get("PYTHONIOENCODING"))
+    sys.path[:0] = [cwd, str(ROOT)]
     sys.argv = command
     try:
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)

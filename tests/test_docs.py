@@ -2,13 +2,10 @@
 
 import ast
 import json
-import os
 import re
 import runpy
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -19,6 +16,7 @@ from PIL import Image
 from transformers import TrainerState
 from typer.testing import CliRunner
 
+from tests.processes import run_module
 from tests.support import opened
 from vlcpt import CPTDataset, read_documents
 from vlcpt.cli import app
@@ -90,10 +88,7 @@ def test_the_training_pages_say_the_same_in_both_languages():
 def test_the_python_example_of_training_runs_as_written(tmp_path):
     example = block(page("training.md"), "python")
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    result = run_module("example", cwd=tmp_path, environment={"CUDA_VISIBLE_DEVICES": ""})
 
     assert result.returncode == 0, result.stderr
     assert len([line for line in example.splitlines() if line.strip()]) <= 12

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, Started
 from vlcpt.demo import base_path
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -23,19 +22,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def limited(project: Path, kilobytes: int, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+def limited(project: Path, kilobytes: int, *arguments: str) -> tuple[int, list[str]]:
     """A command that may write no file of more kilobytes: its exit code, and the lines of stderr."""
-    limit = f'ulimit -f {kilobytes}; exec "$0" -m vlcpt "$@"'
-    done = subprocess.run(
-        ["bash", "-c", limit, sys.executable, *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return done.returncode, done.stderr.splitlines()
+    errors = project / "errors"  # a file, and so limited as well
+    run = Started(["tests.limited", str(kilobytes), *arguments], Path(os.devnull), errors, cwd=project)
+    try:
+        return run.wait(300), errors.read_text().splitlines()
+    finally:
+        run.kill()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +46,7 @@ def test_what_is_too_large_to_write_is_one_line_and_nothing_of_it_is_left(
     code, errors = limited(project, kilobytes, *arguments)
 
     assert code == 1, errors
-    assert not any("Traceback" in line for line in errors)
+    assert not any("Traceback" in line for line in errors), errors
     (said,) = (line for line in errors if "could not be written" in line)
     assert what in said
     assert "File too large" in said and " are free there" in said
@@ -62,9 +56,16 @@ def test_what_is_too_large_to_write_is_one_line_and_nothing_of_it_is_left(
 def test_a_cache_that_cannot_be_written_is_named_with_what_chooses_another(project):
     subprocess.run(["gzip", project / "a.jsonl"], check=True)
 
-    code, errors = limited(
-        project, 10**6, "check", "my.yaml", "--train_data", "a.jsonl.gz", HF_DATASETS_CACHE="/dev/null/no"
+    done = subprocess.run(
+        [sys.executable, "-m", "vlcpt", "check", "my.yaml", "--train_data", "a.jsonl.gz"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": "/dev/null/no"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
+    code, errors = done.returncode, done.stderr.splitlines()
 
     assert code == 1, errors
     assert errors[-1].startswith("vlcpt: /dev/null/no/vlcpt/")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Started
 from tests.support import png
 from vlcpt.__main__ import main, print_everywhere
 from vlcpt.demo import base_path
@@ -118,22 +119,32 @@ def test_halves_of_characters_are_printed_on_utf_8(monkeypatch: pytest.MonkeyPat
     assert stream.buffer.getvalue().decode() == "a?.png 中\n"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "cp936"},
-    ],
-)
-def test_inspect_goes_through_in_a_process_without_utf_8(project: Path, environment: dict[str, str]) -> None:
+@pytest.fixture
+def inspected(project: Path) -> list[str]:
+    """``vlcpt inspect`` of a row in Chinese."""
     (project / "a.jsonl").write_text(json.dumps({"text": "安全阀"}) + "\n")
     (project / "b.yaml").write_text(
         f"model_name_or_path: {base_path()}\ntrain_data: a.jsonl\noutput_dir: out\nuse_cpu: true\n"
     )
+    return ["vlcpt", "inspect", "b.yaml"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp936"])
+def test_inspect_goes_through_where_streams_are_not_in_utf_8(
+    project: Path, inspected: list[str], encoding: str
+) -> None:
+    output, errors = project / "stdout", project / "stderr"
+    run = Started(inspected, output, errors, cwd=project, environment={"PYTHONIOENCODING": encoding})
+    assert run.wait(120) == 0, errors.read_bytes()
+    assert b"Traceback" not in errors.read_bytes()
+    assert b"a.jsonl:1" in output.read_bytes()
+
+
+def test_inspect_goes_through_in_a_process_without_utf_8(project: Path, inspected: list[str]) -> None:
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     whole = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
     run = subprocess.run(
-        [sys.executable, "-m", "vlcpt", "inspect", "b.yaml"],
+        [sys.executable, "-m", *inspected],
         cwd=project,
         env=whole | environment,
         capture_output=True,
