@@ -155,11 +155,12 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
             "Remove what you set, or start a new adapter."
         )
     sets = data.eval_data + data.retention_data
-    if (training.eval_strategy != "no" or training.eval_on_start) and not sets:
-        yield "eval_strategy and eval_on_start need documents: give eval_data, or remove them."
+    no_strategy = training.eval_strategy in (None, "no")
+    if (not no_strategy or training.eval_on_start or training.eval_on_end) and not sets:
+        yield "eval_strategy, eval_on_start and eval_on_end need documents: give eval_data, or remove them."
     metric, saves_best = training.metric_for_best_model, training.save_strategy == "best"
     measured = [f"eval_{one.name}_{number}" for one in sets for number in ("loss", "perplexity")]
-    if training.eval_strategy == "no" and (metric is not None or saves_best):
+    if no_strategy and (metric is not None or saves_best):
         needs = "save_strategy: best" if saves_best else "metric_for_best_model"
         yield f"{needs} needs eval_strategy: steps or epoch. Set it, or remove the key."
     elif metric is not None and metric not in measured and f"eval_{metric}" not in measured:

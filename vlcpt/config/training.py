@@ -88,6 +88,18 @@ class CPTConfig(TrainingArguments):
         "How patches of pixels are embedded. conv: the model's Conv3d, which some releases of cuDNN compute "
         "slowly. linear: the equal linear layer. auto: on a GPU the faster of both, measured at the start.",
     )
+    # Wider than in TrainingArguments: None is what nobody has said.
+    eval_strategy: Literal["no", "steps", "epoch"] | None = key(  # type: ignore[assignment]
+        None,
+        "When to evaluate in training: no, steps or epoch. Default: at its start and its end, where there is "
+        "something to evaluate.",
+    )
+    eval_on_start: bool | None = key(  # type: ignore[assignment]
+        None, "Evaluate before the first step. Default: true where eval_strategy is not set."
+    )
+    eval_on_end: bool | None = key(
+        None, "Evaluate after the last step. Default: true where eval_strategy is not set."
+    )
     overwrite: bool = key(False, "Delete the earlier run in output_dir and start again.")
     # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.
     resume_from_checkpoint: bool | str | None = key(  # type: ignore[assignment]
@@ -139,6 +151,13 @@ class CPTConfig(TrainingArguments):
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
         if self.activation_checkpointing or self.gradient_checkpointing:
             self.activation_checkpointing_kwargs = checkpointing
+        # CPTTrainer turns off what nobody has asked for, where there is nothing to evaluate.
+        self.chooses_evaluation = self.eval_strategy is None
+        asked = (self.eval_on_start, self.eval_on_end)
+        self.eval_on_start, self.eval_on_end = (
+            self.chooses_evaluation if one is None else one for one in asked
+        )
+        self.eval_strategy = "no" if self.eval_strategy is None else self.eval_strategy
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("perplexity"):
             self.greater_is_better = False  # Trainer knows it of a loss only
         if self.torch_compile:

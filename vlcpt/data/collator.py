@@ -38,8 +38,9 @@ class CPTDataCollator:
             :func:`vlcpt.data.encode.fillers.make_fillers`; :class:`vlcpt.CPTTrainer` sets this where they do.
 
     Attributes:
-        names_documents: Whether a batch also has ``documents``, the names of its samples: for the trainer,
-            which takes them out again.
+        names_documents: Whether a batch also has ``documents``, the names of its samples, and
+            ``document_sources``, the number of the source of each document in its bounds, -1 of padding: for
+            the trainer, which takes them out again.
         keeps_bytes: Whether pixels stay as they were decoded, an eighth of what they become, for the trainer,
             which scales them on the device.
         window_size: Side of the vision tower's windows, pixels. Where it is set, a batch also has what the
@@ -122,6 +123,7 @@ class CPTDataCollator:
             batch["failed"] = failed
         if self.names_documents:
             batch["documents"] = [sample.name for sample in samples]
+            batch["document_sources"] = _sources(packs, longest)
         return batch
 
     def _joined(self, found: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -165,6 +167,15 @@ class CPTDataCollator:
             torch.arange(room).expand(4, -1)
         ]
         return torch.cat(ids), torch.cat(labels), torch.cat(weights), torch.cat(positions, dim=1)
+
+
+def _sources(packs: Sequence[Sequence[Sample]], row: int) -> list[int]:
+    """The source of each document in the order of :func:`_bounds`; -1 of padding."""
+    found: list[int] = []
+    for pack in packs:
+        own = [sample.source for sample in pack]
+        found += own if sum(len(sample) for sample in pack) == row else [*own, -1]
+    return found
 
 
 def _bounds(packs: Sequence[Sequence[Sample]], row: int) -> Batch:

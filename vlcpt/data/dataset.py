@@ -6,6 +6,7 @@ import copy
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -356,9 +357,10 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
                 self._next(others, source, row) if self._pixels_of == "next_document" else None
                 for others in (self._with_images, self._with_videos)
             )
-        sample = self._encoder.sample(
+        encoded = self._encoder.sample(
             document, stream, start, stop, repeated=bool(repeated), pixels_of=pixels
         )
+        sample = replace(encoded, source=source)
         return sample if self.keeps_bytes else scaled_sample(sample, self._encoder.vision.scales)
 
     def _read(self, source: int, row: int, checksum: int) -> tuple[Document, TokenStream]:

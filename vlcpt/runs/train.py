@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import IntervalStrategy
 
 from vlcpt.config.precision import autocast_type
 from vlcpt.config.rules import missing_packages
@@ -184,8 +185,8 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     if is_main:
         console.print(towers_table(tower_table(model)))
     ranks.at(0, "reading the evaluation data")
-    evaluates = training.eval_on_start or str(training.eval_strategy) not in ("no", "IntervalStrategy.NO")
-    sets = data.evaluations() if evaluates else {}
+    every = training.eval_strategy != IntervalStrategy.NO
+    sets = data.evaluations() if every or training.eval_on_start or training.eval_on_end else {}
     for name, one in sets.items():
         require_equal(one.digest, f"the plan of {name}")
     dataset.ledger.unmeasured = [dropped for one in sets.values() for dropped in one.ledger.dropped]

@@ -36,12 +36,14 @@ class Targets:
         ids: int64 (N,).
         weights: float32 (N,).
         rows: int64 (N,): the row of the batch.
+        sources: int64 (N,): the source of the document, -1 where the batch does not say it.
     """
 
     places: torch.Tensor
     ids: torch.Tensor
     weights: torch.Tensor
     rows: torch.Tensor
+    sources: torch.Tensor
 
     def to(self, device: torch.device) -> Self:
         """The same on a device, without waiting for it."""
@@ -56,12 +58,14 @@ class TargetLosses(NamedTuple):
         weights: float32 (N,).
         ids: int64 (N,).
         rows: int64 (N,): the row of the batch.
+        sources: int64 (N,): the source of the document, -1 where the batch does not say it.
     """
 
     nll: torch.Tensor
     weights: torch.Tensor
     ids: torch.Tensor
     rows: torch.Tensor
+    sources: torch.Tensor
 
 
 def targets_of(inputs: BatchTensors) -> Targets:
@@ -81,14 +85,26 @@ def targets_of(inputs: BatchTensors) -> Targets:
     labels = _tensor(inputs["labels"])
     rows, before = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
     weights = inputs.get("loss_weights")
+    places = rows * labels.shape[1] + before
     return Targets(
-        places=rows * labels.shape[1] + before,
+        places=places,
         ids=labels[rows, before + 1],
         weights=torch.ones(len(rows), device=rows.device)
         if weights is None
         else _tensor(weights)[rows, before + 1].float(),
         rows=rows,
+        sources=_sources_of(inputs, places),
     )
+
+
+def _sources_of(inputs: BatchTensors, places: torch.Tensor) -> torch.Tensor:
+    """The source of the document of each target, from the bounds of documents."""
+    if (sources := inputs.get("document_sources")) is None:
+        return torch.full_like(places, -1)
+    ends = _tensor(inputs["cu_seq_lens_q"])
+    # The target is the token after its place, in the same document.
+    documents = torch.searchsorted(ends, places + 1, right=True) - 1
+    return torch.tensor(sources, device=places.device)[documents]
 
 
 def total_weight(inputs: BatchTensors) -> float:
@@ -125,7 +141,7 @@ def target_losses(model: nn.Module, inputs: BatchTensors, chunk: int = LOSS_CHUN
     """
     inputs = with_features(model, inputs)
     targets = targets_of(inputs)
-    ours = ("labels", "loss_weights", "targets")
+    ours = ("labels", "loss_weights", "targets", "document_sources")
     forward = {name: value for name, value in inputs.items() if name not in ours}
     head = _output_layer(model)
     if chunk and head is not None:
@@ -135,7 +151,7 @@ def target_losses(model: nn.Module, inputs: BatchTensors, chunk: int = LOSS_CHUN
         keep = torch.zeros_like(_tensor(inputs["input_ids"]), dtype=torch.bool)
         keep.view(-1)[targets.places] = True
         nll = _nll(model(**forward, logits_to_keep=keep).logits, targets.ids)
-    return TargetLosses(nll, targets.weights, targets.ids, targets.rows)
+    return TargetLosses(nll, targets.weights, targets.ids, targets.rows, targets.sources)
 
 
 def _output_layer(model: nn.Module) -> nn.Module | None:

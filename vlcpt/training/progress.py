@@ -1,10 +1,14 @@
-"""What a run logs and shows: one line a logging step, in the terminal and in ``train_log.jsonl``."""
+"""What a run logs and shows: a line for each logging step, in the terminal and in ``train_log.jsonl``."""
 
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -45,7 +49,10 @@ class RunProgress(TrainerCallback):
         self.clock = StepClock(device)
         self.peak_share: PeakShare | None = None
         self._max_length = max_length
+        self._device = device
         self._bar: Progress | None = None
+        # Steps and seconds of the last lines, for the time that is left.
+        self._pace: deque[tuple[int, float]] = deque(maxlen=20)
         self._reset()
 
     def _reset(self) -> None:
@@ -76,6 +83,7 @@ class RunProgress(TrainerCallback):
     ) -> None:
         """Start the bar, and forget what the log says of steps that will be run again."""
         self._reset()
+        self._pace.clear()
         self.clock.take()
         if not state.is_world_process_zero:
             return
@@ -114,6 +122,9 @@ class RunProgress(TrainerCallback):
         logs_steps = args.logging_strategy == IntervalStrategy.STEPS
         if logs_steps and state.global_step == state.max_steps < state.logging_steps:
             control.should_log = True
+        is_last = state.global_step == state.max_steps or control.should_training_stop
+        if is_last and getattr(args, "eval_on_end", False):
+            control.should_evaluate = True
         if self._bar:
             self._bar.update(self._task, completed=state.global_step)
 
@@ -125,6 +136,39 @@ class RunProgress(TrainerCallback):
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+    def measures(
+        self, args: TrainingArguments, state: TrainerState, loss: float, of_sources: Mapping[str, float]
+    ) -> dict[str, float]:
+        """What a log line says of the steps since the last one, besides their loss. Counting starts anew.
+
+        Args:
+            loss: Of these steps.
+            of_sources: The same of each source.
+
+        Returns:
+            By the names that trackers and ``trainer.state.log_history`` get; docs/log.md lists them.
+        """
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        steps = max(self._steps, 1)
+        found = _running_mean(state, loss)
+        found |= {f"loss/{name}": round(value, 6) for name, value in of_sources.items()}
+        found["targets_per_second"] = round(self.targets * args.world_size / seconds, 1)
+        if self._max_length and self.rows:
+            found["fill"] = round(self.tokens / (self.rows * self._max_length), 4)
+        if self.peak_share:
+            found["mfu"] = round(self.peak_share.take(seconds), 4)
+        times = self.clock.take()
+        found |= {f"seconds/{phase}": round(spent / steps, 4) for phase, spent in times.items()}
+        if total := sum(times.values()):
+            found["data_wait"] = round(times["data_wait"] / total, 4)
+        found |= {f"learning_rate/{name}": rate for name, rate in self._learning_rates.items()}
+        found["peak_memory_gib"] = round(_peak_memory(self._device) / 2**30, 3)
+        self._pace.append((steps, seconds))
+        pace = sum(spent for _, spent in self._pace) / sum(done for done, _ in self._pace)
+        found["eta_seconds"] = round(pace * max(state.max_steps - state.global_step, 0), 1)
+        self._reset()
+        return found
 
     def on_log(
         self,
@@ -138,19 +182,6 @@ class RunProgress(TrainerCallback):
         logs = dict(logs or {})
         if "train_runtime" in logs:
             return  # Trainer's closing summary: its mean loss is of the steps since a resume, not of the run
-        if "loss" in logs:
-            seconds = max(time.monotonic() - self._since, 1e-9)
-            logs["targets_per_second"] = round(self.targets * args.world_size / seconds, 1)
-            if self._max_length and self.rows:
-                logs["fill"] = round(self.tokens / (self.rows * self._max_length), 4)
-            if self.peak_share:
-                logs["mfu"] = round(self.peak_share.take(seconds), 4)
-            times = self.clock.take()
-            logs |= {
-                f"seconds/{phase}": round(spent / max(self._steps, 1), 4) for phase, spent in times.items()
-            }
-            logs |= {f"learning_rate/{name}": rate for name, rate in self._learning_rates.items()}
-            self._reset()
         # What was spent on an evaluation is no time of the steps around it.
         self._since += sum(
             value for key, value in logs.items() if key.startswith("eval") and key.endswith("_runtime")
@@ -159,32 +190,99 @@ class RunProgress(TrainerCallback):
             return
         line = json.dumps({"step": state.global_step, **logs}) + "\n"
         append_lines(Path(str(args.output_dir)) / LOG_NAME, line, "the log of the run", todo=GO_ON)
-        if shown := _line(state, logs):
+        if shown := _line(state, logs, self.console.width if self.console.is_terminal else None):
             self.say(shown)
 
 
-def _line(state: TrainerState, logs: dict[str, float]) -> str | None:
-    """One line for people; None for what is only logged."""
+_WINDOW = 25  # log lines in a running mean
+
+
+def _running_mean(state: TrainerState, loss: float) -> dict[str, float]:
+    """The mean loss of the last log lines, and how far it is from that of as many lines before them."""
+    before = (float(line["loss"]) for line in reversed(state.log_history) if "loss" in line)
+    losses = [loss, *islice(before, 2 * _WINDOW - 1)]
+    count = min(_WINDOW, (len(losses) + 1) // 2)
+    recent, earlier = losses[:count], losses[count : 2 * count]
+    mean = sum(recent) / len(recent)
+    found = {"loss_mean": round(mean, 6)}
+    if earlier:
+        found["loss_trend"] = round(mean - sum(earlier) / len(earlier), 6)
+    return found
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a GPU; elsewhere the most that this process has held."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _line(state: TrainerState, logs: Mapping[str, float], width: int | None) -> str | None:
+    """One line for people; None for what is only logged.
+
+    Args:
+        width: Columns of the terminal, of which what matters least is left out; None: no limit.
+    """
     at = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
     if "loss" in logs:
-        parts = [f"loss {logs['loss']:.4f}", f"{logs['targets_per_second']:,.0f} targets/s"]
-        spent = {phase: logs.get(f"seconds/{phase}", 0.0) for phase in PHASES}
-        if total := sum(spent.values()):
-            parts.append(
-                " ".join(
-                    f"{phase.removeprefix('data_')} {value / total:.0%}" for phase, value in spent.items()
-                )
-            )
-        if "mfu" in logs:
-            parts.append(f"mfu {logs['mfu']:.0%}")
-        if "fill" in logs:
-            parts.append(f"fill {logs['fill']:.0%}")
-        rates = {key.split("/")[1]: value for key, value in logs.items() if key.startswith("learning_rate/")}
-        if len(set(rates.values())) == 1:
-            rates = {"": next(iter(rates.values()))}
-        parts.append("lr " + " ".join(f"{name} {rate:.2e}".strip() for name, rate in rates.items()))
-        return "  ".join([at, *parts])
-    losses = {key: value for key, value in logs.items() if key.startswith("eval") and key.endswith("loss")}
+        parts = _step_parts(logs)
+        while width is not None and len(at) + sum(len(text) + 2 for _, text in parts) > width:
+            worst = max(range(len(parts)), key=lambda number: parts[number][0])
+            if parts[worst][0] == 0:
+                break
+            del parts[worst]
+        return "  ".join([at, *(text for _, text in parts)])
+    losses = {
+        key[len("eval_") : -len("_loss")] or "loss": value
+        for key, value in logs.items()
+        if key.startswith("eval") and key.endswith("_loss")
+    }
     if losses:
-        return "  ".join([at, *(f"{key} {value:.4f}" for key, value in losses.items())])
+        return "  ".join([at, "evaluation", *(f"{key} {value:.4f}" for key, value in losses.items())])
     return None
+
+
+def _step_parts(logs: Mapping[str, float]) -> list[tuple[int, str]]:
+    """What the line of a step says, in order, each part with a number: those with the highest go first."""
+    mean = f" (mean {logs['loss_mean']:.4f}" if "loss_mean" in logs else ""
+    trend = f" {logs['loss_trend']:+.4f})" if "loss_trend" in logs else ")" if mean else ""
+    parts = [(0, f"loss {logs['loss']:.4f}"), (1, f"{mean}{trend}".strip())]
+    sources = {key.partition("/")[2]: value for key, value in logs.items() if key.startswith("loss/")}
+    parts.append((5, " ".join(f"{name} {value:.4f}" for name, value in sources.items())))
+    if "targets_per_second" in logs:
+        parts.append((3, f"{logs['targets_per_second']:,.0f} targets/s"))
+    spent = {phase: logs.get(f"seconds/{phase}", 0.0) for phase in PHASES}
+    if total := sum(spent.values()):
+        shares = {phase.removeprefix("data_"): f"{value / total:.0%}" for phase, value in spent.items()}
+        parts.append((4, f"wait {shares.pop('wait')}"))
+        parts.append((8, " ".join(f"{phase} {share}" for phase, share in shares.items())))
+    if "mfu" in logs:
+        parts.append((6, f"mfu {logs['mfu']:.0%}"))
+    if "fill" in logs:
+        parts.append((7, f"fill {logs['fill']:.0%}"))
+    rates = {key.split("/")[1]: value for key, value in logs.items() if key.startswith("learning_rate/")}
+    if len(set(rates.values())) == 1:
+        rates = {"": next(iter(rates.values()))}
+    if rates:
+        parts.append((6, "lr " + " ".join(f"{name} {rate:.2e}".strip() for name, rate in rates.items())))
+    if "eta_seconds" in logs:
+        parts.append((2, f"left {duration(logs['eta_seconds'])}"))
+    return [(rank, text) for rank, text in parts if text]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(42.4), duration(3725), duration(200_000)
+        ('42 s', '1 h 02 min', '2 d 7 h')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

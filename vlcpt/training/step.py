@@ -214,7 +214,8 @@ def sent(batch: Batch, device: torch.device, scales: PixelScales | None = None) 
         ['input_ids', 'use_cache', 'targets']
     """
     targets = targets_of(batch).to(device)
-    rest = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights")}
+    known = ("labels", "loss_weights", "document_sources")  # and now in the targets
+    rest = {name: value for name, value in batch.items() if name not in known}
     moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in rest.items()

@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from vlcpt.config.schema import LEARNING_RATES
 from vlcpt.config.training import CPTConfig
 from vlcpt.data.collator import Batch, CPTDataCollator
+from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.errors import ConfigError
 from vlcpt.interrupts import Interruption, signal_of
@@ -32,6 +33,7 @@ from vlcpt.training.loss import target_losses
 from vlcpt.training.order import PackOrder, require_packs
 from vlcpt.training.progress import RunProgress
 from vlcpt.training.ranks import HostSums, RankWatch
+from vlcpt.training.source_losses import SourceLosses
 from vlcpt.training.step import (
     count_step,
     leave_out_failed,
@@ -84,6 +86,8 @@ class CPTTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         console: Console | None = None,
     ) -> None:
+        if eval_dataset is None and args.chooses_evaluation:
+            args.eval_on_start = args.eval_on_end = False
         check_run(model, args)
         require_packs(args, train_dataset)
         if data_collator is None:
@@ -118,11 +122,14 @@ class CPTTrainer(Trainer):
         for upstream in (ProgressCallback, PrinterCallback):  # would write beside the progress of this run
             self.remove_callback(upstream)
         self._evaluated: object = None
+        self._evaluates_start = bool(args.eval_on_start)
         self._interruption = Interruption()
         self._workers = Workers(args.dataloader_timeout, lambda: watched(self.train_dataset, self._evaluated))
         self._finite = FiniteNumbers(self)
         self._ranks = RankWatch(args, lambda: reading(self.train_dataset))
         self._sums = HostSums(args)
+        names = [*train_dataset.source_rows] if isinstance(train_dataset, CPTDataset) else []
+        self._source_losses = SourceLosses(names, args.device)
         self._order = PackOrder(model, args)
         self._checkpoints = Checkpoints(self, self.args, self.model, self.progress, self._order)
         for callback in (EngineCheck(self, self.progress), self._finite, self._ranks, self._checkpoints):
@@ -151,6 +158,8 @@ class CPTTrainer(Trainer):
         with self._ranks.watched(), self._checkpoints.held():
             self._sums.connect()
             checkpoint = self._checkpoints.resume(resume_from_checkpoint)
+            # The run that is resumed has done so already.
+            self.args.eval_on_start = self._evaluates_start and checkpoint is None
             with (
                 quiet_partial_load(),
                 self._workers,
@@ -224,8 +233,17 @@ class CPTTrainer(Trainer):
         losses = target_losses(model, inputs, self.args.loss_chunk)
         weight = losses.weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (losses.nll * losses.weights).sum() / weight * self.accelerator.num_processes
+        if model.training:
+            self._source_losses.add(losses)
         self.progress.clock.end("forward")
         return self._finite.watched(loss)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log for all that watch: callbacks, trackers, ``state.log_history``. All ranks call it together."""
+        if "loss" in logs:
+            of_sources = self._source_losses.take(self._sums.add)
+            logs = {**logs, **self.progress.measures(self.args, self.state, logs["loss"], of_sources)}
+        super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The configured optimizer over one group a tower, each with its learning rate."""

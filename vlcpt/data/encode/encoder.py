@@ -163,6 +163,7 @@ class Sample:
         pixel_values_videos: The same of all videos, or None.
         video_grid_thw: int64 (V, 3), or None.
         name: The document, for messages.
+        source: The number of its source in the data set; -1 of a sample that comes from none.
         media: Its media in order, where features of theirs are kept; else empty. Only those without
             features then have pixels and a grid.
         image_features, video_features: Those that are kept, one medium after the other, or None.
@@ -177,6 +178,7 @@ class Sample:
     pixel_values_videos: torch.Tensor | None = field(default=None, repr=False)
     video_grid_thw: torch.Tensor | None = None
     name: str = "document"
+    source: int = -1
     media: tuple[KeptMedium, ...] = ()
     image_features: torch.Tensor | None = field(default=None, repr=False)
     video_features: torch.Tensor | None = field(default=None, repr=False)
