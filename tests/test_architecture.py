@@ -70,6 +70,7 @@ PUBLIC = [
 # fmt: on
 OVERRIDES = {
     "__init__",
+    "log",
     "train",
     "get_train_dataloader",
     "_get_train_sampler",

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.encode.encoder import EncodedDocument
 from vlcpt.data.formats.chat import PREFERENCES
-from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, schema_reader
+from vlcpt.data.formats.detect import SCHEMAS, check_format, detect_format, log_formats, schema_reader
 from vlcpt.data.formats.unread import Unread
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.files import may_hold_media
@@ -19,6 +19,7 @@ from vlcpt.data.rows.fields import Row, id_field, is_given
 from vlcpt.data.rows.open import SourceConfig, open_rows, why_empty
 from vlcpt.data.rows.tables import DatasetRows, MemoryRows, is_dataset
 from vlcpt.data.rows.tars import TarRow, with_own_files
+from vlcpt.data.rows.text_files import TextRows
 from vlcpt.file_writes import WriteError
 
 
@@ -34,6 +35,7 @@ class DocumentSource:
         reading: The format and its options, by the names of the configuration.
         share: The part of all targets asked for.
         max_row_bytes: Above which a row is refused.
+        is_detected: Whether its format was found from its rows.
     """
 
     name: str
@@ -43,6 +45,7 @@ class DocumentSource:
     reading: Mapping[str, object]
     share: float | None = None
     max_row_bytes: int = MAX_ROW_BYTES
+    is_detected: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -184,7 +187,10 @@ def open_source(
     targets = source.targets or next(iter(SCHEMAS[format].targets), None)
     reading = {"format": format, "targets": targets, "chat_template": source.chat_template or None}
     reading |= {"untagged": untagged} if format == "vlcpt" else {}
-    return DocumentSource(name, rows, read, unread, reading, source.share, max_row_bytes)
+    is_detected = source.format == "auto" and not isinstance(rows, TextRows)
+    return DocumentSource(
+        name, rows, read, unread, reading, source.share, max_row_bytes, is_detected=is_detected
+    )
 
 
 def _only_needed(
@@ -297,7 +303,7 @@ def open_sources(
     role: str = "train_data",
     max_row_bytes: int = MAX_ROW_BYTES,
 ) -> list[DocumentSource]:
-    """Sources as any caller may give them.
+    """Sources as any caller may give them; formats that were found from rows are logged.
 
     Args:
         sources: A path, a mapping as in ``train_data``, or a list of these, ``DataConfig.train_data``
@@ -311,25 +317,25 @@ def open_sources(
         >>> [source.name for source in open_sources([{"text": "a"}, {"text": "b"}], "train")]
         ['rows']
     """
+    found = list(_opened(sources, untagged, memory_name, role, max_row_bytes))
+    log_formats({one.name: one.unread.format for one in found if one.is_detected})
+    return found
+
+
+def _opened(
+    sources: Sources, untagged: Untagged, memory_name: str, role: str, max_row_bytes: int
+) -> Iterator[DocumentSource]:
     given: Sequence[object] = sources if isinstance(sources, list | tuple) else [sources]
     is_one = isinstance(sources, str | Path | Mapping | SourceConfig) and not is_dataset(sources)
     if is_one or (given is sources and all(map(_is_source, given))):
-        return [
-            open_source(member, rows, untagged=untagged, max_row_bytes=max_row_bytes)
-            for source, rows in map(_source, given)
-            for member in (members_of(source, role) if rows is None else [source])
-        ]
-    if hasattr(sources, "__len__") and not len(sources):
-        return []
-    tables = given if all(map(is_dataset, given)) else [sources]
-    return [
-        open_source(
-            SourceConfig(f"{memory_name}-{number}" if number > 1 else memory_name),
-            one,  # type: ignore[arg-type]
-            untagged=untagged,
-        )
-        for number, one in enumerate(tables, 1)
-    ]
+        for source, rows in map(_source, given):
+            for member in members_of(source, role) if rows is None else [source]:
+                yield open_source(member, rows, untagged=untagged, max_row_bytes=max_row_bytes)
+    elif not hasattr(sources, "__len__") or len(sources):
+        tables = given if all(map(is_dataset, given)) else [sources]
+        for number, one in enumerate(tables, 1):
+            name = f"{memory_name}-{number}" if number > 1 else memory_name
+            yield open_source(SourceConfig(name), one, untagged=untagged)  # type: ignore[arg-type]
 
 
 _KEYS = {one.name for one in fields(SourceConfig)}

@@ -158,6 +158,20 @@ class _Visible(logging.Formatter):
         return visible(super().format(record))
 
 
+class _Once(logging.Filter):
+    """Of records that have the same ``once``, the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key = getattr(record, "once", None)
+        is_new = key is None or key not in self._shown
+        self._shown.add(str(key))
+        return is_new
+
+
 @contextmanager
 def shown_log(level: int) -> Iterator[None]:
     """Show what this package logs on stderr as it is, one line each, for as long as a command runs.
@@ -170,6 +184,7 @@ def shown_log(level: int) -> Iterator[None]:
     ours, handler = logging.getLogger("vlcpt"), logging.StreamHandler(sys.stderr)
     before = (ours.level, ours.propagate)
     handler.setFormatter(_Visible("vlcpt: %(message)s"))
+    handler.addFilter(_Once())
     ours.addHandler(handler)
     ours.setLevel(level)
     ours.propagate = False  # some libraries put a handler of their own on the root

@@ -85,6 +85,10 @@ def check_run(
     held_out = {
         entry.name: _planned(partial(data.evaluation, entry))[1] for entry in evaluation_entries(lenient.data)
     }
+    lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
+    # First as well as last: what comes between fills more than a screen.
+    verdict = f"Documents that would not be used: {lost:,}." if lost else "Every document would be used."
+    say(console, verdict, "yellow" if lost else "green")
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
@@ -106,8 +110,7 @@ def check_run(
     _write(ledger, Path(str(configs.training.output_dir)), console)
     if dataset is not None:
         require_media(configs.model.trained_towers, dataset)
-    lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
-    say(console, f"Documents that would not be used: {lost:,}." if lost else "Every document would be used.")
+    say(console, verdict, "yellow" if lost else "green")
     return not lost
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 from transformers import IntervalStrategy
 
 from vlcpt.config.precision import autocast_type
@@ -28,7 +29,8 @@ from vlcpt.model.loading import (
     resolve_dtype,
 )
 from vlcpt.model.tuning import tower_table
-from vlcpt.report.screen import Screen, say
+from vlcpt.report.screen import Screen, say, visible
+from vlcpt.report.summary import next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.run_files import PLANS, require_empty
 from vlcpt.runs.data import (
@@ -42,6 +44,7 @@ from vlcpt.runs.data import (
 from vlcpt.runs.memory import choose_checkpointing
 from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
 from vlcpt.training.guards import check_launch, check_packed
+from vlcpt.training.progress import duration
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
 from vlcpt.training.step import require_media
 from vlcpt.training.trainer import CPTTrainer
@@ -109,7 +112,22 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
             say(console, f"saved in {output}")
     if repo_id is not None:
         say(console, f"pushed to {push_run(configs, repo_id).url}")
+    if is_main:
+        _show_summary(trainer, configs, console, config_path)
     return trainer
+
+
+def _show_summary(trainer: CPTTrainer, configs: Configs, console: Console, config_path: Path | None) -> None:
+    """From where to where the run came, and what a person would do next."""
+    summary = summarise(trainer.state.log_history)
+    console.print(summary_table(summary))
+    time = f" in {duration(summary.seconds)}" if summary.seconds is not None else ""
+    say(console, f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}. Next:")
+    output = Path(str(configs.training.output_dir))
+    sets = configs.data.eval_data or configs.data.retention_data
+    for line in next_commands(config_path, output, evaluates=bool(sets)):
+        # A line to copy: unbroken, however narrow the terminal.
+        console.print(Text(f"  {visible(line)}"), soft_wrap=True)
 
 
 def prepare_output(configs: Configs, config_path: Path | None = None) -> list[str]:

@@ -194,7 +194,7 @@ class RunProgress(TrainerCallback):
             self.say(shown)
 
 
-_WINDOW = 25  # log lines in a running mean
+_WINDOW = 10  # log lines in a running mean
 
 
 def _running_mean(state: TrainerState, loss: float) -> dict[str, float]:

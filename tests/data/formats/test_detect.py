@@ -12,7 +12,14 @@ import pytest
 from tests.support import opened
 from vlcpt import Document, DocumentError, Text
 from vlcpt.data.documents import TurnEdge
-from vlcpt.data.formats.detect import FORMATS, SCHEMAS, check_format, detect_format, schema_reader
+from vlcpt.data.formats.detect import (
+    FORMATS,
+    SCHEMAS,
+    check_format,
+    detect_format,
+    log_formats,
+    schema_reader,
+)
 from vlcpt.data.rows.tables import MemoryRows
 
 TURNS = [{"from": "human", "value": "a"}]
@@ -65,12 +72,15 @@ def test_each_format_is_recognised_by_its_fields(format, row):
     assert detect(row) == format
 
 
-def test_what_was_chosen_and_why_is_logged(caplog):
+def test_what_was_chosen_and_why_is_logged_in_a_line_a_format(caplog):
     with caplog.at_level(logging.INFO):
-        detect({"broken": 1}, *ROWS["messages"])
+        log_formats({"chats": "messages", "pages": "vlcpt", "more": "messages"})
+
     assert caplog.messages == [
-        "rows: format messages, because row 2 has messages of role and content. "
-        "Set format to read it otherwise."
+        "chats, more: format messages, because the first rows have messages of role and content. "
+        "Set format to read them otherwise.",
+        "pages: format vlcpt, because the first rows have text, marked or not. "
+        "Set format to read it otherwise.",
     ]
 
 

@@ -179,7 +179,7 @@ def check_format(format: str, targets: str | None = None, chat_template: bool = 
 
 
 def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
-    """The format that the fields of the first rows show; what was chosen, and why, is logged.
+    """The format that the fields of the first rows show.
 
     Args:
         rows: The rows.
@@ -205,12 +205,7 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
         if not found and unknown is None and not isinstance(row, Document):
             unknown = (number, row)
     if len(first_of) == 1:
-        (format,) = first_of
-        logger.info(
-            "%s: format %s, because row %d has %s. Set format to read it otherwise.",
-            *(name, format, first_of[format] + 1, SCHEMAS[format].sample),
-        )
-        return format
+        return next(iter(first_of))
     if first_of:
         found_in = ", ".join(
             f"{format} (row {row + 1}: {SCHEMAS[format].sample})" for format, row in first_of.items()
@@ -229,6 +224,33 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
             source=rows.source(unknown[0]),
         )
     return "vlcpt"  # no row could be read: its reader names what is wrong with each
+
+
+def log_formats(chosen: Mapping[str, str]) -> None:
+    """Log which formats the rows of sources were found to have, and why: a line a format.
+
+    Args:
+        chosen: The formats by the names of the sources.
+    """
+    for format in dict.fromkeys(chosen.values()):
+        names = [name for name, one in chosen.items() if one == format]
+        logger.info(
+            "%s: format %s, because the first rows have %s. Set format to read %s otherwise.",
+            *(list_names(names), format, SCHEMAS[format].sample, "them" if len(names) > 1 else "it"),
+            # Of further sources in this format a command shows nothing new.
+            extra={"once": f"format {format}"},
+        )
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+        >>> list_names(["a", "b"]), list_names(list("abcdef"))
+        ('a, b', 'a, b, c, d and 2 more')
+    """
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def _misnamed(row: Row) -> str:

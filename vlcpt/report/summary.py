@@ -1,0 +1,97 @@
+"""What a run has done, in a few lines at its end: losses from and to, time, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlcpt.report.screen import Sheet
+
+LogEntry = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The course of a run, from its log.
+
+    Args:
+        steps: Optimizer steps.
+        loss: Mean over the first lines of the log and over the last ones, nats per target; None of a run
+            that logged none.
+        sets: By the name of each evaluation set its first and its last loss.
+        seconds: Of training since it was started last, evaluations included; None where it did not end.
+    """
+
+    steps: int
+    loss: tuple[float, float] | None
+    sets: Mapping[str, tuple[float, float]]
+    seconds: float | None = None
+
+
+def summarise(log: Iterable[LogEntry]) -> RunSummary:
+    """The course of a run.
+
+    Args:
+        log: Its lines, as in ``train_log.jsonl`` and ``trainer.state.log_history``.
+
+    Example:
+        >>> log = [{"step": 0, "eval_new_loss": 6.0}, *({"step": n, "loss": 4.0 - n} for n in (1, 2, 3))]
+        >>> summarise([*log, {"step": 3, "eval_new_loss": 2.0}])
+        RunSummary(steps=3, loss=(3.0, 1.0), sets={'new': (6.0, 2.0)}, seconds=None)
+    """
+    losses: list[float] = []
+    sets: dict[str, tuple[float, float]] = {}
+    steps, seconds = 0, None
+    for line in log:
+        steps = line["step"] if isinstance(line.get("step"), int) else steps  # type: ignore[assignment]
+        if isinstance(spent := line.get("train_runtime"), int | float):
+            seconds = float(spent)
+        if isinstance(loss := line.get("loss"), int | float):
+            losses.append(float(loss))
+        for key, value in line.items():
+            if key.startswith("eval_") and key.endswith("_loss") and isinstance(value, int | float):
+                name = key[len("eval_") : -len("_loss")]
+                sets[name] = sets.get(name, (float(value), 0.0))[0], float(value)
+    count = min(10, (len(losses) + 2) // 3)
+    ends = (losses[:count], losses[-count:]) if count else None
+    means = None if ends is None else (sum(ends[0]) / count, sum(ends[1]) / count)
+    return RunSummary(steps, means, sets, seconds)
+
+
+def summary_table(summary: RunSummary) -> Sheet:
+    """Losses from and to; of training over the first and the last lines of the log."""
+    pairs = {"training": summary.loss} if summary.loss else {}
+    rows = [
+        (name, [f"{first:.4f}", f"{last:.4f}", f"{last - first:+.4f}"])
+        for name, (first, last) in {**pairs, **summary.sets}.items()
+    ]
+    return Sheet("loss, nats per target", ["from", "to", "change"], rows)
+
+
+def next_commands(config: Path | None, output: Path, *, evaluates: bool) -> Sequence[str]:
+    """What a person would type next, as typed.
+
+    Args:
+        config: The run's YAML file.
+        output: The run's folder.
+        evaluates: Whether there is something to measure.
+
+    Example:
+        >>> for line in next_commands(Path("my.yaml"), Path("runs/manuals"), evaluates=True):
+        ...     print(line)
+        vlcpt eval my.yaml --checkpoint runs/manuals --output runs/manuals/eval.json
+        vlcpt merge runs/manuals runs/manuals-merged
+        vlcpt push runs/manuals OWNER/NAME --dry-run
+    """
+    run = shlex.quote(str(output))
+    evaluation = shlex.quote(str(output / "eval.json"))
+    merged = shlex.quote(f"{output}-merged")
+    settings = config or output / "config.yaml"
+    found = [f"vlcpt eval {shlex.quote(str(settings))} --checkpoint {run} --output {evaluation}"]
+    return [
+        *(found if evaluates else []),
+        f"vlcpt merge {run} {merged}",
+        f"vlcpt push {run} OWNER/NAME --dry-run",
+    ]
