@@ -32,10 +32,10 @@ def test_the_keys_and_plain_types_of_the_file_are_those_of_the_dataclasses():
     # A class of another package is a mapping in YAML.
     assert others.pop("parallelism_config") == dict | None
     # What TrainingArguments types as text or an Enum, and has choices for, is a Literal of these.
-    assert {"eval_strategy", "optim", "log_level"} <= others.keys()
+    assert {"logging_strategy", "optim", "log_level"} <= others.keys()
     assert all("Literal[" in str(hint) for hint in others.values())
     assert all(
-        CPTConfig("out", use_cpu=True, eval_strategy=name) for name in get_args(types["eval_strategy"])
+        CPTConfig("out", use_cpu=True, logging_strategy=name) for name in get_args(types["logging_strategy"])
     )
 
 

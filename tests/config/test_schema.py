@@ -139,7 +139,7 @@ def test_words_for_true_and_false_are_never_just_truthy(load, written, meant):
             "a list of vision, merger, language or null",
             "['language', 'eyes']",
         ),
-        ("eval_strategy: sometimes", "one of no, steps, epoch", "sometimes"),
+        ("eval_strategy: sometimes", "one of no, steps, epoch or null", "sometimes"),
         (
             "train_sampling_strategy: best",
             "one of random, sequential, group_by_length, batch_rebalance",

@@ -265,9 +265,11 @@ def make_training(values: Mapping[str, object], data: DataConfig, *, computes: b
             "bf16: true needs a GPU that computes in bfloat16. There is none here; training needs one."
         )
         values = {key: value for key, value in values.items() if key != "bf16"}
+    sets = data.eval_data + data.retention_data
+    if not sets and values.get("eval_strategy") is None:
+        values = {"eval_on_start": False, "eval_on_end": False, **values}
     training = CPTConfig(**values)  # type: ignore[arg-type]
     training.bf16 = training.bf16 or bool(lacks_bf16)
-    sets = data.eval_data + data.retention_data
     # Trainer fills in its default wherever it needs one, but for save_strategy: best.
     is_needed = training.metric_for_best_model is not None or training.save_strategy == "best"
     if sets and is_needed and values.get("metric_for_best_model") is None:
