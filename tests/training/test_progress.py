@@ -18,6 +18,9 @@ from vlcpt.training.cost import PeakShare
 from vlcpt.training.progress import RunProgress
 
 
+LOG_PAGE = Path(__file__).parents[2] / "docs/log.md"
+
+
 def read_log(folder):
     return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
 
@@ -334,3 +337,23 @@ def test_evaluation_that_was_turned_off_stays_off(tiny_model, tiny_processor, tm
     trainer.train()
 
     assert not [one for one in trainer.state.log_history if "eval_four_loss" in one]
+
+
+def test_every_name_of_the_log_is_listed_in_docs(tiny_model, tiny_processor, tmp_path):
+    """Trackers show them, and people look them up."""
+    listed = re.findall(
+        r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", LOG_PAGE.read_text("utf-8"), re.M))
+    )
+    patterns = [re.sub(r"<\w+>|…", "[^/]+", re.escape(name).replace("/…", "/[^/]+")) for name in listed]
+    dataset = CPTDataset(
+        [{"path": FOUR, "name": "a"}, {"path": FOUR, "name": "b"}], tiny_processor, max_length=128
+    )
+    trainer = make_trainer(
+        tiny_model, dataset, tiny_processor, tmp_path, eval_dataset={"s": dataset}, max_steps=1
+    )
+    trainer.progress.peak_share = PeakShare(PackCost(1, 0, 0, 0, 0), peak=1e6, merge=4)
+    trainer.train()
+
+    names = {name for line in read_log(tmp_path) for name in line}
+    assert {"loss/a", "eval_s_loss", "mfu", "loss_mean"} <= names
+    assert [name for name in names if not any(re.fullmatch(one, name) for one in patterns)] == []

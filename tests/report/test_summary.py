@@ -1,0 +1,50 @@
+"""Tests of vlcpt/report/summary.py."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vlcpt.report.summary import RunSummary, next_commands, summarise, summary_table
+
+LOG = [
+    {"step": 0, "eval_new_loss": 6.0, "eval_new_perplexity": 400.0, "eval_old_loss": 1.0},
+    *({"step": step, "loss": 5.0 - step / 10} for step in range(1, 41)),
+    {"step": 40, "eval_new_loss": 2.0, "eval_old_loss": 1.25},
+    {"step": 40, "train_runtime": 61.5},
+]
+
+
+def test_losses_are_those_of_the_first_and_the_last_ten_lines():
+    summary = summarise(LOG)
+
+    assert summary.loss == pytest.approx((5.0 - 0.55, 5.0 - 3.55))
+    assert summary.sets == {"new": (6.0, 2.0), "old": (1.0, 1.25)}
+    assert (summary.steps, summary.seconds) == (40, 61.5)
+
+
+def test_a_run_that_logged_nothing_has_no_loss():
+    assert summarise([]) == RunSummary(steps=0, loss=None, sets={}, seconds=None)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_fits_the_terminal(width):
+    console = Console(width=width)
+    with console.capture() as shown:
+        console.print(summary_table(summarise(LOG)))
+    lines = shown.get().splitlines()
+
+    assert max(map(len, lines)) <= width
+    assert [line.split() for line in lines if "old" in line] == [["old", "1.0000", "1.2500", "+0.2500"]]
+
+
+def test_commands_are_as_one_would_type_them():
+    evaluate, merge, push = next_commands(Path("a b.yaml"), Path("runs/the run"), evaluates=True)
+
+    assert evaluate == "vlcpt eval 'a b.yaml' --checkpoint 'runs/the run' --output 'runs/the run/eval.json'"
+    assert merge == "vlcpt merge 'runs/the run' 'runs/the run-merged'"
+    assert push == "vlcpt push 'runs/the run' OWNER/NAME --dry-run"
+
+
+def test_without_anything_to_measure_no_evaluation_is_proposed():
+    assert len(next_commands(None, Path("out"), evaluates=False)) == 2
