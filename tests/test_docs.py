@@ -224,7 +224,7 @@ def test_the_gpu_page_shows_the_log_line_and_the_message_as_they_are():
     logs |= {f"seconds/{phase}": seconds for phase, seconds in spent.items()}
     state = TrainerState(global_step=20, max_steps=900)
 
-    assert re.sub(" +", " ", shown) == re.sub(" +", " ", progress._line(state, logs))
+    assert re.sub(" +", " ", shown) == re.sub(" +", " ", progress._line(state, logs, width=None))
     what, todo = workers._end_of(-signal.SIGBUS)
     assert f"a process that read documents {what}" in text
     assert re.search("docker (--shm-size 8g) or (--ipc host)", todo)

@@ -92,9 +92,9 @@ def test_the_format_is_told_by_the_fields_of_the_first_rows(tmp_path, caplog):
         'not json\n{"other": 1}\n{"segments": [{"type": "text", "text": "a", "trainable": false}]}\n'
     )
     with caplog.at_level(logging.INFO):
-        source = opened(path)
+        (source,) = open_sources(path, "train")
     assert source.document(2).segments == (Text("a"),)
-    assert "a: format segments, because row 3 has segments. Set format" in caplog.text
+    assert "a: format segments, because the first rows have segments. Set format" in caplog.text
     with pytest.raises(DocumentError, match=r"a\.jsonl:1: not JSON"):
         source.document(0)
     with pytest.raises(

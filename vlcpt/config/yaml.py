@@ -34,6 +34,7 @@ _STARTING = (
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision"),
 )
 _ALIASES = ("gradient_checkpointing", "gradient_checkpointing_kwargs")  # transformers mirrors the new names
+_EVALUATING = ("eval_on_start", "eval_on_end")
 # Settings that decide what is learnt: written down even at their defaults, which another release may change.
 _ALWAYS = (
     *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
@@ -316,6 +317,8 @@ def dump_config(configs: Configs, directory: Path) -> str:
     for config in (configs.model, configs.data, configs.training):
         for item in fields(config):
             value = getattr(config, item.name)
+            if item.name in _EVALUATING and not (configs.data.eval_data or configs.data.retention_data):
+                continue  # in Python it is chosen before the data is known
             if _is_written(item, value):
                 values[item.name] = _plain(moved(item.name, value, Path(), directory))
     return RESOLVED_HEADER + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
