@@ -14,6 +14,8 @@ CARRIED = (
     "vlcpt/py.typed",
     "vlcpt/deepspeed_configs/zero3.json",
     "vlcpt/report/templates/card.md.jinja",
+    "vlcpt/report/pages/base.html.j2",
+    "vlcpt/report/pages/base.css",
     "vlcpt/demo/demo.yaml",
     "vlcpt/demo/base/model.safetensors",
     "vlcpt/demo/base/tokenizer.json",

@@ -128,13 +128,30 @@ def evaluate(
 def inspect(
     context: typer.Context,
     config: Config,
-    rows: Annotated[str, typer.Option(help="Documents of each source to show, e.g. 0:20 or 7.")] = "0:5",
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Documents of each source, e.g. 0:20 or 7. Default: 0:5; of a page 0:100."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with all pictures to this file.")
+    ] = None,
+    packs: Annotated[
+        bool | None,
+        typer.Option(
+            "--packs/--no-packs",
+            help="Whether the page has packs, for which all rows are read. Default: up to 5,000 rows.",
+        ),
+    ] = None,
 ) -> None:
-    """Show exactly which tokens are trained. Loads no weights and decodes no pixels."""
-    numbers, configs = _slice(rows), _read(context, config)
+    """Show exactly which tokens are trained. Loads no weights; decodes pixels only for a page."""
+    from vlcpt.run_files import require_file
+
+    numbers = None if rows is None else _slice(rows)
+    require_file("--html", html)
+    configs = _read(context, config)
     from vlcpt.runs.inspect import inspect_run
 
-    inspect_run(configs, numbers)
+    inspect_run(configs, numbers, html=html, packs=packs)
 
 
 @app.command(context_settings=_OVERRIDES)

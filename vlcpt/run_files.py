@@ -137,8 +137,17 @@ def require_paths(checkpoint: Path, output: Path | None) -> None:
     """
     if not checkpoint.is_dir():
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
-    if output and (output.is_dir() or (output.parent.exists() and not output.parent.is_dir())):
-        raise ConfigError(f"--output {output}: not a file that can be written. Give a file's name.")
+    require_file("--output", output)
+
+
+def require_file(option: str, path: Path | None) -> None:
+    """Refuse a path at which no file can be written; None is no path.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    if path and (path.is_dir() or (path.parent.exists() and not path.parent.is_dir())):
+        raise ConfigError(f"{option} {path}: not a file that can be written. Give a file's name.")
 
 
 def is_leftover(path: Path) -> bool:

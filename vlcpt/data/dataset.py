@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -35,6 +35,26 @@ from vlcpt.data.workers import WorkerBoard
 PixelsOf = Literal["document", "next_document", "blank"]
 LONG_BYTES = 160 << 20  # of long documents that a process keeps
 _TOKEN_BYTES = 20  # of a token: its id, its label, its weight
+
+
+class PlannedSample(NamedTuple):
+    """A document, or a part of one, in a pack.
+
+    Args:
+        source: The number of its source; those of replay follow.
+        row: Its number there.
+        place: File and line, as messages have them.
+        start, stop: Its tokens of the document.
+        targets, media: How many of them are trained, and how many are of media.
+    """
+
+    source: int
+    row: int
+    place: str
+    start: int
+    stop: int
+    targets: int
+    media: int
 
 
 class _LongDocuments:
@@ -257,6 +277,15 @@ class CPTDataset(Dataset[list[Sample | FailedSample]]):
         """The documents of an item, as messages call them."""
         samples = map(self._plan.sample, self._numbers(index))
         return [self._sources[source].document(int(line["row"])).name for source, line in samples]
+
+    def samples_of(self, index: int) -> list[PlannedSample]:
+        """What an item holds, without reading it."""
+        found = []
+        for source, line in map(self._plan.sample, self._numbers(index)):
+            row, *numbers = (int(line[name]) for name in ("row", "start", "stop", "targets", "media"))
+            place = str(self._sources[source].rows.source(row))
+            found.append(PlannedSample(source, row, place, *numbers))
+        return found
 
     def pack_sizes(self) -> np.ndarray:
         """int64 (packs, 3): tokens, targets and pad tokens of each item."""

@@ -45,6 +45,7 @@ class TokenStream:
         media: Each medium with its place, in order.
         without_context: Targets lost because nothing precedes them: 0 or 1.
         cut_edges: Span edges that cut a token.
+        cuts: The tokens that follow them; empty for a prepared document, which does not keep them.
     """
 
     input_ids: np.ndarray
@@ -53,6 +54,7 @@ class TokenStream:
     media: tuple[PlacedMedium, ...]
     without_context: int
     cut_edges: int
+    cuts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -74,14 +76,14 @@ def closed_stream(
     eos_weight: float,
     *,
     media: Sequence[PlacedMedium] = (),
-    cut_edges: int = 0,
+    cuts: Sequence[int] = (),
 ) -> TokenStream:
     """A document's tokens from those of its segments: closed, the first no target.
 
     Args:
         ids, weights: Tokens and loss weights, segment after segment.
         eos, eos_weight: The end of text.
-        media, cut_edges: See :class:`TokenStream`.
+        media, cuts: See :class:`TokenStream`.
 
     Example:
         >>> closed_stream([np.array([5, 6])], [np.array([1.0, 1.0])], 2, 0.0).labels.tolist()
@@ -97,7 +99,8 @@ def closed_stream(
         loss_weights=loss_weights,
         media=tuple(media),
         without_context=without_context,
-        cut_edges=cut_edges,
+        cut_edges=len(cuts),
+        cuts=tuple(cuts),
     )
 
 
@@ -225,14 +228,15 @@ class DocumentEncoder:
         ids: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         media: list[PlacedMedium] = []
-        length, cut_edges = 0, 0
+        cuts: list[int] = []
+        length = 0
         for kind, segments in groupby(document.segments, key=type):
             if kind is Text:
                 try:
                     run = self.runs.tokenize([one for one in segments if isinstance(one, Text)])
                 except DocumentError as error:
                     raise error.at(document.source) from None
-                cut_edges += run.cut_edges
+                cuts += [length + place for place in run.cuts]
                 ids.append(run.ids)
                 weights.append(run.weights)
                 length += len(run.ids)
@@ -248,9 +252,7 @@ class DocumentEncoder:
                     weights.append(np.zeros(placed.tokens + 2, dtype=np.float32))
                     media.append(placed)
                     length += placed.tokens + 2
-        return closed_stream(
-            ids, weights, self.eos, self.eos_weight(document), media=media, cut_edges=cut_edges
-        )
+        return closed_stream(ids, weights, self.eos, self.eos_weight(document), media=media, cuts=cuts)
 
     def _medium_ids(self, placed: PlacedMedium) -> np.ndarray:
         """The start token, the pads and the end token of a medium."""

@@ -119,12 +119,17 @@ class Run(NamedTuple):
     Args:
         ids: int64 (T,).
         weights: float32 (T,): the loss weight of a target, 0 for context.
-        cut_edges: Span edges that fell inside a token and cut the text.
+        cuts: Where span edges fell inside a token and cut the text: the tokens that follow them.
     """
 
     ids: np.ndarray
     weights: np.ndarray
-    cut_edges: int
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def cut_edges(self) -> int:
+        """How many span edges cut the text."""
+        return len(self.cuts)
 
 
 class _Tokens(NamedTuple):
@@ -193,7 +198,7 @@ class RunTokenizer:
             return self._cut(texts)
         weights = np.array([target_weight(part) for part in texts], dtype=np.float32)
         lengths = [stop - start for start, stop in pairwise([0, *ends])]
-        return Run(np.array(ids, dtype=np.int64), np.repeat(weights, lengths), 0)
+        return Run(np.array(ids, dtype=np.int64), np.repeat(weights, lengths))
 
     def _cut(self, texts: Sequence[Text]) -> Run:
         """Tokens and weights of texts where an edge cuts a token, or may."""
@@ -201,7 +206,7 @@ class RunTokenizer:
         inside = weights > 0
         edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).tolist()
         cuts = self._cuts_inside_characters(text, edges)
-        cut_edges, again = len(cuts), 0
+        again = 0
         pieces: list[_Tokens] = []
         # A stack: the leftmost piece on top.
         todo = [self._encode(text, start, stop) for start, stop in pairwise([0, *cuts, len(text)])][::-1]
@@ -218,17 +223,18 @@ class RunTokenizer:
             again += stop - start
             if again > max(_MOST_AGAIN, len(text)):
                 raise DocumentError(
-                    f"its spans cut a word of {stop - start:,} characters, after {cut_edges:,} other cuts. "
+                    f"its spans cut a word of {stop - start:,} characters, after {len(cuts):,} other cuts. "
                     "Put the tags where words begin or end.",
                     kind="markup",
                     field="text",
                 )
-            cut_edges += 1
+            cuts.append(edge)
             pieces.append(tokens.part(0, low))
             todo.append(tokens.part(high, len(tokens.ids)))
             todo += [self._encode(text, edge, stop), self._encode(text, start, edge)]
         ids, first, last = (np.concatenate([piece[column] for piece in pieces]) for column in range(3))
-        return Run(ids, _token_weights(text, weights, first, last), cut_edges)
+        places = np.searchsorted(first, np.sort(np.array(cuts, dtype=np.int64))).tolist()
+        return Run(ids, _token_weights(text, weights, first, last), tuple(places))
 
     def _normalized(self, text: str) -> str:
         if self._normalizer is None or (self._keeps_ascii and text.isascii()):
