@@ -109,6 +109,7 @@ class _Rows:
         except DocumentError as error:
             is_dropped = error.kind == "overlong" and data.on_overlong == "drop"
             stops = not is_dropped and (data.on_bad_data == "error" or error.kind == "overlong")
+            name = name if document is None else document.name
             return Inspected(name, document, stream, [], error, stops)
         return Inspected(document.name, document, stream, parts)
 
@@ -201,12 +202,11 @@ def _write_page(
     ]
     if packs or (packs is None and everything <= _ROWS_TO_PLAN):
         _add_packs(page, opened, console)
-    lead = f"{len(found):,} of {everything:,} documents of the training data."
+    lead = f"{len(found):,} of {everything:,} documents of {', '.join(dict.fromkeys(name for name, _ in names))}."
     if len(found) < everything:
         last = "" if chosen.stop is None else chosen.stop
         lead += f" Rows {chosen.start}:{last} of each source; --rows chooses others."
-    title = f"What trains in {Path(opened.configs.training.output_dir or 'the data').name}"
-    text = page.render(title, lead, {name: version(name) for name in _PACKAGES})
+    text = page.render("Which tokens train", lead, {name: version(name) for name in _PACKAGES})
     write_file(html, text, "the page")
     say(console, f"{html}: {lead} {human_size(len(text.encode()))}.")
 

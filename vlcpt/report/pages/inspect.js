@@ -82,7 +82,7 @@
         const mark = chip("", "part");
         mark.append(make("span", "scissors", one > 1 ? "✂" : ""), ` part ${one} of ${found.parts} · ${many(two, "token")}`);
       } else if (kind === "e") chip("⌇", "e").title = "A span's edge is inside a token here: the text is cut, as it would not be at inference.";
-      else if (kind === "o") chip(`┊ ${many(one, "token")} trimmed`, "trim").title = "After the last target of a part: these cannot reach the loss.";
+      else if (kind === "o") chip(`┊ ${many(one, "token")} trimmed`, "trim").title = "After the last target of a part, or in a part without one: these cannot reach the loss.";
       else if (kind === "k") {
         const token = make("span", `k${two > 0 ? ` t ${weightClass(two)}` : ""}${three ? " d" : ""}`, one);
         if (two > 0 && found.nats) { const value = found.nats[place++]; if (value !== undefined) token.classList.add(natsClass(value)); }
@@ -168,7 +168,7 @@
       article.append(message);
     } else if (found.tokens && !found.parts) article.append(make("p", "message", "Not used: no token of it is a target."));
     if (found.left_out) article.append(make("p", "message plain", "Its text is not on this page; see the note at the top."));
-    const columns = make("div", found.media.length ? "columns" : "");
+    const columns = make("div", found.media.length > 3 ? "columns many" : found.media.length ? "columns" : "");
     if (found.pieces.length) columns.append(body(found, at));
     if (found.media.length) {
       const aside = make("div", "media");
@@ -299,6 +299,7 @@
       $(`tab-${one}`).setAttribute("aria-selected", String(one === name));
       $(`tab-${one}`).tabIndex = one === name ? 0 : -1;
     }
+    document.body.classList.toggle("at-packs", name === "packs");
     $("nothing").hidden = name === "packs" || shown.length > 0;
     if (name === "packs") fillPacks();
   };
@@ -322,7 +323,7 @@
         if (start) bar.append(rect, svg("rect", { class: "gap", x: `${(100 * start) / length}%`, width: "1.5", height: "100%" })); else bar.append(rect);
         start += tokens;
         const item = make("li");
-        const shownName = shownText(found >= 0 ? "a" : "span", "", name);
+        const shownName = shownText(found >= 0 ? "a" : "span", "", found >= 0 ? index[found][0] : name);
         if (found >= 0) shownName.href = `#d${found}`;
         const key = svg("svg", { class: "key", "aria-hidden": "true" });
         key.append(svg("rect", { class: `c${(from % 6) + 1}`, width: "100%", height: "100%" }));

@@ -205,7 +205,7 @@ class InspectPage:
             (
                 "documents",
                 f"{len(self):,}",
-                f"of {len(self.sources)} sources" if len(self.sources) > 1 else "",
+                f"from {len(self.sources)} sources" if len(self.sources) > 1 else "",
             ),
             ("targets", f"{targets:,}", f"{targets / max(read, 1):.0%} of {read:,} tokens"),
             ("images", f"{self._media['image']:,}", ""),
