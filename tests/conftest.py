@@ -24,6 +24,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.processing_utils import ProcessorMixin
 
+from tests.browser import browser, listener  # noqa: F401  # fixtures
 from tests.published import PUBLISHED, Vocabulary, spread_weights, write_published
 
 DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Image
 from vlcpt.data.encode.encoder import TokenStream
-from vlcpt.data.plan.ledger import Ledger, SourceLedger
+from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import Part
 from vlcpt.report.screen import Sheet, plain_table, visible
 
@@ -34,46 +34,7 @@ def ledger_table(ledger: Ledger) -> Sheet:
         >>> [label for label, _ in ledger_table(Ledger(["train"])).rows]
         ['documents read', '  used', '  targets']
     """
-    accounts = dict(ledger.sources)
-    if len(accounts) > 1:
-        accounts["total"] = ledger.total
-    rows = [
-        (label, [f"{number:,}" for number in counts]) for label, counts in _ledger_rows([*accounts.values()])
-    ]
-    if len(ledger.sources) > 1:
-        sources = ledger.sources.values()
-        rows.append(("share of targets", [*(_share(one.share_realised) for one in sources), ""]))
-        if any(one.share_asked is not None for one in sources):
-            rows.append(("  asked", [*(_share(one.share_asked) for one in sources), ""]))
-    caption = (
-        ""
-        if ledger.fill is None
-        else f"{ledger.packs:,} pack{'s' * (ledger.packs != 1)}, {ledger.fill:.1%} full"
-    )
-    return Sheet("ledger", [*accounts], rows, caption)
-
-
-def _share(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
-
-
-def _ledger_rows(accounts: Sequence[SourceLedger]) -> Iterable[tuple[str, list[int]]]:
-    def row(kind: str, key: str) -> list[int]:
-        return [getattr(account, kind)[key] for account in accounts]
-
-    yield "documents read", row("documents", "read")
-    yield "  used", row("documents", "used")
-    for key in ("not_drawn", "repeats", "split", "untagged"):
-        if any(row("documents", key)):
-            yield f"  {key.replace('_', ' ')}", row("documents", key)
-    for reason in sorted({key for account in accounts for key in account.dropped_documents}):
-        yield f"  dropped: {reason.replace('_', ' ')}", row("dropped_documents", reason)
-    if any(row("tokens", "read")):
-        yield "tokens read", row("tokens", "read")
-    yield "  targets", row("tokens", "targets")
-    for key in ("context", "media", "special", "trimmed", "not_drawn"):
-        if any(row("tokens", key)):
-            yield f"  {key.replace('_', ' ')}", row("tokens", key)
+    return Sheet("ledger", *ledger.table())
 
 
 def towers_table(rows: Sequence[TowerRow]) -> Table:

@@ -202,7 +202,8 @@ def _write_page(
     ]
     if packs or (packs is None and everything <= _ROWS_TO_PLAN):
         _add_packs(page, opened, console)
-    lead = f"{len(found):,} of {everything:,} documents of {', '.join(dict.fromkeys(name for name, _ in names))}."
+    of = ", ".join(dict.fromkeys(name for name, _ in names))
+    lead = f"{len(found):,} of {everything:,} documents of {of}."
     if len(found) < everything:
         last = "" if chosen.stop is None else chosen.stop
         lead += f" Rows {chosen.start}:{last} of each source; --rows chooses others."

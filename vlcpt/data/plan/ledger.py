@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vlcpt.data.documents import DocumentError, Source
 from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.plan.split import Part
+from vlcpt.data.shown import table_html
 from vlcpt.file_writes import write_file
 
 DOCUMENT_COUNTS = (
@@ -186,6 +187,31 @@ class BadDataError(ValueError):
         self.ledger = ledger
 
 
+def account_rows(accounts: Sequence[SourceLedger]) -> Iterator[tuple[str, list[int]]]:
+    """The rows of a ledger's table: a label, and a count of each account."""
+
+    def row(kind: str, key: str) -> list[int]:
+        return [getattr(account, kind)[key] for account in accounts]
+
+    yield "documents read", row("documents", "read")
+    yield "  used", row("documents", "used")
+    for key in ("not_drawn", "repeats", "split", "untagged"):
+        if any(row("documents", key)):
+            yield f"  {key.replace('_', ' ')}", row("documents", key)
+    for reason in sorted({key for account in accounts for key in account.dropped_documents}):
+        yield f"  dropped: {reason.replace('_', ' ')}", row("dropped_documents", reason)
+    if any(row("tokens", "read")):
+        yield "tokens read", row("tokens", "read")
+    yield "  targets", row("tokens", "targets")
+    for key in ("context", "media", "special", "trimmed", "not_drawn"):
+        if any(row("tokens", key)):
+            yield f"  {key.replace('_', ' ')}", row("tokens", key)
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
 class Ledger:
     """The account of one planned pass over all sources.
 
@@ -223,6 +249,38 @@ class Ledger:
             total.dropped_tokens += source.dropped_tokens
             total.samples += source.samples
         return total
+
+    def table(self) -> tuple[list[str], list[tuple[str, list[str]]], str]:
+        """What came in, what is used, what was dropped and why, what is trained: as a table shows it.
+
+        Returns:
+            The columns, a source each; the rows, a label and a cell of each column; a caption.
+        """
+        accounts = dict(self.sources)
+        if len(accounts) > 1:
+            accounts["total"] = self.total
+        rows = [
+            (label, [f"{number:,}" for number in counts])
+            for label, counts in account_rows([*accounts.values()])
+        ]
+        if len(self.sources) > 1:
+            sources = self.sources.values()
+            rows.append(("share of targets", [*(_share(one.share_realised) for one in sources), ""]))
+            if any(one.share_asked is not None for one in sources):
+                rows.append(("  asked", [*(_share(one.share_asked) for one in sources), ""]))
+        caption = ""
+        if self.fill is not None:
+            caption = f"{self.packs:,} pack{'s' * (self.packs != 1)}, {self.fill:.1%} full"
+        return [*accounts], rows, caption
+
+    def __repr__(self) -> str:
+        total = self.total
+        found = f"{total.documents['used']:,} of {total.documents['read']:,} documents used"
+        found += f", {total.tokens['targets']:,} targets in {total.tokens['read']:,} tokens"
+        return f"<Ledger of {', '.join(self.sources)}: {found}>"
+
+    def _repr_html_(self) -> str:
+        return table_html("ledger", *self.table())
 
     def check(self) -> None:
         """Raise if anything that was read is not accounted for."""

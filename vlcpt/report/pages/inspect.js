@@ -59,7 +59,8 @@
     const run = (kind, text, lengths, weight) => {
       const piece = make("span", kind === "t" ? `t ${weightClass(weight)}` : kind);
       let done = 0;
-      for (const length of lengths) {
+      for (const [code, long] of lengths.matchAll(/\((\d+)\)|./g)) {
+        const length = long ? +long : parseInt(code, 36);
         const token = make("span", "w");
         if (kind === "t" && found.nats) {
           const value = found.nats[place++];
@@ -201,6 +202,7 @@
       fill(+entry.target.id.slice(1));
     }
   }, { rootMargin: "900px 0px" });
+  articles.slice(0, 2).forEach((_, at) => fill(at));
   articles.forEach((article) => near.observe(article));
 
   // Search and filters.

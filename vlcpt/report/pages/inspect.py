@@ -25,6 +25,7 @@ from vlcpt.report.terminal import ledger_table
 PICTURE_BYTES = 16_000_000  # of all thumbnails of a page
 TEXT_BYTES = 80_000_000  # of all documents
 MOST_TOKENS = 20_000  # of a document that are shown
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _FLAGS = {"problem": 1, "media": 2, "split": 4, "cut": 8, "trimmed": 16, "weights": 32}
 
 
@@ -349,8 +350,13 @@ def _one_as_json(piece: Piece) -> list[object]:
     if piece.kind == "control":
         return ["k", text, weight, int(piece.is_trimmed)]
     if piece.weight > 0:
-        return ["t", text, lengths, weight]
-    return ["d" if piece.is_trimmed else "x", text, lengths]
+        return ["t", text, _digits(lengths), weight]
+    return ["d" if piece.is_trimmed else "x", text, _digits(lengths)]
+
+
+def _digits(lengths: Sequence[int]) -> str:
+    """Lengths as digits to base 36, larger ones in brackets: half the size of a list."""
+    return "".join(_DIGITS[one] if one < 36 else f"({one})" for one in lengths)
 
 
 def _utf16(text: str, lengths: Sequence[int]) -> list[int]:
