@@ -133,15 +133,18 @@ def test_targets_are_marked_by_weight_with_and_without_colour(tmp_path, browser,
     text = (
         'no <trainable_text weight="0.5">half</trainable_text> and <trainable_text>one</trainable_text> left'
     )
+    stream = pages.encoder.tokens(parse_markup(text))
+    trimmed = len(stream) - split_stream(stream, 64)[-1].stop
     browser.open(write(tmp_path, pages.page([parse_markup(text)])))
 
+    assert trimmed > 1
     assert browser.each(".text > .t", "[one.className, one.textContent]") == [
         ["t low", " half"],
         ["t one", " one"],
     ]
     assert browser.each(".text > .t", "getComputedStyle(one).textDecorationStyle") == ["dotted", "solid"]
     assert browser.each(".text .d", "one.textContent")[0] == " left"
-    assert browser.each(".text .trim", "one.textContent") == ["┊ 3 tokens trimmed"]
+    assert browser.each(".text .trim", "one.textContent") == [f"┊ {trimmed} tokens trimmed"]
 
 
 def test_parts_and_edges_inside_a_token_are_marked(pages):

@@ -1,0 +1,109 @@
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.support import png
+from vlcpt.cli import app
+from vlcpt.config.yaml import load_config
+from vlcpt.demo import base_path
+from vlcpt.runs.inspect import inspect_run
+
+
+def configs(folder: Path, rows, *overrides: str):
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "my.yaml").write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 64\n"
+        "use_cpu: true\nlearning_rate: 1e-3\n"
+    )
+    return load_config(folder / "my.yaml", overrides)
+
+
+def page(folder: Path, rows, *overrides: str, numbers=None, **options):
+    shown = StringIO()
+    run = configs(folder, rows, *overrides)
+    inspect_run(run, numbers, Console(file=shown, width=200), html=folder / "new/page.html", **options)
+    return (folder / "new/page.html").read_text(), shown.getvalue()
+
+
+def data(text: str, name: str):
+    lines = text.partition(f'id="data-{name}">')[2].partition("</script>")[0]
+    return [json.loads(line) for line in lines.split("\n") if line]
+
+
+ROWS = [{"id": f"row {n}", "text": f"one <trainable_text>two {n}</trainable_text>"} for n in range(130)]
+
+
+def test_a_page_has_a_hundred_rows_unless_asked_for_others(tmp_path: Path) -> None:
+    text, said = page(tmp_path, ROWS)
+
+    assert [one["name"] for one in data(text, "documents")] == [f"row {n}" for n in range(100)]
+    assert (
+        "page.html: 100 of 130 documents of train. Rows 0:100 of each source; --rows chooses others. " in said
+    )
+    assert said.endswith("kB.\n")
+    text, _ = page(tmp_path, ROWS, numbers=slice(128, 200))
+    assert [one["name"] for one in data(text, "documents")] == ["row 128", "row 129"]
+
+
+def test_rows_that_fail_are_on_the_page_with_their_error(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(png(1)[:200])
+    rows = [
+        {"text": "<trainable_text>"},
+        {"id": "missing", "text": "<image>", "images": ["none.png"]},
+        {"id": "cut", "text": "<image>seen", "images": ["cut.png"]},
+        {"id": "fine", "text": "seen"},
+        {"id": "none", "text": "<trainable_text></trainable_text>seen"},
+    ]
+    text, _ = page(tmp_path, rows)
+    first, missing, cut, fine, none = data(text, "documents")
+
+    assert "is not closed" in first["error"]["text"] and first["error"]["stops"]
+    assert missing["name"] == "missing" and "none.png" in missing["error"]["text"]
+    assert "cannot be decoded" in cut["media"][0]["error"]
+    assert "error" not in fine and fine["parts"] == 1
+    assert none["parts"] == 0
+    assert 'rows with a problem</dt><dd><span class="big">4<' in text
+    assert "No packs: the training data cannot be planned as it is." in text
+
+
+def test_packs_name_the_documents_that_share_them(tmp_path: Path) -> None:
+    text, _ = page(tmp_path, ROWS)
+    packs = data(text, "packs")
+
+    rows = [row for pack in packs for row in pack["rows"]]
+    assert sorted(row[1].rpartition(":")[2] for row in rows) == sorted(str(n + 1) for n in range(130))
+    assert max(sum(row[3] for row in pack["rows"]) for pack in packs) <= 64
+    assert sum(row[0] >= 0 for row in rows) == 100  # the others are not on the page
+    assert f"{len(packs)} packs of 64 tokens" in text
+
+
+@pytest.mark.parametrize(("options", "said"), [({"packs": False}, None), ({}, "packing is off")])
+def test_a_page_without_packs(tmp_path: Path, options, said) -> None:
+    off = () if options else ("--packing", "false")
+    text, _ = page(tmp_path, ROWS[:3], *off, **options)
+
+    assert data(text, "packs") == []
+    assert (said in text) if said else ('id="tab-packs"' not in text)
+
+
+def test_what_an_image_gives_goes_into_the_page(tmp_path: Path) -> None:
+    text, _ = page(tmp_path, ROWS[:2], nats_of=lambda document, stream, parts: np.full(len(stream), 0.5))
+
+    assert all(set(one["nats"]) == {0.5} for one in data(text, "documents"))
+    assert 'id="reliance"' in text
+
+
+def test_a_folder_is_not_overwritten_by_a_page(tmp_path: Path) -> None:
+    configs(tmp_path, ROWS[:1])
+    (tmp_path / "pages").mkdir()
+    result = CliRunner().invoke(
+        app, ["inspect", str(tmp_path / "my.yaml"), "--html", str(tmp_path / "pages")]
+    )
+
+    assert result.exit_code == 2
+    assert "pages: not a file that can be written. Give a file's name." in result.output
