@@ -190,6 +190,25 @@ def test_the_commands_of_scale_run(command, run_folder):
         assert list((run_folder / "prepared").iterdir())
 
 
+def test_the_commands_of_inspect_run(run_folder):
+    (run_folder / "train.jsonl").write_text('{"text": "one two"}\n' * 101)
+    for command in re.findall(r"^vlcpt .*$", page("inspect.md"), re.M):
+        result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+        assert result.exit_code == 0, result.output
+
+    sizes = {path.name: path.stat().st_size for path in run_folder.glob("*.html")}
+    assert sizes["all.html"] > sizes["rows.html"] > 10_000
+
+
+def test_the_python_example_of_inspect_runs_and_shows_what_it_says():
+    *steps, shown, described, ledger = block(page("inspect.md"), "python").splitlines()
+    names = {}
+    exec(compile("\n".join(steps), "docs/inspect.md", "exec"), names)
+
+    assert str(eval(shown, names)).startswith("item 0 of 1: ")
+    assert all("1 of 1 documents used" in repr(eval(line, names)) for line in (described, ledger))
+
+
 @pytest.mark.parametrize(
     "size", ["3B", *(pytest.param(size, marks=pytest.mark.slow) for size in ("7B", "32B", "72B"))]
 )
