@@ -338,7 +338,16 @@
     });
   };
   if ($("packs")) {
-    for (const one of ["documents", "packs"]) $(`tab-${one}`).addEventListener("click", () => select(one));
+    for (const one of ["documents", "packs"]) {
+      $(`tab-${one}`).addEventListener("click", () => select(one));
+      $(`tab-${one}`).addEventListener("keydown", (event) => {
+        if (!event.key.startsWith("Arrow")) return;
+        const other = one === "packs" ? "documents" : "packs";
+        event.preventDefault();
+        select(other);
+        $(`tab-${other}`).focus();
+      });
+    }
     select("documents");
   }
 
