@@ -24,8 +24,8 @@ class Pages:
         self.encoder = DocumentEncoder(processor, EncodingOptions())
         self.texts = token_texts(processor.tokenizer)
 
-    def page(self, documents=(), *, max_length=512, nats=None, **limits):
-        page = InspectPage([("new", "train_data")], self.texts, MediaLimits(), **limits)
+    def page(self, documents=(), *, max_length=512, nats=None, sources=("new",), **limits):
+        page = InspectPage([(name, "train_data") for name in sources], self.texts, MediaLimits(), **limits)
         for row, document in enumerate(documents):
             stream = self.encoder.tokens(document)
             parts = split_stream(stream, max_length)
@@ -66,7 +66,8 @@ def test_hostile_rows_run_nothing_and_load_nothing(tmp_path, browser, listener, 
         Document((Text(f"{text} "), Text(text, trainable=True)), id=text, source=Source(text, 1, text))
         for text in texts
     ]
-    page = pages.page([*documents, Document((Image(texts[0], data=png(1)), Text("a", trainable=True)))])
+    seen = Document((Image(texts[0], data=png(1)), Text("a", trainable=True)))
+    page = pages.page([*documents, seen], sources=texts)
     page.add_failure(0, 99, texts[0], DocumentError(" ".join(texts)), stops=True)
     page.add_pack([PlannedSample(0, 50, text, 0, 5, 3, 0) for text in texts], 512)
     page.tell_packs(said=" ".join(texts))
