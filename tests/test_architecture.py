@@ -65,7 +65,7 @@ PRINTS = {"vlcpt.cli", "vlcpt.__main__"}
 PUBLIC = [
     "CPTTrainer", "CPTConfig", "ModelConfig", "DataConfig", "CPTDataset", "CPTDataCollator",
     "Document", "Text", "Image", "Video", "Source", "DocumentError", "parse_markup", "read_documents",
-    "encode_document", "load_model", "load_processor", "merge_adapter", "push_adapter",
+    "encode_document", "load_model", "load_processor", "merge_adapter", "push_adapter", "evaluate",
 ]
 # fmt: on
 OVERRIDES = {

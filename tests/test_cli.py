@@ -87,9 +87,13 @@ def test_training_again_from_the_written_config_repeats_the_run(project: Path) -
 
 def test_eval_writes_its_numbers(project: Path) -> None:
     assert vlcpt("train", "my.yaml", cwd=project).returncode == 0
-    run = vlcpt("eval", "my.yaml", "--checkpoint", "out", "--output", "eval.json", cwd=project)
+    more = ["--samples", "1", "--per_document", "documents.jsonl"]
+    run = vlcpt("eval", "my.yaml", "--checkpoint", "out", "--output", "eval.json", *more, cwd=project)
 
     assert run.returncode == 0, run.stderr
+    assert "what to change:" in run.stdout
+    assert "  truth  " in run.stdout
+    assert (project / "documents.jsonl").read_text().startswith('{"loss": ')
     (result,) = json.loads((project / "eval.json").read_text())["sets"].values()
     assert set(result) == {
         "loss",
@@ -99,6 +103,8 @@ def test_eval_writes_its_numbers(project: Path) -> None:
         "base_loss",
         "shuffled_images_loss",
         "blank_images_loss",
+        "documents",
+        "intervals",
     }
     assert result["shuffled_images_loss"] is None  # no document has an image
     assert result["base_loss"] > 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlcpt.model.loading import load_model as load_model
     from vlcpt.model.loading import load_processor as load_processor
     from vlcpt.model.merge import merge_adapter as merge_adapter
+    from vlcpt.runs.evaluate import evaluate as evaluate
     from vlcpt.training.trainer import CPTTrainer as CPTTrainer
 
 # Loaded on first use: importing vlcpt, and its --help, must not wait seconds for torch.
@@ -39,6 +40,7 @@ _NAMES = {
     "hub.push": ("push_adapter",),
     "model.loading": ("load_model", "load_processor"),
     "model.merge": ("merge_adapter",),
+    "runs.evaluate": ("evaluate",),
     "training.trainer": ("CPTTrainer",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

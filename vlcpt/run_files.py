@@ -16,7 +16,7 @@ RESOLVED_HEADER = (
     "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
 )
 # What stands beside a run's result: a model card is made of it.
-RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl")
+RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "run.json", "eval.json")
 PLANS = "plan"  # the folder in which planning is shared and kept; it can be deleted at any time
 # What a check leaves, and a run that was stopped before it trained; the lock is that of the run itself.
 NO_RUN = ("ledger.json", "dropped.jsonl", "check", PLANS, LOCK)
@@ -129,7 +129,7 @@ def require_empty(output: Path, config_path: Path | None, training: Mapping[str,
         )
 
 
-def require_paths(checkpoint: Path, output: Path | None) -> None:
+def require_paths(checkpoint: Path, output: Path | None, per_document: Path | None = None) -> None:
     """Refuse a checkpoint that is not there, or a file of results that cannot be written.
 
     Raises:
@@ -138,6 +138,7 @@ def require_paths(checkpoint: Path, output: Path | None) -> None:
     if not checkpoint.is_dir():
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
     require_file("--output", output)
+    require_file("--per_document", per_document)
 
 
 def require_file(option: str, path: Path | None) -> None:

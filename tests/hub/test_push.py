@@ -455,6 +455,19 @@ def test_numbers_of_an_evaluation_come_into_the_card(adapter, tmp_path):
     assert "| books | 12,345 | 1.25 | 3.49 | 4.5 |" in card
 
 
+def test_a_merged_model_carries_the_evaluation_of_its_run_with_its_plot(adapter, tmp_path):
+    """Merging copies the run's record."""
+    one = {"loss": 1.25, "base_loss": 4.5, "intervals": {"learnt": [3.0, 3.5]}}
+    (adapter / "run.json").write_text(json.dumps({"evaluation": {"sets": {"books": one}, "retention": []}}))
+    merge_adapter(adapter, tmp_path / "merged")
+
+    push = push_adapter(tmp_path / "merged", "me/mine", dry_run=True)
+
+    assert [file.name for file in push.files][:2] == ["README.md", "evaluation.png"]
+    assert "The loss is 1.250, 3.250 less than before (95% interval 3.000 to 3.500)" in push.card
+    assert "](evaluation.png)" in push.card
+
+
 def test_a_folder_without_its_runs_files_says_that_nothing_is_known(runs, tmp_path):
     shutil.copytree(runs["full"], tmp_path / "alone")
     for name in ("config.yaml", "ledger.json", "train_log.jsonl"):

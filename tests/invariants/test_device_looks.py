@@ -77,12 +77,12 @@ def test_a_batch_of_an_evaluation_is_looked_at_by_nothing_of_ours(
         monkeypatch.setattr(owner, name, watched)
 
     watch(evaluate, "target_losses")
-    watch(evaluate._Scorer, "_sums")
+    watch(evaluate._Scorer, "_values")
     looks.is_on = False
     result = evaluate.evaluate_sets(model, {"ten": dataset}, tiny_processor)["ten"]
 
     assert None not in result.values()
-    assert calls == dict.fromkeys(("target_losses", "_sums"), 4 * len(dataset))
+    assert calls == dict.fromkeys(("target_losses", "_values"), 4 * len(dataset))
     assert not looks.ours
     assert looks.lines  # upstream's own, of images
 

@@ -17,7 +17,7 @@ from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.model.tuning import base_model
 from vlcpt.training import evaluate
-from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, trainer_metrics
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, score_sets, trainer_metrics
 
 
 def mean_nll(model, samples):
@@ -173,6 +173,72 @@ def test_the_base_of_a_model_trained_in_full_is_the_one_given(model, make_tiny_m
 
     expected = mean_nll(base.eval(), encode_rows(SEEN, tiny_processor))
     assert result["base_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("max_length", [24, 70], ids=["split", "packed"])
+def test_each_document_has_its_own_loss_however_it_is_packed_or_split(model, tiny_processor, max_length):
+    dataset = CPTDataset(TEN, tiny_processor, max_length=max_length)
+    assert len(dataset) != len(TEN)
+    alone = CPTDataset(TEN, tiny_processor, max_length=max_length, packing=False)
+
+    scores = score_sets(model, {"ten": dataset}, tiny_processor, EvalOptions(batch_size=2))["ten"]
+
+    found = [scores.document(number, has_media=True) for number in range(len(TEN))]
+    parts = {number: [] for number in range(len(TEN))}
+    for index in range(len(alone)):
+        (number,) = alone.document_numbers(index)
+        parts[number] += alone[index]
+    for number, samples in parts.items():
+        assert found[number]["loss"] == pytest.approx(mean_nll(model, samples), rel=1e-5)
+    assert sum(one["targets"] for one in found) == dataset.ledger.total.tokens["targets"]
+    assert scores.result()["documents"] == len(TEN)
+
+
+def test_an_untouched_adapter_has_learnt_exactly_nothing(tiny_model_dir, tiny_processor):
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70)
+    untouched = load_model(ModelConfig(str(tiny_model_dir), **FROZEN))
+
+    result = evaluate_sets(untouched, {"ten": dataset}, tiny_processor)["ten"]
+
+    assert result["base_loss"] == result["loss"]
+    assert result["intervals"]["learnt"] == [0.0, 0.0]
+
+
+def test_a_model_that_ignores_images_relies_on_them_by_nothing(make_tiny_model, tiny_processor):
+    blind = make_tiny_model()
+    with torch.no_grad():  # all images look alike to it
+        for parameter in blind.model.visual.merger.mlp[2].parameters():
+            parameter.zero_()
+    dataset = CPTDataset(SEEN * 2, tiny_processor, max_length=64)
+
+    result = evaluate_sets(blind, {"seen": dataset}, tiny_processor)["seen"]
+
+    for name in ("shuffled", "blank"):
+        assert abs(result[f"{name}_images_loss"] - result["loss"]) < 1e-6
+        low, high = result["intervals"][name]
+        assert -0.01 < low <= 0 <= high < 0.01
+
+
+def test_a_document_that_cannot_be_read_is_in_no_sum(model, tiny_processor, tmp_path):
+    rows = []
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+        rows.append({"text": f"<image>{digits(8, number)}", "images": [f"{number}.png"]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    skips = {"on_bad_data": "skip", "max_bad_fraction": 0.5}
+    dataset = CPTDataset(tmp_path / "rows.jsonl", tiny_processor, max_length=64, **skips)
+    cut = tmp_path / "3.png"
+    cut.write_bytes(cut.read_bytes()[:60])  # its header is whole
+
+    scores = score_sets(model, {"six": dataset}, tiny_processor)["six"]
+
+    result = scores.result()
+    assert result["documents"] == 5
+    assert scores.document(3, has_media=True) is None
+    assert scores.document(2, has_media=True)["shuffled_images_loss"] is None  # which would show 3.png
+    others = [scores.document(number, has_media=True) for number in (0, 1, 2, 4, 5)]
+    targets = sum(one["targets"] for one in others)
+    assert result["loss"] == pytest.approx(sum(one["loss"] * one["targets"] for one in others) / targets)
 
 
 def test_bits_per_byte_are_of_the_text_without_end_of_text(model, tiny_processor):
@@ -407,7 +473,10 @@ def test_ranks_that_share_the_items_get_the_numbers_of_one_process(
 
     assert None not in expected.values()
     for rank in on_two_ranks:
-        assert rank[str(batch_size)] == pytest.approx(expected, rel=1e-9)
+        found, wanted = dict(rank[str(batch_size)]), dict(expected)
+        intervals = {name: pytest.approx(one, rel=1e-9) for name, one in wanted.pop("intervals").items()}
+        assert found.pop("intervals") == intervals
+        assert found == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.slow

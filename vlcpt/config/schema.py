@@ -127,6 +127,11 @@ class DataConfig:
     retention_data: tuple[SourceConfig, ...] = key(
         (), "Documents of what the model knew before, to measure what it forgets."
     )
+    eval_max_documents: int | None = key(
+        512,
+        "Documents of each source of eval_data and retention_data that are measured, drawn by data_seed or "
+        "seed. null: all of them.",
+    )
     replay_data: tuple[SourceConfig, ...] = key(
         (), "Documents of what the model knew before, mixed in so that it forgets less. Needs replay_share."
     )
@@ -191,7 +196,7 @@ _RANGES: Sequence[tuple[float, float, str, Sequence[str]]] = (
     (_TINY, _ANY, "above 0", ("max_file_bytes", "max_image_pixels", "max_video_frames", "max_video_pixels")),
     (0, _ANY, "0 or more", ("dataloader_num_workers", "dataloader_timeout", "loss_chunk")),
     (0, _ANY, "0 or more", tuple(LEARNING_RATES.values())),
-    (1, _ANY, "1 or more", ("lora_r", "gradient_accumulation_steps")),
+    (1, _ANY, "1 or more", ("lora_r", "gradient_accumulation_steps", "eval_max_documents")),
     (1, _ANY, "1 or more", ("per_device_train_batch_size", "per_device_eval_batch_size")),
     (2, _ANY, "2 or more: the model sees frames in pairs", ("max_frames",)),
     (2, _ANY, "2 or more: a first token has no context", ("max_length",)),

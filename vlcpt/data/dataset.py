@@ -15,6 +15,7 @@ import xxhash
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
+from vlcpt.data.by_number import Documents
 from vlcpt.data.documents import Document, DocumentError, Image, Modality, Source
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream, scaled_sample
 from vlcpt.data.encode.features import FeatureStore
@@ -113,6 +114,15 @@ class _PlannedItems(Dataset[list[Sample | FailedSample]]):
         samples = map(self._plan.sample, self._numbers(index))
         return [self._sources[source].document(int(line["row"])).name for source, line in samples]
 
+    @property
+    def documents(self) -> Documents:
+        """The documents that are read."""
+        return Documents(self._plan, self._sources, self._encoder)
+
+    def document_numbers(self, index: int) -> list[int]:
+        """Of each sample of an item, the number of its document among :attr:`documents`."""
+        return [int(one) for one in self._plan.document_numbers[self._numbers(index)]]
+
     def samples_of(self, index: int) -> list[PlannedSample]:
         """What an item holds, without reading it."""
         found = []
@@ -201,6 +211,8 @@ class CPTDataset(_PlannedItems):
         replay_data: Sources that are drawn from until they make up ``replay_share`` of all targets.
         replay_share: 0 ≤ share < 1.
         untagged, train_eos, on_overlong, on_bad_data, max_bad_fraction, max_row_bytes: See the configuration.
+        max_documents: How many documents are read, drawn by ``seed`` from all that can be used; None: all.
+            The ledger counts the others as ``not_drawn``.
         max_bad_in_a_row: With ``skip``, how many rows in a row that cannot be used stop it; None: no number.
         min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
         media_check: What is read of a medium when the data set is made: see
@@ -244,6 +256,7 @@ class CPTDataset(_PlannedItems):
         on_overlong: OnOverlong = "split",
         on_bad_data: OnBadData = "error",
         max_bad_fraction: float = 0.01,
+        max_documents: int | None = None,
         max_bad_in_a_row: int | None = MAX_BAD_IN_A_ROW,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
@@ -270,7 +283,7 @@ class CPTDataset(_PlannedItems):
         )
         require_same_encoding(self._sources, processor, untagged, options)
         self._encoder = DocumentEncoder(processor, options)
-        plan = make_plan(
+        plan = self._plan = make_plan(
             self._sources[: len(train)],
             self._sources[len(train) :],
             self._encoder,
@@ -278,11 +291,10 @@ class CPTDataset(_PlannedItems):
             replay_share=replay_share,
             seed=seed,
             max_bad_fraction=max_bad_fraction,
+            max_documents=max_documents,
             cache_dir=None if cache_dir is None else Path(cache_dir),
             track=track,
         )
-        # Flat arrays, which workers share with the parent instead of copying them.
-        self._plan = plan
         self.ledger, self.max_length, self.packing = plan.ledger, max_length, packing
         self._stops = on_bad_data == "error"
         self.failures = Failures(plan, names, max_bad_fraction, max_bad_in_a_row)
@@ -455,7 +467,7 @@ class CPTDataset(_PlannedItems):
         pixels = None
         if self._pixels_of != "document":
             pixels = tuple(
-                self._next(others, source, row) if self._pixels_of == "next_document" else None
+                self.documents.after(others, source, row) if self._pixels_of == "next_document" else None
                 for others in (self._with_images, self._with_videos)
             )
         encoded = self._encoder.sample(
@@ -463,14 +475,6 @@ class CPTDataset(_PlannedItems):
         )
         sample = replace(encoded, source=source)
         return sample if self.keeps_bytes else scaled_sample(sample, self._encoder.vision.scales)
-
-    def _next(self, found: np.ndarray, source: int, row: int) -> Document | None:
-        """The document after this one among those with the medium; None if there is no other."""
-        place = np.flatnonzero((found == (source, row)).all(axis=1))
-        if len(found) < 2 or not len(place):
-            return None
-        source, row = found[(place[0] + 1) % len(found)].tolist()
-        return self._sources[source].document(row)
 
 
 def _shown(

@@ -26,7 +26,7 @@ from vlcpt.model.base import base_folders, check_parameters
 from vlcpt.model.base_files import GENERATION, GROUPS, VOCABULARY, has_processor, is_licence
 from vlcpt.model.loading import read_config
 from vlcpt.model.weights import WEIGHTS, Kind, check_checkpoint
-from vlcpt.report.card import Licence, model_card, read_run
+from vlcpt.report.card import PLOT, Licence, model_card, read_run
 from vlcpt.training.checkpoints.files import is_unfinished
 
 if TYPE_CHECKING:
@@ -195,7 +195,9 @@ def push_adapter(
         has_processor=has_processor(checkpoint),
         licence=licence,
     )
-    push = Push(repo_id, private, revision, (PushedFile("README.md", card.encode()), *files), card)
+    own = [PushedFile("README.md", card.encode())]
+    own += [] if facts.plot is None else [PushedFile(PLOT, facts.plot)]
+    push = Push(repo_id, private, revision, (*own, *files), card)
     if dry_run:
         return push
     then = f"Check the network. {again}"
@@ -309,7 +311,8 @@ def _commit(push: Push, token: str | None) -> Push:
     stale = [
         one.rfilename
         for one in info.siblings or []
-        if one.rfilename not in names and is_allowed(one.rfilename, "adapter", "model")
+        if one.rfilename not in names
+        and (one.rfilename == PLOT or is_allowed(one.rfilename, "adapter", "model"))
     ]
     commit = api.create_commit(
         push.repo_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,9 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from vlcpt import __version__
+from vlcpt.report.plot import plot_differences
 from vlcpt.report.screen import Sheet
+from vlcpt.report.verdict import verdict
 from vlcpt.run_files import read_log, read_mapping, record_of
 
 # Only these keys of config.yaml are shown; the others may hold paths, names or addresses.
@@ -39,6 +41,8 @@ _COUNTS = {
     "media tokens": ("tokens", "media"),
     "tokens read": ("tokens", "read"),
 }
+PLOT = "evaluation.png"  # beside the card
+Results = Mapping[str, Mapping[str, object]]
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 _OTHER = "loss, other images"
 _MEASURES = {
@@ -54,12 +58,18 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run; empty where its files are not there."""
+    """What is known of a run; empty where its files are not there.
+
+    ``said``, ``differences`` and ``plot`` are of an evaluation that was made with its base or other images.
+    """
 
     trained: tuple[tuple[str, str], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     data: Sheet | None = None
     evaluation: Sheet | None = None
+    said: tuple[str, ...] = ()
+    differences: Sheet | None = None
+    plot: bytes | None = field(default=None, repr=False)
     base: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -70,7 +80,8 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
 
     Args:
         checkpoint: The run's folder, or a ``checkpoint-N`` in it.
-        evaluation: What ``vlcpt eval --output`` wrote; else the run's own last evaluation is shown.
+        evaluation: What ``vlcpt eval --output`` wrote; else ``eval.json`` in the run's folder, what its
+            ``run.json`` has of the end, or its own last evaluation is shown.
 
     Raises:
         ValueError: If ``evaluation`` is no such file.
@@ -86,17 +97,32 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
     settings = [(key, _value(config[key])) for key in _SHOWN if _was_used(key, config)]
     if log:
         settings.append(("steps done", f"{log[-1]['step']}"))
+    found: object = None
     if evaluation is not None:
-        measured: Sheet | None = _evaluation_file(evaluation, names)
+        found = read_mapping(evaluation)
+    elif step is None:  # what is known of the end is not known of a checkpoint
+        found = read_mapping(folder / "eval.json") or read_mapping(folder / "run.json").get("evaluation")
+    results, retention = _evaluated(found, names)
+    if results or evaluation is not None:
+        measured = _results(results)
+        if measured is None:
+            raise ValueError(
+                f"{evaluation or folder / 'eval.json'} is not what `vlcpt eval --output` writes. Measure the "
+                "checkpoint with it first."
+            )
     else:
         is_best = config.get("load_best_model_at_end") and step is None
         measured = _logged_evaluation(log, names, config.get("metric_for_best_model") if is_best else None)
     base = config.get("model_name_or_path")
+    said = verdict(results, retention)
     return RunFacts(
         trained=tuple(_trained(config, read_mapping(checkpoint / "adapter_config.json"))),
         settings=tuple(settings),
         data=_data(read_mapping(folder / "ledger.json"), names),
         evaluation=measured,
+        said=tuple(one.text for one in said.sentences if one.kind != "change"),
+        differences=said.table,
+        plot=plot_differences(results),
         base=base if isinstance(base, str) and not (folder / base).exists() else None,
         min_pixels=_pixels(config.get("min_pixels")),
         max_pixels=_pixels(config.get("max_pixels")),
@@ -188,32 +214,34 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: obje
     found = {key: value for entry in measured if entry["step"] == step for key, value in entry.items()}
     sets = [match[1] for key in found if (match := re.fullmatch(r"eval_(.+)_loss", key))]
     results = {
-        name: {key: found.get(f"eval_{name}_{key}") for key in ("loss", "perplexity")} for name in sets
+        _label(name, place, names): {key: found.get(f"eval_{name}_{key}") for key in ("loss", "perplexity")}
+        for place, name in enumerate(sets, 1)
     }
-    return _results(results, names, f", measured at step {step}")
+    return _results(results, f", measured at step {step}")
 
 
-def _evaluation_file(path: Path, names: Set[str]) -> Sheet:
-    results = read_mapping(path).get("sets")
-    table = _results(results, names) if isinstance(results, dict) else None
-    if table is None:
-        raise ValueError(
-            f"{path} is not what `vlcpt eval --output` writes. Measure the checkpoint with it first."
-        )
-    return table
+def _evaluated(found: object, names: Set[str]) -> tuple[Results, list[str]]:
+    """The sets of what ``vlcpt eval --output`` writes, as the card calls them, and those of retention."""
+    sets = found.get("sets") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not isinstance(sets, dict):
+        return {}, []
+    kept = found.get("retention")
+    labels = {
+        name: _label(name, place, names)
+        for place, (name, one) in enumerate(sets.items(), 1)
+        if isinstance(one, dict)
+    }
+    retention = [label for name, label in labels.items() if isinstance(kept, list) and name in kept]
+    return {label: sets[name] for name, label in labels.items()}, retention
 
 
-def _results(results: Mapping[str, object], names: Set[str], note: str = "") -> Sheet | None:
-    sets = {name: one for name, one in results.items() if isinstance(one, dict)}
+def _results(sets: Results, note: str = "") -> Sheet | None:
     shown = {
         label: key
         for label, key in _MEASURES.items()
         if any(one.get(key) is not None for one in sets.values())
     }
-    rows = [
-        (_label(name, place, names), [_measure(one.get(key)) for key in shown.values()])
-        for place, (name, one) in enumerate(sets.items(), 1)
-    ]
+    rows = [(label, [_measure(one.get(key)) for key in shown.values()]) for label, one in sets.items()]
     note += "; other images: of the next document" if _OTHER in shown else ""
     return Sheet("evaluation", [*shown], rows, note) if shown else None
 
@@ -322,6 +350,7 @@ def model_card(
         has_processor=has_processor,
         run=run,
         licence=licence.sentence(),
+        plot=PLOT,
         versions={"vlcpt": __version__, **{name: version(name) for name in _PACKAGES}},
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"

@@ -20,6 +20,7 @@ from vlcpt.report.screen import Sheet, plain_table, visible
 if TYPE_CHECKING:
     from vlcpt.hub.push import Push
     from vlcpt.model.tuning import TowerRow
+    from vlcpt.training.continuations import Continuation
     from vlcpt.training.evaluate import SetResult
 
 # Two shades, so that neighbouring tokens can be distinguished.
@@ -63,8 +64,34 @@ def results_table(results: Mapping[str, SetResult]) -> Sheet:
         ("shuffled", [shown(one["shuffled_images_loss"]) for one in found]),
         ("blank", [shown(one["blank_images_loss"]) for one in found]),
     ]
+    if all("documents" in one for one in found):
+        rows.insert(0, ("documents", [f"{one['documents']:,}" for one in found]))
     caption = "loss in nats per target; base: without this training; shuffled: the next document's images"
     return Sheet("evaluation", [*results], rows, caption)
+
+
+def continuation_lines(name: str, found: Sequence[Continuation]) -> list[Text]:
+    """Documents of a set as the model continued them, beside what they say.
+
+    Example:
+        >>> one = {"document": "a", "source": "a.jsonl:1", "media": ["a.png"], "before": "[image]Fig. 1 ",
+        ...        "continuation": "shows a pump", "truth": "shows the valve"}
+        >>> [line.plain for line in continuation_lines("held", [one])][2:4]
+        ['  model  shows a pump', '  truth  shows the valve']
+    """
+    lines = [] if not found else [Text(visible(f"{name}: continued from its first trained span"), "bold")]
+    for one in found:
+        where = [
+            one["document"],
+            *([one["source"]] if one["source"] != one["document"] else []),
+            *one["media"],
+        ]
+        lines.append(Text.assemble((visible("  ".join(where)), "cyan"), "\n", visible(one["before"])))
+        for label, style in (("continuation", "bold"), ("truth", "green")):
+            shown = {"continuation": "model", "truth": "truth"}[label]
+            lines.append(Text.assemble((f"  {shown}  ", "dim"), (visible(one[label]), style)))  # type: ignore[literal-required]
+        lines.append(Text())
+    return lines
 
 
 def number(value: float) -> str:

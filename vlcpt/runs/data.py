@@ -48,13 +48,12 @@ class RunData:
 
     def train(self) -> CPTDataset:
         """The training data."""
-        data, training = self.configs.data, self.configs.training
+        data = self.configs.data
         return self._planned(
             "train",
             data.train_data,
             replay_data=data.replay_data,
             replay_share=data.replay_share,
-            seed=training.data_seed if training.data_seed is not None else training.seed,
         )
 
     def evaluations(self) -> dict[str, CPTDataset]:
@@ -62,8 +61,9 @@ class RunData:
         return {entry.name: self.evaluation(entry) for entry in evaluation_entries(self.configs.data)}
 
     def evaluation(self, entry: SourceConfig) -> CPTDataset:
-        """One source of held-out or retention data."""
-        return self._planned(f"eval-{quote(entry.name, safe='')}", [entry])
+        """One source of held-out or retention data; of many documents, those that are drawn."""
+        drawn = self.configs.data.eval_max_documents
+        return self._planned(f"eval-{quote(entry.name, safe='')}", [entry], max_documents=drawn)
 
     def _planned(self, name: str, entries: Sequence[SourceConfig], **mixing: object) -> CPTDataset:
         data, training = self.configs.data, self.configs.training
@@ -71,6 +71,7 @@ class RunData:
             entries,
             self.processor,
             cache_dir=self.plans and self.plans / name,
+            seed=training.data_seed if training.data_seed is not None else training.seed,
             track=self.track,
             max_length=training.max_length,
             packing=training.packing,
@@ -103,6 +104,13 @@ def evaluation_entries(data: DataConfig) -> list[SourceConfig]:
     return found
 
 
+def retention_names(data: DataConfig) -> tuple[str, ...]:
+    """The names of the sets that hold what the model knew before."""
+    return tuple(
+        member.name for entry in data.retention_data for member in members_of(entry, "retention_data")
+    )
+
+
 def shown(console: Console) -> Track:
     """A bar with the time left, gone when done; nothing where there is no terminal."""
     if not console.is_terminal:
@@ -130,6 +138,10 @@ def show_unmeasured(sets: Mapping[str, CPTDataset], console: Console) -> None:
     """Print which documents of each evaluation set are not measured, and what was not read."""
     for name, dataset in sets.items():
         total = dataset.ledger.total
+        if total.documents["not_drawn"]:
+            usable = total.documents["used"] + total.documents["not_drawn"]
+            drawn = f"{total.documents['used']:,} of {usable:,} documents are measured, drawn by seed"
+            say(console, f"{name}: {drawn} (eval_max_documents).")
         if total.dropped_documents:
             reasons = list_reasons(dict(sorted(total.dropped_documents.items())))
             count = f"{total.dropped_documents.total()} of {total.documents['read']}"

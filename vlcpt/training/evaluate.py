@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -18,23 +19,40 @@ from transformers import EvalPrediction, ProcessorMixin
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.dataset import CPTDataset, PixelsOf
-from vlcpt.data.encode.encoder import Sample
+from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample
 from vlcpt.data.encode.tokens import token_sizes
 from vlcpt.data.plan.plan import FailedSample, Track, untracked
 from vlcpt.data.workers import Workers
 from vlcpt.model.shared_features import kept_features, see_alike, with_features
 from vlcpt.model.tuning import base_model
+from vlcpt.training.intervals import loss_intervals
 from vlcpt.training.loss import BatchTensors, TargetLosses, target_losses
 from vlcpt.training.ranks import Alarm, add_up
 from vlcpt.training.step import leave_out_failed, require_few_failed, sent, watched
 
 
 class SetResult(TypedDict):
-    """One set of ``vlcpt eval --output``: nats per target, unweighted; null where it does not apply."""
+    """One set of ``vlcpt eval --output``: nats per target, unweighted; null where it does not apply.
+
+    ``intervals`` has the 95% interval over documents of ``loss``, and of what ``learnt`` (``base_loss``),
+    ``shuffled`` and ``blank`` images add to it: see :mod:`vlcpt.training.intervals`.
+    """
 
     loss: float
     perplexity: float
     bits_per_byte: float | None
+    targets: int
+    base_loss: float | None
+    shuffled_images_loss: float | None
+    blank_images_loss: float | None
+    documents: int
+    intervals: dict[str, list[float] | None]
+
+
+class DocumentResult(TypedDict):
+    """One document of a set: nats per target; null where it does not apply."""
+
+    loss: float
     targets: int
     base_loss: float | None
     shuffled_images_loss: float | None
@@ -140,6 +158,7 @@ _DEFAULTS = EvalOptions()
 Pass = Literal["right", "base", "blank", "shuffled"]  # what one batch is scored as
 _PIXELS_OF: Mapping[Pass, PixelsOf] = {"right": "document", "blank": "blank", "shuffled": "next_document"}
 _PASSES: tuple[Pass, ...] = ("right", "base", "blank", "shuffled")
+_ADDED: Mapping[str, Pass] = {"learnt": "base", "shuffled": "shuffled", "blank": "blank"}
 _Item = list[Sample | FailedSample]
 _GRIDS_OF = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
@@ -171,24 +190,87 @@ def evaluate_sets(
         LoadingError: If a worker died, or did not answer in time.
         CollectiveError: For one of these on another rank.
     """
+    scores = score_sets(model, sets, processor, options, base=base, with_base=with_base)
+    return {name: one.result() for name, one in scores.items()}
+
+
+def score_sets(
+    model: nn.Module,
+    sets: Mapping[str, CPTDataset],
+    processor: ProcessorMixin,
+    options: EvalOptions = _DEFAULTS,
+    *,
+    base: nn.Module | None = None,
+    with_base: bool = True,
+) -> dict[str, SetScores]:
+    """The same, document by document."""
     if base is None and with_base and isinstance(model, PeftModel):
         base = model
     scorer = _Scorer(model, base, processor, options)
-    return {name: _result(scorer.scores(name, dataset)) for name, dataset in sets.items()}
+    return {name: scorer.scores(name, dataset) for name, dataset in sets.items()}
 
 
-def _result(scores: Mapping[Pass, Score]) -> SetResult:
-    right = scores["right"]
-    losses = {name: scores[name].loss if name in scores else None for name in _PASSES}
-    return SetResult(
-        loss=right.loss,
-        perplexity=perplexity(right.loss),
-        bits_per_byte=right.bits_per_byte,
-        targets=right.targets,
-        base_loss=losses["base"],
-        shuffled_images_loss=losses["shuffled"],
-        blank_images_loss=losses["blank"],
-    )
+@dataclass(frozen=True)
+class SetScores:
+    """The sums of each document of a set in each pass.
+
+    Args:
+        sums: float64 (documents, passes, 4), by the numbers of ``CPTDataset.documents``: Σ nll, targets, and
+            without end-of-text Σ nll and bytes. Zeros where a document could not be read.
+        measured: The passes that were made.
+    """
+
+    sums: np.ndarray
+    measured: frozenset[Pass]
+
+    @cached_property
+    def totals(self) -> dict[Pass, Score]:
+        """The sums over the set, of each pass that was made."""
+        whole = zip(_PASSES, self.sums.sum(axis=0).tolist(), strict=True)
+        return {
+            one: Score(nll, int(targets), text_nll, int(text_bytes))
+            for one, (nll, targets, text_nll, text_bytes) in whole
+            if one in self.measured
+        }
+
+    def result(self) -> SetResult:
+        """The numbers of the set, with their intervals over documents."""
+        right = self.totals["right"]
+        losses = {one: self.totals[one].loss if one in self.totals else None for one in _PASSES}
+        places: dict[str, tuple[int, int | None]] = {"loss": (0, None)}
+        places |= {name: (_PASSES.index(one), 0) for name, one in _ADDED.items() if one in self.measured}
+        found = loss_intervals(self.sums[:, :, :2], places)
+        intervals = {name: found.get(name) for name in ("loss", *_ADDED)}
+        return SetResult(
+            loss=right.loss,
+            perplexity=perplexity(right.loss),
+            bits_per_byte=right.bits_per_byte,
+            targets=right.targets,
+            base_loss=losses["base"],
+            shuffled_images_loss=losses["shuffled"],
+            blank_images_loss=losses["blank"],
+            documents=int((self.sums[:, 0, 1] > 0).sum()),
+            intervals={name: None if one is None else [*one] for name, one in intervals.items()},
+        )
+
+    def document(self, number: int, *, has_media: bool) -> DocumentResult | None:
+        """The numbers of a document; None if it could not be read."""
+        nll, targets = self.sums[number, :, 0], self.sums[number, :, 1]
+        if not targets[0]:
+            return None
+
+        def loss(one: Pass) -> float | None:
+            place = _PASSES.index(one)
+            applies = one in self.measured and (has_media or one == "base") and targets[place]
+            return float(nll[place] / targets[place]) if applies else None
+
+        return DocumentResult(
+            loss=float(nll[0] / targets[0]),
+            targets=int(targets[0]),
+            base_loss=loss("base"),
+            shuffled_images_loss=loss("shuffled"),
+            blank_images_loss=loss("blank"),
+        )
 
 
 class _Scorer:
@@ -214,23 +296,20 @@ class _Scorer:
         self._eos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self._token_bytes = torch.tensor(token_sizes(tokenizer.get_vocab())).to(self._summing, torch.float64)
 
-    def scores(self, name: str, dataset: CPTDataset) -> dict[Pass, Score]:
-        """The sums over a set, on all ranks, of each pass that can be made."""
+    def scores(self, name: str, dataset: CPTDataset) -> SetScores:
+        """The sums of each document, on all ranks, in each pass that can be made."""
         seen: list[Pass] = ["right"]
         seen += ["blank"] if dataset.has_media else []
         seen += ["shuffled"] if dataset.can_shuffle else []
-        sums = torch.zeros(len(_PASSES), 4, dtype=torch.float64, device=self._summing)
+        shape = (len(_PASSES), len(dataset.documents), 4)
+        sums = torch.zeros(shape, dtype=torch.float64, device=self._summing)
         if self._options.ranks == 1:
             self._score(name, dataset, seen, sums, Alarm(1))
         else:
             sums = self._score_share(name, dataset, seen, sums)
         require_few_failed(dataset, self._options.ranks)
-        measured = {*seen, *(["base"] if self._base is not None else [])}
-        found: dict[Pass, Score] = {}
-        for one, (nll, targets, text_nll, text_bytes) in zip(_PASSES, sums.tolist(), strict=True):
-            if one in measured:
-                found[one] = Score(nll, int(targets), text_nll, int(text_bytes))
-        return found
+        measured = frozenset(seen) | (frozenset[Pass](("base",)) if self._base is not None else frozenset())
+        return SetScores(sums.transpose(0, 1).cpu().numpy(), measured)
 
     def _score_share(
         self, name: str, dataset: CPTDataset, seen: Sequence[Pass], sums: torch.Tensor
@@ -248,7 +327,7 @@ class _Scorer:
     def _score(
         self, name: str, dataset: CPTDataset, seen: Sequence[Pass], sums: torch.Tensor, alarm: Alarm
     ) -> None:
-        """Add this rank's share of a set to its sums."""
+        """Add this rank's share of a set to the sums of its documents."""
         options = self._options
         variants = [dataset.with_pixels_of(_PIXELS_OF[one]) for one in seen]
         for variant in variants:
@@ -261,17 +340,21 @@ class _Scorer:
             pin_memory=self._device.type == "cuda",
         )
         with (
-            _evaluating(self._model, self._base),
+            evaluating(self._model, self._base),
             torch.autocast(self._device.type, options.autocast, enabled=options.autocast is not None),
             Workers(options.timeout, lambda: watched(dataset)) as workers,
         ):
-            for batches in options.track(workers.awaited(loader), f"measuring {name}"):
-                for one, batch in zip(seen, batches, strict=True):
+            for read in options.track(workers.awaited(loader), f"measuring {name}"):
+                batches = {one: batch for one, (batch, _) in zip(seen, read, strict=True)}
+                numbers = {one: own for one, (_, own) in zip(seen, read, strict=True)}
+                for one, batch in batches.items():
                     # With the pixels of others it would be another document that failed.
                     leave_out_failed(batch, dataset if one == "right" else None)
                 dataset.failures.check()
-                for one, losses in self._losses(dict(zip(seen, batches, strict=True))):
-                    sums[_PASSES.index(one)] += self._sums(losses)
+                for one, losses in self._losses(batches):
+                    of_targets = numbers["right" if one == "base" else one]
+                    own = sums[_PASSES.index(one)]
+                    own.index_add_(0, of_targets.to(self._summing, non_blocking=True), self._values(losses))
                 if alarm.rings():
                     return
 
@@ -299,23 +382,32 @@ class _Scorer:
             with _as_base(self._base):
                 yield "base", target_losses(self._base, before, chunk)
 
-    def _sums(self, losses: TargetLosses) -> torch.Tensor:
-        """Σ nll, targets, Σ nll without end-of-text and bytes of the text: float64 (4,)."""
+    def _values(self, losses: TargetLosses) -> torch.Tensor:
+        """Of each target nll, 1, and where it is not end-of-text nll and bytes: float64 (N, 4)."""
         nll, ids = losses.nll.to(self._summing).double(), losses.ids.to(self._summing)
         is_text = ids != self._eos
         # Indexing would wait for the device, which alone knows how many there are.
         text_nll, sizes = nll.where(is_text, 0.0), self._token_bytes[ids].where(is_text, 0.0)
-        return torch.stack([nll.sum(), nll.new_full((), len(ids)), text_nll.sum(), sizes.sum()])
+        return torch.stack([nll, torch.ones_like(nll), text_nll, sizes], dim=1)
 
 
-class _Variants(Dataset[list[_Item]]):
+@dataclass(frozen=True)
+class _NumberedItem:
+    """An item with each kind of pixels, and the numbers of its samples' documents."""
+
+    variants: Sequence[_Item]
+    documents: Sequence[int]
+
+
+class _Variants(Dataset[_NumberedItem]):
     """Items of a data set with each kind of pixels."""
 
     def __init__(self, variants: Sequence[CPTDataset]) -> None:
         self._variants = variants
 
-    def __getitem__(self, index: int) -> list[_Item]:
-        return [variant[index] for variant in self._variants]
+    def __getitem__(self, index: int) -> _NumberedItem:
+        items = [variant[index] for variant in self._variants]
+        return _NumberedItem(items, self._variants[0].document_numbers(index))
 
 
 @dataclass(frozen=True)
@@ -330,14 +422,25 @@ class _VariantCollator:
     collator: CPTDataCollator
     seen: Sequence[Pass]
 
-    def __call__(self, items: Sequence[Sequence[_Item]]) -> list[Batch]:
-        """One of each kind, from items with each."""
-        batches = [self.collator(variant) for variant in zip(*items, strict=True)]
-        for one, batch in zip(self.seen, batches, strict=True):
+    def __call__(self, items: Sequence[_NumberedItem]) -> list[tuple[Batch, torch.Tensor]]:
+        """One of each kind, from items with each; and the number of each target's document: int64 (N,)."""
+        found = []
+        for place, one in enumerate(self.seen):
+            packs = [item.variants[place] for item in items]
+            batch = self.collator(packs)
             for name in _GRIDS_OF:
                 if one == "blank" and isinstance(pixels := batch.get(name), torch.Tensor):
                     batch[name] = pixels[:0].clone()
-        return batches
+            # A sample that could not be read is in no batch.
+            read = [
+                (number, int((sample.labels[1:] != IGNORE_INDEX).sum()))
+                for item, pack in zip(items, packs, strict=True)
+                for number, sample in zip(item.documents, pack, strict=True)
+                if isinstance(sample, Sample)
+            ]
+            numbers, targets = torch.tensor(read, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
+            found.append((batch, numbers.repeat_interleave(targets)))
+        return found
 
 
 class _Share(Sampler[list[int]]):
@@ -360,7 +463,7 @@ class _Share(Sampler[list[int]]):
 
 
 @contextmanager
-def _evaluating(*models: nn.Module | None) -> Iterator[None]:
+def evaluating(*models: nn.Module | None) -> Iterator[None]:
     """Models in evaluation mode and without gradients; then in the mode they were in."""
     modes = [(model, model.training) for model in models if model is not None]
     for model, _ in modes:

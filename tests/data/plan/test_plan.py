@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.strategies import texts
-from tests.support import digits, png
+from tests.support import digits, png, row
 from vlcpt import CPTDataset, Document, DocumentError, Image, Text
 from vlcpt.data.plan.ledger import BadDataError
 
@@ -316,3 +316,34 @@ def test_a_source_with_a_share_of_which_nothing_can_be_used_is_named_with_its_re
 
     assert "bad.jsonl:1" in str(raised.value)
     assert raised.value.ledger.sources["bad"].documents["read"] == 3
+
+
+def test_documents_above_max_documents_are_not_drawn_and_the_ledger_balances(tiny_processor):
+    rows = [
+        row(f"{number} <trainable_text>{digits(5 + number, number)}</trainable_text>") for number in range(40)
+    ]
+    rows += [row(f"long <trainable_text>{digits(90)}</trainable_text>")] * 3
+    sets = [
+        CPTDataset(rows, tiny_processor, max_length=64, max_documents=16, seed=seed) for seed in (1, 1, 2)
+    ]
+
+    drawn = [sorted({document.source.line for document in one.documents}) for one in sets]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for one, lines in zip(sets, drawn, strict=True):
+        account = one.ledger.total
+        assert len(lines) == account.documents["used"] == 16
+        assert account.documents["not_drawn"] == 43 - 16
+        assert account.tokens["not_drawn"] > 0
+        assert account.imbalance() is None
+        read = {number for index in range(len(one)) for number in one.document_numbers(index)}
+        assert read == set(range(16))
+
+
+def test_fewer_documents_than_max_documents_are_all_read(tiny_processor):
+    rows = [row(f"{number} <trainable_text>{digits(5, number)}</trainable_text>") for number in range(4)]
+
+    whole, limited = (
+        CPTDataset(rows, tiny_processor, max_length=64, max_documents=most) for most in (None, 4)
+    )
+
+    assert whole.digest == limited.digest

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypedDict, TypeVar
 
@@ -63,7 +64,7 @@ class Plan:
         self.ledger = ledger
         ends = np.cumsum([len(scan.lines) for scan in scans])
         self._starts = np.append(0, ends[:-1])  # the first line of each source, among those of all
-        # Of each sample, its line.
+        # Of each sample, its line: a flat array, which workers share with the parent instead of copying it.
         self._lines = np.concatenate(
             [
                 _in_order(scan.lines["first"], times) + np.int32(start)
@@ -86,6 +87,28 @@ class Plan:
         line = int(self._lines[number])
         source = int(np.searchsorted(self._starts, line, side="right")) - 1
         return source, self.scans[source].lines[line - self._starts[source]]
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """The documents that are read, in order: int64 (N, 2), source and row."""
+        found = []
+        for source, (scan, times) in enumerate(zip(self.scans, self.times, strict=True)):
+            rows = scan.lines["row"][scan.lines["first"] & (times > 0)]
+            found.append(np.column_stack([np.full(len(rows), source), rows]))
+        return np.concatenate(found)
+
+    def first_line(self, number: int) -> np.void:
+        """The line of the first part of a document, by its number among :attr:`documents`."""
+        source, row = self.documents[number].tolist()
+        lines = self.scans[source].lines
+        return lines[int(np.searchsorted(lines["row"], row))]
+
+    @cached_property
+    def document_numbers(self) -> np.ndarray:
+        """Of each sample, the number of its document among :attr:`documents`: int32."""
+        first = np.concatenate([scan.lines["first"] for scan in self.scans])
+        begins = first & (np.concatenate(self.times) > 0)
+        return (np.cumsum(begins, dtype=np.int32) - 1)[self._lines]
 
     def rows_with(self, medium: str) -> np.ndarray:
         """Documents that are read and have ``images`` or ``videos``: int64 (N, 2), source and row."""
@@ -194,6 +217,7 @@ def make_plan(
     replay_share: float,
     seed: int,
     max_bad_fraction: float,
+    max_documents: int | None = None,
     cache_dir: Path | None,
     track: Track,
 ) -> Plan:
@@ -207,6 +231,7 @@ def make_plan(
         replay_share: Part of all targets that replay makes up; 0 ≤ share < 1.
         seed: Decides what replay draws and what is repeated.
         max_bad_fraction: The part of a source's rows that may be unusable.
+        max_documents: How many documents of all that can be used are drawn; None: all.
         cache_dir: Where what was read is kept, for other processes and later starts. The plan is the same.
         track: What shows the progress.
 
@@ -237,7 +262,7 @@ def make_plan(
     if cache_dir is not None:
         remove_old(cache_dir, files)
     _check_any(ledger, scans, train)
-    times = _times(scans, train, replay_share, seed)
+    times = _times(scans, train, replay_share, seed, max_documents)
     for source, scan, often in zip(sources, scans, times, strict=True):
         enter_used(ledger.sources[source.name], scan.lines, often)
     enter_shares(ledger, sources, scans, times, train=len(train), replay_share=replay_share)
@@ -318,7 +343,11 @@ def _check_any(ledger: Ledger, scans: Sequence[Scan], train: Sequence[DocumentSo
 
 
 def _times(
-    scans: Sequence[Scan], train: Sequence[DocumentSource], replay_share: float, seed: int
+    scans: Sequence[Scan],
+    train: Sequence[DocumentSource],
+    replay_share: float,
+    seed: int,
+    max_documents: int | None,
 ) -> list[np.ndarray]:
     """How often each line of each source is read: as often as its document."""
     rng = np.random.default_rng(seed)
@@ -338,6 +367,12 @@ def _times(
         wanted = replay_share / (1 - replay_share) * trained
         drawn = draw_documents(replayed, wanted, rng, at_least_one=True)
         repeats += np.split(drawn, np.cumsum([len(count) for count in targets[len(train) : -1]]))
+    count = sum(map(len, repeats))
+    if max_documents is not None and count > max_documents:
+        is_drawn = np.zeros(count, dtype=bool)
+        is_drawn[np.random.default_rng(seed).permutation(count)[:max_documents]] = True
+        ends = np.cumsum([len(one) for one in repeats[:-1]])
+        repeats = [one * own for one, own in zip(repeats, np.split(is_drawn, ends), strict=True)]
     return [
         of_documents.astype(np.int32)[np.cumsum(scan.lines["first"]) - 1]
         for scan, of_documents in zip(scans, repeats, strict=True)

@@ -1,0 +1,166 @@
+"""Tests of vlcpt/report/verdict.py: what is said of which numbers."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from vlcpt.report.verdict import verdict
+
+
+def numbers(loss=1.0, base=None, shuffled=None, blank=None, width=0.05):
+    """A set of many documents, each interval ``width`` wide on both sides."""
+    others = {"learnt": base, "shuffled": shuffled, "blank": blank}
+    intervals = {"loss": [loss - width, loss + width]}
+    intervals |= {
+        name: None if other is None else [other - loss - width, other - loss + width]
+        for name, other in others.items()
+    }
+    keys = {"base_loss": base, "shuffled_images_loss": shuffled, "blank_images_loss": blank}
+    return {"loss": loss, "intervals": intervals, **keys}
+
+
+def said(results, retention=()):
+    """The sentences, by what they are about."""
+    found = {}
+    for one in verdict(results, retention).sentences:
+        found.setdefault(one.kind, []).append(one.text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        (1.5, "held: learnt. The loss is 1.000, 0.500 less than before (95% interval 0.450 to 0.550)"),
+        (0.5, "held: worse than before. The loss is 1.000, 0.500 more (95% interval 0.450 to 0.550)"),
+        (
+            1.02,
+            "held: nothing learnt that can be told from chance. The loss is 1.000, 0.020 less than before",
+        ),
+        (None, "held: loss 1.000, perplexity 2.72; there is no base to compare with."),
+    ],
+)
+def test_what_was_learnt_is_said_with_its_interval(base, words):
+    (sentence,) = said({"held": numbers(base=base)})["learnt"]
+
+    assert sentence.startswith(words)
+
+
+def test_perplexity_is_said_before_and_after():
+    (sentence,) = said({"held": numbers(loss=1.0, base=2.0)})["learnt"]
+
+    assert sentence.endswith("; perplexity 7.39 → 2.72.")
+
+
+def test_a_model_that_is_its_base_gives_exactly_the_same():
+    same = numbers(base=1.0, width=0.0)
+
+    found = said({"held": same, "old": same}, ["old"])
+
+    assert found["learnt"] == ["held: exactly what the base gives, loss 1.000."]
+    assert found["kept"] == ["old: exactly what the base gives, loss 1.000."]
+
+
+@pytest.mark.parametrize(
+    ("shuffled", "blank", "words"),
+    [
+        (2.0, 3.0, "held: read from its images: another document's image costs 1.000"),
+        (1.0, 1.0, "held: your text does not need its images:"),
+        (1.04, 1.04, "held: your text does not need its images:"),  # intervals reach 0
+        (1.0, 2.0, "held: your text needs some image, but not its own:"),
+        (None, 2.0, "held: read from its images: a blank image costs 1.000"),
+    ],
+)
+def test_images_are_needed_where_the_interval_is_clear_of_nothing(shuffled, blank, words):
+    (sentence,) = said({"held": numbers(shuffled=shuffled, blank=blank)})["images"]
+
+    assert sentence.startswith(words)
+
+
+def test_a_set_without_images_says_nothing_of_them():
+    assert "images" not in said({"held": numbers(base=2.0)})
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        (0.999, "old: kept. The loss is 1.000, a change of 0.001"),
+        (1.4, "old: better than before."),
+        (0.96, "old: a little forgotten. The loss is 1.000, 0.040 more than before"),
+        (0.5, "old: forgotten. The loss is 1.000, 0.500 more than before"),
+    ],
+)
+def test_what_was_kept_is_said_in_nats_and_percent(base, words):
+    (sentence,) = said({"old": numbers(base=base, width=0.02)}, ["old"])["kept"]
+
+    assert sentence.startswith(words)
+    assert sentence.endswith("%.")
+
+
+def test_what_to_change_follows_from_what_is_wrong():
+    needless = numbers(base=1.0, shuffled=1.0, blank=1.0)
+
+    changes = said({"held": needless, "old": numbers(base=0.5)}, ["old"])["change"]
+
+    asked = ["raise learning_rate or num_train_epochs", "raise replay_share", "--reliance CHECKPOINT"]
+    assert [any(one in text for text in changes) for one in asked] == [True] * 3
+
+
+def test_a_good_run_is_asked_for_nothing():
+    good = {"held": numbers(base=2.0, shuffled=2.0, blank=3.0), "old": numbers(base=1.0)}
+
+    assert said(good, ["old"])["change"] == ["Nothing that was measured asks for a change."]
+
+
+def test_few_documents_are_said_to_be_few():
+    few = {"loss": 1.0, "base_loss": 1.5, "intervals": dict.fromkeys(("loss", "learnt", "shuffled", "blank"))}
+
+    found = said({"held": few})
+
+    assert "(too few documents for an interval)" in found["learnt"][0]
+    assert found["change"] == ["held: too few documents to be sure. Measure 100 or more."]
+
+
+def test_a_file_gets_each_sentence_as_one_line():
+    file = StringIO()
+    console = Console(file=file, width=60)
+
+    console.print(verdict({"held": numbers(base=1.0)}), soft_wrap=not console.is_terminal)
+
+    first, *_ = file.getvalue().splitlines()
+    assert first.startswith("held: nothing learnt that can be told from chance.") and first.endswith(".")
+    assert len([line for line in file.getvalue().splitlines() if line.startswith("  • ")]) == 1
+
+
+def test_losses_without_intervals_are_spoken_of_without_them():
+    """As training measures them, at its start and its end."""
+    found = said({"held": {"loss": 1.0, "base_loss": 1.5}})
+
+    assert found["learnt"] == [
+        "held: learnt. The loss is 1.000, 0.500 less than before; perplexity 4.48 → 2.72."
+    ]
+    assert found["change"] == ["Nothing that was measured asks for a change."]
+
+
+@pytest.mark.parametrize("width", range(60, 100))
+def test_no_word_is_cut_after_wide_characters(width):
+    file = StringIO()
+    found = verdict({"扫描手册": numbers(base=2.0, shuffled=1.0, blank=1.0)})
+
+    Console(file=file, width=width, force_terminal=True, color_system=None).print(found)
+
+    shown = " ".join(file.getvalue().split())
+    assert all(one.text in shown for one in found.sentences)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_of_any_width_shows_all_of_it(width):
+    file = StringIO()
+    found = verdict({"held [red]\x1b[2J": numbers(base=2.0, shuffled=2.0, blank=3.0)})
+
+    Console(file=file, width=width).print(found)
+
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "held [red]\\x1b[2J: learnt." in file.getvalue()
+    assert "more with a blank image" in file.getvalue()
