@@ -86,7 +86,9 @@ def test_training_again_from_the_written_config_repeats_the_run(project: Path) -
 
 
 def test_eval_writes_its_numbers(project: Path) -> None:
-    assert vlcpt("train", "my.yaml", cwd=project).returncode == 0
+    trained = vlcpt("train", "my.yaml", cwd=project)
+    assert trained.returncode == 0, trained.stderr
+    assert "what to change:" in trained.stdout  # of the evaluations at its start and its end
     more = ["--samples", "1", "--per_document", "documents.jsonl"]
     run = vlcpt("eval", "my.yaml", "--checkpoint", "out", "--output", "eval.json", *more, cwd=project)
 

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from vlcpt.report.verdict import verdict
+from vlcpt.report.verdict import verdict, verdict_of_run
 
 
 def numbers(loss=1.0, base=None, shuffled=None, blank=None, width=0.05):
@@ -95,6 +95,20 @@ def test_what_was_kept_is_said_in_nats_and_percent(base, words):
 
     assert sentence.startswith(words)
     assert sentence.endswith("%.")
+
+
+def test_a_run_is_judged_by_its_evaluations_before_step_1_and_at_its_end():
+    log = [
+        *({"step": 0, "eval_new_loss": 6.0}, {"step": 0, "eval_old_loss": 1.0}),
+        *({"step": 5, "eval_new_loss": 4.0}, {"step": 9, "loss": 2.5}),
+        *({"step": 9, "eval_new_loss": 2.0}, {"step": 9, "eval_old_loss": 1.5}),
+    ]
+
+    learnt, kept, *_ = verdict_of_run(log, ["old"]).sentences
+
+    assert learnt.text.startswith("new: learnt. The loss is 2.000, 4.000 less than before;")
+    assert kept.text.startswith("old: forgotten. The loss is 1.500, 0.500 more than before;")
+    assert verdict_of_run(log[3:]) is None  # nobody measured before step 1
 
 
 def test_what_to_change_follows_from_what_is_wrong():

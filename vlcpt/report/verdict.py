@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -172,6 +173,30 @@ def verdict(results: Mapping[str, Mapping[str, object]], retention: Collection[s
     changes = [*dict.fromkeys(_changes(results, retention))]
     sentences += [Sentence("change", text) for text in changes]
     return Verdict(tuple(sentences), _table(results))
+
+
+def verdict_of_run(log: Iterable[Mapping[str, object]], retention: Collection[str] = ()) -> Verdict | None:
+    """What the evaluations before step 1 and at the end of a run say; None where one of them was not made.
+
+    Args:
+        log: Its lines, as in ``train_log.jsonl`` and ``trainer.state.log_history``.
+        retention: See :func:`verdict`.
+
+    Example:
+        >>> log = [{"step": 0, "eval_new_loss": 6.0}, {"step": 9, "eval_new_loss": 2.0}]
+        >>> print(str(verdict_of_run(log)).splitlines()[0])
+        new: learnt. The loss is 2.000, 4.000 less than before; perplexity 403 → 7.39.
+    """
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    for line in log:
+        for key, value in line.items():
+            if (match := re.fullmatch("eval_(.+)_loss", key)) and isinstance(value, int | float):
+                (before if line.get("step") == 0 else after)[match[1]] = float(value)
+    results = {
+        name: {"loss": loss, "base_loss": before[name]} for name, loss in after.items() if name in before
+    }
+    return replace(verdict(results, retention), table=None) if results else None
 
 
 def difference(result: Mapping[str, object], name: str) -> Difference | None:

@@ -32,10 +32,12 @@ from vlcpt.model.tuning import tower_table
 from vlcpt.report.screen import Screen, say, visible
 from vlcpt.report.summary import next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
+from vlcpt.report.verdict import verdict_of_run
 from vlcpt.run_files import PLANS, require_empty
 from vlcpt.runs.data import (
     RunData,
     quiet_libraries,
+    retention_names,
     show_unmeasured,
     show_unread,
     shown,
@@ -121,6 +123,8 @@ def _show_summary(trainer: CPTTrainer, configs: Configs, console: Console, confi
     """From where to where the run came, and what a person would do next."""
     summary = summarise(trainer.state.log_history)
     console.print(summary_table(summary))
+    if said := verdict_of_run(trainer.state.log_history, retention_names(configs.data)):
+        console.print(said, soft_wrap=not console.is_terminal)
     time = f" in {duration(summary.seconds)}" if summary.seconds is not None else ""
     say(console, f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}. Next:")
     output = Path(str(configs.training.output_dir))
