@@ -46,6 +46,7 @@ from vlcpt.training.evaluate import EvalOptions, SetResult, SetScores, score_set
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal, together
 
 T = TypeVar("T")
+SAMPLES = 2  # documents of each held-out set that a run continues at its end
 Measured = CPTDataset | Mapping[str, CPTDataset] | SourceLike | Sequence[SourceLike]
 """What Python callers may measure: data sets, one or by name, or sources as ``eval_data`` has them."""
 
@@ -239,6 +240,33 @@ def eval_run(
     return found
 
 
+def evaluate_trained(
+    model: nn.Module,
+    sets: Mapping[str, CPTDataset],
+    processor: ProcessorMixin,
+    configs: Configs,
+    console: Console,
+    watch: RankWatch,
+    *,
+    before: Mapping[str, float],
+) -> Evaluation:
+    """Measure a model that a run has just trained, as ``vlcpt eval`` would; all ranks together.
+
+    Args:
+        model: It must be whole on each rank.
+        sets: Of the run.
+        before: The loss of each set before step 1: the base of a model that was trained in full, for which
+            what was learnt has no interval then.
+    """
+    subject = _Subject(model, None, processor, _options(configs.training, console, watch))
+    with watch.watched():
+        found = _evaluation(subject, sets, retention_names(configs.data), samples=SAMPLES)
+    for name, one in found.sets.items():
+        if one["base_loss"] is None:
+            one["base_loss"] = before.get(name)
+    return found
+
+
 @dataclass(frozen=True)
 class _Subject:
     """A model that is measured, its base where that is another one, and how."""
@@ -304,7 +332,13 @@ def _subject(
         embed_patches(one, patches.form)
     if patches.reason:
         say(console, patches.reason)
-    options = EvalOptions(
+    known = processor or load_processor(configs.model.model_name_or_path)
+    return _Subject(model, base, known, _options(training, console, watch))
+
+
+def _options(training: CPTConfig, console: Console, watch: RankWatch) -> EvalOptions:
+    """How sets are scored in the arithmetic of training, each rank its share."""
+    return EvalOptions(
         batch_size=training.per_device_eval_batch_size,
         num_workers=training.workers,
         timeout=training.dataloader_timeout,
@@ -314,8 +348,6 @@ def _subject(
         rank=training.process_index,
         ranks=training.world_size,
     )
-    known = processor or load_processor(configs.model.model_name_or_path)
-    return _Subject(model, base, known, options)
 
 
 def _read_sets(configs: Configs, processor: ProcessorMixin, console: Console) -> dict[str, CPTDataset]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import IntervalStrategy
+from transformers import IntervalStrategy, ProcessorMixin
 
 from vlcpt.config.precision import autocast_type
 from vlcpt.config.rules import missing_packages
@@ -17,7 +18,7 @@ from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.scan import remove_plans
 from vlcpt.errors import refuse
-from vlcpt.file_writes import WriteError, write_file
+from vlcpt.file_writes import WriteError, write_file, write_json
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
 from vlcpt.interrupts import finished_first
@@ -43,9 +44,10 @@ from vlcpt.runs.data import (
     shown,
     with_native_model,
 )
+from vlcpt.runs.evaluate import Evaluation, evaluate_trained
 from vlcpt.runs.memory import choose_checkpointing
 from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
-from vlcpt.training.guards import check_launch, check_packed
+from vlcpt.training.guards import asked_stage, check_launch, check_packed
 from vlcpt.training.progress import duration
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
 from vlcpt.training.step import require_media
@@ -53,7 +55,7 @@ from vlcpt.training.trainer import CPTTrainer
 
 # What a run writes, and --overwrite deletes first: a model beside an older adapter would load with it.
 RUN_FILES = (
-    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", RECORD),
+    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "eval.json", RECORD),
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
 )
@@ -112,18 +114,44 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
         trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
         if is_main:
             say(console, f"saved in {output}")
+    evaluation = _judge(trainer, configs, console if is_main else Console(quiet=True), ranks)
+    if evaluation and is_main:
+        write_json(output / "eval.json", evaluation.as_json(), "what was measured")
     if repo_id is not None:
         say(console, f"pushed to {push_run(configs, repo_id).url}")
     if is_main:
-        _show_summary(trainer, configs, console, config_path)
+        _show_summary(trainer, configs, console, config_path, evaluation)
     return trainer
 
 
-def _show_summary(trainer: CPTTrainer, configs: Configs, console: Console, config_path: Path | None) -> None:
+def _judge(trainer: CPTTrainer, configs: Configs, console: Console, ranks: RankWatch) -> Evaluation | None:
+    """What came of a run, measured as ``vlcpt eval`` does while the model is there.
+
+    None where it is not to be measured at its end, and under ZeRO-3, where no rank holds the whole model.
+    """
+    training, sets = configs.training, trainer.eval_dataset
+    if not training.eval_on_end or not isinstance(sets, Mapping) or asked_stage(training) == 3:
+        return None
+    processor, model = trainer.processing_class, trainer.model
+    assert isinstance(processor, ProcessorMixin) and model is not None
+    start = [line for line in trainer.state.log_history if line["step"] == 0]
+    before = {name: line[key] for name in sets for line in start if (key := f"eval_{name}_loss") in line}
+    own = {name: one for name, one in sets.items() if isinstance(one, CPTDataset)}
+    return evaluate_trained(model, own, processor, configs, console, ranks, before=before)
+
+
+def _show_summary(
+    trainer: CPTTrainer,
+    configs: Configs,
+    console: Console,
+    config_path: Path | None,
+    evaluation: Evaluation | None,
+) -> None:
     """From where to where the run came, and what a person would do next."""
     summary = summarise(trainer.state.log_history)
     console.print(summary_table(summary))
-    if said := verdict_of_run(trainer.state.log_history, retention_names(configs.data)):
+    said = verdict_of_run(trainer.state.log_history, retention_names(configs.data))
+    if said := evaluation.verdict if evaluation is not None else said:
         console.print(said, soft_wrap=not console.is_terminal)
     time = f" in {duration(summary.seconds)}" if summary.seconds is not None else ""
     say(console, f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}. Next:")
