@@ -16,7 +16,7 @@ from vlcpt.data.plan.scan import SourceScanner
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_json
-from vlcpt.report.card import _evaluation_file
+from vlcpt.report.card import read_run
 from vlcpt.runs.check import check_run
 from vlcpt.runs.evaluate import eval_run
 from vlcpt.runs.inspect import inspect_run
@@ -44,6 +44,21 @@ def test_a_trained_model_is_measured_beside_its_base(tmp_path: Path, tuning: str
 
     assert untrained["base_loss"] is not None
     assert untrained["loss"] < untrained["base_loss"]
+    # The run has measured the same at its end; of a base that it no longer holds, before its first step.
+    found = json.loads((tmp_path / "out/eval.json").read_text())
+    judged = found["sets"]["same"]
+    bound = 1e-2 if tuning == "qlora" else 1e-5
+    assert [judged[key] for key in ("loss", "base_loss")] == pytest.approx(
+        [untrained[key] for key in ("loss", "base_loss")], rel=bound
+    )
+    assert len(found["samples"]["same"]) == 2
+
+
+def test_a_run_that_is_not_to_be_evaluated_is_not_judged(tmp_path: Path) -> None:
+    trainer = train_run(configs(tmp_path, "--eval_strategy", "no"), QUIET)
+
+    assert not [entry for entry in trainer.state.log_history if "eval_same_loss" in entry]
+    assert not (tmp_path / "out/eval.json").exists()
 
 
 def test_evaluation_during_training_measures_each_set_by_name(tmp_path: Path) -> None:
@@ -208,7 +223,7 @@ def test_the_card_explains_a_loss_only_where_it_shows_it(tmp_path, other, note):
     result = {"loss": 2.0, "shuffled_images_loss": other, "blank_images_loss": 3.0}
     (tmp_path / "eval.json").write_text(json.dumps({"sets": {"new": result}}))
 
-    table = _evaluation_file(tmp_path / "eval.json", {"new"})
+    table = read_run(tmp_path).evaluation
 
     assert table.caption == note
     assert ("loss, other images" in table.columns) == bool(note)
