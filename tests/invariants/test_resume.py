@@ -19,7 +19,7 @@ WAYS = {
     "lora and a tower in full": {"lora_r": 4, "train_merger": True, "lora_towers": ["language"]},
     "bfloat16": {"tuning": "full", "train_merger": True, "dtype": "bfloat16"},
 }
-TIME = ("runtime", "per_second", "preparation_time")
+TIME = ("runtime", "per_second", "preparation_time", "data_wait", "peak_memory_gib", "eta_seconds")
 
 
 class Interrupted(Exception):

@@ -44,7 +44,7 @@ def test_the_phases_of_a_run_are_nearly_all_of_its_time(tiny_model_dir, tiny_pro
     trainer.train()
 
     line = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    assert "seconds/forward" not in line  # of this library's log, and not of Trainer's
+    assert line["seconds/forward"] > 0  # for trackers, too
     log = (tmp_path / "train_log.jsonl").read_text()
     assert all(f'"seconds/{phase}": ' in log for phase in PHASES)
     assert '"seconds/backward": 0.0,' not in log
