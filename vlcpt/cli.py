@@ -7,19 +7,20 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import CompletionItem, TyperCommand, TyperGroup  # type: ignore[attr-defined]
 
 from vlcpt import __version__
 from vlcpt.interrupts import answered, interrupt, none_left
 
 if TYPE_CHECKING:
     from vlcpt.config.yaml import Configs
+    from vlcpt.report.screen import Screen
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,52 @@ app = typer.Typer(
     context_settings={"token_normalize_func": _with_dashes},
     help="Continued pre-training of Qwen2.5-VL on interleaved documents of images, video and text.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+class _Configured(TyperCommand):
+    """A command with a configuration, any key of which can follow as --key value."""
+
+    def shell_complete(self, ctx: typer.Context, incomplete: str) -> list[CompletionItem]:  # type: ignore[override]
+        """The command's options, then the keys, from a file: nothing heavy is imported."""
+        found: list[CompletionItem] = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("--"):
+            return found
+        from vlcpt.config.keys import known_types
+
+        asked = incomplete[2:].replace("-", "_")
+        return [*found, *(CompletionItem(f"--{key}") for key in known_types() if key.startswith(asked))]
+
+
+def _examples(*lines: str) -> str:
+    """The end of a command's help: lines as typed, which are not wrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def _log_warnings_alone(is_quiet: bool) -> bool:
+    if is_quiet:
+        logging.getLogger("vlcpt").setLevel(logging.WARNING)
+    return is_quiet
+
+
 # What follows the options of a command is --key value for the configuration.
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        callback=_log_warnings_alone,
+        is_eager=True,
+        help="Show errors, warnings and the result's last line only.",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON on stdout, and all else on stderr."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -62,31 +100,49 @@ def _main(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog=_examples("vlcpt demo", "vlcpt demo --output_dir /tmp/demo --overwrite"))
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("vlcpt-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Run every step of a training on the embedded model and data, in minutes on a CPU."""
+    """Run the whole job on an embedded model and data. Minutes on a CPU."""
     from vlcpt.folder_locks import require_free
 
     require_free(output_dir)
     _say_loading(f"the demo goes to {output_dir}")
     from vlcpt.demo.run import run_demo
 
-    run_demo(output_dir, overwrite=overwrite)
+    run_demo(output_dir, overwrite=overwrite, console=_screen(quiet))
 
 
-@app.command(context_settings=_OVERRIDES)
-def train(context: typer.Context, config: Config) -> None:
+@app.command(
+    cls=_Configured,
+    context_settings=_OVERRIDES,
+    epilog=_examples(
+        "vlcpt train my.yaml",
+        "vlcpt train my.yaml --learning_rate 5e-5 --output_dir runs/slower",
+        "vlcpt train my.yaml --resume_from_checkpoint auto",
+        "torchrun --nproc_per_node 8 -m vlcpt train my.yaml --deepspeed zero2",
+    ),
+)
+def train(context: typer.Context, config: Config, quiet: Quiet = False) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     configs = _read(context, config)
     from vlcpt.runs.train import train_run
 
-    train_run(configs, config_path=config)
+    train_run(configs, _screen(quiet), config_path=config)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(
+    cls=_Configured,
+    context_settings=_OVERRIDES,
+    epilog=_examples(
+        "vlcpt check my.yaml",
+        "vlcpt check my.yaml --decode --num_processes 8 --gpu H100",
+        "vlcpt check my.yaml --json > found.json",
+    ),
+)
 def check(
     context: typer.Context,
     config: Config,
@@ -96,18 +152,33 @@ def check(
         str | None,
         typer.Option(help="Also say how long an epoch takes on this GPU: a name (H100), or its doctor.json."),
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show what would become of every document, and what to change. Loads no weights; exits with 1 if any
     document would be lost."""
     configs = _read(context, config)
-    from vlcpt.runs.check import check_run
+    with _apart(as_json):
+        from vlcpt.runs.check import check_run
 
-    is_complete = check_run(configs, decode=decode, num_processes=num_processes, gpu=gpu)
-    if not is_complete:
+        found = check_run(
+            configs, decode=decode, num_processes=num_processes, gpu=gpu, console=_screen(quiet)
+        )
+    if as_json:
+        _print_json(found.as_json())
+    if not found.is_complete:
         raise typer.Exit(1)
 
 
-@app.command(name="eval", context_settings=_OVERRIDES)
+@app.command(
+    name="eval",
+    cls=_Configured,
+    context_settings=_OVERRIDES,
+    epilog=_examples(
+        "vlcpt eval my.yaml --checkpoint runs/manuals --output eval.json",
+        "vlcpt eval my.yaml --checkpoint runs/manuals/checkpoint-200 --json",
+    ),
+)
 def evaluate(
     context: typer.Context,
     config: Config,
@@ -119,19 +190,29 @@ def evaluate(
     per_document: Annotated[
         Path | None, typer.Option(help="Write a JSON line for each document, the worst first.")
     ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Say what a checkpoint learnt, whether from its images, and what it kept: losses of held-out and
+    """Say what a checkpoint learnt, whether from its images, and what it kept. From losses of held-out and
     retention data against its base, with 95% intervals."""
     from vlcpt.run_files import require_paths
 
     require_paths(checkpoint, output, per_document)
     configs = _read(context, config)
-    from vlcpt.runs.evaluate import eval_run
+    with _apart(as_json):
+        from vlcpt.runs.evaluate import eval_run
 
-    eval_run(configs, checkpoint, output, samples=samples, per_document=per_document)
+        console = _screen(quiet)
+        found = eval_run(configs, checkpoint, output, console, samples=samples, per_document=per_document)
+    if as_json and os.environ.get("RANK", "0") == "0":
+        _print_json(found.as_json())
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(
+    cls=_Configured,
+    context_settings=_OVERRIDES,
+    epilog=_examples("vlcpt inspect my.yaml", "vlcpt inspect my.yaml --rows 100:120 --max_length 2048"),
+)
 def inspect(
     context: typer.Context,
     config: Config,
@@ -161,7 +242,14 @@ def inspect(
     inspect_run(configs, numbers, html=html, packs=packs)
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(
+    cls=_Configured,
+    context_settings=_OVERRIDES,
+    epilog=_examples(
+        "vlcpt prepare my.yaml --output prepared",
+        "vlcpt prepare my.yaml --vision_cache features",
+    ),
+)
 def prepare(
     context: typer.Context,
     config: Config,
@@ -171,9 +259,10 @@ def prepare(
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
     ] = "local",
+    quiet: Quiet = False,
 ) -> None:
-    """Encode the data once, into shards that train reads, and with vision_cache compute what a frozen vision
-    tower gives. Run it again to continue after an interruption."""
+    """Encode the data once, into shards that train reads. With vision_cache compute what a frozen vision tower
+    gives. Run it again to continue after an interruption."""
     from vlcpt.folder_locks import require_free
 
     if output is not None:
@@ -181,10 +270,15 @@ def prepare(
     configs = _read(context, config)
     from vlcpt.runs.prepare import prepare_run
 
-    prepare_run(configs, output, engine)
+    prepare_run(configs, output, engine, _screen(quiet))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "vlcpt merge runs/manuals merged",
+        "vlcpt merge runs/manuals/checkpoint-200 merged --dtype bfloat16",
+    )
+)
 def merge(
     checkpoint: Annotated[Path, typer.Argument(help="Run's folder or checkpoint: an adapter or a model.")],
     output: Annotated[Path, typer.Argument(help="Folder to write the merged model to.")],
@@ -192,8 +286,9 @@ def merge(
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: that of the base.")
     ] = None,
     max_shard_size: Annotated[str, typer.Option(help="Size of a file of weights, at most.")] = "50GB",
+    quiet: Quiet = False,
 ) -> None:
-    """Write a run's result as one model in its base's type, on the CPU; only if the logits match."""
+    """Write a run's result as one plain model. In its base's type, on the CPU, and only if the logits match."""
     from vlcpt.folder_locks import require_free, staging_folder
 
     require_free(staging_folder(output), "output", shown=output)
@@ -205,7 +300,12 @@ def merge(
     print(visible(f"merged into {output}"))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "vlcpt push runs/manuals me/manuals --dry-run",
+        "vlcpt push merged me/manuals --run runs/manuals --license apache-2.0",
+    )
+)
 def push(
     checkpoint: Annotated[Path, typer.Argument(help="Run's folder or checkpoint: an adapter or a model.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub: owner/name.")],
@@ -255,20 +355,29 @@ def push(
         screen.print(line, highlight=False, soft_wrap=isinstance(line, Text))
 
 
-@app.command(context_settings=_OVERRIDES)
+@app.command(
+    cls=_Configured,
+    context_settings=_OVERRIDES,
+    epilog=_examples(
+        "vlcpt doctor --quick",
+        "vlcpt doctor my.yaml --output h100.json",
+        "torchrun --nproc_per_node 8 -m vlcpt doctor my.yaml --deepspeed zero3",
+    ),
+)
 def doctor(
     context: typer.Context,
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="The run's YAML file. Default: the embedded demo's."),
+        typer.Argument(metavar="CONFIG", help="The run's YAML file. Default: the embedded demo's."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores.")] = False,
     output: Annotated[Path, typer.Option(help="Write what was found to this JSON file.")] = Path(
         "doctor.json"
     ),
+    quiet: Quiet = False,
 ) -> None:
-    """Prove on this machine, with the run's kernels, type, batch size and ranks, that training is right, and
-    measure what it reaches. Exits with 1 if something is not right."""
+    """Prove that training is right on this machine. With the run's kernels, type, batch size and ranks; measures
+    what it reaches, too. Exits with 1 if something is not right."""
     if config is not None and config.startswith("--"):  # no CONFIG, but --key value
         context.args.insert(0, config)
         config = None
@@ -280,17 +389,39 @@ def doctor(
     configs = complete(early)
     from vlcpt.runs.doctor.run import doctor_run
 
-    if not doctor_run(early, configs, output, quick=quick, is_given=config is not None).passed:
+    console, is_given = _screen(quiet), config is not None
+    if not doctor_run(early, configs, output, quick=quick, is_given=is_given, console=console).passed:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=_examples("vlcpt env"))
 def env() -> None:
     """Versions and devices, for a bug report."""
     _say_loading("reading versions and devices")
     from vlcpt.report.environment import describe
 
     print(describe())
+
+
+def _screen(is_quiet: bool) -> Screen:
+    """Where a command shows its tables and lines."""
+    from vlcpt.report.screen import Screen
+
+    return Screen(brief=is_quiet)
+
+
+@contextmanager
+def _apart(as_json: bool) -> Iterator[None]:
+    """Keep stdout for the JSON alone: what is printed meanwhile, libraries included, goes to stderr."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield
+
+
+def _print_json(found: Mapping[str, object]) -> None:
+    from vlcpt.file_writes import json_text
+
+    # ASCII alone, for stdout of any encoding, and for ids that hold control characters.
+    print(json_text(found, ensure_ascii=True), end="")
 
 
 def _read(context: typer.Context, config: Path) -> Configs:

@@ -294,11 +294,22 @@ def write_json(path: Path, content: Mapping[str, object], what: str = "", *, tod
     Args:
         what, todo: What it is and what to do, for the message of a :class:`vlcpt.file_writes.WriteError`.
     """
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_file(path, text + "\n", what, todo=todo)
+    write_file(path, json_text(content), what, todo=todo)
+
+
+def json_text(content: Mapping[str, object], *, ensure_ascii: bool = False) -> str:
+    """The text of a JSON file; a number that JSON does not have becomes null.
+
+    Example:
+        >>> json_text({"loss": float("nan")})
+        '{\\n  "loss": null\\n}\\n'
+    """
+    return json.dumps(_finite(content), indent=2, ensure_ascii=ensure_ascii, allow_nan=False) + "\n"
 
 
 def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -87,7 +87,7 @@ def check(config: Path, *options: str, width: int = 120, **arguments: object) ->
         console=Console(file=output, width=width),
         **arguments,  # type: ignore[arg-type]
     )
-    return whole, output.getvalue()
+    return whole.is_complete, output.getvalue()
 
 
 def ledger(folder: Path) -> dict[str, object]:

@@ -285,11 +285,48 @@ _TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "second
 _PLACES, _KINDS = 3, 12  # of documents with one problem, and of problems: so many are shown
 
 
-def problem_lines(dropped: Iterable[Dropped]) -> list[str]:
-    """Why documents are not used: those whose messages differ only in names and numbers in one line.
+@dataclass(frozen=True)
+class Problem:
+    """Documents that are not used, with messages that differ only in names and numbers.
 
-    Each line says how many there are, the first message, and where the first ones are; the most frequent
-    is first.
+    Args:
+        reason: As in the ledger.
+        count: Documents.
+        message: That of the first.
+        places: Where the first ones are.
+    """
+
+    reason: str
+    count: int
+    message: str
+    places: Sequence[str]
+
+
+def find_problems(dropped: Iterable[Dropped]) -> list[Problem]:
+    """Why documents are not used; the most frequent is first.
+
+    Example:
+        >>> message = "'{}.png' does not exist."
+        >>> rows = [Dropped("a.jsonl", line, None, "medium", message.format(line)) for line in (3, 7)]
+        >>> [(one.count, one.places) for one in find_problems(rows)]
+        [(2, ['a.jsonl:3', 'a.jsonl:7'])]
+    """
+    alike: dict[tuple[str, str], list[Dropped]] = {}
+    for one in dropped:
+        alike.setdefault((one.reason, _VARIES.sub("…", one.detail)), []).append(one)
+    return [
+        Problem(
+            group[0].reason,
+            len(group),
+            group[0].detail,
+            [f"{one.source}:{one.line}" + (f" ({one.id})" if one.id else "") for one in group[:_PLACES]],
+        )
+        for group in sorted(alike.values(), key=len, reverse=True)
+    ]
+
+
+def problem_lines(dropped: Iterable[Dropped]) -> list[str]:
+    """The same for a person, in one line each: how many there are, the first message, and where.
 
     Example:
         >>> message = "'{}.png' does not exist."
@@ -297,18 +334,14 @@ def problem_lines(dropped: Iterable[Dropped]) -> list[str]:
         >>> problem_lines(rows)
         ["2 × medium: '3.png' does not exist. (a.jsonl:3, a.jsonl:7)"]
     """
-    alike: dict[tuple[str, str], list[Dropped]] = {}
-    for one in dropped:
-        alike.setdefault((one.reason, _VARIES.sub("…", one.detail)), []).append(one)
-    groups = sorted(alike.values(), key=len, reverse=True)
+    problems = find_problems(dropped)
     lines = []
-    for group in groups[:_KINDS]:
-        places = [f"{one.source}:{one.line}" + (f" ({one.id})" if one.id else "") for one in group[:_PLACES]]
-        more = f" and {len(group) - _PLACES:,} more" if len(group) > _PLACES else ""
-        reason, where = group[0].reason.replace("_", " "), ", ".join(places) + more
-        lines.append(f"{len(group):,} × {reason}: {group[0].detail} ({where})")
-    if len(groups) > _KINDS:
-        lines.append(f"{len(groups) - _KINDS:,} other kinds of message: see dropped.jsonl")
+    for one in problems[:_KINDS]:
+        more = f" and {one.count - _PLACES:,} more" if one.count > _PLACES else ""
+        reason, where = one.reason.replace("_", " "), ", ".join(one.places) + more
+        lines.append(f"{one.count:,} × {reason}: {one.message} ({where})")
+    if len(problems) > _KINDS:
+        lines.append(f"{len(problems) - _KINDS:,} other kinds of message: see dropped.jsonl")
     return lines
 
 

@@ -24,6 +24,8 @@ from rich.text import Text
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 # Controls but for tab and newline, characters that turn the reading direction, and halves of characters,
 # which a terminal cannot be sent at all.
 _STEERING = (
@@ -44,34 +46,76 @@ def visible(text: str) -> str:
     return text.translate(_SHOWN)
 
 
+def _known_to(encoding: str, text: str) -> str:
+    """The text as a terminal will show it that lacks some characters, so that columns get the right width."""
+    try:
+        return text.encode(encoding, "vlcpt").decode(encoding)  # see __main__.py
+    except LookupError:
+        return text
+
+
 class Screen(Console):
     """A rich console that takes every string as it is: no markup, no emoji names, no control characters.
 
     A :class:`rich.text.Text` goes through as it is made; give it :func:`visible` text.
+
+    Args:
+        brief: Show nothing but what :func:`say` is told to keep, as ``--quiet`` asks for.
 
     Example:
         >>> Screen(width=40).print("[red]a[/red]\x1b[0m")
         [red]a[/red]\\x1b[0m
     """
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, *, brief: bool = False, **options: object) -> None:
+        if brief:  # with no bar: bars take what others print through their console, which would lose it
+            options |= {"quiet": True, "force_terminal": False}
         super().__init__(**{"markup": False, "emoji": False, **options})  # type: ignore[arg-type]
+        self.brief = brief
 
     def render_str(self, text: str, **options: object) -> Text:
         """Where rich makes every string, a cell's or a title's too, into what it shows."""
-        return super().render_str(visible(text), **options)  # type: ignore[arg-type]
+        shown = text if self.encoding.startswith("utf") else _known_to(self.encoding, text)
+        return super().render_str(visible(shown), **options)  # type: ignore[arg-type]
 
 
-def say(console: Console, line: str, style: str = "") -> None:
+WARNING = "yellow"
+
+
+def say(console: Console, line: str, style: str = "", *, is_result: bool = False) -> None:
     """Print a line as it is: file names hold brackets, which rich would take for styles.
 
     A terminal wraps it between words; a file or pipe gets it as one line.
 
+    Args:
+        style: Yellow for a warning, which a brief screen sends to the log.
+        is_result: It is what came of a command: a brief screen shows it, too.
+
     Example:
         >>> say(Console(width=10), "a[b].jsonl is read")
         a[b].jsonl is read
+        >>> quiet = Screen(brief=True)
+        >>> say(quiet, "reading a.jsonl")
+        >>> say(quiet, "saved in runs/a", is_result=True)
+        saved in runs/a
     """
+    if isinstance(console, Screen) and console.brief:
+        if is_result:
+            say(Screen(file=console.file), line, style)
+        elif style == WARNING:
+            logger.warning("%s", line)
+        return
     console.print(Text(visible(line), style), soft_wrap=not console.is_terminal)
+
+
+def shows_colour(console: Console) -> bool:
+    """Whether colours can be seen, so that no marks are needed.
+
+    Example:
+        >>> shows_colour(Console(color_system="256", no_color=True))
+        False
+    """
+    return console.color_system is not None and not console.no_color
 
 
 def tracked(sequence: Iterable[T], description: str, *, console: Console) -> Iterable[T]:
@@ -122,6 +166,8 @@ class Sheet:
                 stop -= 1
             yield self._table(start, stop)
             start = stop
+        if self.caption:  # not the table's own, which would be as narrow as the table
+            yield Text(visible(self.caption), "dim italic")
 
     def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
         width = Measurement.get(console, options.update(max_width=10_000), table).maximum
@@ -129,8 +175,6 @@ class Sheet:
 
     def _table(self, start: int, stop: int) -> Table:
         table = plain_table(self.title if start == 0 else None, show_header=any(self.columns))
-        if stop == len(self.columns) and self.caption:
-            table.caption, table.caption_justify = self.caption, "left"
         table.add_column("", overflow="fold")
         for number in range(start, stop):
             name = self.columns[number]

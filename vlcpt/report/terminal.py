@@ -15,7 +15,7 @@ from vlcpt.data.documents import Image
 from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import Part
-from vlcpt.report.screen import Sheet, plain_table, visible
+from vlcpt.report.screen import Sheet, plain_table, shows_colour, visible
 
 if TYPE_CHECKING:
     from vlcpt.hub.push import Push
@@ -94,6 +94,14 @@ def continuation_lines(name: str, found: Sequence[Continuation]) -> list[Text]:
     return lines
 
 
+def one_line(results: Mapping[str, SetResult]) -> str:
+    """Evaluation, in one line."""
+    return "; ".join(
+        f"{name}: loss {one['loss']:.4f}, perplexity {number(one['perplexity'])}"
+        for name, one in results.items()
+    )
+
+
 def number(value: float) -> str:
     """Three significant digits, without exponents where a person reads.
 
@@ -112,7 +120,7 @@ def legend(console: Console) -> Text:
         '«trained» context  ┊ the rest is dropped  ✂ next part  ×2 weight'
     """
     mark = "bold red"
-    trained = ("trained", _TARGET[0]) if console.color_system is not None else "«trained»"
+    trained = ("trained", _TARGET[0]) if shows_colour(console) else "«trained»"
     cuts = (("┊", mark), " the rest is dropped  ", ("✂", mark), " next part  ")
     return Text.assemble(trained, " context  ", *cuts, ("×2", "magenta"), " weight")
 
@@ -148,7 +156,7 @@ def document_lines(
             continue
         stop = _readable(stream.input_ids, place, length, tokenizer)
         text = str(tokenizer.decode(stream.input_ids[place:stop], clean_up_tokenization_spaces=False))
-        _append(body, visible(text), bool(is_target[place]), place, console.color_system is not None)
+        _append(body, visible(text), bool(is_target[place]), place, shows_colour(console))
         weight = float(stream.loss_weights[place])
         following = float(stream.loss_weights[stop]) if stop < length else 0.0
         if weight not in (0.0, 1.0) and following != weight:

@@ -26,7 +26,8 @@ from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
 from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines, speed_lines
-from vlcpt.report.screen import Screen, say, visible
+from vlcpt.report.findings import Findings, Foreseen, count_lost, say_lost
+from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
     RunData,
@@ -51,7 +52,7 @@ def check_run(
     num_processes: int | None = None,
     gpu: str | None = None,
     console: Console | None = None,
-) -> bool:
+) -> Findings:
     """Read all data of a run and show what would become of it. No weight is loaded.
 
     Every bad row is counted, whatever ``on_bad_data`` says. The ledger goes to ``output_dir``, or where a
@@ -62,9 +63,6 @@ def check_run(
         num_processes: That will share the work; default: the launcher's ``WORLD_SIZE``, or 1.
         gpu: The name of theirs, or a ``doctor.json``: then also how long an epoch takes, and how many workers
             it needs. Some packs are loaded for that.
-
-    Returns:
-        Whether every document would be used.
 
     Raises:
         DocumentError: If a source cannot be opened at all.
@@ -85,10 +83,9 @@ def check_run(
     held_out = {
         entry.name: _planned(partial(data.evaluation, entry))[1] for entry in evaluation_entries(lenient.data)
     }
-    lost = sum(one.total.dropped_documents.total() for one in (ledger, *held_out.values()))
+    verdict = _verdict(count_lost(ledger, held_out))
     # First as well as last: what comes between fills more than a screen.
-    verdict = f"Documents that would not be used: {lost:,}." if lost else "Every document would be used."
-    say(console, verdict, "yellow" if lost else "green")
+    console.print(verdict)
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
@@ -98,8 +95,9 @@ def check_run(
     for name, one in {"the training data": ledger, **held_out}.items():
         _show_problems(name, one, console)
     console.print()
+    foreseen = speed = None
     if dataset is not None:
-        _show_plan(configs, dataset, model, towers, processor, devices, console)
+        foreseen = _show_plan(configs, dataset, model, towers, processor, devices, console)
         if machine is not None:
             speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
             console.print(Text("speed", "italic"))
@@ -107,11 +105,16 @@ def check_run(
     if configs.training.vision_cache is not None:
         _show_cache(configs, (ledger, *held_out.values()), model, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
-    _write(ledger, Path(str(configs.training.output_dir)), console)
+    folder = _write(ledger, Path(str(configs.training.output_dir)), console)
     if dataset is not None:
         require_media(configs.model.trained_towers, dataset)
-    say(console, verdict, "yellow" if lost else "green")
-    return not lost
+    findings = Findings(ledger, held_out, foreseen, speed, str(folder))
+    say(console, verdict.plain, str(verdict.style), is_result=True)
+    return findings
+
+
+def _verdict(lost: int) -> Text:
+    return Text(say_lost(lost), WARNING if lost else "green")
 
 
 def _show_cache(
@@ -130,7 +133,7 @@ def _show_cache(
         f"vision_cache: {human_size(need)} at most in {folder} ({tokens:,} tokens × "
         f"{vision.out_hidden_size:,} numbers × {dtype.itemsize} bytes); {human_size(free_bytes(folder))} are "
         "free there.",
-        "yellow" if need > free_bytes(folder) else "",
+        WARNING if need > free_bytes(folder) else "",
     )
 
 
@@ -159,7 +162,7 @@ def _show_plan(
     processor: ProcessorMixin,
     devices: int,
     console: Console,
-) -> None:
+) -> Foreseen:
     """Packs and steps, memory, and what to change."""
     training, data, ledger = configs.training, configs.data, dataset.ledger
     course = Course(
@@ -194,6 +197,7 @@ def _show_plan(
     if advice:
         console.print(Text("what to change", "italic"))
         _list(console, advice)
+    return Foreseen(course, longest, memory, advice)
 
 
 def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
@@ -202,13 +206,14 @@ def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
     _list(console, problem_lines(ledger.dropped))
 
 
-def _write(ledger: Ledger, output: Path, console: Console) -> None:
-    """Write the ledger where it takes nobody's place."""
+def _write(ledger: Ledger, output: Path, console: Console) -> Path:
+    """Write the ledger where it takes nobody's place; the folder."""
     is_taken = (output / "config.yaml").exists() or holder(output) is not None
     folder = output / "check" if is_taken else output
     ledger.write(folder)
     instead = f", because {output} holds a run" if folder != output else ""
     say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
+    return folder
 
 
 def _list(console: Console, lines: list[str]) -> None:

@@ -29,8 +29,8 @@ from vlcpt.file_writes import write_file, write_json
 from vlcpt.model.loading import check_evaluated, load_for_evaluation, load_processor
 from vlcpt.model.patch_embedding import choose_form, embed_patches
 from vlcpt.model.tuning import base_model
-from vlcpt.report.screen import Screen, say
-from vlcpt.report.terminal import continuation_lines, results_table
+from vlcpt.report.screen import WARNING, Screen, say
+from vlcpt.report.terminal import continuation_lines, one_line, results_table
 from vlcpt.report.verdict import Verdict, verdict
 from vlcpt.run_files import record_of
 from vlcpt.runs.data import (
@@ -229,7 +229,7 @@ def eval_run(
         together(write)
     for name, dataset in found._data.items():
         if count := len(dataset.failures):
-            say(console, f"{name}: {count} documents could not be read, and are not measured.", "yellow")
+            say(console, f"{name}: {count} documents could not be read, and are not measured.", WARNING)
         if dataset.has_media and not dataset.can_shuffle:
             say(
                 console,
@@ -237,6 +237,8 @@ def eval_run(
             )
     for path in filter(None, (output, per_document)):
         say(console, f"written to {path}")
+    if isinstance(console, Screen) and console.brief:
+        say(console, one_line(found.sets), is_result=True)
     return found
 
 
@@ -305,7 +307,7 @@ def _measure(
     sets = _read_sets(configs, processor, console)
     show_unmeasured(sets, console)
     if (slow := slow_products(configs.training)) is not None:
-        say(console, slow, "yellow")
+        say(console, slow, WARNING)
     watch.at(0, "loading the model")
     subject = _subject(configs, checkpoint, console, watch, processor)
     return _evaluation(subject, sets, retention_names(configs.data), samples)

@@ -76,7 +76,7 @@ def fill_sets(
             f"vision_cache: {done[False]:,} media computed, {done[True]:,} were there{share}, in "
             f"{str(kind).removeprefix('torch.')}. To train from them, write in the configuration:",
         )
-        say(console, f"vision_cache: {store.folder}")
+        say(console, f"vision_cache: {store.folder}", is_result=True)
     return store
 
 

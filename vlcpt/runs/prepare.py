@@ -26,7 +26,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_processor
-from vlcpt.report.screen import Screen
+from vlcpt.report.screen import Screen, say
 from vlcpt.report.terminal import ledger_table
 from vlcpt.runs.data import (
     RunData,
@@ -109,6 +109,8 @@ def _prepare(configs: Configs, output: Path, engine: Engine, console: Console) -
     ]
     write_json(output / WHOLE, {"kind": SET_KIND, "sources": sources}, "the list of what is prepared")
     (output / BEGUN).unlink()
+    if isinstance(console, Screen) and console.brief:
+        say(console, f"prepared in {output}", is_result=True)
     console.print(f"prepared in {output}. To train from it, write in the configuration:", highlight=False)
     for role in ROLES:
         if getattr(data, role):

@@ -30,7 +30,7 @@ from vlcpt.model.loading import (
     resolve_dtype,
 )
 from vlcpt.model.tuning import tower_table
-from vlcpt.report.screen import Screen, say, visible
+from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.summary import next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.report.verdict import verdict_of_run
@@ -113,12 +113,12 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
         trainer.save_model()
         trainer.accelerator.wait_for_everyone()  # or a launcher could end rank 0 while it saves
         if is_main:
-            say(console, f"saved in {output}")
+            say(console, f"saved in {output}", is_result=True)
     evaluation = _judge(trainer, configs, console if is_main else Console(quiet=True), ranks)
     if evaluation and is_main:
         write_json(output / "eval.json", evaluation.as_json(), "what was measured")
     if repo_id is not None:
-        say(console, f"pushed to {push_run(configs, repo_id).url}")
+        say(console, f"pushed to {push_run(configs, repo_id).url}", is_result=True)
     if is_main:
         _show_summary(trainer, configs, console, config_path, evaluation)
     return trainer
@@ -198,7 +198,7 @@ def _account_failures(dataset: CPTDataset, output: Path, console: Console) -> No
         if not is_failing:
             raise
         # What ended the run is the error to report.
-        say(console, str(error), "yellow")
+        say(console, str(error), WARNING)
 
 
 def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CPTTrainer:

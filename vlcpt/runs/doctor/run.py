@@ -269,6 +269,6 @@ def _show(diagnosis: Diagnosis, output: Path, console: Console) -> None:
     say(console, ", ".join(map(str, parts)))
     console.print(doctor_table(diagnosis.lines, console.width))
     for line in cause_lines(diagnosis.lines):
-        say(console, line, "bold red")
+        say(console, line, "bold red", is_result=True)
     write_json(output, diagnosis.as_json(), "what was found")
-    say(console, f"{diagnosis.seconds:.0f} s; written to {output}, for a bug report")
+    say(console, f"{diagnosis.seconds:.0f} s; written to {output}, for a bug report", is_result=True)
