@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from typer.core import CompletionItem, TyperCommand, TyperGroup  # type: ignore[attr-defined]
+from typer.core import CompletionItem, TyperCommand, TyperGroup
 
 from vlcpt import __version__
 from vlcpt.interrupts import answered, interrupt, none_left
@@ -261,8 +261,8 @@ def prepare(
     ] = "local",
     quiet: Quiet = False,
 ) -> None:
-    """Encode the data once, into shards that train reads. With vision_cache compute what a frozen vision tower
-    gives. Run it again to continue after an interruption."""
+    """Encode the data once, into shards that train reads. With vision_cache compute what a frozen vision
+    tower gives. Run it again to continue after an interruption."""
     from vlcpt.folder_locks import require_free
 
     if output is not None:
@@ -288,14 +288,16 @@ def merge(
     max_shard_size: Annotated[str, typer.Option(help="Size of a file of weights, at most.")] = "50GB",
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's result as one plain model. In its base's type, on the CPU, and only if the logits match."""
+    """Write a run's result as one plain model. On the CPU, in its base's type; only if the logits match."""
     from vlcpt.folder_locks import require_free, staging_folder
 
     require_free(staging_folder(output), "output", shown=output)
     _say_loading(f"{checkpoint} will be merged into {output}")
     from vlcpt.model.merge import merge_adapter
     from vlcpt.report.screen import visible
+    from vlcpt.runs.data import quiet_libraries
 
+    quiet_libraries()
     merge_adapter(checkpoint, output, dtype=dtype, max_shard_size=max_shard_size)
     print(visible(f"merged into {output}"))
 
@@ -376,8 +378,8 @@ def doctor(
     ),
     quiet: Quiet = False,
 ) -> None:
-    """Prove that training is right on this machine. With the run's kernels, type, batch size and ranks; measures
-    what it reaches, too. Exits with 1 if something is not right."""
+    """Prove that training is right on this machine. With the run's kernels, type, batch size and ranks;
+    measures what it reaches, too. Exits with 1 if something is not right."""
     if config is not None and config.startswith("--"):  # no CONFIG, but --key value
         context.args.insert(0, config)
         config = None

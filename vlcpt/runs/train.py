@@ -233,7 +233,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)
     if is_main:
-        console.print(towers_table(tower_table(model)))
+        console.print("", towers_table(tower_table(model)))
     ranks.at(0, "reading the evaluation data")
     every = training.eval_strategy != IntervalStrategy.NO
     sets = data.evaluations() if every or training.eval_on_start or training.eval_on_end else {}
