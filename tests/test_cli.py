@@ -61,6 +61,7 @@ def test_train_writes_the_standard_output_folder(project: Path) -> None:
     ledger = json.loads((project / "out/ledger.json").read_text())
     assert ledger["total"]["documents"]["used"] == 2
     assert "step 2/2  loss " in run.stdout
+    assert [line for line in run.stderr.splitlines() if not line.startswith("vlcpt: ")] == []
 
 
 def test_no_path_is_written_that_the_configuration_has_not(project: Path) -> None:
@@ -89,12 +90,13 @@ def test_eval_writes_its_numbers(project: Path) -> None:
     trained = vlcpt("train", "my.yaml", cwd=project)
     assert trained.returncode == 0, trained.stderr
     assert "what to change:" in trained.stdout  # of the evaluations at its start and its end
-    more = ["--samples", "1", "--per_document", "documents.jsonl"]
+    more = ["--samples", "1", "--per_document", "documents.jsonl", "--json"]
     run = vlcpt("eval", "my.yaml", "--checkpoint", "out", "--output", "eval.json", *more, cwd=project)
 
     assert run.returncode == 0, run.stderr
-    assert "what to change:" in run.stdout
-    assert "  truth  " in run.stdout
+    assert run.stdout == (project / "eval.json").read_text()  # and nothing else
+    assert "what to change:" in run.stderr
+    assert "  truth  " in run.stderr
     assert (project / "documents.jsonl").read_text().startswith('{"loss": ')
     (result,) = json.loads((project / "eval.json").read_text())["sets"].values()
     assert set(result) == {

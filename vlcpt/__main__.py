@@ -8,7 +8,18 @@ import sys
 import threading
 
 # What a terminal without our own marks is sent for them; any other character that it lacks is a "?".
-_PLAIN = {"«": "<<", "»": ">>", "┊": "|", "✂": "8<", "×": "x", "–": "-", "…": "...", "→": "->", "’": "'"}
+_PLAIN = {
+    "«": "<<",
+    "»": ">>",
+    "┊": "|",
+    "✂": "8<",
+    "×": "x",
+    "–": "-",
+    "…": "...",
+    "÷": "/",
+    "→": "->",
+    "’": "'",
+}
 
 _HOOKS = 5.0  # seconds that the hooks of a process that ends early may take
 

@@ -177,6 +177,7 @@ def check(
     epilog=_examples(
         "vlcpt eval my.yaml --checkpoint runs/manuals --output eval.json",
         "vlcpt eval my.yaml --checkpoint runs/manuals/checkpoint-200 --json",
+        "vlcpt eval my.yaml --checkpoint runs/manuals --samples 3 --per_document worst.jsonl",
     ),
 )
 def evaluate(
@@ -211,7 +212,11 @@ def evaluate(
 @app.command(
     cls=_Configured,
     context_settings=_OVERRIDES,
-    epilog=_examples("vlcpt inspect my.yaml", "vlcpt inspect my.yaml --rows 100:120 --max_length 2048"),
+    epilog=_examples(
+        "vlcpt inspect my.yaml",
+        "vlcpt inspect my.yaml --rows 100:120",
+        "vlcpt inspect my.yaml --html rows.html",
+    ),
 )
 def inspect(
     context: typer.Context,

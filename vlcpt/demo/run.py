@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vlcpt.config.precision import autocast_type
 from vlcpt.config.yaml import load_config
@@ -18,7 +19,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.file_writes import Writing, write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
-from vlcpt.report.screen import Screen
+from vlcpt.report.screen import Screen, plain_table, say, visible
 from vlcpt.report.terminal import number
 from vlcpt.run_files import read_mapping
 from vlcpt.runs.data import RunData, quiet_libraries, shown
@@ -71,20 +72,39 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
     )
     total = trainer.train_dataset.ledger.total  # type: ignore[union-attr]
     console.print(comparison(before, after))
-    console.print(
+    say(
+        console,
         f"{total.documents['used']:,} documents, {total.tokens['targets']:,} targets a pass, "
         f"{trainer.state.global_step:,} steps, {seconds:.0f} s in all. "
-        f"The numbers are in {output_dir / 'demo.json'}.\n"
+        f"The numbers are in {output_dir / 'demo.json'}.",
+        is_result=True,
     )
+    console.print()
     console.print(
-        "Your own data next:\n"
-        f"  1. look at the rows           {output_dir / 'inputs' / 'data' / 'new_train.jsonl'}\n"
-        f"  2. copy and edit the config   {config}\n"
-        "  3. see what will be trained   vlcpt inspect my.yaml\n"
-        "  4. train                      vlcpt train my.yaml",
-        highlight=False,
-        soft_wrap=True,
+        "Your own data next. Look at rows, edit a copy of the configuration, check, inspect, train:"
     )
+    for line in own_commands(output_dir / "inputs"):
+        console.print(Text(f"  {visible(line)}"), soft_wrap=True)
+
+
+def own_commands(inputs: Path) -> list[str]:
+    """What a person types to go on with data of their own.
+
+    Example:
+        >>> print("\\n".join(own_commands(Path("vlcpt-demo/inputs"))))
+        head -n 3 vlcpt-demo/inputs/data/new_train.jsonl
+        cp vlcpt-demo/inputs/demo.yaml my.yaml
+        vlcpt check my.yaml
+        vlcpt inspect my.yaml --rows 0:3
+        vlcpt train my.yaml
+    """
+    return [
+        f"head -n 3 {shlex.quote(str(inputs / 'data' / 'new_train.jsonl'))}",
+        f"cp {shlex.quote(str(inputs / 'demo.yaml'))} my.yaml",
+        "vlcpt check my.yaml",
+        "vlcpt inspect my.yaml --rows 0:3",
+        "vlcpt train my.yaml",
+    ]
 
 
 def copy_inputs(output_dir: Path, *, overwrite: bool) -> Path:
@@ -119,12 +139,7 @@ def copy_inputs(output_dir: Path, *, overwrite: bool) -> Path:
 
 def comparison(before: Results, after: Results) -> Table:
     """Perplexity per target on held-out documents, before and after."""
-    table = Table(
-        box=box.SIMPLE,
-        title="held-out documents, perplexity per target",
-        title_justify="left",
-        pad_edge=False,
-    )
+    table = plain_table("held-out documents, perplexity per target")
     for name in ("", "before", "after", "change"):
         table.add_column(name, justify="left" if not name else "right")
     rows: list[tuple[str, float | None, float | None]] = []

@@ -179,12 +179,30 @@ class Sheet:
         for number in range(start, stop):
             name = self.columns[number]
             # As wide as a number or a word of the name needs: of a narrow terminal, labels take what is left.
-            words = max(map(cell_len, name.split()), default=0)
-            widest = max(*(cell_len(cells[number]) for _, cells in self.rows), min(_NAME, words))
+            words = max(map(_width, name.split()), default=0)
+            widest = max(*(cell_len(cells[number]) for _, cells in self.rows), words)
             table.add_column(name, justify="right", width=widest, overflow="fold")
         for label, cells in self.rows:
             table.add_row(label, *cells[start:stop])
         return table
+
+
+def _width(word: str) -> int:
+    """Cells of a column with this word in its head: a long one goes into lines of one length."""
+    cells = cell_len(word)
+    lines = -(-cells // _NAME)
+    return -(-cells // lines) + (lines > 1 and cells > len(word))  # a Chinese character is not halved
+
+
+class _Plain(box.Box):
+    """A line below the head, which is of ASCII where a terminal has no other; rich would frame all cells."""
+
+    def substitute(self, options: ConsoleOptions, safe: bool = True) -> box.Box:
+        return _ASCII if options.ascii_only else self
+
+
+_PLAIN = _Plain(str(box.SIMPLE))
+_ASCII = box.Box(str(box.SIMPLE).replace("─", "-"), ascii=True)
 
 
 def plain_table(title: str | None = None, *, show_header: bool = True) -> Table:
@@ -194,7 +212,7 @@ def plain_table(title: str | None = None, *, show_header: bool = True) -> Table:
         >>> plain_table("ledger").title
         'ledger'
     """
-    return Table(box=box.SIMPLE, title=title, title_justify="left", pad_edge=False, show_header=show_header)
+    return Table(box=_PLAIN, title=title, title_justify="left", pad_edge=False, show_header=show_header)
 
 
 class _Visible(logging.Formatter):

@@ -89,7 +89,8 @@ def check_run(
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
-        say(console, f"{name}: {used:,} documents with {targets:,} targets to measure")
+        documents = f"{used:,} document{'s' * (used != 1)}"
+        say(console, f"{name}: {documents} with {targets:,} target{'s' * (targets != 1)} to measure")
     for one in (ledger, *held_out.values()):
         show_unread(one, console)
     for name, one in {"the training data": ledger, **held_out}.items():
@@ -100,7 +101,7 @@ def check_run(
         foreseen = _show_plan(configs, dataset, model, towers, processor, devices, console)
         if machine is not None:
             speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
-            console.print(Text("speed", "italic"))
+            console.print(Text("\nspeed", "italic"))
             _list(console, speed_lines(speed, configs.training.workers))
     if configs.training.vision_cache is not None:
         _show_cache(configs, (ledger, *held_out.values()), model, console)
@@ -195,7 +196,7 @@ def _show_plan(
         markings=dataset.markings(),
     )
     if advice:
-        console.print(Text("what to change", "italic"))
+        console.print(Text("\nwhat to change", "italic"))
         _list(console, advice)
     return Foreseen(course, longest, memory, advice)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -23,6 +24,8 @@ from vlcpt.run_files import read_log
 from vlcpt.training.clock import PHASES, StepClock
 from vlcpt.training.cost import PeakShare
 from vlcpt.training.loss import BatchTensors
+
+logger = logging.getLogger(__name__)
 
 LOG_NAME = "train_log.jsonl"
 CPU = torch.device("cpu")
@@ -62,6 +65,8 @@ class RunProgress(TrainerCallback):
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line as it is, however narrow the terminal."""
+        if self.console.quiet and style == "yellow":
+            logger.warning("%s", text)  # a warning is shown with --quiet, too
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def count(self, batches: Sequence[BatchTensors]) -> None:
