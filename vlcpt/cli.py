@@ -177,7 +177,7 @@ def check(
     epilog=_examples(
         "vlcpt eval my.yaml --checkpoint runs/manuals --output eval.json",
         "vlcpt eval my.yaml --checkpoint runs/manuals/checkpoint-200 --json",
-        "vlcpt eval my.yaml --checkpoint runs/manuals --samples 3 --per_document worst.jsonl",
+        "vlcpt eval my.yaml --checkpoint runs/manuals --samples 3",
     ),
 )
 def evaluate(
@@ -194,7 +194,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a checkpoint learnt, whether from its images, and what it kept. From losses of held-out and
+    """Say what was learnt, whether by the images, and what was kept. From losses of held-out and
     retention data against its base, with 95% intervals."""
     from vlcpt.run_files import require_paths
 
