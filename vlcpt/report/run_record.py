@@ -29,8 +29,8 @@ class RunRecord:
         folder: Of the run.
         name: By which it is shown.
         log: The lines of ``train_log.jsonl``.
-        ledger, config, facts, evaluation: What ``ledger.json``, ``config.yaml``, ``run.json`` and ``eval.json``
-            hold; empty where they are not there.
+        ledger, config, facts, evaluation: What ``ledger.json``, ``config.yaml``, ``run.json`` and
+            ``eval.json`` hold; empty where they are not there.
         dropped: The first lines of ``dropped.jsonl``.
         missing: Sentences about files that are not there, or are cut.
         has_model: Whether the folder holds a model or adapter.

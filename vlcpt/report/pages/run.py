@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -468,7 +468,7 @@ def moment(value: object) -> str:
         found = datetime.fromisoformat(str(value))
     except ValueError:
         return ""
-    return found.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return found.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def duration(seconds: float) -> str:
