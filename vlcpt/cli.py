@@ -188,7 +188,7 @@ def prepare(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs (output_dir).")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs (output_dir).")],
     output: Annotated[
         Path | None,
         typer.Option(

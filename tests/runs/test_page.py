@@ -133,7 +133,13 @@ def test_a_finished_run_leaves_its_page(tmp_path: Path) -> None:
     assert (found["state"], found["steps_planned"], found["message"]) == ("finished", 2, "")
     assert [one["tower"] for one in found["towers"]] == ["vision", "merger", "language"]
     assert found["versions"]["processes"] == "1"
-    for part in ("Training loss", "Where every token went", "What trains", "vlcpt train my.yaml", "max_steps"):
+    for part in (
+        "Training loss",
+        "Where every token went",
+        "What trains",
+        "vlcpt train my.yaml",
+        "max_steps",
+    ):
         assert part in text
     assert "is missing" not in text
 

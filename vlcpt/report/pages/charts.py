@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup, escape
 
 POINTS = 400  # of a curve that are drawn, about
+MEANS = 120  # stretches of a longer one, whose means are drawn
 Point = tuple[float, float]
 
 _SIZE = (5.9, 3.0)  # inches of 72 units; on a desktop two charts stand side by side
@@ -91,6 +92,24 @@ def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
     return [found[at] for at in sorted(kept)]
 
 
+def stretch_means(points: Sequence[Point], most: int = MEANS) -> list[Point]:
+    """The means of a long curve's stretches; a short curve as it is.
+
+    Example:
+        >>> stretch_means([(1, 1.0), (2, 3.0), (3, 5.0), (4, 5.0)], most=2)
+        [(1.5, 2.0), (3.5, 5.0)]
+    """
+    found = [one for one in points if math.isfinite(one[1])]
+    if len(found) <= most:
+        return found
+    means: list[Point] = []
+    for number in range(most):
+        stretch = found[number * len(found) // most : (number + 1) * len(found) // most]
+        steps, values = zip(*stretch, strict=True)
+        means.append((sum(steps) / len(stretch), sum(values) / len(stretch)))
+    return means
+
+
 def running_mean(points: Sequence[Point], window: int = 10) -> list[Point]:
     """At each point the mean of the last ones.
 
@@ -124,23 +143,47 @@ def draw(
         least: What the axis of values spans at least, so that small changes look small.
         level: The name and the value of a line across the chart.
     """
-    drawn = [(curve, thinned(curve.points)) for curve in curves]
-    drawn = [(curve, points) for curve, points in drawn if points]
-    if not drawn:
+    given = [(curve, found) for curve in curves if (found := _finite(curve.points))]
+    if not given:
         return None
-    words = [
-        described(curve.name, points) for curve, points in drawn if not curve.is_faint or len(drawn) == 1
-    ]
+    words = [described(curve.name, points) for curve, points in given if not curve.is_faint]
     if level is not None:
         words.append(f"{level[0]}: {short(level[1])}.")
-    text = " ".join(words)
-    values = [value for _, points in drawn for _, value in points] + ([level[1]] if level else [])
-    ends = _ends(values, from_zero, least)
-    svg = _cleaned(_plotted(drawn, ends, None if level is None else level[1]), key, title, text)
-    keys = [(_legend_key(curve, _style(curve, at)), curve.name) for at, (curve, _) in enumerate(drawn)]
+    styled = [_Line(curve, points, _style(curve, at)) for at, (curve, points) in enumerate(given)]
+    values = [value for one in styled for _, value in one.points] + ([level[1]] if level else [])
+    plotted = _plotted(styled, _ends(values, from_zero, least), None if level is None else level[1])
+    keys = [(_legend_key(one), one.curve.name) for one in styled]
     if level is not None:
         keys.append((_line_key("grid-key", "3 2"), f"{level[0]} {short(level[1])}"))
-    return Chart(title, unit, svg, keys if len(keys) > 1 or level else [], note, text)
+    is_long = any(one.is_long for one in styled)
+    notes = [note, "Thick: means; thin: lowest and highest." if is_long else ""]
+    text = " ".join(words)
+    return Chart(
+        title,
+        unit,
+        _cleaned(plotted, key, title, text),
+        keys if len(keys) > 1 else [],
+        " ".join(filter(None, notes)),
+        text,
+    )
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [one for one in points if math.isfinite(one[1])]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A curve with what it looks like; its points are finite."""
+
+    curve: Curve
+    points: Sequence[Point]
+    style: int
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its means are drawn, over its extremes."""
+        return len(self.points) > POINTS and not self.curve.is_faint
 
 
 def described(name: str, points: Sequence[Point]) -> str:
@@ -195,7 +238,7 @@ def _ends(values: Sequence[float], from_zero: bool, least: float) -> Point:
     return middle - margin * span, middle + margin * span
 
 
-def _plotted(drawn: Sequence[tuple[Curve, list[Point]]], ends: Point, level: float | None) -> str:
+def _plotted(lines: Sequence[_Line], ends: Point, level: float | None) -> str:
     """The picture as matplotlib writes it."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -207,20 +250,23 @@ def _plotted(drawn: Sequence[tuple[Curve, list[Point]]], ends: Point, level: flo
         figure = Figure(figsize=_SIZE, dpi=72)
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.105, 0.115, 0.875, 0.85))
-        for place, (curve, points) in enumerate(drawn):
-            colour, dashes, marker = _shape(_style(curve, place))
-            (line,) = axes.plot(*zip(*points, strict=True), color=_HEX[colour])
-            line.set_linewidth(1.0 if curve.is_faint else 2.0)
-            line.set_alpha(0.55 if curve.is_faint else None)
-            if dashes and not curve.is_faint:
-                line.set_dashes([float(one) for one in dashes.split()])
-            if not curve.is_faint and (len(drawn) > 1 or len(points) < 30):
+        for one in lines:
+            colour, dashes, marker = _shape(one.style)
+            if one.is_long or one.curve.is_faint:
+                axes.plot(*_axes_of(thinned(one.points)), color=_HEX[colour], linewidth=0.9, alpha=0.45)
+            if one.curve.is_faint:
+                continue
+            points = stretch_means(one.points) if one.is_long else one.points
+            (line,) = axes.plot(*_axes_of(points), color=_HEX[colour], linewidth=2)
+            if dashes:
+                line.set_dashes([float(length) for length in dashes.split()])
+            if len(lines) > 1 or len(points) < 30:
                 line.set_marker(marker)
                 line.set_markersize(5.5)
                 line.set_markevery(max(1, len(points) // 12))
         if level is not None:
             axes.axhline(level, color=_HEX["frame"], linewidth=1.2, dashes=(3, 2))
-        last = max(points[-1][0] for _, points in drawn)
+        last = max(one.points[-1][0] for one in lines)
         axes.set_xlim(-0.01 * last, 1.015 * last or 1)
         axes.set_ylim(*ends)
         axes.grid(True, color=_HEX["grid"], linewidth=0.8)
@@ -240,6 +286,11 @@ def _plotted(drawn: Sequence[tuple[Curve, list[Point]]], ends: Point, level: flo
             text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
     return text.getvalue()
+
+
+def _axes_of(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    steps, values = zip(*points, strict=True)
+    return steps, values
 
 
 def _tick(value: float) -> str:
@@ -327,9 +378,9 @@ def _attributes(style: str, classes: list[str]) -> dict[str, str]:
     return found
 
 
-def _legend_key(curve: Curve, style: int) -> Markup:
-    colour, dashes, marker = _shape(style)
-    if curve.is_faint:
+def _legend_key(line: _Line) -> Markup:
+    colour, dashes, marker = _shape(line.style)
+    if line.curve.is_faint:
         return _line_key(f"stroke-{colour} faint", "")
     return _line_key(f"stroke-{colour}", dashes, f'<path class="fill-{colour}" d="{_MARKERS[marker]}"/>')
 

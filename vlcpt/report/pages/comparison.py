@@ -82,7 +82,7 @@ def charts(runs: Sequence[RunRecord]) -> list[Chart | None]:
                     "nats per target, by step",
                 ),
                 over({run.name: run.curve(f"eval_{name}_loss") for run in runs}),
-                note="Flat is good: higher than at step 0 is forgotten." if kept else "",
+                note="Flat is good; higher than at step 0 is forgotten." if kept else "",
                 least=0.2 if kept else 0.0,
             )
         )

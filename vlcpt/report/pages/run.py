@@ -111,7 +111,7 @@ def headline(run: RunRecord) -> list[Fact]:
             found.append((label, arrow(points[0][1], points[-1][1]), perplexity))
         elif points:
             found.append((label, short(points[0][1]), f"at step {points[0][0]:,.0f}"))
-    if (seconds := as_number(run.facts.get("seconds, by step"))) is not None:
+    if (seconds := as_number(run.facts.get("seconds"))) is not None:
         starts = as_number(run.facts.get("starts")) or 1
         found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
     state = run.facts.get("state")
@@ -142,13 +142,13 @@ def arrow(first: float, last: float) -> str:
 
     Example:
         >>> arrow(6.5281, 0.09896)
-        '6.53 → 0.099'
+        '6.53 → 0.0990'
     """
     return f"{_three(first)} → {_three(last)}"
 
 
 def _three(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _exp(loss: float) -> float:
@@ -186,9 +186,9 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
             note=_at_step_0(run, held),
         ),
         draw(
-            *("retention", "Retention: loss on what the model knew before", "nats per target, by step"),
+            *("retention", "Retention loss", "nats per target, by step"),
             [Curve(name, run.curve(f"eval_{name}_loss"), style=at + 2) for at, name in enumerate(kept)],
-            note="Flat is good: higher than at step 0 is forgotten.",
+            note="What the model knew before. Flat is good; higher than at step 0 is forgotten.",
             least=0.2,
         ),
         draw(
@@ -337,6 +337,14 @@ def reliance(
         )
         for name, bars in found
     ]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({_signed(low)} to {_signed(high)})"
 
 
 def _interval(result: Mapping[str, object], key: str) -> tuple[float | None, float | None]:
