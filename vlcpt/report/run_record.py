@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -101,8 +102,15 @@ def is_set_loss(key: str) -> bool:
 
 
 def as_number(value: object) -> float | None:
-    """A number, or None of what is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A finite number, or None of what is none.
+
+    Example:
+        >>> as_number(2), as_number(True), as_number(float("nan")), as_number("2")
+        (2.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def read_record(folder: Path, *, name: str | None = None, evaluation: Path | None = None) -> RunRecord:

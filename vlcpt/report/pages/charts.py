@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
+from statistics import median
 from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
@@ -134,6 +136,7 @@ def draw(
     from_zero: bool = False,
     least: float = 0.0,
     level: tuple[str, float] | None = None,
+    until: float = 0.0,
 ) -> Chart | None:
     """A chart over steps; None where no curve has a point.
 
@@ -142,6 +145,7 @@ def draw(
         from_zero: Whether the axis of values begins at 0.
         least: What the axis of values spans at least, so that small changes look small.
         level: The name and the value of a line across the chart.
+        until: The step to which the chart goes at least.
     """
     given = [(curve, found) for curve in curves if (found := _finite(curve.points))]
     if not given:
@@ -151,7 +155,7 @@ def draw(
         words.append(f"{level[0]}: {short(level[1])}.")
     styled = [_Line(curve, points, _style(curve, at)) for at, (curve, points) in enumerate(given)]
     values = [value for one in styled for _, value in one.points] + ([level[1]] if level else [])
-    plotted = _plotted(styled, _ends(values, from_zero, least), None if level is None else level[1])
+    plotted = _plotted(styled, _ends(values, from_zero, least), None if level is None else level[1], until)
     keys = [(_legend_key(one), one.curve.name) for one in styled]
     if level is not None:
         keys.append((_line_key("grid-key", "3 2"), f"{level[0]} {short(level[1])}"))
@@ -182,8 +186,12 @@ class _Line:
 
     @property
     def is_long(self) -> bool:
-        """Whether its means are drawn, over its extremes."""
-        return len(self.points) > POINTS and not self.curve.is_faint
+        """Whether its means are drawn, over its extremes: it is long, and goes up and down all the time."""
+        if len(self.points) <= POINTS or self.curve.is_faint:
+            return False
+        values = [value for _, value in self.points]
+        moves = median(abs(after - before) for before, after in pairwise(values))
+        return moves > 0.005 * (max(values) - min(values))
 
 
 def described(name: str, points: Sequence[Point]) -> str:
@@ -193,13 +201,13 @@ def described(name: str, points: Sequence[Point]) -> str:
         >>> described("loss", [(1, 4.0), (2, 0.5), (3, 2.0)])
         'loss: from 4 at step 1 to 2 at step 3; lowest 0.5 at step 2, highest 4 at step 1.'
     """
-    (start, first), (end, last) = points[0], points[-1]
-    if len(points) == 1:
-        return f"{name}: {short(first)} at step {start:,}."
     low, high = min(points, key=lambda one: one[1]), max(points, key=lambda one: one[1])
-    ends = f"from {short(first)} at step {start:,} to {short(last)} at step {end:,}"
-    extremes = f"lowest {short(low[1])} at step {low[0]:,}, highest {short(high[1])} at step {high[0]:,}"
-    return f"{name}: {ends}; {extremes}."
+    first, last, lowest, highest = (
+        f"{short(value)} at step {step:,.0f}" for step, value in (points[0], points[-1], low, high)
+    )
+    if len(points) == 1:
+        return f"{name}: {first}."
+    return f"{name}: from {first} to {last}; lowest {lowest}, highest {highest}."
 
 
 def short(value: float) -> str:
@@ -238,7 +246,7 @@ def _ends(values: Sequence[float], from_zero: bool, least: float) -> Point:
     return middle - margin * span, middle + margin * span
 
 
-def _plotted(lines: Sequence[_Line], ends: Point, level: float | None) -> str:
+def _plotted(lines: Sequence[_Line], ends: Point, level: float | None, until: float) -> str:
     """The picture as matplotlib writes it."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -256,8 +264,8 @@ def _plotted(lines: Sequence[_Line], ends: Point, level: float | None) -> str:
                 axes.plot(*_axes_of(thinned(one.points)), color=_HEX[colour], linewidth=0.9, alpha=0.45)
             if one.curve.is_faint:
                 continue
-            points = stretch_means(one.points) if one.is_long else one.points
-            (line,) = axes.plot(*_axes_of(points), color=_HEX[colour], linewidth=2)
+            points = stretch_means(one.points) if one.is_long else thinned(one.points)
+            (line,) = axes.plot(*_axes_of(points), color=_HEX[colour], linewidth=2, clip_on=False)
             if dashes:
                 line.set_dashes([float(length) for length in dashes.split()])
             if len(lines) > 1 or len(points) < 30:
@@ -266,7 +274,7 @@ def _plotted(lines: Sequence[_Line], ends: Point, level: float | None) -> str:
                 line.set_markevery(max(1, len(points) // 12))
         if level is not None:
             axes.axhline(level, color=_HEX["frame"], linewidth=1.2, dashes=(3, 2))
-        last = max(one.points[-1][0] for one in lines)
+        last = max(until, *(one.points[-1][0] for one in lines))
         axes.set_xlim(-0.01 * last, 1.015 * last or 1)
         axes.set_ylim(*ends)
         axes.grid(True, color=_HEX["grid"], linewidth=0.8)

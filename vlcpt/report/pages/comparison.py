@@ -29,7 +29,7 @@ def comparison_page(folders: Sequence[Path]) -> str:
         "comparison.html.j2",
         title=f"{len(runs)} runs compared",
         lead=", ".join(run.name for run in runs),
-        states=[(run.name, *state_of(run)) for run in runs],
+        states=[(run.name, state_of(run)) for run in runs],
         verdicts=[(run.name, found) for run in runs if (found := sentences(run))],
         results=results(runs),
         settings=differences([run.config for run in runs]),
@@ -100,7 +100,7 @@ def results(runs: Sequence[RunRecord]) -> Sheet:
     """Results, a column a run."""
     names = dict.fromkeys(name for run in runs for name in run.sets)
     rows = [
-        ("state", [state_of(run)[0] for run in runs]),
+        ("state", [state_of(run).word for run in runs]),
         ("steps", [f"{run.steps:,}" for run in runs]),
         ("time", [_time(run) for run in runs]),
         ("training loss", [arrow(*ends) if (ends := from_to(run)) else _NONE for run in runs]),
@@ -128,7 +128,9 @@ def _ends(run: RunRecord, name: str) -> str:
     points = run.curve(f"eval_{name}_loss")
     if not points:
         return _NONE
-    return arrow(points[0][1], points[-1][1]) if len(points) > 1 else short(points[0][1])
+    if len(points) == 1:
+        return f"{short(points[0][1])} at step {points[0][0]:,.0f}"
+    return arrow(points[0][1], points[-1][1])
 
 
 def _cost(result: Mapping[str, object], key: str) -> str:
@@ -154,8 +156,11 @@ def differences(configs: Sequence[Mapping[str, object]]) -> list[tuple[str, list
         [('lora_r', ['8', '16', '–'])]
     """
     keys = dict.fromkeys(key for config in configs for key in config if key not in _PLACES)
-    rows = [(key, [yaml_text(one[key]) if key in one else _NONE for one in configs]) for key in keys]
-    return [(key, cells) for key, cells in rows if len(set(cells)) > 1]
+    return [
+        (key, [yaml_text(one[key]) if key in one else _NONE for one in configs])
+        for key in keys
+        if any(one.get(key) != configs[0].get(key) for one in configs)
+    ]
 
 
 def _all_results(runs: Sequence[RunRecord]) -> dict[str, Mapping[str, object]]:

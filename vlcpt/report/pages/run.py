@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -37,15 +38,12 @@ def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
         True
     """
     run = read_record(folder, evaluation=evaluation)
-    state, words, is_bad = state_of(run)
     results = run.results
     return render_page(
         "run.html.j2",
         title=run.name,
         lead=lead(run),
-        state=state,
-        state_words=words,
-        is_bad=is_bad,
+        state=state_of(run),
         facts=headline(run),
         verdict=sentences(run),
         missing=run.missing,
@@ -66,22 +64,32 @@ def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
     )
 
 
-def state_of(run: RunRecord) -> tuple[str, str, bool]:
-    """In which state a run is, what else is known of that, and whether it is a bad end."""
-    state, message = run.facts.get("state"), text_of(run.facts.get("message"))
-    started, ended = moment(run.facts.get("started")), moment(run.facts.get("ended"))
-    written = moment(run.facts.get("written"))
-    if state == "finished":
-        return "finished", f"{started} to {ended}" if started and ended else "", False
-    if state == "failed":
-        return "failed", f"{message}{f' ({ended})' if ended else ''}", True
-    if state == "interrupted":
-        return "interrupted", f"{message}{f' ({ended})' if ended else ''}", True
+@dataclass(frozen=True)
+class State:
+    """How a run stands.
+
+    Args:
+        word: In one word, or two.
+        when: Since when, or of when that is.
+        message: What ended it; empty of a good end.
+    """
+
+    word: str
+    when: str
+    message: str = ""
+
+
+def state_of(run: RunRecord) -> State:
+    """In which state a run is."""
+    state, message = str(run.facts.get("state")), text_of(run.facts.get("message"))
+    started, ended, written = (moment(run.facts.get(key)) for key in ("started", "ended", "written"))
+    if state in ("finished", "failed", "interrupted"):
+        return State(state, f"{started} to {ended}" if started and ended else ended, message)
     if state == "running":
-        return "running", f"as of {written}; if it has stopped since, it was killed" if written else "", False
+        return State(state, f"as of {written}; if that is long ago, it was killed" if written else "")
     if run.has_model:
-        return "finished", "as its folder holds a model", False
-    return "not known", "neither an end nor a model is in its folder", False
+        return State("finished", "as its folder holds a model")
+    return State("not known", "neither an end nor a model is in its folder")
 
 
 def lead(run: RunRecord) -> str:
@@ -110,7 +118,7 @@ def headline(run: RunRecord) -> list[Fact]:
             perplexity = f"perplexity {arrow(_exp(points[0][1]), _exp(points[-1][1]))}"
             found.append((label, arrow(points[0][1], points[-1][1]), perplexity))
         elif points:
-            found.append((label, short(points[0][1]), f"at step {points[0][0]:,.0f}"))
+            found.append((label, _three(points[0][1]), f"at step {points[0][0]:,.0f}"))
     if (seconds := as_number(run.facts.get("seconds"))) is not None:
         starts = as_number(run.facts.get("starts")) or 1
         found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
@@ -184,12 +192,14 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
             *("held", "Held-out loss", "nats per target, by step"),
             [Curve(name, run.curve(f"eval_{name}_loss"), style=at) for at, name in enumerate(held)],
             note=_at_step_0(run, held),
+            until=run.steps,
         ),
         draw(
             *("retention", "Retention loss", "nats per target, by step"),
             [Curve(name, run.curve(f"eval_{name}_loss"), style=at + 2) for at, name in enumerate(kept)],
             note="What the model knew before. Flat is good; higher than at step 0 is forgotten.",
             least=0.2,
+            until=run.steps,
         ),
         draw(
             *("reliance", "What the images give held-out documents", "nats per target, by step"),
@@ -325,8 +335,7 @@ def reliance(
             [
                 {
                     "label": words,
-                    "text": f"{value:+.3f}"
-                    + (f" ({below:+.3f} to {above:+.3f})" if below is not None else ""),
+                    "text": _signed(value) + _range(below, above),
                     "start": place(min(value, 0.0)),
                     "width": round(place(abs(value) + low), 2),
                     "whiskers": None if below is None else (place(below), place(above or 0.0)),
