@@ -168,8 +168,9 @@ def _show_summary(
     if said := evaluation.verdict if evaluation is not None else said:
         console.print(said, soft_wrap=not console.is_terminal)
     time = f" in {duration(summary.seconds)}" if summary.seconds is not None else ""
-    say(console, f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}. Next:")
     output = Path(str(configs.training.output_dir))
+    steps = f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}"
+    say(console, f"{steps}. Its page: {output / PAGE}. Next:")
     sets = configs.data.eval_data or configs.data.retention_data
     for line in next_commands(config_path, output, evaluates=bool(sets)):
         # A line to copy: unbroken, however narrow the terminal.
