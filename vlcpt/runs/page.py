@@ -19,7 +19,7 @@ from vlcpt.run_files import FACTS, PAGE, read_mapping
 
 logger = logging.getLogger(__name__)
 SHARE = 0.01  # of a run's time that its page may take
-_FIRST = 2.0  # seconds that the first page is thought to take: matplotlib is imported for it
+_ONCE, _EACH = 1.0, 0.5  # seconds that are thought to go into importing matplotlib, and into a page
 _MESSAGE = 2000  # characters of an error's message
 
 
@@ -47,7 +47,8 @@ class Budget:
     share: float = SHARE
     clock: Callable[[], float] = time.monotonic
     seconds: float = 0.0
-    _last: float = _FIRST
+    _last: float = _EACH
+    _once: float = _ONCE
     _start: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,17 +62,23 @@ class Budget:
     @property
     def allows(self) -> bool:
         """Whether there is time for once more now, and once at the end."""
-        return self.seconds + 2 * self._last <= self.share * self.elapsed
+        return self.seconds + self._once + 2 * self._last <= self.share * self.elapsed
 
     @contextmanager
-    def spent(self) -> Iterator[None]:
-        """Around the work, also where it fails."""
+    def spent(self, *, once: bool = False) -> Iterator[None]:
+        """Around the work, also where it fails.
+
+        Args:
+            once: Whether it is what only the first time needs.
+        """
         start = self.clock()
         try:
             yield
         finally:
-            self._last = self.clock() - start
-            self.seconds += self._last
+            seconds, self._once = self.clock() - start, 0.0
+            self.seconds += seconds
+            if not once:
+                self._last = seconds
 
 
 class RunPage(TrainerCallback):
@@ -135,8 +142,10 @@ class RunPage(TrainerCallback):
 
     def draw(self) -> None:
         """Write the page anew."""
-        from vlcpt.report.pages.run import run_page
+        with self.budget.spent(once=True):
+            import matplotlib.figure  # noqa: F401  # what takes longest of the first page
 
+            from vlcpt.report.pages.run import run_page
         with self.budget.spent():
             self._write_facts()
             write_file(self._output / PAGE, run_page(self._output), "the page of the run")
@@ -184,8 +193,12 @@ class RunPage(TrainerCallback):
         self._attempt(self.draw)
 
     def _write_facts(self) -> None:
-        seconds = {"seconds": round(self._before + self.budget.elapsed, 1), "written": _now()}
-        write_json(self._output / FACTS, {**self._facts, **seconds}, "what is known of the run")
+        times = {
+            "seconds": round(self._before + self.budget.elapsed, 1),
+            "page_seconds": round(self.budget.seconds, 2),
+            "written": _now(),
+        }
+        write_json(self._output / FACTS, {**self._facts, **times}, "what is known of the run")
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """Do what may fail without the run failing."""
