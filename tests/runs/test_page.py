@@ -2,15 +2,26 @@
 
 import json
 import logging
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tests.runs.test_train import QUIET, configs
+from tests.support import write_run
+from vlcpt.config.yaml import Configs, load_config
 from vlcpt.runs import page as module
 from vlcpt.runs.page import SHARE, Budget, RunPage
 from vlcpt.runs.train import train_run
+
+QUIET = Console(file=StringIO(), width=100)
+
+
+def configs(folder: Path) -> Configs:
+    """A run of two steps."""
+    lines = ("max_steps: 2", "use_cpu: true", "dataloader_num_workers: 0", "logging_steps: 1")
+    return load_config(write_run(folder, *lines))
 
 
 class Clock:
@@ -127,7 +138,7 @@ def test_a_resumed_run_counts_its_starts_and_all_of_its_time(tmp_path: Path) -> 
 
 
 def test_a_finished_run_leaves_its_page(tmp_path: Path) -> None:
-    train_run(configs(tmp_path, "--logging_steps", "1"), QUIET, command="vlcpt train my.yaml")
+    train_run(configs(tmp_path), QUIET, command="vlcpt train my.yaml")
     text, found = (tmp_path / "out/report.html").read_text(), facts(tmp_path / "out")
 
     assert (found["state"], found["steps_planned"], found["message"]) == ("finished", 2, "")

@@ -64,11 +64,10 @@ class RunRecord:
 
     @property
     def results(self) -> Mapping[str, Mapping[str, object]]:
-        """What an evaluation measured, by set: that of ``eval.json``, else that of the run's end."""
-        for found in (self.evaluation.get("sets"), self.facts.get("sets")):
-            if isinstance(found, dict) and found:
-                return {str(name): one for name, one in found.items() if isinstance(one, dict)}
-        return {}
+        """What ``vlcpt eval`` measured, by set; what is no number is left out."""
+        found = self.evaluation.get("sets")
+        sets = found if isinstance(found, dict) else {}
+        return {str(name): _measured(one) for name, one in sets.items() if isinstance(one, dict)}
 
     @property
     def sets(self) -> list[str]:
@@ -146,6 +145,18 @@ def read_record(folder: Path, *, name: str | None = None, evaluation: Path | Non
         missing,
         any((folder / one).is_file() for one in _MODELS),
     )
+
+
+def _measured(result: Mapping[str, object]) -> dict[str, object]:
+    """The numbers of a set, and those intervals that have two."""
+    found: dict[str, object] = {key: one for key, one in result.items() if as_number(one) is not None}
+    if isinstance(intervals := result.get("intervals"), dict):
+        found["intervals"] = {
+            str(name): bounds
+            for name, bounds in intervals.items()
+            if isinstance(bounds, list) and len(bounds) == 2 and None not in map(as_number, bounds)
+        }
+    return found
 
 
 def _is_cut(path: Path) -> bool:

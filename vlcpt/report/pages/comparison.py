@@ -8,7 +8,7 @@ from statistics import median
 
 from vlcpt.report.pages.base import render_page
 from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
-from vlcpt.report.pages.run import arrow, duration, from_to, reliance, sentences, state_of, yaml_text
+from vlcpt.report.pages.run import arrow, duration, from_to, reliance, state_of, verdict_on, yaml_text
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
 
@@ -30,7 +30,7 @@ def comparison_page(folders: Sequence[Path]) -> str:
         title=f"{len(runs)} runs compared",
         lead=", ".join(run.name for run in runs),
         states=[(run.name, state_of(run)) for run in runs],
-        verdicts=[(run.name, found) for run in runs if (found := sentences(run))],
+        verdicts=[(run.name, found) for run in runs if (found := verdict_on(run))],
         results=results(runs),
         settings=differences([run.config for run in runs]),
         names=[run.name for run in runs],

@@ -15,6 +15,7 @@ from vlcpt.report.pages.base import render_page
 from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
+from vlcpt.report.verdict import Verdict, verdict, verdict_of_run
 
 Fact = tuple[str, str, str]  # of a card: its label, its value, a note
 PHASES = {
@@ -45,7 +46,7 @@ def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
         lead=lead(run),
         state=state_of(run),
         facts=headline(run),
-        verdict=sentences(run),
+        verdict=verdict_on(run),
         missing=run.missing,
         sections=[(name, charts) for name, charts in sections(run) if charts],
         evaluations=evaluations(run),
@@ -163,15 +164,11 @@ def _exp(loss: float) -> float:
     return math.exp(min(loss, 700))
 
 
-def sentences(run: RunRecord) -> list[tuple[str, bool | None]]:
-    """What an evaluation says in words, each sentence with whether that is as it should be."""
-    given = run.facts.get("verdict")
-    found = []
-    for one in given if isinstance(given, list) else []:
-        if isinstance(one, dict) and isinstance(one.get("text"), str):
-            good = one.get("is_good")
-            found.append((one["text"], good if isinstance(good, bool) else None))
-    return found
+def verdict_on(run: RunRecord) -> Verdict | None:
+    """What was measured, in words: by ``vlcpt eval``, else by the evaluations of the run itself."""
+    if run.results:
+        return verdict(run.results, run.retention)
+    return verdict_of_run(run.log, run.retention)
 
 
 def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
@@ -358,11 +355,8 @@ def _range(low: float | None, high: float | None) -> str:
 
 def _interval(result: Mapping[str, object], key: str) -> tuple[float | None, float | None]:
     intervals = result.get("intervals")
-    bounds = intervals.get(key) if isinstance(intervals, dict) else None
-    if not isinstance(bounds, list) or len(bounds) != 2:
-        return None, None
-    low, high = map(as_number, bounds)
-    return (low, high) if low is not None and high is not None else (None, None)
+    low, high = intervals.get(key, (None, None)) if isinstance(intervals, dict) else (None, None)
+    return low, high
 
 
 def ledger_bars(ledger: Mapping[str, object]) -> list[tuple[str, dict[str, int]]]:
