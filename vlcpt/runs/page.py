@@ -108,16 +108,17 @@ class RunPage(TrainerCallback):
         self._before = 0.0
         self._step = 0
 
-    def begin(self, **facts: object) -> None:
+    def begin(self, *, resumes: bool = False, **facts: object) -> None:
         """Begin to write: the folder is this run's from now on.
 
         Args:
+            resumes: Whether an earlier run in it may be resumed.
             facts: Of the run, for ``run.json``.
         """
         before = read_mapping(self._output / FACTS)
         starts, seconds = before.get("starts"), before.get("seconds")
         # Only what is resumed has a log left: another start in this folder begins anew.
-        goes_on = (self._output / "train_log.jsonl").is_file() and bool(facts.pop("resumes", False))
+        goes_on = resumes and (self._output / "train_log.jsonl").is_file()
         self._before = float(seconds) if goes_on and isinstance(seconds, int | float) else 0.0
         self._facts["starts"] = 1 + (starts if goes_on and isinstance(starts, int) else 0)
         self._facts["started"] = _now()

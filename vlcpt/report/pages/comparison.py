@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 
 from vlcpt.report.pages.base import render_page
-from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
-from vlcpt.report.pages.run import arrow, duration, from_to, reliance, state_of, verdict_on, yaml_text
+from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean
+from vlcpt.report.pages.run import arrow, brief, duration, from_to, reliance, state_of, verdict_on, yaml_text
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
 
@@ -129,7 +129,7 @@ def _ends(run: RunRecord, name: str) -> str:
     if not points:
         return _NONE
     if len(points) == 1:
-        return f"{short(points[0][1])} at step {points[0][0]:,.0f}"
+        return f"{brief(points[0][1])} at step {points[0][0]:,.0f}"
     return arrow(points[0][1], points[-1][1])
 
 

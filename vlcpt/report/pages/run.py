@@ -119,7 +119,7 @@ def headline(run: RunRecord) -> list[Fact]:
             perplexity = f"perplexity {arrow(_exp(points[0][1]), _exp(points[-1][1]))}"
             found.append((label, arrow(points[0][1], points[-1][1]), perplexity))
         elif points:
-            found.append((label, _three(points[0][1]), f"at step {points[0][0]:,.0f}"))
+            found.append((label, brief(points[0][1]), f"at step {points[0][0]:,.0f}"))
     if (seconds := as_number(run.facts.get("seconds"))) is not None:
         starts = as_number(run.facts.get("starts")) or 1
         found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
@@ -147,17 +147,26 @@ def from_to(run: RunRecord) -> tuple[float, float] | None:
 
 
 def arrow(first: float, last: float) -> str:
-    """From where to where, in three digits.
+    """From where to where, in about three digits.
 
     Example:
         >>> arrow(6.5281, 0.09896)
-        '6.53 → 0.0990'
+        '6.53 → 0.099'
     """
-    return f"{_three(first)} → {_three(last)}"
+    return f"{brief(first)} → {brief(last)}"
 
 
-def _three(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+def brief(value: float) -> str:
+    """A loss or a perplexity in about three digits.
+
+    Example:
+        >>> [brief(value) for value in (684.2, 1.5, 0.09896, 0.00123)]
+        ['684', '1.50', '0.099', '0.0012']
+    """
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if size >= 1 else f"{value:.3f}" if size >= 0.01 else f"{value:.2g}"
 
 
 def _exp(loss: float) -> float:
