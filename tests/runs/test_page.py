@@ -114,6 +114,22 @@ def test_a_page_that_cannot_be_drawn_is_one_warning_and_no_failure(tmp_path, mon
     assert facts(tmp_path)["state"] == "finished"
 
 
+def test_a_disk_that_ended_the_run_is_not_reported_again_by_its_page(tmp_path, monkeypatch, caplog) -> None:
+    def full(folder: Path) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vlcpt.report.pages.run.run_page", full)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(OSError, match="checkpoint-2"),
+        begun(tmp_path).kept(),
+    ):
+        raise OSError("checkpoint-2 could not be written")
+
+    assert caplog.records == []
+    assert facts(tmp_path)["state"] == "failed"
+
+
 def test_nothing_is_written_by_another_rank_or_before_the_folder_is_the_runs(tmp_path: Path) -> None:
     other = RunPage(tmp_path, is_main=False)
     other.begin()

@@ -137,6 +137,8 @@ class RunPage(TrainerCallback):
         try:
             yield
         except BaseException as error:
+            # Where a disk is full, the run has said so; its page would say it again.
+            self._has_warned = self._has_warned or isinstance(error, OSError)
             self._end(*self._what_ended(error))
             raise
         self._end("finished", "")
@@ -209,7 +211,7 @@ class RunPage(TrainerCallback):
         except Exception as error:
             if not self._has_warned:
                 logger.warning(
-                    "%s cannot be written: %s. Training goes on; `vlcpt report %s` makes it later.",
+                    "%s cannot be written: %s. The run itself is sound; `vlcpt report %s` makes its page later.",
                     self._output / PAGE,
                     f"{type(error).__name__}: {error}",
                     shlex.quote(str(self._output)),
