@@ -211,7 +211,7 @@ class RunPage(TrainerCallback):
         except Exception as error:
             if not self._has_warned:
                 logger.warning(
-                    "%s cannot be written: %s. The run itself is sound; `vlcpt report %s` makes its page later.",
+                    "%s cannot be written: %s. The run is not affected; `vlcpt report %s` makes it later.",
                     self._output / PAGE,
                     f"{type(error).__name__}: {error}",
                     shlex.quote(str(self._output)),
