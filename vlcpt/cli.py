@@ -129,9 +129,11 @@ def demo(
 def train(context: typer.Context, config: Config, quiet: Quiet = False) -> None:
     """Train. Any key of the configuration can follow as --key value."""
     configs = _read(context, config)
+    from vlcpt.runs.page import typed
     from vlcpt.runs.train import train_run
 
-    train_run(configs, _screen(quiet), config_path=config)
+    words = ["vlcpt", "train", str(config), *context.args]
+    train_run(configs, _screen(quiet), config_path=config, command=typed(words))
 
 
 @app.command(
@@ -276,6 +278,32 @@ def prepare(
     from vlcpt.runs.prepare import prepare_run
 
     prepare_run(configs, output, engine, _screen(quiet))
+
+
+@app.command(
+    epilog=_examples(
+        "vlcpt report runs/manuals",
+        "vlcpt report runs/manuals runs/slower --output compared.html",
+    )
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs (output_dir).")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Default: report.html in the run's folder; of several, in this one."
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="What `vlcpt eval --output` wrote about the one run. Default: its eval.json."),
+    ] = None,
+) -> None:
+    """Make a run's page again from its files, or one page that compares runs. Loads no model."""
+    from vlcpt.report.screen import visible
+    from vlcpt.runs.report import report_run
+
+    print(visible(f"written to {report_run(runs, output, evaluation)}"))
 
 
 @app.command(

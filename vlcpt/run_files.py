@@ -16,10 +16,12 @@ RESOLVED_HEADER = (
     "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
 )
 # What stands beside a run's result: a model card is made of it.
-RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "run.json", "eval.json")
+FACTS = "run.json"  # how it was started, what trained where, how it ended
+PAGE = "report.html"  # made of the others, so that it need not be copied
+RECORD = ("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", FACTS, "eval.json")
 PLANS = "plan"  # the folder in which planning is shared and kept; it can be deleted at any time
 # What a check leaves, and a run that was stopped before it trained; the lock is that of the run itself.
-NO_RUN = ("ledger.json", "dropped.jsonl", "check", PLANS, LOCK)
+NO_RUN = ("ledger.json", "dropped.jsonl", "check", PLANS, LOCK, FACTS, PAGE)
 
 
 def step_of(folder: Path) -> int | None:

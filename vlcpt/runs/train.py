@@ -30,11 +30,12 @@ from vlcpt.model.loading import (
     resolve_dtype,
 )
 from vlcpt.model.tuning import tower_table
+from vlcpt.report.environment import facts
 from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.summary import next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.report.verdict import verdict_of_run
-from vlcpt.run_files import PLANS, require_empty
+from vlcpt.run_files import FACTS, PAGE, PLANS, require_empty
 from vlcpt.runs.data import (
     RunData,
     quiet_libraries,
@@ -46,6 +47,7 @@ from vlcpt.runs.data import (
 )
 from vlcpt.runs.evaluate import Evaluation, evaluate_trained
 from vlcpt.runs.memory import choose_checkpointing
+from vlcpt.runs.page import RunPage
 from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
 from vlcpt.training.guards import asked_stage, check_launch, check_packed
 from vlcpt.training.progress import duration
@@ -55,16 +57,24 @@ from vlcpt.training.trainer import CPTTrainer
 
 # What a run writes, and --overwrite deletes first: a model beside an older adapter would load with it.
 RUN_FILES = (
-    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "eval.json", RECORD),
+    *("config.yaml", "ledger.json", "dropped.jsonl", "train_log.jsonl", "eval.json", FACTS, PAGE, RECORD),
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
 )
 
 
 def train_run(
-    configs: Configs, console: Console | None = None, *, config_path: Path | None = None
+    configs: Configs,
+    console: Console | None = None,
+    *,
+    config_path: Path | None = None,
+    command: str = "",
 ) -> CPTTrainer:
     """Train, from reading the data to saving the model.
+
+    Args:
+        config_path: The file that the configuration was read from.
+        command: What was typed, for the run's page; see :func:`vlcpt.runs.page.typed`.
 
     Raises:
         ConfigError: Before anything is read, if the output folder is not free, or another run's.
@@ -79,10 +89,14 @@ def train_run(
     with ExitStack() as held:
         with ranks.watched():
             first_rank_only(training, lambda: held.enter_context(hold(output)))
-        return _train_held(configs, console, ranks, config_path)
+        page = RunPage(output, is_main=training.process_index == 0, command=command)
+        with page.kept():
+            return _train_held(configs, console, ranks, config_path, page)
 
 
-def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_path: Path | None) -> CPTTrainer:
+def _train_held(
+    configs: Configs, console: Console, ranks: RankWatch, config_path: Path | None, page: RunPage
+) -> CPTTrainer:
     """The run, in an output folder into which no other one writes."""
     training = configs.training
     output = Path(str(training.output_dir))
@@ -101,7 +115,7 @@ def _train_held(configs: Configs, console: Console, ranks: RankWatch, config_pat
         remove_plans(output / PLANS)  # also where machines do not share the folder
     with ranks.watched():
         first_rank_only(training, open_outputs)
-        trainer = _prepare_trainer(configs, console, ranks)
+        trainer = _prepare_trainer(configs, console, ranks, page)
     dataset = trainer.train_dataset
     assert isinstance(dataset, CPTDataset)
     try:
@@ -154,8 +168,9 @@ def _show_summary(
     if said := evaluation.verdict if evaluation is not None else said:
         console.print(said, soft_wrap=not console.is_terminal)
     time = f" in {duration(summary.seconds)}" if summary.seconds is not None else ""
-    say(console, f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}. Next:")
     output = Path(str(configs.training.output_dir))
+    steps = f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}"
+    say(console, f"{steps}. Its page: {output / PAGE}. Next:")
     sets = configs.data.eval_data or configs.data.retention_data
     for line in next_commands(config_path, output, evaluates=bool(sets)):
         # A line to copy: unbroken, however narrow the terminal.
@@ -201,7 +216,7 @@ def _account_failures(dataset: CPTDataset, output: Path, console: Console) -> No
         say(console, str(error), WARNING)
 
 
-def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CPTTrainer:
+def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page: RunPage) -> CPTTrainer:
     """Read the data, load the model, write what is known before step 1."""
     training = configs.training
     output = Path(str(training.output_dir))
@@ -225,6 +240,11 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
+        page.begin(
+            resumes=training.resume_from_checkpoint not in (None, False, "false"),
+            versions={**facts(), "processes": str(training.world_size)},
+            **({"memory": {"said": chosen}} if chosen else {}),
+        )
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
         if chosen:
@@ -233,7 +253,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)
     if is_main:
-        console.print("", towers_table(tower_table(model)))
+        towers = tower_table(model)
+        console.print("", towers_table(towers))
+        page.tell(towers=[vars(one) for one in towers])
     ranks.at(0, "reading the evaluation data")
     every = training.eval_strategy != IntervalStrategy.NO
     sets = data.evaluations() if every or training.eval_on_start or training.eval_on_end else {}
@@ -252,4 +274,5 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch) -> CP
         processing_class=processor,
         console=console,
     )
+    trainer.add_callback(page)  # after those that write the log
     return trainer

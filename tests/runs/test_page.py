@@ -1,0 +1,184 @@
+"""What a run writes about itself; tests/report/pages/test_run.py reads the page."""
+
+import json
+import logging
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from tests.support import write_run
+from vlcpt.config.yaml import Configs, load_config
+from vlcpt.runs import page as module
+from vlcpt.runs.page import SHARE, Budget, RunPage
+from vlcpt.runs.train import train_run
+
+QUIET = Console(file=StringIO(), width=100)
+
+
+def configs(folder: Path) -> Configs:
+    """A run of two steps."""
+    lines = ("max_steps: 2", "use_cpu: true", "dataloader_num_workers: 0", "logging_steps: 1")
+    return load_config(write_run(folder, *lines))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def begun(folder: Path, clock: Clock | None = None) -> RunPage:
+    (folder / "config.yaml").write_text("tuning: lora\n")
+    page = RunPage(folder, clock=clock or Clock())
+    page.begin()
+    return page
+
+
+def facts(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def log(page: RunPage, folder: Path) -> None:
+    page.on_log(TrainingArguments(folder, use_cpu=True), TrainerState(), TrainerControl())
+
+
+@pytest.mark.parametrize("cost", [0.3, 2.0, 9.0])
+def test_pages_take_less_than_one_percent_of_a_run_the_last_one_included(cost: float) -> None:
+    clock = Clock()
+    budget, written = Budget(clock=clock), 0
+    for _ in range(20_000):  # steps of a second
+        clock.now += 1.0
+        if budget.allows:
+            written += 1
+            with budget.spent():
+                clock.now += cost
+    with budget.spent():
+        clock.now += cost
+
+    assert written > 10
+    assert budget.seconds <= SHARE * clock.now
+
+
+def test_a_page_is_written_in_training_as_soon_as_there_is_time(tmp_path: Path) -> None:
+    clock = Clock()
+    page = begun(tmp_path, clock)
+
+    clock.now = 100.0
+    log(page, tmp_path)
+    early = (tmp_path / "report.html").exists()
+    clock.now = 1000.0
+    log(page, tmp_path)
+
+    assert not early
+    assert (tmp_path / "report.html").exists()
+    assert facts(tmp_path)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message"),
+    [
+        (ValueError("row 7 is bad"), "failed", "row 7 is bad (before step 1)"),
+        (KeyError("odd"), "failed", "KeyError: 'odd' (before step 1)"),
+        (KeyboardInterrupt(), "interrupted", "By Ctrl-C (SIGINT), before step 1."),
+        (SystemExit(143), "interrupted", "By SIGTERM, before step 1."),
+    ],
+)
+def test_every_end_is_noted_and_goes_on_as_it_was(
+    tmp_path: Path, error: BaseException, state: str, message: str
+) -> None:
+    page = begun(tmp_path)
+
+    with pytest.raises(type(error)) as raised, page.kept():
+        raise error
+
+    assert raised.value is error
+    assert (facts(tmp_path)["state"], facts(tmp_path)["message"]) == (state, message)
+    assert message in (tmp_path / "report.html").read_text().replace("&#39;", "'")
+
+
+def test_a_page_that_cannot_be_drawn_is_one_warning_and_no_failure(tmp_path, monkeypatch, caplog) -> None:
+    def broken(folder: Path) -> str:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("vlcpt.report.pages.run.run_page", broken)
+    page = begun(tmp_path)
+    with caplog.at_level(logging.WARNING), page.kept():
+        page._attempt(page.draw)
+
+    assert [one.getMessage().count("RuntimeError: no fonts") for one in caplog.records] == [1]
+    assert facts(tmp_path)["state"] == "finished"
+
+
+def test_a_disk_that_ended_the_run_is_not_reported_again_by_its_page(tmp_path, monkeypatch, caplog) -> None:
+    def full(folder: Path) -> str:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vlcpt.report.pages.run.run_page", full)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(OSError, match="checkpoint-2"),
+        begun(tmp_path).kept(),
+    ):
+        raise OSError("checkpoint-2 could not be written")
+
+    assert caplog.records == []
+    assert facts(tmp_path)["state"] == "failed"
+
+
+def test_nothing_is_written_by_another_rank_or_before_the_folder_is_the_runs(tmp_path: Path) -> None:
+    other = RunPage(tmp_path, is_main=False)
+    other.begin()
+    with other.kept():
+        pass
+    with pytest.raises(ValueError, match="not free"), RunPage(tmp_path).kept():
+        raise ValueError("not free")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_counts_its_starts_and_all_of_its_time(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"starts": 2, "seconds": 60.5}')
+    (tmp_path / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    clock = Clock()
+    page = RunPage(tmp_path, clock=clock)
+    page.begin(resumes=True)
+    clock.now = 10.0
+    page.tell()
+
+    assert (facts(tmp_path)["starts"], facts(tmp_path)["seconds"]) == (3, 70.5)
+
+
+def test_a_finished_run_leaves_its_page(tmp_path: Path) -> None:
+    train_run(configs(tmp_path), QUIET, command="vlcpt train my.yaml")
+    text, found = (tmp_path / "out/report.html").read_text(), facts(tmp_path / "out")
+
+    assert (found["state"], found["steps_planned"], found["message"]) == ("finished", 2, "")
+    assert [one["tower"] for one in found["towers"]] == ["vision", "merger", "language"]
+    assert found["versions"]["processes"] == "1"
+    for part in (
+        "Training loss",
+        "Where every token went",
+        "What trains",
+        "vlcpt train my.yaml",
+        "max_steps",
+    ):
+        assert part in text
+    assert "is missing" not in text
+
+
+def test_a_run_that_fails_leaves_its_page_with_the_reason(tmp_path: Path, monkeypatch) -> None:
+    def stop(self: RunPage, *args: object, **kwargs: object) -> None:
+        self._step = 1
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(module.RunPage, "on_step_end", stop)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        train_run(configs(tmp_path), QUIET)
+
+    assert facts(tmp_path / "out")["message"] == "RuntimeError: the device is gone (after step 1)"
+    assert "the device is gone" in (tmp_path / "out/report.html").read_text()

@@ -1,0 +1,508 @@
+"""The page of a run: its curves, its speed, where its tokens went, its settings and its verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+from vlcpt.report.pages.base import render_page
+from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
+from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
+from vlcpt.report.screen import Sheet
+from vlcpt.report.verdict import Verdict, verdict, verdict_of_run
+
+Fact = tuple[str, str, str]  # of a card: its label, its value, a note
+PHASES = {
+    "data_wait": "waiting for data",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+}
+_KINDS = ("targets", "context", "media", "special", "trimmed", "not_drawn", "dropped")
+_MOST = 200  # rows of a table of evaluations
+
+
+def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
+    """The page of one run, from the files in its folder; what is missing is said on it.
+
+    Args:
+        evaluation: What ``vlcpt eval --output`` wrote; by default ``eval.json`` in the folder.
+
+    Example:
+        >>> "train_log.jsonl is missing" in run_page(Path("nowhere"))
+        True
+    """
+    run = read_record(folder, evaluation=evaluation)
+    results = run.results
+    return render_page(
+        "run.html.j2",
+        title=run.name,
+        lead=lead(run),
+        state=state_of(run),
+        facts=headline(run),
+        verdict=verdict_on(run),
+        missing=run.missing,
+        sections=[(name, charts) for name, charts in sections(run) if charts],
+        evaluations=evaluations(run),
+        reliance=reliance(results, run.retention),
+        ledger=ledger_bars(run.ledger),
+        ledger_table=ledger_sheet(run.ledger),
+        dropped=[[text_of(one.get(key)) for key in ("id", "reason", "detail")] for one in run.dropped],
+        dropped_more=max(0, _dropped_count(run.ledger) - len(run.dropped)),
+        towers=towers(run.facts),
+        memory=memory_sheet(run.facts),
+        settings=settings(run.config),
+        command=text_of(run.facts.get("command")),
+        versions_table=_texts(run.facts.get("versions")),
+        samples=samples(run),
+        versions={},
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands.
+
+    Args:
+        word: In one word, or two.
+        when: Since when, or of when that is.
+        message: What ended it; empty of a good end.
+    """
+
+    word: str
+    when: str
+    message: str = ""
+
+
+def state_of(run: RunRecord) -> State:
+    """In which state a run is."""
+    state, message = str(run.facts.get("state")), text_of(run.facts.get("message"))
+    started, ended, written = (moment(run.facts.get(key)) for key in ("started", "ended", "written"))
+    if state in ("finished", "failed", "interrupted"):
+        return State(state, f"{started} to {ended}" if started and ended else ended, message)
+    if state == "running":
+        return State(state, f"as of {written}; if that is long ago, it was killed" if written else "")
+    if run.has_model:
+        return State("finished", "as its folder holds a model")
+    return State("not known", "neither an end nor a model is in its folder")
+
+
+def lead(run: RunRecord) -> str:
+    """Below the title: what was trained, and on what."""
+    how = {"lora": "LoRA", "qlora": "QLoRA", "full": "full tuning"}.get(str(run.config.get("tuning")), "")
+    base = text_of(run.config.get("model_name_or_path"))
+    named = run.ledger.get("sources")
+    data = ", ".join(map(str, named)) if isinstance(named, dict) else ""
+    parts = [f"{how} of {base}" if how and base else base, f"on {data}" if data else ""]
+    return " ".join(part for part in parts if part)
+
+
+def headline(run: RunRecord) -> list[Fact]:
+    """The numbers on top."""
+    planned = as_number(run.facts.get("steps_planned"))
+    steps = f"{run.steps:,}"
+    found: list[Fact] = [("steps", steps, f"of {planned:,.0f}" if planned else "logged last")]
+    if ends := from_to(run):
+        found.append(("training loss", arrow(*ends), "means over the first and last log lines"))
+    retention = run.retention
+    for name in run.sets:
+        points = run.curve(f"eval_{name}_loss")
+        kind = "retention" if name in retention else "held-out"
+        label = f"{kind} loss, {name}"
+        if len(points) > 1:
+            perplexity = f"perplexity {arrow(_exp(points[0][1]), _exp(points[-1][1]))}"
+            found.append((label, arrow(points[0][1], points[-1][1]), perplexity))
+        elif points:
+            found.append((label, brief(points[0][1]), f"at step {points[0][0]:,.0f}"))
+    if (seconds := as_number(run.facts.get("seconds"))) is not None:
+        starts = as_number(run.facts.get("starts")) or 1
+        found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
+    state = run.facts.get("state")
+    if state == "running" and (left := run.curve("eta_seconds")):
+        found.append(("left", duration(left[-1][1]), "at the pace of the last steps"))
+    if rates := [value for _, value in run.curve("targets_per_second")]:
+        found.append(("targets a second", f"{median(rates):,.0f}", waits(run)))
+    if peaks := [value for _, value in run.curve("peak_memory_gib")]:
+        found.append(("most memory", f"{max(peaks):.3g} GiB", "of one process"))
+    return found
+
+
+def waits(run: RunRecord) -> str:
+    """How much of the time of steps went into waiting for data."""
+    found = [value for _, value in run.curve("data_wait")]
+    return f"median; {sum(found) / len(found):.0%} of the time waiting for data" if found else "median"
+
+
+def from_to(run: RunRecord) -> tuple[float, float] | None:
+    """The training loss, as a mean over the first and over the last lines of the log."""
+    losses = [value for _, value in run.curve("loss") if math.isfinite(value)]
+    count = min(10, (len(losses) + 2) // 3)
+    return (sum(losses[:count]) / count, sum(losses[-count:]) / count) if count else None
+
+
+def arrow(first: float, last: float) -> str:
+    """From where to where, in about three digits.
+
+    Example:
+        >>> arrow(6.5281, 0.09896)
+        '6.53 → 0.099'
+    """
+    return f"{brief(first)} → {brief(last)}"
+
+
+def brief(value: float) -> str:
+    """A loss or a perplexity in about three digits.
+
+    Example:
+        >>> [brief(value) for value in (684.2, 1.5, 0.09896, 0.00123)]
+        ['684', '1.50', '0.099', '0.0012']
+    """
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if size >= 1 else f"{value:.3f}" if size >= 0.01 else f"{value:.2g}"
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700))
+
+
+def verdict_on(run: RunRecord) -> Verdict | None:
+    """What was measured, in words: by ``vlcpt eval``, else by the evaluations of the run itself."""
+    if run.results:
+        return verdict(run.results, run.retention)
+    return verdict_of_run(run.log, run.retention)
+
+
+def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
+    """The charts by what they are about."""
+    loss = run.curve("loss")
+    mean = run.curve("loss_mean") or running_mean(loss)
+    held = [name for name in run.sets if name not in run.retention]
+    kept = [name for name in run.sets if name in run.retention]
+    learning = [
+        draw(
+            *("loss", "Training loss", "nats per target, by step"),
+            [Curve("each log line", loss, True, 0), Curve("mean of the last 10 lines", mean, style=0)],
+        ),
+        draw(
+            "sources", "Training loss by source", "nats per target, by step", *_smoothed(run.curves("loss/"))
+        ),
+        draw(
+            *("held", "Held-out loss", "nats per target, by step"),
+            [Curve(name, run.curve(f"eval_{name}_loss"), style=at) for at, name in enumerate(held)],
+            note=_at_step_0(run, held),
+            until=run.steps,
+        ),
+        draw(
+            *("retention", "Retention loss", "nats per target, by step"),
+            [Curve(name, run.curve(f"eval_{name}_loss"), style=at + 2) for at, name in enumerate(kept)],
+            note="What the model knew before. Flat is good; higher than at step 0 is forgotten.",
+            least=0.2,
+            until=run.steps,
+        ),
+        draw(
+            *("reliance", "What the images give held-out documents", "nats per target, by step"),
+            _reliance_curves(run, held),
+            note="How much the loss rises without the right image.",
+        ),
+    ]
+    return [
+        ("Learning", [one for one in learning if one]),
+        ("Speed and memory", [one for one in _machine(run) if one]),
+        ("Optimizer", [one for one in _optimizer(run) if one]),
+    ]
+
+
+def _at_step_0(run: RunRecord, names: Sequence[str]) -> str:
+    if any(points and points[0][0] == 0 for points in (run.curve(f"eval_{name}_loss") for name in names)):
+        return "Step 0 is the base model."
+    return ""
+
+
+def _smoothed(curves: Mapping[str, list[Point]]) -> tuple[list[Curve]]:
+    """Curves of sources; of a long log its running mean, or they would hide each other."""
+    window = 10 if max(map(len, curves.values()), default=0) > 40 else 1
+    return ([Curve(name, running_mean(points, window)) for name, points in curves.items()],)
+
+
+def _reliance_curves(run: RunRecord, names: Sequence[str]) -> list[Curve]:
+    found = []
+    for name in names:
+        right = dict(run.curve(f"eval_{name}_loss"))
+        for key, words in (("shuffled", "another document's image"), ("blank", "a blank image")):
+            other = run.curve(f"eval_{name}_{key}_images_loss")
+            points = [(step, value - right[step]) for step, value in other if step in right]
+            found.append(Curve(f"{name}: {words}", points))
+    return found
+
+
+def _machine(run: RunRecord) -> list[Chart | None]:
+    """Charts of speed and memory."""
+    phases = run.curves("seconds/")
+    times = [Curve(PHASES.get(name, name), points) for name, points in phases.items()]
+    shares = {
+        "waiting for data": "data_wait",
+        "tokens in packs (fill)": "fill",
+        "peak of the GPU (mfu)": "mfu",
+    }
+    foreseen = _foreseen(run.facts)
+    return [
+        draw(
+            *("speed", "Targets a second", "all processes together, by step"),
+            [Curve("targets a second", run.curve("targets_per_second"))],
+            from_zero=True,
+        ),
+        draw("phases", "Time of a step", "seconds, by step", times, from_zero=True),
+        draw(
+            *("shares", "Data wait and use", "percent, by step"),
+            [Curve(name, run.curve(key, 100.0)) for name, key in shares.items()],
+            note="Much waiting for data: raise dataloader_num_workers, or prepare the data.",
+            from_zero=True,
+        ),
+        draw(
+            *("memory", "Most memory so far", "GiB, by step"),
+            [Curve("of one process", run.curve("peak_memory_gib"))],
+            from_zero=True,
+            level=("foreseen", foreseen) if foreseen else None,
+        ),
+    ]
+
+
+def _optimizer(run: RunRecord) -> list[Chart | None]:
+    """Charts of learning rates and gradients."""
+    rates = run.curves("learning_rate/") or {"all": run.curve("learning_rate")}
+    if len({tuple(points) for points in rates.values()}) == 1 and len(rates) > 1:
+        rates = {", ".join(rates): next(iter(rates.values()))}
+    return [
+        draw(
+            *("rates", "Learning rate", f"of {', '.join(rates)}, by step" if len(rates) == 1 else "by step"),
+            [Curve(name, points) for name, points in rates.items()],
+            from_zero=True,
+        ),
+        draw(
+            *("gradient", "Gradient norm", "before clipping, by step"),
+            [Curve("gradient norm", run.curve("grad_norm"))],
+            from_zero=True,
+        ),
+    ]
+
+
+def _foreseen(facts: Mapping[str, object]) -> float | None:
+    memory = facts.get("memory")
+    return as_number(memory.get("foreseen_gib")) if isinstance(memory, dict) else None
+
+
+def evaluations(run: RunRecord) -> Sheet | None:
+    """Each evaluation with its losses, a column a set."""
+    names = run.sets
+    by_step: dict[float, dict[str, float]] = {}
+    for name in names:
+        for step, value in run.curve(f"eval_{name}_loss"):
+            by_step.setdefault(step, {})[name] = value
+    rows = [
+        (f"step {step:,.0f}", [short(found[name]) if name in found else "–" for name in names])
+        for step, found in sorted(by_step.items())
+    ]
+    if not rows:
+        return None
+    left_out = f"{len(rows) - _MOST:,} evaluations before these are left out." if len(rows) > _MOST else ""
+    return Sheet("loss, nats per target", names, rows[-_MOST:], left_out)
+
+
+def reliance(
+    results: Mapping[str, Mapping[str, object]], retention: Sequence[str]
+) -> list[tuple[str, list[dict[str, object]]]]:
+    """By set, what other images cost: bars on one scale, in percent of their width."""
+    found: list[tuple[str, list[tuple[str, float, float | None, float | None]]]] = []
+    for name, one in results.items():
+        loss, bars = as_number(one.get("loss")), []
+        for key, words in (("shuffled", "another document's image"), ("blank", "a blank image")):
+            other = as_number(one.get(f"{key}_images_loss"))
+            if loss is not None and other is not None:
+                bars.append((words, other - loss, *_interval(one, key)))
+        found += [(f"{name}{' (retention)' if name in retention else ''}", bars)] if bars else []
+    ends = [edge for _, bars in found for _, *edges in bars for edge in edges if edge is not None]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    width = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / width, 2)
+
+    return [
+        (
+            name,
+            [
+                {
+                    "label": words,
+                    "text": _signed(value) + _range(below, above),
+                    "start": place(min(value, 0.0)),
+                    "width": round(place(abs(value) + low), 2),
+                    "whiskers": None if below is None else (place(below), place(above or 0.0)),
+                    "zero": place(0.0),
+                }
+                for words, value, below, above in bars
+            ],
+        )
+        for name, bars in found
+    ]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({_signed(low)} to {_signed(high)})"
+
+
+def _interval(result: Mapping[str, object], key: str) -> tuple[float | None, float | None]:
+    intervals = result.get("intervals")
+    low, high = intervals.get(key, (None, None)) if isinstance(intervals, dict) else (None, None)
+    return low, high
+
+
+def ledger_bars(ledger: Mapping[str, object]) -> list[tuple[str, dict[str, int]]]:
+    """For each source, and for all together first, what became of its tokens."""
+    found = [("all sources", ledger.get("total"))]
+    sources = ledger.get("sources")
+    if isinstance(sources, dict) and len(sources) > 1:
+        found += [(str(name), one) for name, one in sources.items()]
+    bars = []
+    for name, one in found:
+        tokens = one.get("tokens") if isinstance(one, dict) else None
+        if isinstance(tokens, dict):
+            bars.append((name, {kind.replace("_", " "): _count(tokens.get(kind)) for kind in _KINDS}))
+    return [(name, counts) for name, counts in bars if sum(counts.values())]
+
+
+def _count(value: object) -> int:
+    if isinstance(value, dict):
+        return sum(_count(one) for one in value.values())
+    return value if isinstance(value, int) else 0
+
+
+def ledger_sheet(ledger: Mapping[str, object]) -> Sheet | None:
+    """The ledger in numbers, a column a source."""
+    sources, total = ledger.get("sources"), ledger.get("total")
+    accounts = {**sources, "total": total} if isinstance(sources, dict) else {}
+    rows = []
+    for part in ("documents", "tokens"):
+        found = {name: _counts(one, part) for name, one in accounts.items()}
+        for key in dict.fromkeys(key for counts in found.values() for key in counts):
+            label = key.replace("_", " ") if key != "read" else f"{part} read"
+            if key == "read" or any(counts.get(key) for counts in found.values()):
+                cells = [f"{counts.get(key, 0):,}" for counts in found.values()]
+                rows.append((label if key == "read" else f"  {label}", cells))
+    return Sheet("ledger", [*accounts], rows, "One planned pass over the data.") if rows else None
+
+
+def _counts(account: object, part: str) -> dict[str, int]:
+    """Counts of documents or tokens, each reason for which they were dropped apart."""
+    counts = account.get(part) if isinstance(account, dict) else None
+    found: dict[str, int] = {}
+    for key, value in counts.items() if isinstance(counts, dict) else ():
+        inner = value.items() if isinstance(value, dict) else ()
+        found |= {f"dropped: {reason}": _count(one) for reason, one in inner} if inner else {}
+        if not isinstance(value, dict):
+            found[str(key)] = _count(value)
+    return found
+
+
+def _dropped_count(ledger: Mapping[str, object]) -> int:
+    return sum(
+        count for key, count in _counts(ledger.get("total"), "documents").items() if "dropped: " in key
+    )
+
+
+def towers(facts: Mapping[str, object]) -> Sheet | None:
+    """What trains, tower by tower."""
+    found = facts.get("towers")
+    rows = []
+    for one in found if isinstance(found, list) else []:
+        if isinstance(one, dict):
+            trained, total = _count(one.get("trained")), _count(one.get("total"))
+            cells = [text_of(one.get("how")), f"{trained:,}", f"{total:,}", text_of(one.get("dtype"))]
+            rows.append((text_of(one.get("tower")), cells))
+    return Sheet("what trains", ["how", "trained", "of", "held as"], rows) if rows else None
+
+
+def memory_sheet(facts: Mapping[str, object]) -> str:
+    """What was foreseen of the memory, in words."""
+    memory = facts.get("memory")
+    return text_of(memory.get("said")) if isinstance(memory, dict) else ""
+
+
+def settings(config: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Each key of the configuration with its value, as YAML has it."""
+    return [(str(key), yaml_text(value)) for key, value in config.items()]
+
+
+def yaml_text(value: object) -> str:
+    """A value of the configuration, on as few lines as YAML needs.
+
+    Example:
+        >>> print(yaml_text([{"path": "a.jsonl", "name": "new"}]))
+        {path: a.jsonl, name: new}
+    """
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return "\n".join(yaml_text(one) for one in value)
+    text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, object]]]]:
+    """By set, documents that the model continued, beside what they say."""
+    found = run.evaluation.get("samples") or run.facts.get("samples")
+    keys = ("document", "before", "continuation", "truth")
+    return [
+        (str(name), [{key: text_of(one.get(key)) for key in keys} for one in given if isinstance(one, dict)])
+        for name, given in (found.items() if isinstance(found, dict) else ())
+        if isinstance(given, list)
+    ]
+
+
+def text_of(value: object) -> str:
+    """A text, or nothing of what is none."""
+    return value if isinstance(value, str) else ""
+
+
+def _texts(value: object) -> list[tuple[str, str]]:
+    return [(str(name), str(one)) for name, one in value.items()] if isinstance(value, dict) else []
+
+
+def moment(value: object) -> str:
+    """A time of ``run.json`` for people.
+
+    Example:
+        >>> moment("2026-11-29T13:10:02+00:00")
+        '2026-11-29 13:10 UTC'
+    """
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        return ""
+    return found.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(42.4), duration(3725), duration(200_000)
+        ('42 s', '1 h 02 min', '2 d 7 h')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
