@@ -299,7 +299,7 @@ def report(
         typer.Option(help="What `vlcpt eval --output` wrote about the one run. Default: its eval.json."),
     ] = None,
 ) -> None:
-    """Make a run's page again from its files, or one page that compares runs. Loads no model."""
+    """Make a run's page again, or one that compares runs. Reads files and loads no model."""
     from vlcpt.report.screen import visible
     from vlcpt.runs.report import report_run
 
