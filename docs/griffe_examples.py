@@ -1,4 +1,4 @@
-"""An extension of griffe for mkdocs.yml: a docstring's ``Example:`` is shown as code, as its ``Examples:`` would be."""
+"""An extension of griffe for mkdocs.yml: shows a docstring's ``Example:`` as code, as ``Examples:`` would be."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Run: python docs/make_troubleshooting.py
 
-A message is found where the code makes an error: in the call of an error's class, or of a function that returns one, and
-where a rule of the configuration yields a text. What is known only at run time stands as "…".
+A message is found where the code makes an error: in the call of an error's class, or of a function that returns
+one, and where a rule of the configuration yields a text. What is known only at run time stands as "…".
 """
 
 from __future__ import annotations
@@ -37,37 +37,44 @@ THEMES = (
     Theme(
         "The configuration",
         ("config/", "errors", "cli", "run_files"),
-        "Exit code 2, before data or weights are read. Change the key that the message names, in the file or behind "
-        "the command. [configuration.md](configuration.md) lists every key, and [coming-from.md](coming-from.md) "
+        "Exit code 2, before data or weights are read. Change the key that the message names, in the "
+        "file or behind "
+        "the command. [configuration.md](configuration.md) lists every key, and "
+        "[coming-from.md](coming-from.md) "
         "what other tools call it.",
     ),
     Theme(
         "Marks in the text",
         ("data/markup", "data/documents"),
-        "Each message begins with file and line, and with the character where the mark stands. Correct the row; "
+        "Each message begins with file and line, and with the character where the mark stands. "
+        "Correct the row; "
         "[training.md](training.md#rows-and-tags) describes the marks.",
     ),
     Theme(
         "Rows and their formats",
         ("data/formats/", "data/sources", "data/rows/fields"),
-        "Correct the row that the message names, or say how the source is to be read (`format`, `targets`, "
+        "Correct the row that the message names, or say how the source is to be read (`format`, "
+        "`targets`, "
         "`ignore_fields`): [data.md](data.md). `on_bad_data: skip` counts such rows and goes on.",
     ),
     Theme(
         "Files of rows",
         ("data/rows/",),
-        "Correct the file or the path that the message names. [data.md](data.md#where-rows-may-be) says what is read.",
+        "Correct the file or the path that the message names. [data.md](data.md#where-rows-may-be) "
+        "says what is read.",
     ),
     Theme(
         "Images and videos",
         ("data/media/", "data/encode/vision", "data/encode/features", "model/vision_cache"),
-        "The message names row and file. Write the file again, remove the row, or let `on_bad_data: skip` count it; "
+        "The message names row and file. Write the file again, remove the row, or let `on_bad_data: "
+        "skip` count it; "
         "`vlcpt check --decode` finds all of them before training.",
     ),
     Theme(
         "Documents, targets and planning",
         ("data/",),
-        "Correct the rows that the message names; `dropped.jsonl` lists all of them. `vlcpt check` shows the same "
+        "Correct the rows that the message names; `dropped.jsonl` lists all of them. `vlcpt check` "
+        "shows the same "
         "without starting a run.",
     ),
     Theme(
@@ -78,7 +85,8 @@ THEMES = (
     Theme(
         "Workers",
         ("data/workers",),
-        "[checkpoints.md](checkpoints.md#workers-that-die-or-hang) says what killed a worker. Start the run again with "
+        "[checkpoints.md](checkpoints.md#workers-that-die-or-hang) says what killed a worker. Start "
+        "the run again with "
         "`--resume_from_checkpoint auto`.",
     ),
     Theme(
@@ -92,8 +100,10 @@ THEMES = (
     Theme(
         "Checkpoints and resuming",
         ("training/checkpoints/",),
-        "A fragment such as “its saving was interrupted” is the reason why one checkpoint is skipped; the message "
-        "goes on with the next one. Use another checkpoint, or its copy: [checkpoints.md](checkpoints.md).",
+        "A fragment such as “its saving was interrupted” is the reason why one checkpoint is skipped; "
+        "the message "
+        "goes on with the next one. Use another checkpoint, or its copy: "
+        "[checkpoints.md](checkpoints.md).",
     ),
     Theme(
         "Training, on one GPU or several",
@@ -105,7 +115,11 @@ THEMES = (
         ("runs/", "file_writes", "folder_locks", "interrupts", "report/", "demo/", ""),
         "Nothing incomplete is left behind. Correct what the message names and give the same command again.",
     ),
-    Theme("vlcpt doctor", ("runs/doctor/",), "[doctor.md](doctor.md) describes each line."),
+    Theme(
+        "vlcpt doctor",
+        ("runs/doctor/",),
+        "[doctor.md](doctor.md) describes each line, and which key avoids what is not right.",
+    ),
     Theme("The Hub", ("hub/",), "Nothing was sent. [hub.md](hub.md#pushing) describes what goes where."),
 )
 
@@ -128,7 +142,7 @@ no name or number of your own. `…` stands for what depends on your files.
 
 The tables are what `python docs/make_troubleshooting.py` finds in the code: {count} messages. A table's second column says
 what to do as the message itself ends; where it is empty, do what stands above the table.
-"""
+"""  # noqa: E501
 
 # A sentence ends with a full stop; or with what is filled in, where a word follows that asks for something.
 _ASKS = "Check|Correct|Delete|Encode|Fill|Get|Give|Look|Mend|Put|Remove|Set|Try|Use|Write"

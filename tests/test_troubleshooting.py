@@ -53,7 +53,7 @@ def test_every_section_says_what_to_do_where_a_message_does_not():
 
 def test_the_chinese_page_quotes_messages_that_there_are(messages):
     texts = [message.text for message in messages]
-    quoted = re.findall(r"^\| `([^`]+)` \|", CHINESE, re.M)
+    quoted = re.findall(r"^\| `([^`]+)` \|", CHINESE[CHINESE.index("\n## ") :], re.M)
 
     assert len(quoted) > 20
     assert [one for one in quoted if not any(one in text for text in texts)] == []
