@@ -1,4 +1,4 @@
-"""An extension of griffe for mkdocs.yml: shows a docstring's ``Example:`` as code, as ``Examples:`` would be."""
+"""For mkdocs.yml, an extension of griffe: shows a docstring's ``Example:`` as code."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Run: python docs/make_troubleshooting.py
 
-A message is found where the code makes an error: in the call of an error's class, or of a function that returns
-one, and where a rule of the configuration yields a text. What is known only at run time stands as "…".
+A message is found where the code makes an error: in the call of an error's class, or of a function
+that returns one, and where a rule of the configuration yields a text. What a run fills in stands as "…".
 """
 
 from __future__ import annotations
