@@ -12,6 +12,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +264,7 @@ def makers(trees: dict[str, ast.Module]) -> set[str]:
     return (names | functions) - {"at", "error"}
 
 
+@cache
 def messages() -> list[Message]:
     """Every message of the package, once, in the order of the files."""
     paths = sorted(path for path in (ROOT / "vlcpt").rglob("*.py") if not path.name.startswith("build"))
