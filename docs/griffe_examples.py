@@ -1,4 +1,4 @@
-"""For mkdocs.yml, an extension of griffe: shows a docstring's ``Example:`` as code."""
+"""For mkdocs.yml, an extension of griffe: examples of docstrings are code there, and roles are names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Google's style knows only the plural; without this, doctests would be read as Markdown."""
+    """Google's style knows only ``Examples:``, so doctests would be read as Markdown, and Sphinx's roles not at all."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)
+            text = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)
+            obj.docstring.value = re.sub(r":(?:func|class|meth|mod|data|attr):`~?([^`]+)`", r"`\1`", text)
