@@ -8,7 +8,7 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Google's style knows only ``Examples:``, so doctests would be Markdown, and Sphinx's roles not be read."""
+    """Google's style knows only ``Examples:``, so doctests would be Markdown; and no role of Sphinx."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
         if obj.docstring:
