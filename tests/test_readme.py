@@ -107,9 +107,9 @@ def test_the_rows_and_the_yaml_train_with_the_commands_given(
     assert capsys.readouterr().out.startswith("<|vision_start|><|image_pad|>")
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_figures_said_to_be_in_the_picture_are_in_it(readme: str) -> None:
-    (text,) = re.findall(r"!\[(.*)\]\(docs/demo.svg\)", (ROOT / readme).read_text("utf-8"))
+@pytest.mark.parametrize("page", [*READMES, "docs/index.md", "docs/index.zh.md"])
+def test_the_figures_said_to_be_in_the_picture_are_in_it(page: str) -> None:
+    (text,) = re.findall(r"!\[(.*)\]\((?:docs/)?demo.svg\)", (ROOT / page).read_text("utf-8"))
     drawing = (ROOT / "docs/demo.svg").read_text("utf-8")
     picture = html.unescape(" ".join(re.findall(r">([^<>]+)</text>", drawing)))
     figures = re.findall(r"\d+(?:\.\d+)?", text)
