@@ -1,4 +1,4 @@
-"""Print the tables of docs/coming-from.md, or with --zh those of docs/coming-from_zh.md.
+"""Print the tables of docs/coming-from.md, or with --zh those of docs/coming-from.zh.md.
 
 Run: python docs/make_coming_from.py [--zh]
 """

@@ -1,4 +1,6 @@
-"""Go on from a result with TRL's SFTTrainer and DPOTrainer: started with TRL on the path, without vlcpt.
+"""Go on from a result with TRL's SFTTrainer and DPOTrainer, on text and on images.
+
+Started with TRL on the path, without vlcpt:
 
 python tests/going_on_in_trl.py BASE RESULT OUTPUT
 """
@@ -11,11 +13,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from PIL import Image
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForImageTextToText, AutoTokenizer, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, set_seed
 
 PROMPT = [{"role": "user", "content": "What does Fig. 1 show?"}]
+PICTURE = Image.linear_gradient("L").convert("RGB").resize((84, 56))
 ANSWERS = [[{"role": "assistant", "content": text}] for text in ("The relief valve.", "Nothing.")]
+KINDS = ("sft", "dpo", "sft images", "dpo images")
 SETTINGS = {
     "max_steps": 2,
     "per_device_train_batch_size": 2,
@@ -37,15 +42,20 @@ def load(base: str, result: str) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def own_loss(model: torch.nn.Module, tokenizer: AutoTokenizer) -> float:
+def own_loss(model: torch.nn.Module, processor: AutoProcessor, with_images: bool) -> float:
     """Nats per token of the answer, from the result's own chat template and a plain forward pass."""
-    prompt = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template(PROMPT + ANSWERS[0], return_dict=True)["input_ids"]
-    assert whole[: len(prompt)] == prompt
-    ids = torch.tensor([whole])
-    logits = model.eval()(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+    parts = [{"type": "image"}] if with_images else []
+    asked = [{"role": "user", "content": [*parts, {"type": "text", "text": PROMPT[0]["content"]}]}]
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+    whole = processor.apply_chat_template(asked + ANSWERS[0])
+    images = [PICTURE] if with_images else None
+    batch = processor(text=[whole], images=images, return_tensors="pt")
+    before = processor(text=[prompt], images=images)["input_ids"][0]
+    ids = batch["input_ids"][0]
+    assert ids[: len(before)].tolist() == list(before)
+    logits = model.eval()(**batch).logits[0, len(before) - 1 : -1].float()
     model.train()
-    return float(cross_entropy(logits, ids[0, len(prompt) :]))
+    return float(cross_entropy(logits, ids[len(before) :]))
 
 
 def saved_difference(trainer: object, base: str, folder: Path) -> float:
@@ -62,20 +72,28 @@ def go_on(kind: str, base: str, result: str, output: Path) -> dict[str, object]:
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     set_seed(0)
-    model, tokenizer = load(base, result), AutoTokenizer.from_pretrained(result)
+    method, _, with_images = kind.partition(" ")
+    # The processor for rows with images, the tokenizer for text: as TRL's own documentation has it.
+    processor = AutoProcessor.from_pretrained(result)
+    reader = processor if with_images else AutoTokenizer.from_pretrained(result)
+    model = load(base, result)
     before = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
     frozen = {name: one.detach().clone() for name, one in model.named_parameters() if not one.requires_grad}
     assert before
     # Before a step the policy is its own reference, so that DPO cannot tell the answers apart.
-    expected = own_loss(model, tokenizer) if kind == "sft" else math.log(2)
-    if kind == "sft":
-        rows = Dataset.from_list([{"prompt": PROMPT, "completion": ANSWERS[0]}] * 4)
-        args = SFTConfig(output_dir=str(output / kind), **SETTINGS)
-        trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    expected = own_loss(model, processor, bool(with_images)) if method == "sft" else math.log(2)
+    pictures = {"images": [PICTURE]} if with_images else {}
+    folder = str(output / kind)
+    if method == "sft":
+        rows = Dataset.from_list([{"prompt": PROMPT, "completion": ANSWERS[0], **pictures}] * 4)
+        args = SFTConfig(output_dir=folder, **SETTINGS)
+        trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=reader)
     else:
-        rows = Dataset.from_list([{"prompt": PROMPT, "chosen": ANSWERS[0], "rejected": ANSWERS[1]}] * 4)
-        args = DPOConfig(output_dir=str(output / kind), **SETTINGS)
-        trainer = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer)
+        row = {"prompt": PROMPT, "chosen": ANSWERS[0], "rejected": ANSWERS[1], **pictures}
+        args = DPOConfig(output_dir=folder, **SETTINGS)
+        trainer = DPOTrainer(
+            model, args=args, train_dataset=Dataset.from_list([row] * 4), processing_class=reader
+        )
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     after = dict(trainer.model.named_parameters())
@@ -90,7 +108,7 @@ def go_on(kind: str, base: str, result: str, output: Path) -> dict[str, object]:
 
 def main() -> None:
     base, result, output = sys.argv[1:]
-    found = {kind: go_on(kind, base, result, Path(output)) for kind in ("sft", "dpo")}
+    found = {kind: go_on(kind, base, result, Path(output)) for kind in KINDS}
     assert "vlcpt" not in sys.modules
     print(json.dumps(found))
 

@@ -34,7 +34,7 @@ SCALE = (ROOT / "docs/scale.md").read_text("utf-8")
 KEYS = runpy.run_path(str(ROOT / "docs/make_configuration.py"))
 MEMORY_TABLE = runpy.run_path(str(ROOT / "docs/make_memory_table.py"))
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
-TRAINING = ("training.md", "training_zh.md")
+TRAINING = ("training.md", "training.zh.md")
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", DATA, re.M | re.S))
 
 

@@ -61,7 +61,7 @@ def test_both_readmes_have_the_same_headings_blocks_and_files() -> None:
     english, chinese = ((ROOT / readme).read_text("utf-8") for readme in READMES)
 
     assert len(re.findall("^## ", english, re.M)) == len(re.findall("^## ", chinese, re.M))
-    for language in ("bash", "json", "yaml"):
+    for language in ("bash", "json", "yaml", "python"):
         assert len(blocks(READMES[0], language)) == len(blocks(READMES[1], language)) > 0
 
     def code(text: str) -> set[str]:  # what stands in backticks
@@ -81,7 +81,9 @@ def test_a_reader_gets_to_the_limits_and_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_rows_and_the_yaml_train_with_the_commands_given(readme: str, tmp_path: Path) -> None:
+def test_the_rows_and_the_yaml_train_with_the_commands_given(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (rows,) = blocks(readme, "json")
     (config,) = blocks(readme, "yaml")
     write_data(tmp_path, rows)
@@ -100,10 +102,14 @@ def test_the_rows_and_the_yaml_train_with_the_commands_given(readme: str, tmp_pa
     assert set(json.loads((tmp_path / "eval.json").read_text())["sets"]) == {"held_out"}
     assert (tmp_path / "merged/config.json").is_file()
 
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(readme, "python")[0], readme, "exec"), {})
+    assert capsys.readouterr().out.startswith("<|vision_start|><|image_pad|>")
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_figures_said_to_be_in_the_picture_are_in_it(readme: str) -> None:
-    (text,) = re.findall(r"!\[(.*)\]\(docs/demo.svg\)", (ROOT / readme).read_text("utf-8"))
+
+@pytest.mark.parametrize("page", [*READMES, "docs/index.md", "docs/index.zh.md"])
+def test_the_figures_said_to_be_in_the_picture_are_in_it(page: str) -> None:
+    (text,) = re.findall(r"!\[(.*)\]\((?:docs/)?demo.svg\)", (ROOT / page).read_text("utf-8"))
     drawing = (ROOT / "docs/demo.svg").read_text("utf-8")
     picture = html.unescape(" ".join(re.findall(r">([^<>]+)</text>", drawing)))
     figures = re.findall(r"\d+(?:\.\d+)?", text)

@@ -591,7 +591,7 @@ def test_each_name_is_new_here_has_its_place_and_stands_once():
         assert len(remarks(row)) == 2 and all(remarks(row)) == any(remarks(row))
 
 
-@pytest.mark.parametrize(("file", "language"), [("coming-from.md", "en"), ("coming-from_zh.md", "zh")])
+@pytest.mark.parametrize(("file", "language"), [("coming-from.md", "en"), ("coming-from.zh.md", "zh")])
 def test_the_page_has_the_table(file, language):
     text = (DOCS / file).read_text("utf-8")
 
