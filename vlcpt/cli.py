@@ -119,16 +119,23 @@ def evaluate(
     per_document: Annotated[
         Path | None, typer.Option(help="Write a JSON line for each document, the worst first.")
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what its image gives each target: a page (.html) or a line a document (.jsonl).",
+        ),
+    ] = None,
 ) -> None:
     """Say what a checkpoint learnt, whether from its images, and what it kept: losses of held-out and
     retention data against its base, with 95% intervals."""
     from vlcpt.run_files import require_paths
 
-    require_paths(checkpoint, output, per_document)
+    require_paths(checkpoint, output, per_document, tokens)
     configs = _read(context, config)
     from vlcpt.runs.evaluate import eval_run
 
-    eval_run(configs, checkpoint, output, samples=samples, per_document=per_document)
+    eval_run(configs, checkpoint, output, samples=samples, per_document=per_document, tokens=tokens)
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -149,16 +156,22 @@ def inspect(
             help="Whether the page has packs, for which all rows are read. Default: up to 5,000 rows.",
         ),
     ] = None,
+    reliance: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Colour targets by what their image gives them there."),
+    ] = None,
 ) -> None:
-    """Show exactly which tokens are trained. Loads no weights; decodes pixels only for a page."""
-    from vlcpt.run_files import require_file
+    """Show exactly which tokens are trained. Loads no weights but for --reliance; decodes pixels only for
+    that and for a page."""
+    from vlcpt.run_files import require_checkpoint, require_file
 
     numbers = None if rows is None else _slice(rows)
     require_file("--html", html)
-    configs = _read(context, config)
+    require_checkpoint("--reliance", reliance)
+    configs = _read(context, config, computes=reliance is not None)
     from vlcpt.runs.inspect import inspect_run
 
-    inspect_run(configs, numbers, html=html, packs=packs)
+    inspect_run(configs, numbers, html=html, packs=packs, reliance=reliance)
 
 
 @app.command(context_settings=_OVERRIDES)
@@ -293,9 +306,12 @@ def env() -> None:
     print(describe())
 
 
-def _read(context: typer.Context, config: Path) -> Configs:
+def _read(context: typer.Context, config: Path, *, computes: bool = False) -> Configs:
     """The configuration of a command. Most mistakes are reported within a second, the others before its work
     is imported. What train refuses about output_dir, check only reports.
+
+    Args:
+        computes: Whether the command runs the model, also where its name does not say so.
     """
     from vlcpt.config.rules import missing_packages
     from vlcpt.config.yaml import complete, read_early
@@ -318,7 +334,7 @@ def _read(context: typer.Context, config: Path) -> Configs:
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
     fills = command == "prepare" and early.training.get("vision_cache") is not None
-    return complete(early, computes=command in ("train", "eval") or fills)
+    return complete(early, computes=computes or command in ("train", "eval") or fills)
 
 
 def _say_loading(done: str) -> None:
