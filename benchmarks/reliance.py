@@ -12,6 +12,7 @@ without. The embedded base of the demo, which reads cards with digits, is traine
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import easy_vqa
 import numpy as np
+import PIL.Image
 import torch
 from machine import about
 
@@ -32,11 +34,11 @@ from vlcpt.training.evaluate import EvalOptions, SetScores, score_sets
 COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 SHAPES = {"circle", "rectangle", "triangle"}
 WORDS = ("There", "is", "a", "colour", "shape", "in", "the", "picture", ".", "end of text")
-EPOCHS, RATE, LENGTH = 3, 2e-3, 640
+EPOCHS, RATE, LENGTH = 1, 1e-3, 384
 
 
-def captions(split: str) -> list[dict[str, object]]:
-    """A row for each image: its caption, and the two words that only the picture says."""
+def captions(split: str, *, turned: bool = False) -> list[dict[str, object]]:
+    """A row for each image with its caption; ``turned``: eight, as it is and turned and mirrored."""
     questions, answers, images = getattr(easy_vqa, f"get_{split}_questions")()
     paths = getattr(easy_vqa, f"get_{split}_image_paths")()
     found: dict[int, dict[str, str]] = {number: {} for number in sorted(paths)}
@@ -50,11 +52,23 @@ def captions(split: str) -> list[dict[str, object]]:
             "id": f"{split} {number}",
             "text": f"<image>\nCaption: <trainable_text>There is a {words['colour']} {words['shape']} in the picture."
             "</trainable_text>",
-            "images": [{"bytes": Path(paths[number]).read_bytes()}],
+            "images": [image],
         }
         for number, words in found.items()
         if len(words) == 2
+        for image in _images(Path(paths[number]), turned=turned)
     ]
+
+
+def _images(path: Path, *, turned: bool) -> list[dict[str, bytes]]:
+    """A picture, or its eight: a caption of a shape without a direction is true of all of them."""
+    picture, found = np.asarray(PIL.Image.open(path).convert("RGB")), []
+    for number in range(8 if turned else 1):
+        other = np.rot90(picture[:, ::-1] if number >= 4 else picture, number % 4)
+        file = io.BytesIO()
+        PIL.Image.fromarray(np.ascontiguousarray(other)).save(file, "PNG", compress_level=1)
+        found.append({"bytes": file.getvalue()})
+    return found
 
 
 def word_nats(scores: SetScores, dataset: CPTDataset, processor: object) -> dict[str, np.ndarray]:
@@ -79,7 +93,7 @@ def word_nats(scores: SetScores, dataset: CPTDataset, processor: object) -> dict
 
 def train(folder: Path, processor: object, epochs: float) -> torch.nn.Module:
     """The demo's base, trained further on the captions, all towers."""
-    dataset = CPTDataset(captions("train"), processor, max_length=LENGTH)
+    dataset = CPTDataset(captions("train", turned=True), processor, max_length=LENGTH)
     model = load_model(ModelConfig(base_path(), tuning="full", train_vision=True, train_merger=True))
     args = CPTConfig(
         output_dir=str(folder),
