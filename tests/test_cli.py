@@ -109,8 +109,9 @@ def test_eval_writes_its_numbers(project: Path) -> None:
         "blank_images_loss",
         "documents",
         "intervals",
+        "reliance",
     }
-    assert result["shuffled_images_loss"] is None  # no document has an image
+    assert result["reliance"] is result["shuffled_images_loss"] is None  # no document has an image
     assert result["base_loss"] > 0
 
 

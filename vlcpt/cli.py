@@ -193,6 +193,13 @@ def evaluate(
     per_document: Annotated[
         Path | None, typer.Option(help="Write a JSON line for each document, the worst first.")
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what its image gives each target: a page (.html) or a line a document (.jsonl).",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -200,13 +207,15 @@ def evaluate(
     retention data against its base, with 95% intervals."""
     from vlcpt.run_files import require_paths
 
-    require_paths(checkpoint, output, per_document)
+    require_paths(checkpoint, output, per_document, tokens)
     configs = _read(context, config)
     with _apart(as_json):
         from vlcpt.runs.evaluate import eval_run
 
         console = _screen(quiet)
-        found = eval_run(configs, checkpoint, output, console, samples=samples, per_document=per_document)
+        found = eval_run(
+            configs, checkpoint, output, console, samples=samples, per_document=per_document, tokens=tokens
+        )
     if as_json and os.environ.get("RANK", "0") == "0":
         _print_json(found.as_json())
 
@@ -218,6 +227,7 @@ def evaluate(
         "vlcpt inspect my.yaml",
         "vlcpt inspect my.yaml --rows 100:120",
         "vlcpt inspect my.yaml --html rows.html",
+        "vlcpt inspect my.yaml --reliance runs/manuals --html rows.html",
     ),
 )
 def inspect(
@@ -237,16 +247,22 @@ def inspect(
             help="Whether the page has packs, for which all rows are read. Default: up to 5,000 rows.",
         ),
     ] = None,
+    reliance: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Colour targets by what their image gives them there."),
+    ] = None,
 ) -> None:
-    """Show exactly which tokens are trained. Loads no weights; decodes pixels only for a page."""
-    from vlcpt.run_files import require_file
+    """Show exactly which tokens are trained. Loads no weights but for --reliance; decodes pixels only for
+    that and for a page."""
+    from vlcpt.run_files import require_checkpoint, require_file
 
     numbers = None if rows is None else _slice(rows)
     require_file("--html", html)
-    configs = _read(context, config)
+    require_checkpoint("--reliance", reliance)
+    configs = _read(context, config, computes=reliance is not None)
     from vlcpt.runs.inspect import inspect_run
 
-    inspect_run(configs, numbers, html=html, packs=packs)
+    inspect_run(configs, numbers, html=html, packs=packs, reliance=reliance)
 
 
 @app.command(
@@ -459,9 +475,12 @@ def _print_json(found: Mapping[str, object]) -> None:
     print(json_text(found, ensure_ascii=True), end="")
 
 
-def _read(context: typer.Context, config: Path) -> Configs:
+def _read(context: typer.Context, config: Path, *, computes: bool = False) -> Configs:
     """The configuration of a command. Most mistakes are reported within a second, the others before its work
     is imported. What train refuses about output_dir, check only reports.
+
+    Args:
+        computes: Whether the command runs the model, also where its name does not say so.
     """
     from vlcpt.config.rules import missing_packages
     from vlcpt.config.yaml import complete, read_early
@@ -484,7 +503,7 @@ def _read(context: typer.Context, config: Path) -> Configs:
             logger.warning("vlcpt train would refuse this: %s", error)
     _say_loading(f"{config} is read")
     fills = command == "prepare" and early.training.get("vision_cache") is not None
-    return complete(early, computes=command in ("train", "eval") or fills)
+    return complete(early, computes=computes or command in ("train", "eval") or fills)
 
 
 def _say_loading(done: str) -> None:

@@ -131,16 +131,33 @@ def require_empty(output: Path, config_path: Path | None, training: Mapping[str,
         )
 
 
-def require_paths(checkpoint: Path, output: Path | None, per_document: Path | None = None) -> None:
+def require_paths(
+    checkpoint: Path, output: Path | None, per_document: Path | None = None, tokens: Path | None = None
+) -> None:
     """Refuse a checkpoint that is not there, or a file of results that cannot be written.
 
     Raises:
         ConfigError: With what to do.
     """
-    if not checkpoint.is_dir():
-        raise ConfigError(f"--checkpoint {checkpoint}: no such folder. Give a checkpoint or a saved model.")
+    require_checkpoint("--checkpoint", checkpoint)
     require_file("--output", output)
     require_file("--per_document", per_document)
+    require_file("--tokens", tokens)
+    if tokens is not None and tokens.suffix not in (".html", ".jsonl"):
+        raise ConfigError(
+            f"--tokens {tokens}: give a name that ends in .html, for a page, or in .jsonl, for a line a "
+            "document."
+        )
+
+
+def require_checkpoint(option: str, path: Path | None) -> None:
+    """Refuse a folder that is not there; None is no path.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    if path is not None and not path.is_dir():
+        raise ConfigError(f"{option} {path}: no such folder. Give a checkpoint or a saved model.")
 
 
 def require_file(option: str, path: Path | None) -> None:

@@ -4,6 +4,7 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -154,3 +155,31 @@ def test_ledger_json_has_the_documented_keys(tiny_processor: ProcessorMixin, tmp
 
     assert set(ledger) == {"sources", "total", "samples", "packs", "fill"}
     assert {"read", "used", "not_drawn", "dropped", "untagged", "split"} <= set(ledger["total"]["documents"])
+
+
+def nats_lines(text: str, nats: dict[str, float], processor: ProcessorMixin, **options: object) -> str:
+    """A document as it is shown where its tokens, by their text, have such nats, and the others none."""
+    stream = DocumentEncoder(processor).tokens(parse_markup(text))
+    values = np.array([nats.get(processor.tokenizer.decode([one]), 0.0) for one in stream.input_ids])
+    console = Console(file=StringIO(), width=200, **options)  # type: ignore[arg-type]
+    lines = document_lines("a", stream, split_stream(stream, 64), processor.tokenizer, console, values)
+    with console.capture() as shown:
+        console.print(lines[1])
+    return shown.get().strip()
+
+
+def test_without_colours_a_word_over_the_threshold_has_the_sum_of_its_tokens(
+    tiny_processor: ProcessorMixin,
+) -> None:
+    shown = nats_lines("a circle, then", {" c": 1.25, "le": 0.5}, tiny_processor)  # " c", "ir", "c", "le"
+
+    assert shown == "a« circle»(+1.8)«, then<|endoftext|>»"
+
+
+def test_with_colours_targets_are_coloured_by_their_nats(tiny_processor: ProcessorMixin) -> None:
+    colours = {"force_terminal": True, "color_system": "truecolor"}
+
+    little, much = (nats_lines("a circle", {" c": nats}, tiny_processor, **colours) for nats in (0.01, 3.0))
+
+    assert "\x1b[4m c" in little and "\x1b[4m c" not in much  # underlined alone
+    assert "(+" not in much and little.partition(" c")[2] == much.partition(" c")[2]

@@ -69,6 +69,7 @@ def test_two_ranks_write_and_print_once_what_one_process_finds(run: Path) -> Non
     assert None not in expected["held"].values()
     intervals = expected["held"].pop("intervals")
     assert found["held"].pop("intervals") == {n: pytest.approx(i, rel=1e-9) for n, i in intervals.items()}
+    assert found["held"].pop("reliance") == pytest.approx(expected["held"].pop("reliance"), rel=1e-9)
     assert found["held"] == pytest.approx(expected["held"], rel=1e-9)
 
 

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from tests.support import TEN
 from vlcpt import CPTDataset, ModelConfig, load_model, load_processor
-from vlcpt.training.evaluate import EvalOptions, evaluate_sets
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets, score_sets
 
 BATCH_SIZES = (1, 2, 5, 16)  # of ten items: as many batches for both ranks, one more for one, none for one
 BROKEN = 3  # the item that breaks: rank 1's, at batch size 1
@@ -68,6 +68,8 @@ def main(folder: Path, base: str) -> None:
 
     ten = CPTDataset(TEN, processor, max_length=70, packing=False)
     found = {str(size): measure(ten, batch_size=size) for size in BATCH_SIZES}
+    kept = score_sets(model, {"set": ten}, processor, EvalOptions(rank=rank, ranks=ranks), keeps_targets=True)
+    found["targets"] = {name: one.tolist() for name, one in vars(kept["set"].targets).items()}
     if rank == 0:
         write_rows(folder)
     torch.distributed.barrier()

@@ -476,7 +476,21 @@ def test_ranks_that_share_the_items_get_the_numbers_of_one_process(
         found, wanted = dict(rank[str(batch_size)]), dict(expected)
         intervals = {name: pytest.approx(one, rel=1e-9) for name, one in wanted.pop("intervals").items()}
         assert found.pop("intervals") == intervals
+        assert found.pop("reliance") == pytest.approx(wanted.pop("reliance"), rel=1e-9)
         assert found == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
+def test_ranks_gather_each_target_once(tiny_model_dir, tiny_processor, on_two_ranks):
+    dataset = CPTDataset(TEN, tiny_processor, max_length=70, packing=False)
+    model = load_model(ModelConfig(str(tiny_model_dir), lora_r=4))
+
+    expected = score_sets(model, {"set": dataset}, tiny_processor, keeps_targets=True)["set"].targets
+
+    for rank in on_two_ranks:
+        for name, values in rank["targets"].items():
+            assert values == pytest.approx(getattr(expected, name).tolist(), abs=1e-6)
 
 
 @pytest.mark.slow

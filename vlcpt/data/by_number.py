@@ -8,7 +8,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from vlcpt.data.documents import Document, Medium
-from vlcpt.data.encode.encoder import DocumentEncoder, Sample, scaled_sample
+from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream, scaled_sample
 from vlcpt.data.plan.plan import Plan
 from vlcpt.data.sources import DocumentSource
 
@@ -53,6 +53,11 @@ class Documents(Sequence[Document]):
             return [self[one] for one in range(*number.indices(len(self)))]
         source, row = self._plan.documents[number].tolist()
         return self._sources[source].document(row)
+
+    def encoded(self, number: int) -> tuple[Document, TokenStream]:
+        """A document and its tokens, by its number."""
+        document = self[number]
+        return document, self._encoder.tokens(document)
 
     def media_first(self) -> list[int]:
         """The numbers of all documents, those that have an image or a video first."""

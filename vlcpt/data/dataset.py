@@ -123,6 +123,10 @@ class _PlannedItems(Dataset[list[Sample | FailedSample]]):
         """Of each sample of an item, the number of its document among :attr:`documents`."""
         return [int(one) for one in self._plan.document_numbers[self._numbers(index)]]
 
+    def starts(self, index: int) -> list[int]:
+        """Of each sample of an item, its first token in its document."""
+        return [int(self._plan.sample(number)[1]["start"]) for number in self._numbers(index)]
+
     def samples_of(self, index: int) -> list[PlannedSample]:
         """What an item holds, without reading it."""
         found = []

@@ -329,16 +329,23 @@ def load_for_evaluation(
         >>> before.name_or_path == base
         True
     """
-    base, before = config.model_name_or_path, None
+    model, before = load_trained(config, checkpoint), None
+    if check_checkpoint(checkpoint) != "adapter":
+        before = _without_cache(config, config.model_name_or_path)
+        before.requires_grad_(False).eval()
+    return model, before
+
+
+def load_trained(config: ModelConfig, checkpoint: str) -> PreTrainedModel | PeftModel:
+    """The model of :func:`load_for_evaluation` alone."""
     if check_checkpoint(checkpoint) == "adapter":
-        plain = _without_cache(config, base, in_4_bits=config.tuning == "qlora")
+        plain = _without_cache(config, config.model_name_or_path, in_4_bits=config.tuning == "qlora")
         # Trainable, because only then are the copies float32, as they were in training.
         model: PreTrainedModel | PeftModel = load_adapter(plain, checkpoint, is_trainable=True)
     else:
-        model, before = _without_cache(config, checkpoint), _without_cache(config, base)
-        before.requires_grad_(False).eval()
+        model = _without_cache(config, checkpoint)
     model.requires_grad_(False).eval()
-    return model, before
+    return model
 
 
 # --- without a weight ---

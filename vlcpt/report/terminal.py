@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlcpt.data.documents import Image
 from vlcpt.data.encode.encoder import TokenStream
+from vlcpt.data.encode.pieces import NEEDS_IMAGE
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import Part
 from vlcpt.report.screen import Sheet, plain_table, shows_colour, visible
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 # Two shades, so that neighbouring tokens can be distinguished.
 _TARGET = ("black on green3", "black on dark_sea_green2")
 _CONTEXT = ("", "dim")
+# What its image gives a target: nats below which, its style, and what the legend calls it. From weak to
+# strong also without a sense of colour.
+_NATS = (
+    (-0.05, "black on plum2", "below −0.05"),
+    (0.05, "underline", "none"),
+    (0.25, "black on light_goldenrod2", "to 0.25"),
+    (1.0, "black on gold1", "to 1"),
+    (2.5, "black on dark_orange", "to 2.5"),
+    (float("inf"), "bold white on red3", "more"),
+)
 
 
 def ledger_table(ledger: Ledger) -> Sheet:
@@ -125,14 +136,35 @@ def legend(console: Console) -> Text:
     return Text.assemble(trained, " context  ", *cuts, ("×2", "magenta"), " weight")
 
 
+def nats_legend(console: Console) -> Text:
+    """What the colours of :func:`document_lines` mean where it has nats.
+
+    Example:
+        >>> nats_legend(Console(color_system=None)).plain
+        'nats that its image gives a target: (+2.1) behind a word that gets over 0.1'
+    """
+    title = Text("nats that its image gives a target: ")
+    if console.color_system is None:
+        return title.append(f"(+2.1) behind a word that gets over {NEEDS_IMAGE}")
+    for _, style, label in _NATS:
+        title.append(f" {label} ", style).append(" ")
+    return title
+
+
 def document_lines(
     name: str,
     stream: TokenStream,
     parts: Sequence[Part],
     tokenizer: PreTrainedTokenizerFast,
     console: Console,
+    nats: np.ndarray | None = None,
 ) -> list[Text]:
-    """A document with its targets coloured, or in «» where there is no colour, and media folded."""
+    """A document with its targets coloured, or in «» where there is no colour, and media folded.
+
+    Args:
+        nats: float (T,): what each target's image gives it, to colour them by; NaN where nothing is measured.
+    """
+    nats = None if nats is None else np.nan_to_num(nats)
     is_target = stream.labels >= 0
     targets, length = int(is_target.sum()), len(stream)
     end = parts[-1].stop if parts else 0
@@ -140,9 +172,11 @@ def document_lines(
     title += f", {len(parts)} parts" if len(parts) > 1 else ""
     body = Text()
     media = {placed.start: placed for placed in stream.media}
-    place = 0
+    place, word = 0, 0.0
     starts = {part.start + part.repeated for part in parts[1:]}
     while place < length:
+        if place in starts or place in media or place == end:
+            word = _close_word(body, word)
         if place in starts:
             body.append(" ✂ ", style="bold red")
         if place == end and place < length:
@@ -156,12 +190,17 @@ def document_lines(
             continue
         stop = _readable(stream.input_ids, place, length, tokenizer)
         text = str(tokenizer.decode(stream.input_ids[place:stop], clean_up_tokenization_spaces=False))
-        _append(body, visible(text), bool(is_target[place]), place, shows_colour(console))
+        if nats is not None and is_target[place]:
+            word = _append_nats(body, visible(text), float(nats[place:stop].sum()), console, word)
+        else:
+            word = _close_word(body, word)
+            _append(body, visible(text), bool(is_target[place]), place, shows_colour(console))
         weight = float(stream.loss_weights[place])
         following = float(stream.loss_weights[stop]) if stop < length else 0.0
         if weight not in (0.0, 1.0) and following != weight:
             body.append(f"×{weight:g}", style="magenta")
         place = stop
+    _close_word(body, word)
     return [Text(visible(title), style="bold"), body, Text()]
 
 
@@ -182,6 +221,25 @@ def _append(body: Text, text: str, is_target: bool, place: int, colours: bool) -
         body.append(f"{text}»")
     else:
         body.append(f"«{text}»" if is_target else text)
+
+
+def _append_nats(body: Text, text: str, nats: float, console: Console, word: float) -> float:
+    """A target by what its image gives it; without colours the sum so far of the word it stands in."""
+    if console.color_system is not None:
+        body.append(text, style=next(style for limit, style, _ in _NATS if nats < limit))
+        return 0.0
+    before = body.plain.rstrip("»")[-1:]
+    if not (before + text[:1]).isascii() or not (before.isalnum() and text[:1].isalnum()):
+        word = _close_word(body, word)
+    _append(body, text, True, 0, False)
+    return word + nats
+
+
+def _close_word(body: Text, word: float) -> float:
+    """Write what its image gives a word behind it, where it is much; the next one begins with 0."""
+    if word > NEEDS_IMAGE:
+        body.append(f"(+{word:.1f})")
+    return 0.0
 
 
 def push_lines(push: Push) -> list[RenderableType]:

@@ -41,6 +41,7 @@ from vlcpt.runs.data import (
     shown,
     with_native_model,
 )
+from vlcpt.runs.tokens import write_tokens
 from vlcpt.training.continuations import Continuation, continue_documents
 from vlcpt.training.evaluate import EvalOptions, SetResult, SetScores, score_sets
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal, together
@@ -198,6 +199,7 @@ def eval_run(
     *,
     samples: int = 0,
     per_document: Path | None = None,
+    tokens: Path | None = None,
 ) -> Evaluation:
     """Measure a checkpoint on ``eval_data`` and ``retention_data``.
 
@@ -208,6 +210,8 @@ def eval_run(
         output: Where the numbers are written.
         samples: How many documents of each held-out set are continued.
         per_document: Where a line for each document is written.
+        tokens: Where the documents are written with what its image gives each target: a name that ends in
+            ``.html`` or ``.jsonl``.
     """
     if not configs.data.eval_data and not configs.data.retention_data:
         raise ConfigError("eval_data and retention_data are missing: there is nothing to measure. Add one.")
@@ -216,7 +220,7 @@ def eval_run(
     console = (console or Screen()) if is_main else Console(quiet=True)
     watch = RankWatch(training)
     with watch.watched():
-        found = _measure(configs, checkpoint, console, watch, samples)
+        found = _measure(configs, checkpoint, console, watch, samples, keeps_targets=tokens is not None)
 
         def write() -> None:
             if output and is_main:
@@ -224,6 +228,9 @@ def eval_run(
             if per_document and is_main:
                 lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in found.documents())
                 write_file(per_document, "".join(lines), "the documents that were measured")
+            if tokens and is_main:
+                processor = load_processor(configs.model.model_name_or_path)
+                write_tokens(tokens, configs, checkpoint, found._data, found._scores, processor, console)
 
         found.show(console)
         together(write)
@@ -235,7 +242,7 @@ def eval_run(
                 console,
                 f"{name}: no loss with another document's images or videos: only one document has one.",
             )
-    for path in filter(None, (output, per_document)):
+    for path in filter(None, (output, per_document, tokens)):
         say(console, f"written to {path}")
     if isinstance(console, Screen) and console.brief:
         say(console, one_line(found.sets), is_result=True)
@@ -280,11 +287,16 @@ class _Subject:
 
 
 def _evaluation(
-    subject: _Subject, sets: Mapping[str, CPTDataset], retention: tuple[str, ...], samples: int
+    subject: _Subject,
+    sets: Mapping[str, CPTDataset],
+    retention: tuple[str, ...],
+    samples: int,
+    *,
+    keeps_targets: bool = False,
 ) -> Evaluation:
     """What the sets gave."""
     model, processor, options = subject.model, subject.processor, subject.options
-    scores = score_sets(model, sets, processor, options, base=subject.base)
+    scores = score_sets(model, sets, processor, options, base=subject.base, keeps_targets=keeps_targets)
     continued: dict[str, list[Continuation]] = {}
     if samples and options.rank == 0:
         # Of held-out documents, where there are any: what the model knew before is nothing new to see.
@@ -297,7 +309,13 @@ def _evaluation(
 
 
 def _measure(
-    configs: Configs, checkpoint: Path, console: Console, watch: RankWatch, samples: int
+    configs: Configs,
+    checkpoint: Path,
+    console: Console,
+    watch: RankWatch,
+    samples: int,
+    *,
+    keeps_targets: bool = False,
 ) -> Evaluation:
     """Read the sets, load the model, and measure."""
     quiet_libraries()
@@ -310,7 +328,8 @@ def _measure(
         say(console, slow, WARNING)
     watch.at(0, "loading the model")
     subject = _subject(configs, checkpoint, console, watch, processor)
-    return _evaluation(subject, sets, retention_names(configs.data), samples)
+    kept = retention_names(configs.data)
+    return _evaluation(subject, sets, kept, samples, keeps_targets=keeps_targets)
 
 
 def _subject(

@@ -25,17 +25,19 @@ from vlcpt.errors import ConfigError
 from vlcpt.file_writes import human_size, write_file
 from vlcpt.model.loading import load_processor
 from vlcpt.report.pages.inspect import InspectPage
+from vlcpt.report.reliance import NatsSums
 from vlcpt.report.screen import Screen, say
-from vlcpt.report.terminal import document_lines, ledger_table, legend
+from vlcpt.report.terminal import document_lines, ledger_table, legend, nats_legend
 from vlcpt.runs.data import RunData, encoding_options, quiet_libraries, shown
+from vlcpt.runs.tokens import PACKAGES, image_nats
 
 PAGE_ROWS = 100  # of each source, where a page is written and --rows does not say
 _ROWS_TO_PLAN = 5_000  # planning packs reads all rows: that many take seconds
 _PACKS = 200  # that a page shows
-_PACKAGES = ("transformers", "tokenizers", "torch")
 
-# What each token's image gives it, of a document: float (T,).
-NatsOf = Callable[[Document, TokenStream, Sequence[Part]], np.ndarray]
+# What each token's image gives it, of a document: float (T,), NaN where nothing is measured; None if it
+# cannot be measured.
+NatsOf = Callable[[Document, TokenStream, Sequence[Part]], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def inspect_run(
     *,
     html: Path | None = None,
     packs: bool | None = None,
+    reliance: Path | None = None,
     nats_of: NatsOf | None = None,
 ) -> None:
     """Show which tokens of the documents of each training source are trained.
@@ -131,17 +134,26 @@ def inspect_run(
         console: Where to.
         html: Write a page there, and only say so.
         packs: Whether the page has packs, for which all rows are read; None: where there are few.
-        nats_of: What the image gives each token, where a model was asked.
+        reliance: A checkpoint: targets are coloured by what their image gives them there.
+        nats_of: What the image gives each token, in place of asking a checkpoint.
     """
     console = console or Screen()
     quiet_libraries()
     opened = _Rows.of(configs)
+    opened.require_any(rows or slice(0, 5))
+    if reliance is not None:
+        say(console, f"{reliance}: loading the model")
+        nats_of = image_nats(configs, reliance, opened.encoder)
     if html is not None:
-        _write_page(opened, rows, console, html, packs, nats_of)
-        return
-    rows = rows or slice(0, 5)
-    opened.require_any(rows)
-    console.print(legend(console), end="\n\n")
+        _write_page(opened, rows, console, html, packs, nats_of, reliance)
+    else:
+        _show(opened, rows or slice(0, 5), console, nats_of)
+
+
+def _show(opened: _Rows, rows: slice, console: Console, nats_of: NatsOf | None) -> None:
+    """Documents in the terminal."""
+    sums = NatsSums([source.name for source in opened.sources])
+    console.print(legend(console) if nats_of is None else nats_legend(console), end="\n\n")
     for source in opened.sources:
         numbers = range(*rows.indices(len(source)))
         unread: Counter[str] = Counter(source.left_out())
@@ -155,11 +167,23 @@ def inspect_run(
                 what = "training would stop here" if one.stops else "not used"
                 say(console, f"{what}: {one.error}\n", "red")
             elif one.stream is not None:
+                nats = _nats(one, nats_of)
+                if nats is not None:
+                    sums.add(source.name, nats)
                 tokenizer = opened.processor.tokenizer
-                for line in document_lines(one.name, one.stream, one.parts, tokenizer, console):
+                for line in document_lines(one.name, one.stream, one.parts, tokenizer, console, nats):
                     console.print(line)
         if unread:
             say(console, f"{source.name}: {list_unread(dict(unread.most_common()))}")
+    if nats_of is not None:
+        console.print(sums.sheet())
+
+
+def _nats(one: Inspected, nats_of: NatsOf | None) -> np.ndarray | None:
+    """What images give the tokens of a row, where a model is asked and the row has targets."""
+    if nats_of is None or one.document is None or one.stream is None or not one.parts:
+        return None
+    return nats_of(one.document, one.stream, one.parts)
 
 
 def _write_page(
@@ -169,6 +193,7 @@ def _write_page(
     html: Path,
     packs: bool | None,
     nats_of: NatsOf | None,
+    reliance: Path | None,
 ) -> None:
     chosen = rows or slice(0, PAGE_ROWS)
     opened.require_any(chosen)
@@ -186,12 +211,11 @@ def _write_page(
         if one.document is not None:
             unread[place].update(one.document.not_read)
         if one.document is not None and one.stream is not None:
-            nats = nats_of(one.document, one.stream, one.parts) if nats_of and one.parts else None
             page.add(
                 *(place, number, one.document, one.stream, one.parts),
                 error=one.error,
                 stops=one.stops,
-                nats=nats,
+                nats=_nats(one, nats_of),
             )
         elif one.error is not None:
             page.add_failure(place, number, one.name, one.error, stops=one.stops)
@@ -207,7 +231,9 @@ def _write_page(
     if len(found) < everything:
         last = "" if chosen.stop is None else chosen.stop
         lead += f" Rows {chosen.start}:{last} of each source; --rows chooses others."
-    text = page.render("Which tokens train", lead, {name: version(name) for name in _PACKAGES})
+    title = "Which tokens train" if nats_of is None else "Which tokens need the picture"
+    versions = {name: version(name) for name in PACKAGES}
+    text = page.render(title, lead, versions, reliance=str(reliance or ""))
     write_file(html, text, "the page")
     say(console, f"{html}: {lead} {human_size(len(text.encode()))}.")
 

@@ -19,7 +19,7 @@ from transformers import EvalPrediction, ProcessorMixin
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.dataset import CPTDataset, PixelsOf
-from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample
+from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.encode.tokens import token_sizes
 from vlcpt.data.plan.plan import FailedSample, Track, untracked
 from vlcpt.data.workers import Workers
@@ -29,13 +29,15 @@ from vlcpt.training.intervals import loss_intervals
 from vlcpt.training.loss import BatchTensors, TargetLosses, target_losses
 from vlcpt.training.ranks import Alarm, add_up
 from vlcpt.training.step import leave_out_failed, require_few_failed, sent, watched
+from vlcpt.training.target_nats import NatsCollector, Reliance, TargetNats, TargetPlaces, reliance_of
 
 
 class SetResult(TypedDict):
     """One set of ``vlcpt eval --output``: nats per target, unweighted; null where it does not apply.
 
     ``intervals`` has the 95% interval over documents of ``loss``, and of what ``learnt`` (``base_loss``),
-    ``shuffled`` and ``blank`` images add to it: see :mod:`vlcpt.training.intervals`.
+    ``shuffled`` and ``blank`` images add to it: see :mod:`vlcpt.training.intervals`. ``reliance`` says how
+    far its targets rely on their images.
     """
 
     loss: float
@@ -47,6 +49,7 @@ class SetResult(TypedDict):
     blank_images_loss: float | None
     documents: int
     intervals: dict[str, list[float] | None]
+    reliance: Reliance | None
 
 
 class DocumentResult(TypedDict):
@@ -202,11 +205,16 @@ def score_sets(
     *,
     base: nn.Module | None = None,
     with_base: bool = True,
+    keeps_targets: bool = False,
 ) -> dict[str, SetScores]:
-    """The same, document by document."""
+    """The same, document by document.
+
+    Args:
+        keeps_targets: Whether also each target is kept, 24 bytes of it, with right and with blank images.
+    """
     if base is None and with_base and isinstance(model, PeftModel):
         base = model
-    scorer = _Scorer(model, base, processor, options)
+    scorer = _Scorer(model, base, processor, options, keeps_targets=keeps_targets)
     return {name: scorer.scores(name, dataset) for name, dataset in sets.items()}
 
 
@@ -218,10 +226,15 @@ class SetScores:
         sums: float64 (documents, passes, 4), by the numbers of ``CPTDataset.documents``: Σ nll, targets, and
             without end-of-text Σ nll and bytes. Zeros where a document could not be read.
         measured: The passes that were made.
+        image_sums: float64 (documents, 4): what images give the targets of each, see
+            :class:`~vlcpt.training.target_nats.NatsCollector`.
+        targets: Each target, where they were asked for.
     """
 
     sums: np.ndarray
     measured: frozenset[Pass]
+    image_sums: np.ndarray
+    targets: TargetNats | None = None
 
     @cached_property
     def totals(self) -> dict[Pass, Score]:
@@ -251,6 +264,7 @@ class SetScores:
             blank_images_loss=losses["blank"],
             documents=int((self.sums[:, 0, 1] > 0).sum()),
             intervals={name: None if one is None else [*one] for name, one in intervals.items()},
+            reliance=reliance_of(self.image_sums),
         )
 
     def document(self, number: int, *, has_media: bool) -> DocumentResult | None:
@@ -279,12 +293,20 @@ class _Scorer:
     Args:
         model: The trained one.
         base: The one before; the same where its adapters are switched off for that; None: not measured.
+        keeps_targets: Whether each target is kept.
     """
 
     def __init__(
-        self, model: nn.Module, base: nn.Module | None, processor: ProcessorMixin, options: EvalOptions
+        self,
+        model: nn.Module,
+        base: nn.Module | None,
+        processor: ProcessorMixin,
+        options: EvalOptions,
+        *,
+        keeps_targets: bool = False,
     ) -> None:
         self._model, self._base, self._options = model, base, options
+        self._keeps_targets = keeps_targets
         self._shares_features = base is not None and see_alike(model, base)
         self._collator = CPTDataCollator(processor)
         self._collator.keeps_bytes = True
@@ -301,31 +323,45 @@ class _Scorer:
         seen: list[Pass] = ["right"]
         seen += ["blank"] if dataset.has_media else []
         seen += ["shuffled"] if dataset.can_shuffle else []
-        shape = (len(_PASSES), len(dataset.documents), 4)
+        # The sums of the passes, and behind them what images give.
+        shape = (len(_PASSES) + 1, len(dataset.documents), 4)
         sums = torch.zeros(shape, dtype=torch.float64, device=self._summing)
+        nats = NatsCollector(sums[-1], keeps_targets=self._keeps_targets)
         if self._options.ranks == 1:
-            self._score(name, dataset, seen, sums, Alarm(1))
+            self._score(name, dataset, seen, sums, nats, Alarm(1))
         else:
-            sums = self._score_share(name, dataset, seen, sums)
+            sums = self._score_share(name, dataset, seen, sums, nats)
         require_few_failed(dataset, self._options.ranks)
         measured = frozenset(seen) | (frozenset[Pass](("base",)) if self._base is not None else frozenset())
-        return SetScores(sums.transpose(0, 1).cpu().numpy(), measured)
+        found = sums.transpose(0, 1).cpu().numpy()
+        return SetScores(found[:, :-1], measured, found[:, -1], nats.targets(self._options.ranks))
 
     def _score_share(
-        self, name: str, dataset: CPTDataset, seen: Sequence[Pass], sums: torch.Tensor
+        self,
+        name: str,
+        dataset: CPTDataset,
+        seen: Sequence[Pass],
+        sums: torch.Tensor,
+        nats: NatsCollector,
     ) -> torch.Tensor:
         """The sums of all ranks. Where one fails, the others end their share as well, and all raise."""
         alarm = Alarm(self._options.ranks)
         failed: Exception | None = None
         try:
-            self._score(name, dataset, seen, sums, alarm)
+            self._score(name, dataset, seen, sums, nats, alarm)
         except Exception as error:  # whatever it is: the others must not wait for this rank
             failed = error
             alarm.ring()
         return add_up(sums, failed)
 
     def _score(
-        self, name: str, dataset: CPTDataset, seen: Sequence[Pass], sums: torch.Tensor, alarm: Alarm
+        self,
+        name: str,
+        dataset: CPTDataset,
+        seen: Sequence[Pass],
+        sums: torch.Tensor,
+        nats: NatsCollector,
+        alarm: Alarm,
     ) -> None:
         """Add this rank's share of a set to the sums of its documents."""
         options = self._options
@@ -346,15 +382,19 @@ class _Scorer:
         ):
             for read in options.track(workers.awaited(loader), f"measuring {name}"):
                 batches = {one: batch for one, (batch, _) in zip(seen, read, strict=True)}
-                numbers = {one: own for one, (_, own) in zip(seen, read, strict=True)}
+                places = {one: own for one, (_, own) in zip(seen, read, strict=True)}
+                compared: dict[Literal["right", "blank"], torch.Tensor] = {}
                 for one, batch in batches.items():
                     # With the pixels of others it would be another document that failed.
                     leave_out_failed(batch, dataset if one == "right" else None)
                 dataset.failures.check()
                 for one, losses in self._losses(batches):
-                    of_targets = numbers["right" if one == "base" else one]
-                    own = sums[_PASSES.index(one)]
-                    own.index_add_(0, of_targets.to(self._summing, non_blocking=True), self._values(losses))
+                    of_targets = places["right" if one == "base" else one].documents
+                    own, values = sums[_PASSES.index(one)], self._values(losses)
+                    own.index_add_(0, of_targets.to(self._summing, non_blocking=True), values)
+                    if one == "right" or one == "blank":
+                        compared[one] = values[:, 0]
+                nats.add({one: places[one] for one in compared}, compared)
                 if alarm.rings():
                     return
 
@@ -393,10 +433,11 @@ class _Scorer:
 
 @dataclass(frozen=True)
 class _NumberedItem:
-    """An item with each kind of pixels, and the numbers of its samples' documents."""
+    """An item with each kind of pixels; of each sample its document's number, and where it begins there."""
 
     variants: Sequence[_Item]
     documents: Sequence[int]
+    starts: Sequence[int]
 
 
 class _Variants(Dataset[_NumberedItem]):
@@ -407,7 +448,8 @@ class _Variants(Dataset[_NumberedItem]):
 
     def __getitem__(self, index: int) -> _NumberedItem:
         items = [variant[index] for variant in self._variants]
-        return _NumberedItem(items, self._variants[0].document_numbers(index))
+        first = self._variants[0]
+        return _NumberedItem(items, first.document_numbers(index), first.starts(index))
 
 
 @dataclass(frozen=True)
@@ -422,8 +464,8 @@ class _VariantCollator:
     collator: CPTDataCollator
     seen: Sequence[Pass]
 
-    def __call__(self, items: Sequence[_NumberedItem]) -> list[tuple[Batch, torch.Tensor]]:
-        """One of each kind, from items with each; and the number of each target's document: int64 (N,)."""
+    def __call__(self, items: Sequence[_NumberedItem]) -> list[tuple[Batch, TargetPlaces]]:
+        """One of each kind, from items with each; and where its targets stand."""
         found = []
         for place, one in enumerate(self.seen):
             packs = [item.variants[place] for item in items]
@@ -433,13 +475,12 @@ class _VariantCollator:
                     batch[name] = pixels[:0].clone()
             # A sample that could not be read is in no batch.
             read = [
-                (number, int((sample.labels[1:] != IGNORE_INDEX).sum()))
+                (number, start, sample)
                 for item, pack in zip(items, packs, strict=True)
-                for number, sample in zip(item.documents, pack, strict=True)
+                for number, start, sample in zip(item.documents, item.starts, pack, strict=True)
                 if isinstance(sample, Sample)
             ]
-            numbers, targets = torch.tensor(read, dtype=torch.int64).reshape(-1, 2).unbind(dim=1)
-            found.append((batch, numbers.repeat_interleave(targets)))
+            found.append((batch, TargetPlaces.of(read)))
         return found
 
 

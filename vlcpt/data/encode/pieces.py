@@ -15,6 +15,7 @@ from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.plan.split import Part
 
 Kind = Literal["text", "control", "medium", "part", "cut"]
+NEEDS_IMAGE = 0.1  # nats that its image must give a target, for it to count as one that needs the picture
 
 
 class Piece(NamedTuple):

@@ -20,6 +20,7 @@ from vlcpt.data.media.thumbnails import data_uri, thumbnails
 from vlcpt.data.plan.ledger import Ledger, count_tokens
 from vlcpt.data.plan.split import Part
 from vlcpt.report.pages.base import render_page, script_data
+from vlcpt.report.reliance import NatsSums
 from vlcpt.report.terminal import ledger_table
 
 PICTURE_BYTES = 16_000_000  # of all thumbnails of a page
@@ -55,6 +56,7 @@ class InspectPage:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger([name for name, _ in self.sources])
+        self._sums = NatsSums([name for name, _ in self.sources])
         self._known: dict[object, list[int]] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._media = {"image": 0, "video": 0}
@@ -104,6 +106,7 @@ class InspectPage:
         }
         if nats is not None and is_shown:
             self.has_nats = True
+            self._sums.add(self.sources[source][0], np.where(_trained(stream, parts), nats, np.nan))
             found["nats"] = self._nats(pieces, nats, stream)
         if len(stream) > MOST_TOKENS:
             found["more"] = len(stream) - MOST_TOKENS
@@ -154,7 +157,14 @@ class InspectPage:
         """Say what all packs are: ``count``, ``fill``, ``max_length``, ``ledger``; or ``error``: why none."""
         self._pack_facts = facts
 
-    def render(self, title: str, lead: str, versions: Mapping[str, str], reliance: str = "") -> str:
+    def render(
+        self,
+        title: str,
+        lead: str,
+        versions: Mapping[str, str],
+        reliance: str = "",
+        command: str = "vlcpt inspect",
+    ) -> str:
         """The page.
 
         Args:
@@ -162,6 +172,7 @@ class InspectPage:
             lead: What is shown, in a sentence.
             versions: Of packages, for the footer.
             reliance: Which checkpoint gave the nats.
+            command: What wrote the page.
         """
         notes = list(self.notes)
         if self._without_picture:
@@ -191,6 +202,8 @@ class InspectPage:
             has_weights=any(int(str(one[3])) & _FLAGS["weights"] for one in self._index),
             has_nats=self.has_nats,
             reliance=reliance,
+            command=command,
+            sums=self._sums.sheet(),
             sources=self.sources,
             index={"sources": self.sources, "index": self._index, "nats": self.has_nats},
             documents=Markup("\n").join(self._lines),
@@ -301,6 +314,14 @@ class InspectPage:
             self._pictures.append(data_uri(picture))
             self.picture_bytes -= len(self._pictures[-1])
         return numbers
+
+
+def _trained(stream: TokenStream, parts: Sequence[Part]) -> np.ndarray:
+    """Which tokens are targets: bool (T,)."""
+    found = np.zeros(len(stream), dtype=bool)
+    for part in parts:
+        found[part.start + part.repeated : part.stop] = True
+    return found & (stream.labels >= 0)
 
 
 def _as_json(pieces: Sequence[Piece]) -> list[list[object]]:

@@ -1,0 +1,39 @@
+"""Tests of vlcpt/training/reliance.py: what images give each target, document by document."""
+
+import numpy as np
+import pytest
+
+from tests.support import TEN, png
+from vlcpt import CPTDataset, parse_markup
+from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.plan.split import split_stream
+from vlcpt.training.evaluate import EvalOptions, score_sets
+from vlcpt.training.reliance import ImageNats
+
+
+def test_a_document_alone_gets_what_it_gets_in_a_set(make_tiny_model, tiny_processor):
+    model = make_tiny_model().eval()
+    dataset = CPTDataset(TEN, tiny_processor, max_length=24)
+    scores = score_sets(model, {"ten": dataset}, tiny_processor, keeps_targets=True)["ten"]
+    asked = ImageNats(model, DocumentEncoder(tiny_processor), EvalOptions())
+
+    for number in range(len(TEN)):
+        document, stream = dataset.documents.encoded(number)
+        found = asked(document, stream, split_stream(stream, 24, source=document.source))
+        expected = scores.targets.of_document(number, len(stream))
+        assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
+        if not stream.media:
+            assert np.nanmax(np.abs(found)) == 0
+
+
+def test_a_document_whose_image_cannot_be_decoded_is_left_to_its_error(
+    make_tiny_model, tiny_processor, tmp_path
+):
+    (tmp_path / "cut.png").write_bytes(png(1)[:200])
+    document = parse_markup("<image>seen", [str(tmp_path / "cut.png")])
+    encoder = DocumentEncoder(tiny_processor)
+    stream = encoder.tokens(document)
+
+    asked = ImageNats(make_tiny_model(), encoder, EvalOptions())
+
+    assert asked(document, stream, split_stream(stream, 64)) is None
