@@ -144,7 +144,7 @@ def nats_legend(console: Console) -> Text:
         'nats that its image gives a target: (+2.1) behind a word that gets over 0.1'
     """
     title = Text("nats that its image gives a target: ")
-    if console.color_system is None:
+    if not shows_colour(console):
         return title.append(f"(+2.1) behind a word that gets over {NEEDS_IMAGE}")
     for _, style, label in _NATS:
         title.append(f" {label} ", style).append(" ")
@@ -225,7 +225,7 @@ def _append(body: Text, text: str, is_target: bool, place: int, colours: bool) -
 
 def _append_nats(body: Text, text: str, nats: float, console: Console, word: float) -> float:
     """A target by what its image gives it; without colours the sum so far of the word it stands in."""
-    if console.color_system is not None:
+    if shows_colour(console):
         body.append(text, style=next(style for limit, style, _ in _NATS if nats < limit))
         return 0.0
     before = body.plain.rstrip("»")[-1:]
