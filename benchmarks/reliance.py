@@ -73,8 +73,6 @@ def around_shape(path: Path) -> bytes:
     box = (left - margin, top - margin, right + margin, bottom + margin)
     colour = tuple(kinds[counts.argmax()].tolist())
     background = PIL.Image.new("RGB", (int(box[2] - box[0]), int(box[3] - box[1])), colour)
-        "RGB", (box[2] - box[0], box[3] - box[1]), tuple(kinds[counts.argmax()].tolist())
-    )
     background.paste(picture, (-int(box[0]), -int(box[1])))
     file = io.BytesIO()
     background.resize((56, 56)).save(file, "PNG")
