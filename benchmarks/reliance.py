@@ -6,8 +6,9 @@ An image of easy-vqa (PyPI) holds one shape of one colour: eight colours, three 
 a red circle in the picture.", is constant but for those two words, so a model that has learnt it needs its
 image there and nowhere else: ln 8 = 2.08 nats for the colour and ln 3 = 1.10 for the shape if it guesses
 evenly without. The embedded base of the demo, which reads cards with digits, is trained further, all towers,
-on the captions of the training images whose questions name both words, cut out around the shape. The test
-images are measured. A word's nats are the sum over its tokens.
+on the captions of the training images whose questions name both words, cut out around the shape; each eighth
+caption is there once more with a blank picture, so that what the model expects without one is no accident. The
+test images are measured. A word's nats are the sum over its tokens.
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ def captions(split: str) -> list[dict[str, object]]:
     ]
 
 
+def with_blanks(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows, and of each eighth its caption again under a picture of the processor's mean colour."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (56, 56), (123, 117, 104)).save(file, "PNG")
+    blanks = [
+        {**row, "id": f"{row['id']} blank", "images": [{"bytes": file.getvalue()}]} for row in rows[::8]
+    ]
+    return rows + blanks
+
+
 def around_shape(path: Path) -> bytes:
     """A picture's shape with a margin, 56×56: places and sizes would take longer to learn."""
     picture = PIL.Image.open(path).convert("RGB")
@@ -103,7 +114,7 @@ def word_nats(scores: SetScores, dataset: CPTDataset, processor: object) -> dict
 
 def train(folder: Path, processor: object, epochs: float) -> torch.nn.Module:
     """The demo's base, trained further on the captions, all towers."""
-    dataset = CPTDataset(captions("train"), processor, max_length=LENGTH)
+    dataset = CPTDataset(with_blanks(captions("train")), processor, max_length=LENGTH)
     model = load_model(ModelConfig(base_path(), tuning="full", train_vision=True, train_merger=True))
     args = CPTConfig(
         output_dir=str(folder),
