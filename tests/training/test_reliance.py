@@ -1,5 +1,10 @@
 """Tests of vlcpt/training/reliance.py: what images give each target, document by document."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,3 +42,19 @@ def test_a_document_whose_image_cannot_be_decoded_is_left_to_its_error(
     asked = ImageNats(make_tiny_model(), encoder, EvalOptions())
 
     assert asked(document, stream, split_stream(stream, 64)) is None
+
+
+@pytest.mark.slow
+def test_captions_of_easy_vqa_need_their_image_at_colour_and_shape_and_nowhere_else(tmp_path):
+    """A model is trained on them for that: a minute."""
+    script, output = Path(__file__).parents[2] / "benchmarks/reliance.py", tmp_path / "reliance.json"
+
+    done = subprocess.run([sys.executable, script, "--output", output], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    nats = json.loads(output.read_text())["nats"]
+    for word in ("colour", "shape"):
+        assert nats.pop(word) > 1
+        assert nats.pop(f"{word}, first token") > 1
+    assert nats.keys() == {"There", "is", "a", "in", "the", "picture", ".", "end of text"}
+    assert max(map(abs, nats.values())) < 0.05

@@ -24,7 +24,7 @@ from vlcpt.model.loading import check_evaluated, load_trained
 from vlcpt.report.pages.inspect import InspectPage
 from vlcpt.report.reliance import token_nats
 from vlcpt.report.screen import say
-from vlcpt.runs.data import encoding_options, with_native_model
+from vlcpt.runs.data import encoding_options, retention_names, with_native_model
 from vlcpt.training.evaluate import EvalOptions, SetScores
 from vlcpt.training.reliance import ImageNats
 
@@ -119,7 +119,7 @@ class _Measured:
 
     def page(self, checkpoint: Path, processor: ProcessorMixin) -> tuple[str, str]:
         """A page, and what it says it shows."""
-        kept = {one.name for one in self._configs.data.retention_data}
+        kept = retention_names(self._configs.data)
         sources = [(name, "retention_data" if name in kept else "eval_data") for name in self._sets]
         limits = encoding_options(self._configs.data).limits
         page = InspectPage(sources, token_texts(processor.tokenizer), limits)

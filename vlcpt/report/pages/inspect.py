@@ -215,12 +215,9 @@ class InspectPage:
     def _facts(self) -> list[tuple[str, str, str]]:
         total = self.ledger.total
         read, targets = total.tokens["read"], total.tokens["targets"]
+        several = f"from {len(self.sources)} sources" if len(self.sources) > 1 else ""
         found = [
-            (
-                "documents",
-                f"{len(self):,}",
-                f"from {len(self.sources)} sources" if len(self.sources) > 1 else "",
-            ),
+            ("documents", f"{len(self):,}", several),
             ("targets", f"{targets:,}", f"{targets / max(read, 1):.0%} of {read:,} tokens"),
             ("images", f"{self._media['image']:,}", ""),
         ]
