@@ -7,8 +7,8 @@ a red circle in the picture.", is constant but for those two words, so a model t
 image there and nowhere else: ln 8 = 2.08 nats for the colour and ln 3 = 1.10 for the shape if it guesses
 evenly without. The embedded base of the demo, which reads cards with digits, is trained further, all towers,
 on the captions of the training images whose questions name both words, cut out around the shape; each eighth
-caption is there once more with a blank picture, so that what the model expects without one is no accident. The
-test images are measured. A word's nats are the sum over its tokens.
+caption is there once more with a blank picture, so that what the model expects without one is no accident.
+The test images are measured. A word's nats are the sum over its tokens.
 """
 
 from __future__ import annotations
