@@ -88,7 +88,7 @@ def by_deepspeed(command: list[str]) -> tuple[object, list[str]]:
 def configuration(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """What vlcpt's command line would train with, by its own reading."""
     given = []
-    monkeypatch.setattr(train, "train_run", lambda configs, **kwargs: given.append(configs))
+    monkeypatch.setattr(train, "train_run", lambda configs, *args, **kwargs: given.append(configs))
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return given[0].training
@@ -294,7 +294,7 @@ def test_deepspeed_puts_local_rank_before_the_command_and_vlcpt_reads_on(config,
     from vlcpt.__main__ import main
 
     given = []
-    monkeypatch.setattr(train, "train_run", lambda configs, **kwargs: given.append(configs))
+    monkeypatch.setattr(train, "train_run", lambda configs, *args, **kwargs: given.append(configs))
     monkeypatch.setattr(sys, "argv", ["vlcpt", "--local_rank=0", "train", str(config), "--max_steps", "3"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -65,7 +65,7 @@ def known_types() -> Mapping[str, Any]:
 
     Example:
         >>> types = known_types()
-        >>> types["max_length"], types["eval_strategy"]
+        >>> types["max_length"], types["logging_strategy"]
         (<class 'int'>, typing.Literal['no', 'steps', 'epoch'])
     """
     found = {**get_type_hints(ModelConfig), **get_type_hints(DataConfig)}

@@ -37,7 +37,7 @@ def token_nats(
         >>> stream = DocumentEncoder(processor).tokens(document)
         >>> nats = np.where(stream.labels < 0, np.nan, 0.5)
         >>> token_nats(stream, [Part(0, len(stream), False, 3)], nats, token_texts(processor.tokenizer))
-        [('a valve ', None), ('is', 0.5), (' red', 0.5), ('<|endoftext|>', 0.5)]
+        [('a valve', None), (' is', 0.5), (' red', 0.5), ('<|endoftext|>', 0.5)]
     """
     found: list[tuple[str, float | None]] = []
     measured = np.nan_to_num(nats)
