@@ -142,7 +142,7 @@ no name or number of your own. `…` stands for what depends on your files.
 | several ranks, and one stands still | it waits for another one | the message after `ddp_timeout` names the rank that is behind |
 
 The tables are what `python docs/make_troubleshooting.py` finds in the code: {count} messages. A table's second column says
-what to do as the message itself ends; where it is empty, do what stands above the table.
+what to do as the message itself ends. Messages that end without that are listed below the table: do what stands above it.
 """  # noqa: E501
 
 # A sentence ends with a full stop; or with what is filled in, where a word follows that asks for something.
@@ -271,7 +271,8 @@ def messages() -> list[Message]:
     trees = {str(path.relative_to(ROOT / "vlcpt")): ast.parse(path.read_text("utf-8")) for path in paths}
     names = makers(trees)
     found = [message for module, tree in trees.items() for message in Texts(module, tree, names).found]
-    return list({message.text: message for message in found}.values())
+    # Nobody can search for one that begins with what is filled in and ends there.
+    return list({one.text: one for one in found if len(re.findall("[A-Za-z]", one.parts()[0])) >= 3}.values())
 
 
 def theme_of(message: Message) -> Theme:
@@ -293,10 +294,14 @@ def lines() -> Iterator[str]:
     yield HEADER.format(count=len(found))
     for theme in THEMES:
         rows = [message.parts() for message in found if theme_of(message) is theme]
+        cured = [f"| {cell(says)} | {cell(todo)} |" for says, todo in rows if todo]
+        others = [f"- {cell(says)}" for says, todo in rows if not todo]
         if rows:
-            yield f"## {theme.title}\n\n{theme.about}\n\n| message | what to do |\n|---|---|"
-            yield from (f"| {cell(says)} | {cell(todo)} |" for says, todo in rows)
-            yield ""
+            yield f"## {theme.title}\n\n{theme.about}\n"
+        if cured:
+            yield "\n".join(["| message | what to do |", "|---|---|", *cured, ""])
+        if others:
+            yield "\n".join(["Do what stands above where you see:", "", *others, ""])
 
 
 def page() -> str:

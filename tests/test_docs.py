@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import TrainerState
 from typer.testing import CliRunner
 
+import vlcpt
 from tests.processes import run_module
 from tests.support import opened
 from vlcpt import CPTDataset, read_documents
@@ -102,6 +103,10 @@ def test_the_rows_of_training_are_read(name, tmp_path):
 
     assert [len(document.segments) for document in documents] == [3, 3, 1]
     assert documents[1].segments[-1].weight == 0.5
+
+
+def test_the_page_of_the_api_has_every_public_name():
+    assert sorted(re.findall(r"^::: vlcpt\.(\w+)$", page("api.md"), re.M)) == sorted(vlcpt.__all__)
 
 
 def test_every_figure_of_an_evaluation_is_explained():

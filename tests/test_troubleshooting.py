@@ -51,6 +51,17 @@ def test_every_section_says_what_to_do_where_a_message_does_not():
     assert all(len(about.split()) > 6 for _, about in sections)
 
 
+def test_no_row_is_empty():
+    """Each has words to search for, and something to do."""
+    rows = re.findall(r"^\| (.*?) +\| (.*?) *\|$", PAGE[PAGE.index("\n## ") :], re.M)
+
+    assert len(rows) > 200
+    assert [
+        row for row in rows if any(len(re.findall("[A-Za-z]", one)) < 3 for one in row) and "---" not in row
+    ] == []
+    assert [one for one in re.findall(r"^- (.*)$", PAGE, re.M) if len(re.findall("[A-Za-z]", one)) < 3] == []
+
+
 def test_the_chinese_page_quotes_messages_that_there_are(messages):
     texts = [message.text for message in messages]
     quoted = re.findall(r"^\| `([^`]+)` \|", CHINESE[CHINESE.index("\n## ") :], re.M)

@@ -78,7 +78,7 @@ def read_log(folder: Path, last: int | None = None) -> Iterator[tuple[str, dict[
     """The lines of a run's ``train_log.jsonl`` and what they say; lines that a crash has cut are left out.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         last: The last step whose lines are given; None: all of them.
 
     Example:

@@ -414,6 +414,13 @@ def test_held_out_data_are_read_as_well(folder: Path) -> None:
     assert json.loads((folder / "out/ledger.json").read_text())["total"]["documents"]["dropped"] == {}
 
 
+def test_it_is_said_that_an_evaluation_set_is_drawn(folder: Path) -> None:
+    (folder / "held.jsonl").write_text('{"text": "fine"}\n' * 5)
+    _, text = check(write(folder, GOOD, "eval_data: held.jsonl\neval_max_documents: 2"))
+
+    assert re.search(r"held: 2 documents with \d+ targets to measure, drawn from 5\n", text)
+
+
 # Where it writes
 
 

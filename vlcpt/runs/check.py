@@ -90,7 +90,9 @@ def check_run(
     for name, one in held_out.items():
         used, targets = one.total.documents["used"], one.total.tokens["targets"]
         documents = f"{used:,} document{'s' * (used != 1)}"
-        say(console, f"{name}: {documents} with {targets:,} target{'s' * (targets != 1)} to measure")
+        left = one.total.documents["not_drawn"]
+        drawn = f", drawn from {used + left:,}" if left else ""
+        say(console, f"{name}: {documents} with {targets:,} target{'s' * (targets != 1)} to measure{drawn}")
     for one in (ledger, *held_out.values()):
         show_unread(one, console)
     for name, one in {"the training data": ledger, **held_out}.items():

@@ -148,8 +148,8 @@ class RunProgress(TrainerCallback):
         """What a log line says of the steps since the last one, besides their loss. Counting starts anew.
 
         Args:
-            loss: Of these steps.
-            of_sources: The same of each source.
+            loss: The loss of these steps.
+            of_sources: The same for each source.
 
         Returns:
             By the names that trackers and ``trainer.state.log_history`` get; docs/log.md lists them.

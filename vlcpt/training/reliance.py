@@ -26,8 +26,8 @@ class ImageNats:
 
     Args:
         model: In the state it is to be asked in.
-        encoder: Of the documents.
-        options: Of these the type of products and ``loss_chunk`` count.
+        encoder: What makes tokens of the documents.
+        options: The type of products and ``loss_chunk`` are read from these.
     """
 
     def __init__(self, model: nn.Module, encoder: DocumentEncoder, options: EvalOptions) -> None:
@@ -38,7 +38,7 @@ class ImageNats:
         self._device = next(model.parameters()).device
 
     def __call__(self, document: Document, stream: TokenStream, parts: Sequence[Part]) -> np.ndarray | None:
-        """Of each token: float64 (T,), NaN where nothing is trained, 0 in a part without media.
+        """What images give each token: float64 (T,), NaN where nothing is trained, 0 in a part without media.
 
         Args:
             document: The document.

@@ -80,7 +80,7 @@ class TargetNats:
         """What its image gives each token of a document: float64 (T,), NaN where nothing is measured.
 
         Args:
-            number: Of the document.
+            number: The document's number.
             length: How many tokens it has.
 
         Returns:

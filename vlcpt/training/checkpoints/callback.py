@@ -237,7 +237,7 @@ class Checkpoints(TrainerCallback):
             save_now(self._trainer)
         if self._args.process_index == 0:
             self._progress.say(
-                f"interrupted after step {step}: checkpoint-{step} is saved. Go on with "
+                f"interrupted after step {step}: checkpoint-{step} is saved. Continue with "
                 "--resume_from_checkpoint true"
                 if step
                 else "interrupted before the first step: nothing is trained yet, so there is no checkpoint. "
