@@ -115,6 +115,11 @@ def _train_held(
         remove_plans(output / PLANS)  # also where machines do not share the folder
     with ranks.watched():
         first_rank_only(training, open_outputs)
+        if is_main:  # before anything is read, so that what fails then has its page
+            page.begin(
+                resumes=training.resume_from_checkpoint not in (None, False, "false"),
+                versions={**facts(), "processes": str(training.world_size)},
+            )
         trainer = _prepare_trainer(configs, console, ranks, page)
     dataset = trainer.train_dataset
     assert isinstance(dataset, CPTDataset)
@@ -240,14 +245,10 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page:
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
-        page.begin(
-            resumes=training.resume_from_checkpoint not in (None, False, "false"),
-            versions={**facts(), "processes": str(training.world_size)},
-            **({"memory": {"said": chosen}} if chosen else {}),
-        )
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
         if chosen:
+            page.tell(memory={"said": chosen})
             say(console, chosen)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
