@@ -35,7 +35,7 @@ def report_run(runs: Sequence[Path], output: Path | None = None, evaluation: Pat
         raise ConfigError(f"--evaluation {evaluation}: no such file. `vlcpt eval … --output FILE` writes it.")
     if evaluation is not None and not isinstance(read_mapping(evaluation).get("sets"), dict):
         raise ConfigError(
-            f"--evaluation {evaluation}: not what `vlcpt eval --output` writes. Measure the run with it first."
+            f"--evaluation {evaluation}: not what `vlcpt eval --output` writes. Measure with it first."
         )
     if len(runs) == 1:
         path, page = output or runs[0] / PAGE, run_page(runs[0], evaluation=evaluation)
