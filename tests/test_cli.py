@@ -81,6 +81,9 @@ def test_training_again_from_the_written_config_repeats_the_run(project: Path) -
     again = vlcpt("train", "out/config.yaml", "--output_dir", "again", cwd=project)
 
     assert (first.returncode, again.returncode) == (0, 0), again.stderr
+    # The commands that come next name the file where it is the whole configuration.
+    assert "vlcpt eval my.yaml --checkpoint out" in first.stdout
+    assert "vlcpt eval again/config.yaml --checkpoint again" in again.stdout
     names = ("adapter_model.safetensors", "ledger.json")
     for name in names:
         assert (project / "out" / name).read_bytes() == (project / "again" / name).read_bytes()

@@ -133,7 +133,9 @@ def train(context: typer.Context, config: Config, quiet: Quiet = False) -> None:
     from vlcpt.runs.train import train_run
 
     words = ["vlcpt", "train", str(config), *context.args]
-    train_run(configs, _screen(quiet), config_path=config, command=typed(words))
+    train_run(
+        configs, _screen(quiet), config_path=config, command=typed(words), is_overridden=bool(context.args)
+    )
 
 
 @app.command(

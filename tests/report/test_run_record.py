@@ -47,6 +47,8 @@ def test_sets_are_those_with_a_loss_by_their_own_images(tmp_path):
     [
         ("retention_data: [{path: x/old.jsonl}, {path: b.jsonl, name: chat}]", ("old", "chat")),
         ("retention_data: x/old.jsonl", ("old",)),
+        ("retention_data: kept.jsonl.gz", ("kept",)),
+        ("retention_data: [org/docs-v1.5, 'shards/*.tar']", ("docs-v1.5", "shards")),
         ("tuning: lora", ()),
     ],
 )

@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -169,6 +170,22 @@ def test_a_finished_run_leaves_its_page(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "is missing" not in text
+
+
+def test_a_run_that_fails_while_it_reads_leaves_its_page_and_can_be_started_again(tmp_path: Path) -> None:
+    run = configs(tmp_path)
+    good = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text('{"text": "a <trainable_text>b"}\n')
+    with pytest.raises(ValueError, match="trainable_text") as raised:
+        train_run(run, QUIET)
+
+    assert facts(tmp_path / "out")["state"] == "failed"
+    assert facts(tmp_path / "out")["message"] == f"{raised.value} (before step 1)"
+    assert escape(str(raised.value)) in (tmp_path / "out/report.html").read_text()
+
+    (tmp_path / "train.jsonl").write_text(good)
+    train_run(configs(tmp_path), QUIET)
+    assert facts(tmp_path / "out")["state"] == "finished"
 
 
 def test_a_run_that_fails_leaves_its_page_with_the_reason(tmp_path: Path, monkeypatch) -> None:

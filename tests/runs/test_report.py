@@ -41,6 +41,7 @@ def test_the_page_goes_where_it_is_wanted(tmp_path):
         (["empty"], "empty: no run is in it"),
         (["run", "--output", "empty"], "--output empty: not a file that can be written"),
         (["run", "--evaluation", "gone.json"], "--evaluation gone.json: no such file"),
+        (["run", "--evaluation", "run/run.json"], "run.json: not what `vlcpt eval --output` writes"),
         (["run", "run", "--evaluation", "run/run.json"], "--evaluation is of one run"),
         (["run/checkpoint-2"], "Give the folder above it."),
     ],

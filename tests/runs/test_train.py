@@ -1,6 +1,7 @@
 """A run from its configuration; tests/test_cli.py types the commands."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_evaluation_during_training_measures_each_set_by_name(tmp_path: Path) ->
     trainer = train_run(configs(tmp_path, "--eval_strategy", "steps", "--eval_steps", "1"), QUIET)
 
     assert [entry for entry in trainer.state.log_history if "eval_same_loss" in entry]
+    # The end is judged there too, images included.
+    assert "same" in json.loads((tmp_path / "out/eval.json").read_text())["sets"]
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -129,7 +132,10 @@ def test_a_resumed_run_plans_from_what_was_read(tmp_path: Path, monkeypatch) -> 
         raise AssertionError(f"piece {piece} was read again")
 
     monkeypatch.setattr(SourceScanner, "__getitem__", unread)
-    assert train_run(again, QUIET).state.global_step == 3
+    screen = Console(file=StringIO(), width=100)
+    assert train_run(again, screen).state.global_step == 3
+    said = screen.file.getvalue()
+    assert re.search(r"\n2 \+ 1 step, .* s since the resume\. Its page: ", said)
 
 
 def test_overwriting_plans_anew(tmp_path: Path) -> None:

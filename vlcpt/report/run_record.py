@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from vlcpt.data.rows.open import default_name
 from vlcpt.run_files import FACTS, read_log, read_mapping
 
 DROPPED = 20  # lines of dropped.jsonl that are read
@@ -188,4 +189,4 @@ def _dropped(path: Path) -> list[Mapping[str, object]]:
 def _name(source: object) -> str:
     """The name of a source, which is its file's where it has no other."""
     entry = source if isinstance(source, dict) else {"path": source}
-    return str(entry.get("name") or Path(str(entry.get("path", ""))).stem)
+    return str(entry.get("name") or default_name(str(entry.get("path", ""))))

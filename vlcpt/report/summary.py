@@ -74,7 +74,7 @@ def next_commands(config: Path | None, output: Path, *, evaluates: bool) -> Sequ
     """What a person would type next, as typed.
 
     Args:
-        config: The run's YAML file.
+        config: The file that is the run's configuration alone; by default the resolved one in its folder.
         output: The run's folder.
         evaluates: Whether there is something to measure.
 

@@ -100,7 +100,8 @@ class RunPage(TrainerCallback):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = Budget(clock=clock)
-        self._output, self._is_main = output, is_main
+        self.is_main, self.resumed_at = is_main, 0
+        self._output = output
         self._facts: dict[str, object] = (
             {"state": "running", "command": command} if command else {"state": "running"}
         )
@@ -128,7 +129,7 @@ class RunPage(TrainerCallback):
     def tell(self, **facts: object) -> None:
         """Add to ``run.json``."""
         self._facts |= facts
-        if self._is_main and self._has_begun:
+        if self.is_main and self._has_begun:
             self._attempt(self._write_facts)
 
     @contextmanager
@@ -156,7 +157,8 @@ class RunPage(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Note how long the run will be."""
+        """Note how long the run will be, and after which step it goes on."""
+        self.resumed_at = state.global_step
         self.tell(steps_planned=state.max_steps)
 
     def on_step_end(
@@ -176,7 +178,7 @@ class RunPage(TrainerCallback):
         self._draw_in_time()
 
     def _draw_in_time(self) -> None:
-        if self._is_main and self._has_begun and self.budget.allows:
+        if self.is_main and self._has_begun and self.budget.allows:
             self._attempt(self.draw)
 
     def _what_ended(self, error: BaseException) -> tuple[str, str]:
@@ -190,7 +192,7 @@ class RunPage(TrainerCallback):
         return "failed", f"{f'{kind}{error}'[:_MESSAGE]} ({step})"
 
     def _end(self, state: str, message: str) -> None:
-        if not (self._is_main and self._has_begun):
+        if not (self.is_main and self._has_begun):
             return
         self._facts |= {"state": state, "message": message, "ended": _now()}
         self._attempt(self.draw)

@@ -9,7 +9,7 @@ from vlcpt.errors import ConfigError
 from vlcpt.file_writes import write_file
 from vlcpt.report.pages.comparison import comparison_page
 from vlcpt.report.pages.run import run_page
-from vlcpt.run_files import FACTS, PAGE, RECORD, require_file
+from vlcpt.run_files import FACTS, PAGE, RECORD, read_mapping, require_file
 
 
 def report_run(runs: Sequence[Path], output: Path | None = None, evaluation: Path | None = None) -> Path:
@@ -33,6 +33,10 @@ def report_run(runs: Sequence[Path], output: Path | None = None, evaluation: Pat
         raise ConfigError("--evaluation is of one run. Name one; each folder's own eval.json is read anyway.")
     if evaluation is not None and not evaluation.is_file():
         raise ConfigError(f"--evaluation {evaluation}: no such file. `vlcpt eval … --output FILE` writes it.")
+    if evaluation is not None and not isinstance(read_mapping(evaluation).get("sets"), dict):
+        raise ConfigError(
+            f"--evaluation {evaluation}: not what `vlcpt eval --output` writes. Measure with it first."
+        )
     if len(runs) == 1:
         path, page = output or runs[0] / PAGE, run_page(runs[0], evaluation=evaluation)
     else:

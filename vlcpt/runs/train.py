@@ -32,7 +32,7 @@ from vlcpt.model.loading import (
 from vlcpt.model.tuning import tower_table
 from vlcpt.report.environment import facts
 from vlcpt.report.screen import WARNING, Screen, say, visible
-from vlcpt.report.summary import next_commands, summarise, summary_table
+from vlcpt.report.summary import RunSummary, next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.report.verdict import verdict_of_run
 from vlcpt.run_files import FACTS, PAGE, PLANS, require_empty
@@ -69,12 +69,14 @@ def train_run(
     *,
     config_path: Path | None = None,
     command: str = "",
+    is_overridden: bool = False,
 ) -> CPTTrainer:
     """Train, from reading the data to saving the model.
 
     Args:
         config_path: The file that the configuration was read from.
         command: What was typed, for the run's page; see :func:`vlcpt.runs.page.typed`.
+        is_overridden: Whether keys were given beside the file, so that it does not repeat the run alone.
 
     Raises:
         ConfigError: Before anything is read, if the output folder is not free, or another run's.
@@ -91,13 +93,17 @@ def train_run(
             first_rank_only(training, lambda: held.enter_context(hold(output)))
         page = RunPage(output, is_main=training.process_index == 0, command=command)
         with page.kept():
-            return _train_held(configs, console, ranks, config_path, page)
+            trainer, evaluation = _train_held(configs, console, ranks, config_path, page)
+            if page.is_main:
+                settings = None if is_overridden else config_path
+                _show_summary(trainer, configs, console, settings, evaluation, page.resumed_at)
+            return trainer
 
 
 def _train_held(
     configs: Configs, console: Console, ranks: RankWatch, config_path: Path | None, page: RunPage
-) -> CPTTrainer:
-    """The run, in an output folder into which no other one writes."""
+) -> tuple[CPTTrainer, Evaluation | None]:
+    """The run, in an output folder into which no other one writes, and what came of it."""
     training = configs.training
     output = Path(str(training.output_dir))
     is_main = training.process_index == 0
@@ -115,6 +121,11 @@ def _train_held(
         remove_plans(output / PLANS)  # also where machines do not share the folder
     with ranks.watched():
         first_rank_only(training, open_outputs)
+        if is_main:  # before anything is read, so that what fails then has its page
+            page.begin(
+                resumes=training.resume_from_checkpoint not in (None, False, "false"),
+                versions={**facts(), "processes": str(training.world_size)},
+            )
         trainer = _prepare_trainer(configs, console, ranks, page)
     dataset = trainer.train_dataset
     assert isinstance(dataset, CPTDataset)
@@ -133,18 +144,18 @@ def _train_held(
         write_json(output / "eval.json", evaluation.as_json(), "what was measured")
     if repo_id is not None:
         say(console, f"pushed to {push_run(configs, repo_id).url}", is_result=True)
-    if is_main:
-        _show_summary(trainer, configs, console, config_path, evaluation)
-    return trainer
+    return trainer, evaluation
 
 
 def _judge(trainer: CPTTrainer, configs: Configs, console: Console, ranks: RankWatch) -> Evaluation | None:
     """What came of a run, measured as ``vlcpt eval`` does while the model is there.
 
-    None where it is not to be measured at its end, and under ZeRO-3, where no rank holds the whole model.
+    None where nothing is to be measured in training or at its end, and under ZeRO-3, where no rank holds the
+    whole model.
     """
     training, sets = configs.training, trainer.eval_dataset
-    if not training.eval_on_end or not isinstance(sets, Mapping) or asked_stage(training) == 3:
+    is_wanted = training.eval_on_end or training.eval_strategy != IntervalStrategy.NO
+    if not is_wanted or not isinstance(sets, Mapping) or asked_stage(training) == 3:
         return None
     processor, model = trainer.processing_class, trainer.model
     assert isinstance(processor, ProcessorMixin) and model is not None
@@ -160,6 +171,7 @@ def _show_summary(
     console: Console,
     config_path: Path | None,
     evaluation: Evaluation | None,
+    resumed_at: int,
 ) -> None:
     """From where to where the run came, and what a person would do next."""
     summary = summarise(trainer.state.log_history)
@@ -167,14 +179,26 @@ def _show_summary(
     said = verdict_of_run(trainer.state.log_history, retention_names(configs.data))
     if said := evaluation.verdict if evaluation is not None else said:
         console.print(said, soft_wrap=not console.is_terminal)
-    time = f" in {duration(summary.seconds)}" if summary.seconds is not None else ""
     output = Path(str(configs.training.output_dir))
-    steps = f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time}"
-    say(console, f"{steps}. Its page: {output / PAGE}. Next:")
+    say(console, f"{_course(summary, resumed_at)}. Its page: {output / PAGE}. Next:")
     sets = configs.data.eval_data or configs.data.retention_data
     for line in next_commands(config_path, output, evaluates=bool(sets)):
         # A line to copy: unbroken, however narrow the terminal.
         console.print(Text(f"  {visible(line)}"), soft_wrap=True)
+
+
+def _course(summary: RunSummary, resumed_at: int) -> str:
+    """How many steps a run took, and in how long; its time is of the last start, so its steps are as well.
+
+    Example:
+        >>> _course(RunSummary(16, None, {}, 61.0), 0), _course(RunSummary(16, None, {}, 61.0), 12)
+        ('16 steps in 1 min 01 s', '12 + 4 steps, 1 min 01 s since the resume')
+    """
+    time = "" if summary.seconds is None else duration(summary.seconds)
+    if resumed_at:
+        new = summary.steps - resumed_at
+        return f"{resumed_at:,} + {new:,} step{'s' * (new != 1)}{time and f', {time} since the resume'}"
+    return f"{summary.steps:,} step{'s' * (summary.steps != 1)}{time and f' in {time}'}"
 
 
 def prepare_output(configs: Configs, config_path: Path | None = None) -> list[str]:
@@ -240,14 +264,10 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page:
     if is_main:
         write_file(output / "config.yaml", dump_config(configs, output), "the run's configuration")
         dataset.ledger.write(output)
-        page.begin(
-            resumes=training.resume_from_checkpoint not in (None, False, "false"),
-            versions={**facts(), "processes": str(training.world_size)},
-            **({"memory": {"said": chosen}} if chosen else {}),
-        )
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
         if chosen:
+            page.tell(memory={"said": chosen})
             say(console, chosen)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
