@@ -1,5 +1,6 @@
 """Tests of vlcpt/training/continuations.py: what is written is what plain ``generate`` writes."""
 
+from base64 import b64decode
 from io import BytesIO
 
 import pytest
@@ -65,6 +66,11 @@ def test_a_continuation_stands_beside_the_truth_and_what_came_before(model, tiny
     assert first["before"] == "[image]Fig. 1"
     assert first["truth"] == digits(20, 1)
     assert first["media"] == ["image given as bytes"]
+    (small,) = first["thumbnails"]
+    kind, code = small.split(",")
+    assert kind == "data:image/png;base64"
+    with Image.open(BytesIO(b64decode(code))) as picture, Image.open(BytesIO(png(1))) as own:
+        assert picture.convert("RGB").tobytes() == own.convert("RGB").tobytes()
     assert first["source"] == "rows:2"
 
 
@@ -104,6 +110,21 @@ def test_a_document_that_cannot_be_read_is_passed_over(model, tiny_processor, tm
     (found,) = continue_documents(model, dataset, tiny_processor, 1, EvalOptions())
 
     assert found["media"] == ["1.png"]
+
+
+def test_only_the_last_pictures_are_shown_and_one_that_cannot_be_decoded_is_none(tiny_processor, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    images = '["0.png", "1.png", "2.png"]'
+    line = f'{{"text": "{"<image>" * 3}<trainable_text>1</trainable_text>", "images": {images}}}\n'
+    (tmp_path / "rows.jsonl").write_text(line)
+    documents = CPTDataset(tmp_path / "rows.jsonl", tiny_processor, max_length=64).documents
+    opening = documents.opening(0)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+
+    found = documents.pictures(opening, 2, 160)
+
+    assert [one[:15] for one in found] == ["", "data:image/png;"]
 
 
 def test_the_models_mode_is_left_as_it_was(make_tiny_model, tiny_processor):

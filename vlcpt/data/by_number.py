@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
 
-from vlcpt.data.documents import Document, Medium
+from vlcpt.data.documents import Document
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream, scaled_sample
+from vlcpt.data.encode.vision import PlacedMedium
+from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.thumbnails import data_uri, thumbnails
 from vlcpt.data.plan.plan import Plan
 from vlcpt.data.sources import DocumentSource
 
@@ -25,7 +29,7 @@ class Opening(NamedTuple):
 
     document: Document
     sample: Sample
-    media: tuple[Medium, ...]
+    media: tuple[PlacedMedium, ...]
     truth: np.ndarray
 
 
@@ -87,6 +91,29 @@ class Documents(Sequence[Document]):
         first = int((labels >= 0).argmax())
         truth = labels[first:][np.logical_and.accumulate(labels[first:] >= 0)]
         stop = start + int(line["repeated"]) + first
-        media = (one.medium for one in stream.media if start <= one.start and one.stop <= stop)
+        media = (one for one in stream.media if start <= one.start and one.stop <= stop)
         sample = self._encoder.sample(document, stream, start, stop)
         return Opening(document, scaled_sample(sample, self._encoder.vision.scales), tuple(media), truth)
+
+    def pictures(self, opening: Opening, most: int, side: int) -> list[str]:
+        """Small pictures of the last images and videos of an opening, as addresses that hold them.
+
+        Args:
+            most: Of how many, at most: one picture each, of a video a frame in its middle.
+            side: Pixels of the longer side, at most.
+
+        Returns:
+            In order, with an empty text for one that cannot be decoded.
+        """
+        root = opening.document.media_root
+        return [
+            self._picture(one, None if root is None else Path(root), side) for one in opening.media[-most:]
+        ]
+
+    def _picture(self, placed: PlacedMedium, root: Path | None, side: int) -> str:
+        limits = self._encoder.options.limits
+        try:
+            small = thumbnails(placed.medium, placed.clip, media_root=root, limits=limits, side=side)
+        except (MediaError, OSError):  # a picture is for people only
+            return ""
+        return data_uri(small[len(small) // 2])

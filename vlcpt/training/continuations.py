@@ -19,18 +19,22 @@ from vlcpt.training.step import sent
 MOST_TOKENS = 128  # of a continuation
 _FEWEST_TOKENS = 16  # even where the truth is shorter
 _SHOWN = 300  # characters of what comes before
+_PICTURES = 3  # of a continuation: eval.json holds them
+_SIDE = 160  # pixels
 
 
 class Continuation(TypedDict):
     """A document continued: what came before, what the model wrote, what the document says.
 
     ``media`` are its images and videos up to there, as the row names them; ``before`` has ``[image]`` and
-    ``[video]`` where they stand, and only its end.
+    ``[video]`` where they stand, and only its end. ``thumbnails`` are small pictures of the last of
+    ``media``, as ``data:`` addresses in their order; empty of one that cannot be decoded.
     """
 
     document: str
     source: str
     media: list[str]
+    thumbnails: list[str]
     before: str
     continuation: str
     truth: str
@@ -65,7 +69,8 @@ def continue_documents(
             most = min(max(len(opening.truth), _FEWEST_TOKENS), MOST_TOKENS)
             written = _continued(model, collator, opening, most, device, processor.tokenizer)
             truth = opening.truth[:MOST_TOKENS].tolist()
-            found.append(_as_text(opening, written, truth, processor.tokenizer))
+            pictures = dataset.documents.pictures(opening, _PICTURES, _SIDE)
+            found.append(_as_text(opening, pictures, written, truth, processor.tokenizer))
     return found
 
 
@@ -104,7 +109,11 @@ def _continued(
 
 
 def _as_text(
-    opening: Opening, written: list[int], truth: list[int], tokenizer: PreTrainedTokenizerFast
+    opening: Opening,
+    pictures: list[str],
+    written: list[int],
+    truth: list[int],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> Continuation:
     names = {tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>"): f"[{kind}]" for kind in ("image", "video")}
     before = "".join(
@@ -118,7 +127,8 @@ def _as_text(
     return Continuation(
         document=document.name,
         source=str(document.source or ""),
-        media=[str(one) for one in opening.media],
+        media=[str(one.medium) for one in opening.media],
+        thumbnails=pictures,
         before=shown,
         continuation=_decoded(written, tokenizer),
         truth=_decoded(truth, tokenizer),

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from tests.browser import hostile_texts
-from vlcpt.report.pages.run import run_page
+from vlcpt.report.pages.run import picture_of, run_page
 
 LEDGER = {
     "documents": {"read": 10, "used": 8, "dropped": {"medium": 2}},
@@ -175,6 +175,35 @@ def test_the_verdict_is_that_of_vlcpt_eval_and_continued_documents_are_shown(tmp
     assert "<dt>model</dt><dd><b>a pump</b></dd><dt>truth</dt><dd>a valve</dd>" in page
 
 
+def test_a_sample_has_its_pictures_and_the_names_of_what_has_none(tmp_path):
+    folder = write(tmp_path / "run")
+    small = ["", "data:image/png;base64,iVBORw=="]
+    sample = {"document": "a.jsonl:1", "media": ["1.png", "2.png", "3.png"], "thumbnails": small}
+    (folder / "eval.json").write_text(json.dumps({"samples": {"new": [sample]}}))
+
+    page = run_page(folder)
+
+    figure = f'<figure><img src="{small[1]}" alt=""><figcaption class="note">3.png</figcaption></figure>'
+    assert re.findall("<figure><img.*</figure>", page) == [figure]
+    assert "a.jsonl:1 · 1.png · 2.png</p>" in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/a.png",
+        "data:text/html;base64,PGI+",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+        'data:image/png;base64,AA==" onerror="window.hacked = 1',
+        "data:image/png;base64,AA==\n",
+        " data:image/png;base64,AA==",
+        "data:image/png;base64," + "A" * 300_000,
+    ],
+)
+def test_what_is_no_small_picture_is_not_shown(text):
+    assert picture_of(text) == ""
+
+
 def test_without_vlcpt_eval_the_verdict_is_that_of_the_runs_own_evaluations(whole):
     _, page = whole
 
@@ -200,7 +229,9 @@ def test_hostile_names_run_nothing_and_load_nothing(tmp_path, browser, listener)
         command=" ".join(texts),
         versions=dict(zip(texts, texts, strict=True)),
         towers=[{"tower": text, "how": text, "dtype": text} for text in texts],
-        samples={text: [{"document": text, "before": text, "continuation": text}] for text in texts},
+        samples={
+            text: [{"document": text, "before": text, "media": texts, "thumbnails": texts}] for text in texts
+        },
     )
     result = {"loss": 1.0, "blank_images_loss": 2.0}
     (folder / "eval.json").write_text(json.dumps({"sets": dict.fromkeys(texts, result)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ PHASES = {
 }
 _KINDS = ("targets", "context", "media", "special", "trimmed", "not_drawn", "dropped")
 _MOST = 200  # rows of a table of evaluations
+# Of pictures in eval.json, which may come from elsewhere: raster images only, as `vlcpt eval` writes them.
+_PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{1,200000}={0,2}")
 
 
 def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
@@ -460,12 +463,37 @@ def yaml_text(value: object) -> str:
 def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, object]]]]:
     """By set, documents that the model continued, beside what they say."""
     found = run.evaluation.get("samples") or run.facts.get("samples")
-    keys = ("document", "before", "continuation", "truth")
     return [
-        (str(name), [{key: text_of(one.get(key)) for key in keys} for one in given if isinstance(one, dict)])
+        (str(name), [_sample(one) for one in given if isinstance(one, dict)])
         for name, given in (found.items() if isinstance(found, dict) else ())
         if isinstance(given, list)
     ]
+
+
+def _sample(one: Mapping[str, object]) -> dict[str, object]:
+    """A continued document, its images and videos as pairs of a picture, which may be empty, with a name."""
+    texts: dict[str, object] = {
+        key: text_of(one.get(key)) for key in ("document", "before", "continuation", "truth")
+    }
+    names, small = _list_of_texts(one.get("media")), _list_of_texts(one.get("thumbnails"))
+    small = [picture_of(text) for text in small[: len(names)]]  # of the last names: the others have none
+    return texts | {"media": [*zip([""] * (len(names) - len(small)) + small, names, strict=True)]}
+
+
+def _list_of_texts(value: object) -> list[str]:
+    return [text_of(one) for one in value] if isinstance(value, list) else []
+
+
+def picture_of(text: str) -> str:
+    """An address that holds a picture; nothing of any other text.
+
+    Example:
+        >>> picture_of("data:image/png;base64,iVBORw==")
+        'data:image/png;base64,iVBORw=='
+        >>> picture_of("https://example.org/a.png"), picture_of("data:image/svg+xml;base64,iVBORw==")
+        ('', '')
+    """
+    return text if _PICTURE.fullmatch(text) else ""
 
 
 def text_of(value: object) -> str:
