@@ -106,8 +106,9 @@ def test_a_run_is_judged_by_its_evaluations_before_step_1_and_at_its_end():
 
     learnt, kept, *_ = verdict_of_run(log, ["old"]).sentences
 
-    assert learnt.text.startswith("new: learnt. The loss is 2.000, 4.000 less than before;")
-    assert kept.text.startswith("old: forgotten. The loss is 1.500, 0.500 more than before;")
+    assert learnt.text.startswith("new: the loss fell by 4.000 to 2.000 (no interval was measured);")
+    assert kept.text.startswith("old: the loss rose by 0.500 to 1.500 (no interval was measured);")
+    assert learnt.is_good is kept.is_good is None
     assert verdict_of_run(log[3:]) is None  # nobody measured before step 1
 
 
@@ -131,8 +132,52 @@ def test_few_documents_are_said_to_be_few():
 
     found = said({"held": few})
 
-    assert "(too few documents for an interval)" in found["learnt"][0]
+    assert found["learnt"] == [
+        "held: the loss fell by 0.500 to 1.000; too few documents to tell it from chance; "
+        "perplexity 4.48 → 2.72."
+    ]
     assert found["change"] == ["held: too few documents to be sure. Measure 100 or more."]
+
+
+def test_few_documents_get_no_check_and_no_fault():
+    """Whatever the numbers: of images, too, and of what was kept."""
+    few = {**numbers(base=1.058, shuffled=-0.786, blank=-0.5), "documents": 3}
+    few["intervals"] = dict.fromkeys(few["intervals"])
+
+    found = verdict({"held": few, "old": few}, ["old"]).sentences
+
+    assert [one.is_good for one in found] == [None] * len(found)
+    assert "whether your text needs its images cannot be told" in found[1].text
+    assert "old: the loss fell by 0.058 to 1.000; too few documents to tell it from chance" in found[2].text
+
+
+def test_kept_is_said_only_where_the_interval_allows_little_forgetting():
+    wide = {"loss": 4.0, "base_loss": 6.415, "documents": 6, "intervals": {"learnt": [-0.610, 17.858]}}
+
+    kept, change = verdict({"old": wide}, ["old"]).sentences
+
+    assert kept.text.startswith(
+        "old: whether it was kept cannot be told: too few documents. The loss is 4.000"
+    )
+    assert "a change of -2.415 (95% interval -17.858 to 0.610)" in kept.text
+    assert kept.is_good is None
+    assert change.text == "old: too few documents to be sure. Measure 100 or more."
+
+
+def test_a_wide_interval_says_neither_that_images_are_needed_nor_that_they_are_not():
+    wide = numbers(base=1.5, shuffled=1.5, blank=1.5, width=2.0)
+
+    learnt, images, change = verdict({"held": {**wide, "documents": 512}}).sentences
+
+    assert learnt.is_good is images.is_good is None
+    assert "Measure more of them (eval_max_documents)" in change.text
+
+
+def test_an_image_of_another_document_that_serves_as_well_gets_its_own_advice():
+    (change,) = said({"held": numbers(base=2.0, shuffled=1.0, blank=2.0)})["change"]
+
+    assert change.startswith("held: another document's image serves as well")
+    assert "--reliance" not in change
 
 
 def test_a_file_gets_each_sentence_as_one_line():
@@ -151,7 +196,7 @@ def test_losses_without_intervals_are_spoken_of_without_them():
     found = said({"held": {"loss": 1.0, "base_loss": 1.5}})
 
     assert found["learnt"] == [
-        "held: learnt. The loss is 1.000, 0.500 less than before; perplexity 4.48 → 2.72."
+        "held: the loss fell by 0.500 to 1.000 (no interval was measured); perplexity 4.48 → 2.72."
     ]
     assert found["change"] == ["Nothing that was measured asks for a change."]
 

@@ -30,7 +30,7 @@ _CONTEXT = ("", "dim")
 # What its image gives a target: nats below which, its style, and what the legend calls it. From weak to
 # strong also without a sense of colour.
 _NATS = (
-    (-0.05, "black on plum2", "below −0.05"),
+    (-0.05, "black on plum2", "below -0.05"),
     (0.05, "underline", "none"),
     (0.25, "black on light_goldenrod2", "to 0.25"),
     (1.0, "black on gold1", "to 1"),

@@ -17,6 +17,8 @@ from vlcpt.report.screen import Sheet, visible
 # Nats per target below which a difference is called none, however sure it is.
 SMALL = 0.01
 _FORGOTTEN = 0.05  # and above which more than a little is forgotten: perplexity is 5% higher
+_LARGE = 0.1  # and above which "none" may not be said: a target with so much needs its image
+_MANY = 100  # documents: with so many most intervals are narrow enough
 # Of differences to `loss`: name of the interval, key of the other loss, and what it says.
 DIFFERENCES = {
     "learnt": ("base_loss", "less than before training"),
@@ -35,12 +37,17 @@ _LOST = (
     "Old knowledge was lost: raise replay_share (with replay_data of what is to be kept), or lower "
     "learning_rate."
 )
+_ANY_IMAGE = (
+    "another document's image serves as well: the text says that there is a picture, not what is in it. Mark "
+    "as trainable what only this picture shows, and check that each document has its own images."
+)
 _NEEDLESS = (
     "see with `vlcpt inspect CONFIG --reliance CHECKPOINT` which tokens need the picture. Mark with "
     "<trainable_text> what only the picture shows, and leave as context what follows from the text; check "
     "that each document has its own images."
 )
 Kind = Literal["learnt", "images", "kept", "change"]
+Need = Literal["own", "any", "none", "untold"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,27 @@ class Difference:
     @property
     def is_none(self) -> bool:
         """Whether it may be nothing: the interval reaches 0, or what is sure is small."""
-        if self.low is None or self.high is None:
-            return abs(self.value) <= SMALL
-        return self.low <= SMALL and self.high >= -SMALL
+        low, high = self.bounds
+        return low <= SMALL and high >= -SMALL
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval."""
+        return self.low is not None and self.high is not None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What it may be, at least and at most; the value itself where nobody looked for an interval.
+
+        With too few documents for an interval it may be anything.
+        """
+        if self.low is not None and self.high is not None:
+            return self.low, self.high
+        return (-math.inf, math.inf) if self.why else (self.value, self.value)
+
+    def is_below(self, bound: float) -> bool:
+        """Whether all that it may be is at most ``bound``."""
+        return self.bounds[1] <= bound
 
     def __neg__(self) -> Difference:
         return Difference(
@@ -90,7 +115,7 @@ class Difference:
 
 def _nats(value: float) -> str:
     """Three digits after the point, and no zero with a sign."""
-    return f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
+    return f"{value:.3f}".replace("-0.000", "0.000")
 
 
 @dataclass(frozen=True)
@@ -185,7 +210,7 @@ def verdict_of_run(log: Iterable[Mapping[str, object]], retention: Collection[st
     Example:
         >>> log = [{"step": 0, "eval_new_loss": 6.0}, {"step": 9, "eval_new_loss": 2.0}]
         >>> print(str(verdict_of_run(log)).splitlines()[0])
-        new: learnt. The loss is 2.000, 4.000 less than before; perplexity 403 → 7.39.
+        new: the loss fell by 4.000 to 2.000 (no interval was measured); perplexity 403 → 7.39.
     """
     before: dict[str, float] = {}
     after: dict[str, float] = {}
@@ -236,10 +261,13 @@ def _learnt(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     numbers = f"perplexity {_perplexity(loss + found.value)} → {_perplexity(loss)}"
     if found.value == 0 and found.low in (None, 0) and found.high in (None, 0):
         return Sentence("learnt", f"{name}: exactly what the base gives, loss {_nats(loss)}.", False)
+    if not found.has_interval:
+        return Sentence("learnt", f"{name}: {_moved(found, loss)}; {numbers}.")
     if found.is_none:
         words = f"nothing learnt that can be told from chance. The loss is {_nats(loss)}"
         change = f"{_nats(found.value)} less than before{found.interval}"
-        return Sentence("learnt", f"{name}: {words}, {change}; {numbers}.", False)
+        is_good = False if found.is_below(_LARGE) else None
+        return Sentence("learnt", f"{name}: {words}, {change}; {numbers}.", is_good)
     if found.value < 0:
         text = f"{name}: worse than before. The loss is {_nats(loss)}, {_nats(-found.value)} more"
         return Sentence("learnt", f"{text}{(-found).interval}; {numbers}.", False)
@@ -257,15 +285,39 @@ def _images(name: str, result: Mapping[str, object]) -> list[Sentence]:
     if blank is not None:
         parts.append(f"a blank one {blank}" if parts else f"a blank image costs {blank}")
     numbers = f"{', '.join(parts)} nats a target."
+    words = {
+        "own": ("read from its images", True),
+        "any": ("your text needs some image, but not its own", False),
+        "none": ("your text does not need its images", False),
+        "untold": ("whether your text needs its images cannot be told with so few documents", None),
+    }
+    if (need := _need(result)) is None:
+        return [Sentence("images", f"{name}: {numbers.removesuffix('.')} (no interval was measured).")]
+    text, is_good = words[need]
+    return [Sentence("images", f"{name}: {text}: {numbers}", is_good)]
+
+
+def _need(result: Mapping[str, object]) -> Need | None:
+    """Which image the text needs, as far as intervals show it; None where nobody looked for one."""
+    shuffled, blank = difference(result, "shuffled"), difference(result, "blank")
     # Another document's image is as good an image, so that one alone shows whether this one is read.
     decisive = shuffled if shuffled is not None else blank
-    assert decisive is not None
+    if decisive is None or not (decisive.has_interval or decisive.why):
+        return None
     if not decisive.is_none and decisive.value > 0:
-        return [Sentence("images", f"{name}: read from its images: {numbers}", True)]
+        return "own"
+    if not decisive.is_below(_LARGE):
+        return "untold"
     if blank is not None and not blank.is_none and blank.value > 0:
-        text = f"{name}: your text needs some image, but not its own: {numbers}"
-        return [Sentence("images", text, False)]
-    return [Sentence("images", f"{name}: your text does not need its images: {numbers}", False)]
+        return "any"
+    return "none" if blank is None or blank.is_below(_LARGE) else "untold"
+
+
+def _moved(found: Difference, loss: float) -> str:
+    """How a loss changed, where no interval says how sure that is."""
+    way = "fell" if found.value >= 0 else "rose"
+    sure = "; too few documents to tell it from chance" if found.why else " (no interval was measured)"
+    return f"the loss {way} by {_nats(abs(found.value))} to {_nats(loss)}{sure}"
 
 
 def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
@@ -277,14 +329,16 @@ def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
         return Sentence("kept", whole)
     lost = -learnt
     change = math.expm1(min(lost.value, 700))
-    numbers = f"perplexity {_perplexity(loss - lost.value)} → {_perplexity(loss)}, {change:+.1%}".replace(
-        "-", "−"
-    )
+    numbers = f"perplexity {_perplexity(loss - lost.value)} → {_perplexity(loss)}, {change:+.1%}"
     if lost.value == 0 and lost.low in (None, 0) and lost.high in (None, 0):
         return Sentence("kept", f"{name}: exactly what the base gives, loss {_nats(loss)}.", True)
+    if not lost.has_interval:
+        return Sentence("kept", f"{name}: {_moved(learnt, loss)}; {numbers}.")
     if lost.is_none:
-        words = f"kept. The loss is {_nats(loss)}, a change of {_nats(lost.value)}"
-        return Sentence("kept", f"{name}: {words}{lost.interval}; {numbers}.", True)
+        is_kept = lost.is_below(_FORGOTTEN)
+        words = "kept" if is_kept else "whether it was kept cannot be told: too few documents"
+        text = f"{name}: {words}. The loss is {_nats(loss)}, a change of {_nats(lost.value)}"
+        return Sentence("kept", f"{text}{lost.interval}; {numbers}.", True if is_kept else None)
     if lost.value < 0:
         words = f"better than before. The loss is {_nats(loss)}, {_nats(-lost.value)} less"
         return Sentence("kept", f"{name}: {words}{learnt.interval}; {numbers}.", True)
@@ -300,23 +354,38 @@ def _changes(results: Mapping[str, Mapping[str, object]], retention: Collection[
     lost = [
         -found for name in retention if (found := difference(results.get(name, {}), "learnt")) is not None
     ]
-    needless = [name for name, one in held.items() for found in _images(name, one) if found.is_good is False]
-    few = [name for name, one in results.items() if _is_few(one)]
+    needs = {name: _need(one) for name, one in held.items()}
+    needless, any_image = ([name for name, one in needs.items() if one == kind] for kind in ("none", "any"))
+    unsure = [name for name, one in results.items() if _is_unsure(one, name in retention)]
+    few = [name for name in unsure if (_number(results[name], "documents") or 0) < _MANY]
+    many = [name for name in unsure if name not in few]
     asked = {
         _WORSE: any(not one.is_none and one.value < 0 for one in learnt),
-        _NOTHING: any(one.is_none for one in learnt),
+        _NOTHING: any(one.is_none and one.is_below(_LARGE) for one in learnt),
         _LOST: any(not one.is_none and one.value > 0 for one in lost),
         f"{', '.join(needless)}: {_NEEDLESS}": bool(needless),
-        f"{', '.join(few)}: too few documents to be sure. Measure 100 or more.": bool(few),
+        f"{', '.join(any_image)}: {_ANY_IMAGE}": bool(any_image),
+        f"{', '.join(few)}: too few documents to be sure. Measure {_MANY} or more.": bool(few),
+        f"{', '.join(many)}: too few documents to be sure. Measure more of them (eval_max_documents).": bool(
+            many
+        ),
     }
     yield from (text for text, applies in asked.items() if applies)
     if not any(asked.values()) and (learnt or lost):
         yield "Nothing that was measured asks for a change."
 
 
-def _is_few(result: Mapping[str, object]) -> bool:
+def _is_unsure(result: Mapping[str, object], is_retention: bool) -> bool:
+    """Whether more documents would say more."""
     intervals = result.get("intervals")
-    return isinstance(intervals, Mapping) and intervals.get("loss") is None
+    if isinstance(intervals, Mapping) and "loss" in intervals and intervals["loss"] is None:
+        return True
+    if not is_retention and _need(result) == "untold":
+        return True
+    learnt = difference(result, "learnt")
+    if learnt is None or not learnt.is_none:
+        return False
+    return not ((-learnt).is_below(_FORGOTTEN) if is_retention else learnt.is_below(_LARGE))
 
 
 def _table(results: Mapping[str, Mapping[str, object]]) -> Sheet | None:

@@ -358,7 +358,7 @@ def reliance(
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{value:+.3f}"
 
 
 def _range(low: float | None, high: float | None) -> str:
