@@ -305,3 +305,10 @@ def test_pixels_reach_the_model_as_the_processor_makes_them_whether_sent_as_byte
     wanted = tiny_processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     assert collated[0]["pixel_values"].dtype == (torch.uint8 if as_bytes else torch.float32)
     assert torch.equal(seen[0], wanted)
+
+
+def test_no_memory_is_pinned_where_there_is_no_accelerator(tiny_model, tiny_processor, dataset, tmp_path):
+    trainer = make_trainer(tiny_model, dataset, tiny_processor, tmp_path)
+
+    assert CPTConfig(output_dir=str(tmp_path)).dataloader_pin_memory  # as config.yaml repeats it
+    assert not trainer.get_train_dataloader().pin_memory
