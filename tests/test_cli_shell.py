@@ -179,4 +179,5 @@ def test_stderr_of_a_run_from_the_start_of_python_on_has_our_lines_only(project:
         )
         strange = [line for line in done.stderr.splitlines() if not line.startswith("vlcpt: ")]
         assert strange == []
-        assert done.stdout.splitlines()[-1] in ("merged into merged", "  vlcpt push out OWNER/NAME --dry-run")
+        pushed = "  vlcpt push out-merged OWNER/NAME --run out --dry-run"  # the base is a folder
+        assert done.stdout.splitlines()[-1] in ("merged into merged", pushed)

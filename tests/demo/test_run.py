@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vlcpt.cli import app
+from vlcpt.config.yaml import load_config
+from vlcpt.demo.run import copy_inputs, own_commands
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_the_demo_writes_the_standard_folder_and_shows_what_to_type_next(demo: P
     } <= written
     assert "adapter_model.safetensors" in written
     assert "another document's" in shown and "documents," in shown
-    assert "vlcpt train my.yaml" in shown
+    assert "vlcpt train vlcpt-demo/inputs/my.yaml" in shown
 
 
 @pytest.mark.slow
@@ -95,3 +99,16 @@ def test_a_filled_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "is not empty" in result.output and "--overwrite" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_closing_commands_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inputs = copy_inputs(Path("the demo"), overwrite=False).parent
+    _, copy, check, inspect, train = map(shlex.split, own_commands(inputs))
+
+    assert copy[0] == "cp"
+    shutil.copy(*copy[1:])
+    for command in (check, inspect):
+        result = CliRunner().invoke(app, command[1:])
+        assert result.exit_code == 0, result.output
+    assert load_config(Path(train[2])).training.output_dir == "the demo/my-run"  # and not the demo's own

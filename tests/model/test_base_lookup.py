@@ -61,10 +61,12 @@ def test_without_a_network_an_unknown_id_is_one_message_within_a_second(naps, no
     no_network()
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(ConfigError, match=r"nowhere/nothing: no such folder, and no .* of this id"),
+        pytest.raises(ConfigError, match=r"nowhere/nothing: no such folder, and no .* of this id") as refused,
     ):
         look("nowhere/nothing")
 
+    assert "The Hub cannot be reached: " in str(refused.value)
+    assert "HF_ENDPOINT" in str(refused.value) and "spelling" not in str(refused.value)
     assert sum(naps) <= 1
     assert not caplog.records
 

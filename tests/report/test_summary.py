@@ -48,3 +48,23 @@ def test_commands_are_as_one_would_type_them():
 
 def test_without_anything_to_measure_no_evaluation_is_proposed():
     assert len(next_commands(None, Path("out"), evaluates=False)) == 2
+
+
+def test_what_the_run_has_measured_is_not_proposed_again():
+    evaluate, *_ = next_commands(Path("my.yaml"), Path("out"), evaluates=True, is_judged=True)
+
+    assert evaluate == "vlcpt eval my.yaml --checkpoint out --samples 5 --tokens tokens.html"
+
+
+def test_an_adapter_whose_base_nobody_else_has_is_pushed_merged():
+    _, merge, push = next_commands(Path("my.yaml"), Path("out"), evaluates=True, merges_first=True)
+
+    assert merge == "vlcpt merge out out-merged"
+    assert push == "vlcpt push out-merged OWNER/NAME --run out --dry-run"
+
+
+def test_the_table_says_what_training_from_is():
+    caption = "training: mean of the first and the last lines of the log"
+
+    assert summary_table(summarise(LOG)).caption == caption
+    assert not summary_table(summarise([])).caption

@@ -305,3 +305,12 @@ def test_pixels_reach_the_model_as_the_processor_makes_them_whether_sent_as_byte
     wanted = tiny_processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     assert collated[0]["pixel_values"].dtype == (torch.uint8 if as_bytes else torch.float32)
     assert torch.equal(seen[0], wanted)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="of a machine without an accelerator")
+def test_no_memory_is_pinned_where_there_is_no_accelerator(tiny_model, tiny_processor, dataset, tmp_path):
+    args = CPTConfig(output_dir=str(tmp_path), report_to="none", packing=False, dataloader_num_workers=0)
+    assert args.dataloader_pin_memory  # what config.yaml repeats on another machine
+    trainer = CPTTrainer(tiny_model, args, train_dataset=dataset, processing_class=tiny_processor)
+
+    assert not trainer.get_train_dataloader().pin_memory

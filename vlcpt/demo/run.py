@@ -52,7 +52,7 @@ def _run_demo(output_dir: Path, console: Console, *, overwrite: bool) -> None:
         "of its targets are replayed from the old one.\n"
     )
     quiet_libraries()
-    configs = load_config(config, ["--overwrite"])
+    configs = load_config(config, ["--overwrite", "--output_dir", str(output_dir)])
     processor = load_processor(configs.model.model_name_or_path)
     sets = RunData(configs, processor).evaluations()
     # As training computes, before it and after.
@@ -93,17 +93,19 @@ def own_commands(inputs: Path) -> list[str]:
     Example:
         >>> print("\\n".join(own_commands(Path("vlcpt-demo/inputs"))))
         head -n 3 vlcpt-demo/inputs/data/new_train.jsonl
-        cp vlcpt-demo/inputs/demo.yaml my.yaml
-        vlcpt check my.yaml
-        vlcpt inspect my.yaml --rows 0:3
-        vlcpt train my.yaml
+        cp vlcpt-demo/inputs/demo.yaml vlcpt-demo/inputs/my.yaml
+        vlcpt check vlcpt-demo/inputs/my.yaml
+        vlcpt inspect vlcpt-demo/inputs/my.yaml --rows 0:3
+        vlcpt train vlcpt-demo/inputs/my.yaml
     """
+    # Beside the demo's own, because the paths in it start at its folder.
+    copy = shlex.quote(str(inputs / "my.yaml"))
     return [
         f"head -n 3 {shlex.quote(str(inputs / 'data' / 'new_train.jsonl'))}",
-        f"cp {shlex.quote(str(inputs / 'demo.yaml'))} my.yaml",
-        "vlcpt check my.yaml",
-        "vlcpt inspect my.yaml --rows 0:3",
-        "vlcpt train my.yaml",
+        f"cp {shlex.quote(str(inputs / 'demo.yaml'))} {copy}",
+        f"vlcpt check {copy}",
+        f"vlcpt inspect {copy} --rows 0:3",
+        f"vlcpt train {copy}",
     ]
 
 

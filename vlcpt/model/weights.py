@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -251,6 +251,11 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
     if Path(name_or_path).is_dir():
         held = ", ".join(sorted(p.name for p in Path(name_or_path).iterdir())[:8]) or "nothing"
         return f"{name_or_path}: no {what} could be loaded from this folder, which holds {held}. {reason}"
+    if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):  # it did not answer
+        return (
+            f"{name_or_path}: no such folder, and no {what} of this id is on this machine. The Hub cannot be "
+            f"reached: {reason.rstrip('.')}. Set HF_ENDPOINT to a mirror, or download the model into a folder."
+        )
     return (
         f"{name_or_path}: no such folder, and no {what} of this id was found on the Hub. "
         f"Check the spelling, and for a private or gated one log in with `hf auth login`. {reason}"

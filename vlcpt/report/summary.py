@@ -67,16 +67,21 @@ def summary_table(summary: RunSummary) -> Sheet:
         (name, [f"{first:.4f}", f"{last:.4f}", f"{last - first:+.4f}"])
         for name, (first, last) in {**pairs, **summary.sets}.items()
     ]
-    return Sheet("loss, nats per target", ["from", "to", "change"], rows)
+    caption = "training: mean of the first and the last lines of the log" if summary.loss else ""
+    return Sheet("loss, nats per target", ["from", "to", "change"], rows, caption)
 
 
-def next_commands(config: Path | None, output: Path, *, evaluates: bool) -> Sequence[str]:
+def next_commands(
+    config: Path | None, output: Path, *, evaluates: bool, is_judged: bool = False, merges_first: bool = False
+) -> Sequence[str]:
     """What a person would type next, as typed.
 
     Args:
         config: The file that is the run's configuration alone; by default the resolved one in its folder.
         output: The run's folder.
         evaluates: Whether there is something to measure.
+        is_judged: Whether the run has written ``eval.json`` itself.
+        merges_first: Whether only a merged model can be pushed: an adapter whose base is a folder.
 
     Example:
         >>> for line in next_commands(Path("my.yaml"), Path("runs/manuals"), evaluates=True):
@@ -90,8 +95,13 @@ def next_commands(config: Path | None, output: Path, *, evaluates: bool) -> Sequ
     merged = shlex.quote(f"{output}-merged")
     settings = config or output / "config.yaml"
     found = [f"vlcpt eval {shlex.quote(str(settings))} --checkpoint {run} --output {evaluation}"]
+    if is_judged:  # the same again would say nothing new
+        found = [
+            f"vlcpt eval {shlex.quote(str(settings))} --checkpoint {run} --samples 5 --tokens tokens.html"
+        ]
+    pushed = f"{merged} OWNER/NAME --run {run}" if merges_first else f"{run} OWNER/NAME"
     return [
         *(found if evaluates else []),
         f"vlcpt merge {run} {merged}",
-        f"vlcpt push {run} OWNER/NAME --dry-run",
+        f"vlcpt push {pushed} --dry-run",
     ]

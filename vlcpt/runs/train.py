@@ -182,7 +182,12 @@ def _show_summary(
     output = Path(str(configs.training.output_dir))
     say(console, f"{_course(summary, resumed_at)}. Its page: {output / PAGE}. Next:")
     sets = configs.data.eval_data or configs.data.retention_data
-    for line in next_commands(config_path, output, evaluates=bool(sets)):
+    # Nobody else has a base that is a folder.
+    merges = configs.model.tuning != "full" and Path(configs.model.model_name_or_path).is_dir()
+    judged = evaluation is not None
+    for line in next_commands(
+        config_path, output, evaluates=bool(sets), is_judged=judged, merges_first=merges
+    ):
         # A line to copy: unbroken, however narrow the terminal.
         console.print(Text(f"  {visible(line)}"), soft_wrap=True)
 

@@ -88,6 +88,7 @@ class CPTTrainer(Trainer):
     ) -> None:
         if eval_dataset is None and args.chooses_evaluation:
             args.eval_on_start = args.eval_on_end = False
+        args.dataloader_pin_memory &= args.device.type != "cpu"  # torch would warn for each loader
         check_run(model, args)
         require_packs(args, train_dataset)
         if data_collator is None:
