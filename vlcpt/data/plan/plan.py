@@ -261,7 +261,13 @@ def make_plan(
         scans.append(scan)
     if cache_dir is not None:
         remove_old(cache_dir, files)
-    _check_any(ledger, scans, train)
+    try:
+        _check_any(ledger, scans, train)
+    except BadDataError:
+        for source, scan in zip(sources, scans, strict=True):  # of what could be used, nothing is drawn
+            enter_used(ledger.sources[source.name], scan.lines, np.zeros(len(scan.lines), np.int32))
+        ledger.check()
+        raise
     times = _times(scans, train, replay_share, seed, max_documents)
     for source, scan, often in zip(sources, scans, times, strict=True):
         enter_used(ledger.sources[source.name], scan.lines, often)
