@@ -53,7 +53,7 @@ def test_a_page_has_a_hundred_rows_unless_asked_for_others(tmp_path: Path) -> No
 def test_rows_that_fail_are_on_the_page_with_their_error(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(png(1)[:200])
     rows = [
-        {"text": "<trainable_text>"},
+        {"id": "open", "text": "<trainable_text>"},
         {"id": "missing", "text": "<image>", "images": ["none.png"]},
         {"id": "cut", "text": "<image>seen", "images": ["cut.png"]},
         {"id": "fine", "text": "seen"},
@@ -62,6 +62,7 @@ def test_rows_that_fail_are_on_the_page_with_their_error(tmp_path: Path) -> None
     text, _ = page(tmp_path, rows)
     first, missing, cut, fine, none = data(text, "documents")
 
+    assert first["name"] == "open" and first["place"].endswith("train.jsonl:1")
     assert "is not closed" in first["error"]["text"] and first["error"]["stops"]
     assert missing["name"] == "missing" and "none.png" in missing["error"]["text"]
     assert "cannot be decoded" in cut["media"][0]["error"]

@@ -97,9 +97,9 @@ def check_run(
         show_unread(one, console)
     for name, one in {"the training data": ledger, **held_out}.items():
         _show_problems(name, one, console)
-    console.print()
     foreseen = speed = None
     if dataset is not None:
+        console.print()
         foreseen = _show_plan(configs, dataset, model, towers, processor, devices, console)
         if machine is not None:
             speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)

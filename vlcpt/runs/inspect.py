@@ -111,7 +111,8 @@ class _Rows:
         except DocumentError as error:
             is_dropped = error.kind == "overlong" and data.on_overlong == "drop"
             stops = not is_dropped and (data.on_bad_data == "error" or error.kind == "overlong")
-            name = name if document is None else document.name
+            known = error.id if error.source is None else error.source.id
+            name = (known or name) if document is None else document.name
             return Inspected(name, document, stream, [], error, stops)
         return Inspected(document.name, document, stream, parts)
 

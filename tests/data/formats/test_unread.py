@@ -447,6 +447,20 @@ def test_media_files_in_folders_below_are_counted(rows, tmp_path):
     assert planned(path) == {"media files beside the rows": 4}
 
 
+@pytest.mark.parametrize(
+    ("other", "beside"),
+    [
+        ({"text": "<image>a", "images": ["a.png"]}, {}),
+        (CHAT | {"image": "a.png"}, {}),
+        (TEXT, {"media files beside the rows": 1}),
+        ({"images": []}, {"media files beside the rows": 1}),
+    ],
+)
+def test_nothing_is_said_of_media_files_that_are_those_of_another_file(rows, tmp_path, other, beside):
+    (tmp_path / "other.jsonl").write_text(f"{json.dumps(TEXT)}\n{json.dumps(other)}\n{{cut")
+    assert planned(rows(TEXT)) == beside
+
+
 @pytest.mark.parametrize("storage", ["jsonl", "parquet", "saved", "memory"])
 def test_rows_in_which_a_field_is_empty_are_not_counted_whatever_the_storage(tmp_path, storage):
     found = [

@@ -98,6 +98,27 @@ def test_what_does_not_balance_is_an_error(kind, message):
         ledger.check()
 
 
+def test_the_table_has_what_adds_up_and_deeper_what_does_not():
+    ledger = Ledger(["a"])
+    account = ledger.sources["a"]
+    account.documents.update(read=5, used=3, not_drawn=1, untagged=2, split=1)
+    account.tokens.update(read=50, targets=8)
+    account.dropped_documents.update(without_targets=1)
+    account.dropped_tokens.update(without_targets=42, medium=0)
+    ledger.check()
+    assert [(label, *cells) for label, cells in ledger.table()[1]] == [
+        ("documents read", "5"),
+        ("    of these untagged", "2"),
+        ("  used", "3"),
+        ("    of these split", "1"),
+        ("  not drawn", "1"),
+        ("  dropped: without targets", "1"),
+        ("tokens read", "50"),
+        ("  targets", "8"),
+        ("  dropped: without targets", "42"),
+    ]
+
+
 def test_two_files_are_written_and_nothing_beside_them(tmp_path):
     ledger = Ledger(["a"])
     ledger.dropped.append(Dropped("a.jsonl", 7, "页 7", "markup", "not closed"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import stat
@@ -31,6 +32,7 @@ LONE_TEXTS = "texts without a picture or video"
 UNNAMED = "media files that no row names"
 _MOST_BESIDE = 10_000  # entries of a folder, and of those in it
 _MOST_BELOW = 3  # as images/train/000/
+_MOST_FILES, _MOST_READ = 20, 2**16  # files of rows, and bytes of each, that are looked at for media
 
 
 def is_media_name(name: str) -> bool:
@@ -83,6 +85,43 @@ def media_beside(media_root: str) -> int:
         except OSError:
             continue
     return found
+
+
+def is_media_of_others(rows: Path, media_root: str) -> bool:
+    """Whether media beside a file of rows are those of another one: first rows of a .jsonl there have some.
+
+    Args:
+        rows: The file.
+        media_root: Folder of the media.
+
+    Example:
+        >>> is_media_of_others(Path("/no/such/folder/a.jsonl"), "/no/such/folder")
+        False
+    """
+    try:
+        # A name of a pipe would wait for ever.
+        others = [
+            file for file in sorted(rows.parent.glob("*.jsonl")) if file.name != rows.name and file.is_file()
+        ]
+    except OSError:
+        return False
+    return any(_has_media(file, media_root) for file in others[:_MOST_FILES])
+
+
+def _has_media(file: Path, media_root: str) -> bool:
+    try:
+        with file.open("rb") as opened:
+            lines = opened.read(_MOST_READ).splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # the last one is cut
+            continue
+        if isinstance(row, dict) and any(medium_in(value, name, media_root) for name, value in row.items()):
+            return True
+    return False
 
 
 def suffixes_of(files: Iterable[Path]) -> Mapping[str, int]:

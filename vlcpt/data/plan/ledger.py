@@ -193,19 +193,29 @@ def account_rows(accounts: Sequence[SourceLedger]) -> Iterator[tuple[str, list[i
     def row(kind: str, key: str) -> list[int]:
         return [getattr(account, kind)[key] for account in accounts]
 
-    yield "documents read", row("documents", "read")
-    yield "  used", row("documents", "used")
-    for key in ("not_drawn", "repeats", "split", "untagged"):
-        if any(row("documents", key)):
-            yield f"  {key.replace('_', ' ')}", row("documents", key)
-    for reason in sorted({key for account in accounts for key in account.dropped_documents}):
-        yield f"  dropped: {reason.replace('_', ' ')}", row("dropped_documents", reason)
+    def dropped(kind: str) -> Iterator[tuple[str, list[int]]]:
+        for reason in sorted({key for account in accounts for key in +getattr(account, kind)}):
+            yield f"  dropped: {reason.replace('_', ' ')}", row(kind, reason)
+
+    # What is deeper is no part of the sum.
+    for key, label in (
+        ("read", "documents read"),
+        ("untagged", "    of these untagged"),
+        ("used", "  used"),
+        ("split", "    of these split"),
+        ("repeats", "    read again"),
+        ("not_drawn", "  not drawn"),
+    ):
+        if key in ("read", "used") or any(row("documents", key)):
+            yield label, row("documents", key)
+    yield from dropped("dropped_documents")
     if any(row("tokens", "read")):
         yield "tokens read", row("tokens", "read")
     yield "  targets", row("tokens", "targets")
     for key in ("context", "media", "special", "trimmed", "not_drawn"):
         if any(row("tokens", key)):
             yield f"  {key.replace('_', ' ')}", row("tokens", key)
+    yield from dropped("dropped_tokens")
 
 
 def _share(share: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol, TypedDict, TypeVar
 import numpy as np
 
 from vlcpt.data.encode.encoder import DocumentEncoder
-from vlcpt.data.media.files import BESIDE, media_beside
+from vlcpt.data.media.files import BESIDE, is_media_of_others, media_beside
 from vlcpt.data.plan.ledger import (
     NOT_READ,
     BadDataError,
@@ -261,7 +261,13 @@ def make_plan(
         scans.append(scan)
     if cache_dir is not None:
         remove_old(cache_dir, files)
-    _check_any(ledger, scans, train)
+    try:
+        _check_any(ledger, scans, train)
+    except BadDataError:
+        for source, scan in zip(sources, scans, strict=True):  # of what could be used, nothing is drawn
+            enter_used(ledger.sources[source.name], scan.lines, np.zeros(len(scan.lines), np.int32))
+        ledger.check()
+        raise
     times = _times(scans, train, replay_share, seed, max_documents)
     for source, scan, often in zip(sources, scans, times, strict=True):
         enter_used(ledger.sources[source.name], scan.lines, often)
@@ -295,9 +301,11 @@ def files_beside(source: DocumentSource, *, documents: int, media: int) -> dict[
     found: dict[str, int] = {}
     # Media that may be those of rows of which none has one; nothing is beside a saved data set, or one from
     # the Hub, and of rows that could all not be used, their own messages say why.
-    has_root = source.unread.format != "text" and source.media_root is not None
-    if has_root and not isinstance(source.rows, MemoryRows | DatasetRows) and documents and not media:
-        found[BESIDE] = media_beside(str(source.media_root))
+    root = None if source.unread.format == "text" else source.media_root
+    may_be_theirs = not isinstance(source.rows, MemoryRows | DatasetRows) and documents and not media
+    # Text for replay lies beside the training data, whose pictures are there.
+    if root is not None and may_be_theirs and not is_media_of_others(Path(source.rows.source(0).path), root):
+        found[BESIDE] = media_beside(root)
     return found | source.left_out()
 
 

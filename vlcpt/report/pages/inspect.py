@@ -132,8 +132,8 @@ class InspectPage:
         account.documents["read"] += 1
         account.dropped_documents[error.kind] += 1
         found: dict[str, object] = {
-            "name": name, "place": name, "tokens": 0, "counts": {}, "parts": 0, "media": [], "pieces": [],
-            "error": {"text": str(error), "stops": stops},
+            "name": name, "place": str(error.source or name), "tokens": 0, "counts": {}, "parts": 0,
+            "media": [], "pieces": [], "error": {"text": str(error), "stops": stops},
         }  # fmt: skip
         self._append(source, row, name, 0, {"problem": True}, found)
 
