@@ -40,7 +40,7 @@ def test_a_document_whose_image_cannot_be_decoded_is_an_error(make_tiny_model, t
 
     asked = ImageNats(make_tiny_model(), encoder, EvalOptions())
 
-    with pytest.raises(DocumentError, match="cut.png"):
+    with pytest.raises(DocumentError, match=r"cut\.png"):
         asked(document, stream, split_stream(stream, 64))
 
 

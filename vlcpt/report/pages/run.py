@@ -327,7 +327,8 @@ def reliance(
             other = as_number(one.get(f"{key}_images_loss"))
             if loss is not None and other is not None:
                 bars.append((words, other - loss, *_interval(one, key)))
-        found += [(f"{name}{' (retention)' if name in retention else ''}", bars)] if bars else []
+        label = f"{name}{' (retention)' if name in retention else ''}{_needing(one)}"
+        found += [(label, bars)] if bars else []
     ends = [edge for _, bars in found for _, *edges in bars for edge in edges if edge is not None]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     width = (high - low) or 1.0
@@ -352,6 +353,13 @@ def reliance(
         )
         for name, bars in found
     ]
+
+
+def _needing(result: Mapping[str, object]) -> str:
+    """How many targets of a set need their image, where that was measured."""
+    relying = result.get("reliance")
+    share = as_number(relying.get("share_over_0.1")) if isinstance(relying, dict) else None
+    return "" if share is None else f": {share:.0%} of targets get over 0.1 nats"
 
 
 def _signed(value: float) -> str:
