@@ -8,9 +8,10 @@ from statistics import median
 
 from vlcpt.report.pages.base import render_page
 from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean
-from vlcpt.report.pages.run import arrow, brief, duration, from_to, reliance, state_of, verdict_on, yaml_text
+from vlcpt.report.pages.run import arrow, brief, from_to, reliance, state_of, verdict_on, yaml_text
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
+from vlcpt.run_files import duration
 
 _PLACES = ("output_dir",)  # of each run its own, and nothing that it did otherwise
 _NONE = "–"

@@ -16,6 +16,7 @@ from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
 from vlcpt.report.verdict import Verdict, verdict, verdict_of_run
+from vlcpt.run_files import duration
 
 Fact = tuple[str, str, str]  # of a card: its label, its value, a note
 PHASES = {
@@ -497,20 +498,3 @@ def moment(value: object) -> str:
     except ValueError:
         return ""
     return found.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    Example:
-        >>> duration(42.4), duration(3725), duration(200_000)
-        ('42 s', '1 h 02 min', '2 d 7 h')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
