@@ -127,17 +127,23 @@ def headline(run: RunRecord) -> list[Fact]:
     state = run.facts.get("state")
     if state == "running" and (left := run.curve("eta_seconds")):
         found.append(("left", duration(left[-1][1]), "at the pace of the last steps"))
-    if rates := [value for _, value in run.curve("targets_per_second")]:
-        found.append(("targets a second", f"{median(rates):,.0f}", waits(run)))
+    if (rate := median_of(run, "targets_per_second")) is not None:
+        found.append(("targets a second", f"{rate:,.0f}", waits(run)))
     if peaks := [value for _, value in run.curve("peak_memory_gib")]:
         found.append(("most memory", f"{max(peaks):.3g} GiB", "of one process"))
     return found
 
 
 def waits(run: RunRecord) -> str:
-    """How much of the time of steps went into waiting for data."""
-    found = [value for _, value in run.curve("data_wait")]
-    return f"median; {sum(found) / len(found):.0%} of the time waiting for data" if found else "median"
+    """How much of the time of a step went into waiting for data."""
+    found = median_of(run, "data_wait")
+    return "median" if found is None else f"median; {found:.0%} of the time waiting for data"
+
+
+def median_of(run: RunRecord, key: str) -> float | None:
+    """The median over the lines of the log; None where none has the key."""
+    values = [value for _, value in run.curve(key)]
+    return median(values) if values else None
 
 
 def from_to(run: RunRecord) -> tuple[float, float] | None:
