@@ -122,7 +122,7 @@ def test_facts_of_any_type_are_no_error(tmp_path):
     for value in odd:
         sets = {"new": {"loss": 1.0, "blank_images_loss": value}, "odd": value}
         sets["new"] |= {"intervals": {"blank": value}, "reliance": {"share_over_0.1": value}}
-        folder = write(tmp_path / "run", **dict.fromkeys([*keys.split(), "command", "samples"], value))
+        folder = write(tmp_path / "run", **dict.fromkeys([*keys.split(), "command"], value))
         for name in ("ledger.json", "eval.json"):
             (folder / name).write_text(
                 json.dumps(
@@ -203,10 +203,10 @@ def test_hostile_names_run_nothing_and_load_nothing(tmp_path, browser, listener)
         command=" ".join(texts),
         versions=dict(zip(texts, texts, strict=True)),
         towers=[{"tower": text, "how": text, "dtype": text} for text in texts],
-        samples={text: [{"document": text, "before": text, "continuation": text}] for text in texts},
     )
     result = {"loss": 1.0, "blank_images_loss": 2.0}
-    (folder / "eval.json").write_text(json.dumps({"sets": dict.fromkeys(texts, result)}))
+    samples = {text: [{"document": text, "before": text, "continuation": text}] for text in texts}
+    (folder / "eval.json").write_text(json.dumps({"sets": dict.fromkeys(texts, result), "samples": samples}))
     (folder / "dropped.jsonl").write_text(
         "".join(json.dumps({"id": one, "detail": one}) + "\n" for one in texts)
     )

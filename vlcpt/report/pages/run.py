@@ -214,11 +214,6 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
             least=0.2,
             until=run.steps,
         ),
-        draw(
-            *("reliance", "What the images give held-out documents", "nats per target, by step"),
-            _reliance_curves(run, held),
-            note="How much the loss rises without the right image.",
-        ),
     ]
     return [
         ("Learning", [one for one in learning if one]),
@@ -239,17 +234,6 @@ def _smoothed(curves: Mapping[str, list[Point]]) -> tuple[list[Curve]]:
     return ([Curve(name, running_mean(points, window)) for name, points in curves.items()],)
 
 
-def _reliance_curves(run: RunRecord, names: Sequence[str]) -> list[Curve]:
-    found = []
-    for name in names:
-        right = dict(run.curve(f"eval_{name}_loss"))
-        for key, words in (("shuffled", "another document's image"), ("blank", "a blank image")):
-            other = run.curve(f"eval_{name}_{key}_images_loss")
-            points = [(step, value - right[step]) for step, value in other if step in right]
-            found.append(Curve(f"{name}: {words}", points))
-    return found
-
-
 def _machine(run: RunRecord) -> list[Chart | None]:
     """Charts of speed and memory."""
     phases = run.curves("seconds/")
@@ -259,7 +243,6 @@ def _machine(run: RunRecord) -> list[Chart | None]:
         "tokens in packs (fill)": "fill",
         "peak of the GPU (mfu)": "mfu",
     }
-    foreseen = _foreseen(run.facts)
     return [
         draw(
             *("speed", "Targets a second", "all processes together, by step"),
@@ -277,7 +260,6 @@ def _machine(run: RunRecord) -> list[Chart | None]:
             *("memory", "Most memory so far", "GiB, by step"),
             [Curve("of one process", run.curve("peak_memory_gib"))],
             from_zero=True,
-            level=("foreseen", foreseen) if foreseen else None,
         ),
     ]
 
@@ -299,11 +281,6 @@ def _optimizer(run: RunRecord) -> list[Chart | None]:
             from_zero=True,
         ),
     ]
-
-
-def _foreseen(facts: Mapping[str, object]) -> float | None:
-    memory = facts.get("memory")
-    return as_number(memory.get("foreseen_gib")) if isinstance(memory, dict) else None
 
 
 def evaluations(run: RunRecord) -> Sheet | None:
@@ -474,7 +451,7 @@ def yaml_text(value: object) -> str:
 
 def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, object]]]]:
     """By set, documents that the model continued, beside what they say."""
-    found = run.evaluation.get("samples") or run.facts.get("samples")
+    found = run.evaluation.get("samples")
     keys = ("document", "before", "continuation", "truth")
     return [
         (str(name), [{key: text_of(one.get(key)) for key in keys} for one in given if isinstance(one, dict)])
