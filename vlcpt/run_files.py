@@ -196,6 +196,23 @@ def _has_steps(log: Path) -> bool:
     return any('"step": 0,' not in line for line in log.read_text(encoding="utf-8").splitlines())
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(42.4), duration(3725), duration(200_000)
+        ('42 s', '1 h 02 min', '2 d 7 h')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def is_resolved(path: Path) -> bool:
     """Whether a configuration was written by a run."""
     return path.read_text(encoding="utf-8").startswith(RESOLVED_HEADER.partition("\n")[0])

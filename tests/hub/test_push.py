@@ -458,7 +458,7 @@ def test_numbers_of_an_evaluation_come_into_the_card(adapter, tmp_path):
 def test_a_merged_model_carries_the_evaluation_of_its_run_with_its_plot(adapter, tmp_path):
     """Merging copies the run's record."""
     one = {"loss": 1.25, "base_loss": 4.5, "intervals": {"learnt": [3.0, 3.5]}}
-    (adapter / "run.json").write_text(json.dumps({"evaluation": {"sets": {"books": one}, "retention": []}}))
+    (adapter / "eval.json").write_text(json.dumps({"sets": {"books": one}, "retention": []}))
     merge_adapter(adapter, tmp_path / "merged")
 
     push = push_adapter(tmp_path / "merged", "me/mine", dry_run=True)

@@ -82,7 +82,7 @@ def measured(tmp_path):
     """The folder of a run whose end was measured, its sources named by the user."""
     sources = "eval_data: [{path: a.jsonl, name: held}]\nretention_data: [{path: b.jsonl, name: old}]\n"
     (tmp_path / "config.yaml").write_text(sources)
-    (tmp_path / "run.json").write_text(json.dumps({"evaluation": EVALUATION}))
+    (tmp_path / "eval.json").write_text(json.dumps(EVALUATION))
     return tmp_path
 
 

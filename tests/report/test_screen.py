@@ -40,6 +40,12 @@ def test_a_table_fits_and_its_caption_is_as_wide_as_the_terminal(width: int) -> 
     assert " ".join(lines).count("1,234,567") == 5  # no number is in two lines
 
 
+def test_a_title_stands_in_one_line_over_a_narrow_table() -> None:
+    title = "which targets need their image"
+
+    assert shown(Sheet(title, ["x"], [("a", ["1"])]), 80)[0].rstrip() == title
+
+
 def test_a_long_name_is_cut_into_lines_of_one_length() -> None:
     lines = [line.strip() for line in shown(Sheet("", NAMES[:1], [("a", ["1"])]), 80)]
 

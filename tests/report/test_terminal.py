@@ -183,3 +183,13 @@ def test_with_colours_targets_are_coloured_by_their_nats(tiny_processor: Process
 
     assert "\x1b[4m c" in little and "\x1b[4m c" not in much  # underlined alone
     assert "(+" not in much and little.partition(" c")[2] == much.partition(" c")[2]
+
+
+def test_an_evaluation_says_how_many_targets_need_their_image_where_images_were_measured() -> None:
+    keys = ("bits_per_byte", "base_loss", "shuffled_images_loss", "blank_images_loss", "reliance")
+    text: dict[str, object] = {"loss": 1.0, "perplexity": 2.7, "targets": 5, **dict.fromkeys(keys)}
+    seen = text | {"reliance": {"nats_per_target": 0.5, "share_over_0.1": 0.314}}
+
+    both = dict(results_table({"seen": seen, "text": text}).rows)  # type: ignore[dict-item]
+    assert both["targets over 0.1 nats"] == ["31%", "–"]
+    assert "targets over 0.1 nats" not in dict(results_table({"text": text}).rows)  # type: ignore[dict-item]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from tests.support import png
 from vlcpt.cli import app
 from vlcpt.config.yaml import load_config
+from vlcpt.data.documents import DocumentError
 from vlcpt.demo import base_path
 from vlcpt.runs.inspect import inspect_run
 
@@ -108,3 +109,20 @@ def test_a_folder_is_not_overwritten_by_a_page(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert "pages: not a file that can be written. Give a file's name." in result.output
+
+
+def test_an_image_that_cannot_be_decoded_is_said_and_the_next_row_is_measured(tmp_path):
+    def nats_of(document, stream, parts):
+        if stream.media:
+            raise DocumentError("cut.png is cut", kind="medium")
+        return np.where(stream.labels >= 0, 1.0, np.nan)
+
+    (tmp_path / "cut.png").write_bytes(png(1))
+    rows = [{"id": "seen", "text": "<image>one", "images": ["cut.png"]}, {"id": "plain", "text": "two"}]
+    shown = StringIO()
+
+    inspect_run(configs(tmp_path, rows), slice(0, 5), Console(file=shown, width=200), nats_of=nats_of)
+
+    text = shown.getvalue()
+    assert "not measured: cut.png is cut" in text
+    assert "plain  " in text and "seen  " not in text

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import TEN, png
 from vlcpt import CPTDataset, parse_markup
+from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.split import split_stream
 from vlcpt.training.evaluate import EvalOptions, score_sets
@@ -31,9 +32,7 @@ def test_a_document_alone_gets_what_it_gets_in_a_set(make_tiny_model, tiny_proce
             assert np.nanmax(np.abs(found)) == 0
 
 
-def test_a_document_whose_image_cannot_be_decoded_is_left_to_its_error(
-    make_tiny_model, tiny_processor, tmp_path
-):
+def test_a_document_whose_image_cannot_be_decoded_is_an_error(make_tiny_model, tiny_processor, tmp_path):
     (tmp_path / "cut.png").write_bytes(png(1)[:200])
     document = parse_markup("<image>seen", [str(tmp_path / "cut.png")])
     encoder = DocumentEncoder(tiny_processor)
@@ -41,7 +40,8 @@ def test_a_document_whose_image_cannot_be_decoded_is_left_to_its_error(
 
     asked = ImageNats(make_tiny_model(), encoder, EvalOptions())
 
-    assert asked(document, stream, split_stream(stream, 64)) is None
+    with pytest.raises(DocumentError, match=r"cut\.png"):
+        asked(document, stream, split_stream(stream, 64))
 
 
 @pytest.mark.slow

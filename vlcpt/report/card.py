@@ -80,8 +80,8 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
 
     Args:
         checkpoint: The run's folder, or a ``checkpoint-N`` in it.
-        evaluation: What ``vlcpt eval --output`` wrote; else ``eval.json`` in the run's folder, what its
-            ``run.json`` has of the end, or its own last evaluation is shown.
+        evaluation: What ``vlcpt eval --output`` wrote; else ``eval.json`` in the run's folder or
+            its own last evaluation is shown.
 
     Raises:
         ValueError: If ``evaluation`` is no such file.
@@ -101,7 +101,7 @@ def read_run(checkpoint: Path, evaluation: Path | None = None) -> RunFacts:
     if evaluation is not None:
         found = read_mapping(evaluation)
     elif step is None:  # what is known of the end is not known of a checkpoint
-        found = read_mapping(folder / "eval.json") or read_mapping(folder / "run.json").get("evaluation")
+        found = read_mapping(folder / "eval.json")
     results, retention = _evaluated(found, names)
     if results or evaluation is not None:
         measured = _results(results)

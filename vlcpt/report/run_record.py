@@ -149,8 +149,10 @@ def read_record(folder: Path, *, name: str | None = None, evaluation: Path | Non
 
 
 def _measured(result: Mapping[str, object]) -> dict[str, object]:
-    """The numbers of a set, and those intervals that have two."""
+    """The numbers of a set, its share of targets that need their image, and intervals that have two."""
     found: dict[str, object] = {key: one for key, one in result.items() if as_number(one) is not None}
+    if isinstance(relying := result.get("reliance"), dict):
+        found["reliance"] = {str(key): one for key, one in relying.items() if as_number(one) is not None}
     if isinstance(intervals := result.get("intervals"), dict):
         found["intervals"] = {
             str(name): bounds

@@ -159,6 +159,8 @@ class Sheet:
     caption: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.title:  # as the caption below: the table's own would be as narrow as the table
+            yield Text(visible(self.title), "italic")
         start = 0
         while start < len(self.columns):
             stop = len(self.columns)
@@ -166,7 +168,7 @@ class Sheet:
                 stop -= 1
             yield self._table(start, stop)
             start = stop
-        if self.caption:  # not the table's own, which would be as narrow as the table
+        if self.caption:
             yield Text(visible(self.caption), "dim italic")
 
     def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
@@ -174,7 +176,7 @@ class Sheet:
         return width <= options.max_width
 
     def _table(self, start: int, stop: int) -> Table:
-        table = plain_table(self.title if start == 0 else None, show_header=any(self.columns))
+        table = plain_table(show_header=any(self.columns))
         table.add_column("", overflow="fold")
         for number in range(start, stop):
             name = self.columns[number]

@@ -60,7 +60,10 @@ def towers_table(rows: Sequence[TowerRow]) -> Table:
 
 
 def results_table(results: Mapping[str, SetResult]) -> Sheet:
-    """Evaluation, a column a set: perplexity, and how the loss changes without the adapter or the images."""
+    """Evaluation, a column a set: perplexity, and how the loss changes without the adapter or the images.
+
+    Where images were measured, also the share of targets that need theirs.
+    """
 
     def shown(value: float | None, digits: int = 4) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
@@ -75,6 +78,10 @@ def results_table(results: Mapping[str, SetResult]) -> Sheet:
         ("shuffled", [shown(one["shuffled_images_loss"]) for one in found]),
         ("blank", [shown(one["blank_images_loss"]) for one in found]),
     ]
+    needs = [relying["share_over_0.1"] if (relying := one.get("reliance")) else None for one in found]
+    if any(share is not None for share in needs):
+        cells = ["–" if share is None else f"{share:.0%}" for share in needs]
+        rows.append((f"targets over {NEEDS_IMAGE} nats", cells))
     if all("documents" in one for one in found):
         rows.insert(0, ("documents", [f"{one['documents']:,}" for one in found]))
     caption = "loss in nats per target; base: without this training; shuffled: the next document's images"

@@ -35,9 +35,9 @@ PAGE_ROWS = 100  # of each source, where a page is written and --rows does not s
 _ROWS_TO_PLAN = 5_000  # planning packs reads all rows: that many take seconds
 _PACKS = 200  # that a page shows
 
-# What each token's image gives it, of a document: float (T,), NaN where nothing is measured; None if it
-# cannot be measured.
-NatsOf = Callable[[Document, TokenStream, Sequence[Part]], np.ndarray | None]
+# What each token's image gives it, of a document: float (T,), NaN where nothing is measured. It raises
+# DocumentError if a medium cannot be decoded.
+NatsOf = Callable[[Document, TokenStream, Sequence[Part]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,11 @@ def _show(opened: _Rows, rows: slice, console: Console, nats_of: NatsOf | None) 
                 what = "training would stop here" if one.stops else "not used"
                 say(console, f"{what}: {one.error}\n", "red")
             elif one.stream is not None:
-                nats = _nats(one, nats_of)
+                try:
+                    nats = _nats(one, nats_of)
+                except DocumentError as error:
+                    say(console, f"not measured: {error}\n", "red")
+                    continue
                 if nats is not None:
                     sums.add(source.name, nats)
                 tokenizer = opened.processor.tokenizer
@@ -181,7 +185,11 @@ def _show(opened: _Rows, rows: slice, console: Console, nats_of: NatsOf | None) 
 
 
 def _nats(one: Inspected, nats_of: NatsOf | None) -> np.ndarray | None:
-    """What images give the tokens of a row, where a model is asked and the row has targets."""
+    """What images give the tokens of a row, where a model is asked and the row has targets.
+
+    Raises:
+        DocumentError: If a medium cannot be decoded.
+    """
     if nats_of is None or one.document is None or one.stream is None or not one.parts:
         return None
     return nats_of(one.document, one.stream, one.parts)
@@ -212,11 +220,15 @@ def _write_page(
         if one.document is not None:
             unread[place].update(one.document.not_read)
         if one.document is not None and one.stream is not None:
+            try:
+                nats = _nats(one, nats_of)
+            except DocumentError:  # the page says of each medium why it cannot be shown
+                nats = None
             page.add(
                 *(place, number, one.document, one.stream, one.parts),
                 error=one.error,
                 stops=one.stops,
-                nats=_nats(one, nats_of),
+                nats=nats,
             )
         elif one.error is not None:
             page.add_failure(place, number, one.name, one.error, stops=one.stops)

@@ -35,7 +35,7 @@ from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.summary import RunSummary, next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.report.verdict import verdict_of_run
-from vlcpt.run_files import FACTS, PAGE, PLANS, require_empty
+from vlcpt.run_files import FACTS, PAGE, PLANS, duration, require_empty
 from vlcpt.runs.data import (
     RunData,
     quiet_libraries,
@@ -50,7 +50,6 @@ from vlcpt.runs.memory import choose_checkpointing
 from vlcpt.runs.page import RunPage
 from vlcpt.training.checkpoints.files import RECORD, delete_checkpoint, find_checkpoint, list_checkpoints
 from vlcpt.training.guards import asked_stage, check_launch, check_packed
-from vlcpt.training.progress import duration
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal
 from vlcpt.training.step import require_media
 from vlcpt.training.trainer import CPTTrainer

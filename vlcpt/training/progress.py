@@ -20,7 +20,7 @@ from transformers import IntervalStrategy, TrainerCallback, TrainerControl, Trai
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.file_writes import append_lines, write_file
-from vlcpt.run_files import read_log
+from vlcpt.run_files import duration, read_log
 from vlcpt.training.clock import PHASES, StepClock
 from vlcpt.training.cost import PeakShare
 from vlcpt.training.loss import BatchTensors
@@ -274,20 +274,3 @@ def _step_parts(logs: Mapping[str, float]) -> list[tuple[int, str]]:
     if "eta_seconds" in logs:
         parts.append((2, f"left {duration(logs['eta_seconds'])}"))
     return [(rank, text) for rank, text in parts if text]
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    Example:
-        >>> duration(42.4), duration(3725), duration(200_000)
-        ('42 s', '1 h 02 min', '2 d 7 h')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

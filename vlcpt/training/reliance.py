@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlcpt.data.collator import CPTDataCollator
-from vlcpt.data.documents import Document, DocumentError
+from vlcpt.data.documents import Document
 from vlcpt.data.encode.encoder import DocumentEncoder, TokenStream
 from vlcpt.data.plan.split import Part
 from vlcpt.model.tuning import base_model
@@ -37,7 +37,7 @@ class ImageNats:
         self._collator.window_size = base_model(model).config.vision_config.window_size
         self._device = next(model.parameters()).device
 
-    def __call__(self, document: Document, stream: TokenStream, parts: Sequence[Part]) -> np.ndarray | None:
+    def __call__(self, document: Document, stream: TokenStream, parts: Sequence[Part]) -> np.ndarray:
         """What images give each token: float64 (T,), NaN where nothing is trained, 0 in a part without media.
 
         Args:
@@ -45,8 +45,8 @@ class ImageNats:
             stream: Its tokens.
             parts: What is trained of them.
 
-        Returns:
-            None if a medium cannot be decoded.
+        Raises:
+            DocumentError: If a medium cannot be decoded.
         """
         found = np.full(len(stream), np.nan)
         with (
@@ -56,10 +56,7 @@ class ImageNats:
             ),
         ):
             for part in parts:
-                try:
-                    places, nats = self._of_part(document, stream, part)
-                except DocumentError:  # the row is shown with its error
-                    return None
+                places, nats = self._of_part(document, stream, part)
                 found[places] = nats
         return found
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tests.support import avi, opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, Video, load_processor
+from vlcpt.data.sources import open_sources
 from vlcpt.demo import base_path
 
 

@@ -66,7 +66,7 @@ def test_a_picture_is_the_same_each_time():
 
 def test_a_picture_has_no_style_colour_or_font_of_its_own():
     """The page's policy lets no style in, and its style sheet knows light, dark and print."""
-    svg = draw("a", "Loss", "nats", [Curve("a", noisy(500)), Curve("b", noisy(40))], level=("most", 5.0)).svg
+    svg = draw("a", "Loss", "nats", [Curve("a", noisy(500)), Curve("b", noisy(40))]).svg
 
     assert not re.search(r"style=|<style|font|#0[0-9a-f]{5}|rgb", svg)
     assert "stroke-c1" in svg and "stroke-c2" in svg

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tests.report.pages.test_run import write
 from vlcpt.report.pages.comparison import comparison_page, differences, distinct
+from vlcpt.report.pages.run import run_page
 
 
 def test_curves_of_runs_lie_over_each_other_by_name(tmp_path):
@@ -69,3 +70,12 @@ def test_results_stand_side_by_side(tmp_path):
     assert cells["held-out: new"] == ["3.00 → 1.50"] * 2
     assert cells["time"] == ["1 min 01 s", "2 min 02 s"]
     assert cells["other images cost: new"] == ["–", "+0.500"]
+
+
+def test_the_wait_for_data_is_the_same_on_both_pages(tmp_path):
+    folder = write(tmp_path / "run")
+    with (folder / "train_log.jsonl").open("a") as log:
+        log.write('{"step": 21, "data_wait": 0.99}\n')
+
+    assert "median; 25% of the time waiting for data" in run_page(folder)
+    assert re.search(r"waiting for data</th>\s*<td[^>]*>25%<", comparison_page([folder, folder]))

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from pathlib import Path
 
@@ -236,6 +237,22 @@ def test_what_a_page_has_no_room_for_is_said(pages):
     assert first["pieces"] and third["left_out"] and not third["pieces"]
     assert "1 images and videos are shown without a picture" in text
     assert "documents are listed without their text" in text
+
+
+def test_sums_by_source_are_of_documents_without_their_text_too(pages):
+    def nats(stream):
+        return np.where(stream.labels >= 0, 0.5, np.nan)
+
+    documents = [parse_markup(text) for text in ("one", "two", "three")]
+    shown, cut = (pages.page(documents, nats=nats, **limits) for limits in ({}, {"text_bytes": 1}))
+
+    assert [("nats" in line) for line in lines_of(cut)] == [True, False, False]
+    texts = [page.render("", "", {}) for page in (shown, cut)]
+    sums = [
+        re.search(r"Which targets need their image</summary>.*?</details>", text, re.S)[0] for text in texts
+    ]
+    assert sums[0] == sums[1]
+    assert "nats from images" in sums[0]
 
 
 def test_a_very_long_document_is_shown_in_part(pages):

@@ -120,8 +120,9 @@ def test_facts_of_any_type_are_no_error(tmp_path):
     odd = [None, True, -1, 1e400, "text", [], [1], {}, {"a": None}]
     keys = "state message started ended written seconds starts steps_planned towers versions memory"
     for value in odd:
-        sets = {"new": {"loss": 1.0, "blank_images_loss": value, "intervals": {"blank": value}}, "odd": value}
-        folder = write(tmp_path / "run", **dict.fromkeys([*keys.split(), "command", "samples"], value))
+        sets = {"new": {"loss": 1.0, "blank_images_loss": value}, "odd": value}
+        sets["new"] |= {"intervals": {"blank": value}, "reliance": {"share_over_0.1": value}}
+        folder = write(tmp_path / "run", **dict.fromkeys([*keys.split(), "command"], value))
         for name in ("ledger.json", "eval.json"):
             (folder / name).write_text(
                 json.dumps(
@@ -140,6 +141,7 @@ def test_what_other_images_cost_is_drawn_on_one_scale_with_its_intervals(tmp_pat
         "shuffled_images_loss": 3.0,
         "blank_images_loss": 2.0,
         "intervals": {"blank": [0.5, 1.5]},
+        "reliance": {"nats_per_target": 1.0, "share_over_0.1": 0.314},
     }
     (folder / "eval.json").write_text(json.dumps({"sets": {"new": one}}))
 
@@ -150,6 +152,7 @@ def test_what_other_images_cost_is_drawn_on_one_scale_with_its_intervals(tmp_pat
         ("0.0", "50.0"),
     ]
     assert "+2.000" in page and "+1.000 (+0.500 to +1.500)" in page
+    assert "new: 31% of targets get over 0.1 nats" in page
     assert 'class="whisker" x1="25.0%" x2="75.0%"' in page
 
 
@@ -229,12 +232,11 @@ def test_hostile_names_run_nothing_and_load_nothing(tmp_path, browser, listener)
         command=" ".join(texts),
         versions=dict(zip(texts, texts, strict=True)),
         towers=[{"tower": text, "how": text, "dtype": text} for text in texts],
-        samples={
-            text: [{"document": text, "before": text, "media": texts, "thumbnails": texts}] for text in texts
-        },
     )
     result = {"loss": 1.0, "blank_images_loss": 2.0}
-    (folder / "eval.json").write_text(json.dumps({"sets": dict.fromkeys(texts, result)}))
+    sample = {"before": texts[0], "continuation": texts[0], "media": texts, "thumbnails": texts}
+    samples = {text: [{"document": text, **sample}] for text in texts}
+    (folder / "eval.json").write_text(json.dumps({"sets": dict.fromkeys(texts, result), "samples": samples}))
     (folder / "dropped.jsonl").write_text(
         "".join(json.dumps({"id": one, "detail": one}) + "\n" for one in texts)
     )

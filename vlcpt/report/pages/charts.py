@@ -135,7 +135,6 @@ def draw(
     note: str = "",
     from_zero: bool = False,
     least: float = 0.0,
-    level: tuple[str, float] | None = None,
     until: float = 0.0,
 ) -> Chart | None:
     """A chart over steps; None where no curve has a point.
@@ -144,21 +143,16 @@ def draw(
         key: A word that no other chart of the page has; it begins the ids in the picture.
         from_zero: Whether the axis of values begins at 0.
         least: What the axis of values spans at least, so that small changes look small.
-        level: The name and the value of a line across the chart.
         until: The step to which the chart goes at least.
     """
     given = [(curve, found) for curve in curves if (found := _finite(curve.points))]
     if not given:
         return None
     words = [described(curve.name, points) for curve, points in given if not curve.is_faint]
-    if level is not None:
-        words.append(f"{level[0]}: {short(level[1])}.")
     styled = [_Line(curve, points, _style(curve, at)) for at, (curve, points) in enumerate(given)]
-    values = [value for one in styled for _, value in one.points] + ([level[1]] if level else [])
-    plotted = _plotted(styled, _ends(values, from_zero, least), None if level is None else level[1], until)
+    values = [value for one in styled for _, value in one.points]
+    plotted = _plotted(styled, _ends(values, from_zero, least), until)
     keys = [(_legend_key(one), one.curve.name) for one in styled]
-    if level is not None:
-        keys.append((_line_key("grid-key", "3 2"), f"{level[0]} {short(level[1])}"))
     is_long = any(one.is_long for one in styled)
     notes = [note, "Thick: means; thin: lowest and highest." if is_long else ""]
     text = " ".join(words)
@@ -246,7 +240,7 @@ def _ends(values: Sequence[float], from_zero: bool, least: float) -> Point:
     return middle - margin * span, middle + margin * span
 
 
-def _plotted(lines: Sequence[_Line], ends: Point, level: float | None, until: float) -> str:
+def _plotted(lines: Sequence[_Line], ends: Point, until: float) -> str:
     """The picture as matplotlib writes it."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -272,8 +266,6 @@ def _plotted(lines: Sequence[_Line], ends: Point, level: float | None, until: fl
                 line.set_marker(marker)
                 line.set_markersize(5.5)
                 line.set_markevery(max(1, len(points) // 12))
-        if level is not None:
-            axes.axhline(level, color=_HEX["frame"], linewidth=1.2, dashes=(3, 2))
         last = max(until, *(one.points[-1][0] for one in lines))
         axes.set_xlim(-0.01 * last, 1.015 * last or 1)
         axes.set_ylim(*ends)

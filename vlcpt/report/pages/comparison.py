@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 from vlcpt.report.pages.base import render_page
 from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean
-from vlcpt.report.pages.run import arrow, brief, duration, from_to, reliance, state_of, verdict_on, yaml_text
+from vlcpt.report.pages.run import arrow, brief, from_to, median_of, reliance, state_of, verdict_on, yaml_text
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
+from vlcpt.run_files import duration
 
 _PLACES = ("output_dir",)  # of each run its own, and nothing that it did otherwise
 _NONE = "–"
@@ -139,8 +139,8 @@ def _cost(result: Mapping[str, object], key: str) -> str:
 
 
 def _median(run: RunRecord, key: str, form: str) -> str:
-    values = [value for _, value in run.curve(key)]
-    return form.format(median(values)) if values else _NONE
+    found = median_of(run, key)
+    return _NONE if found is None else form.format(found)
 
 
 def _most(run: RunRecord) -> str:

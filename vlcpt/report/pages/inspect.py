@@ -104,10 +104,11 @@ class InspectPage:
             "media": media,
             "pieces": _as_json(pieces) if is_shown else [],
         }
-        if nats is not None and is_shown:
+        if nats is not None:
             self.has_nats = True
             self._sums.add(self.sources[source][0], np.where(_trained(stream, parts), nats, np.nan))
-            found["nats"] = self._nats(pieces, nats, stream)
+            if is_shown:
+                found["nats"] = self._nats(pieces, nats, stream)
         if len(stream) > MOST_TOKENS:
             found["more"] = len(stream) - MOST_TOKENS
         if not is_shown:
@@ -154,7 +155,7 @@ class InspectPage:
         self._packs.append(script_data({"rows": rows, "length": max_length}))
 
     def tell_packs(self, **facts: object) -> None:
-        """Say what all packs are: ``count``, ``fill``, ``max_length``, ``ledger``; or ``error``: why none."""
+        """Say what all packs are: ``said``, a sentence, and ``ledger``, a table; or ``error``: why none."""
         self._pack_facts = facts
 
     def render(

@@ -17,6 +17,7 @@ from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
 from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
 from vlcpt.report.screen import Sheet
 from vlcpt.report.verdict import Verdict, verdict, verdict_of_run
+from vlcpt.run_files import duration
 
 Fact = tuple[str, str, str]  # of a card: its label, its value, a note
 PHASES = {
@@ -129,17 +130,23 @@ def headline(run: RunRecord) -> list[Fact]:
     state = run.facts.get("state")
     if state == "running" and (left := run.curve("eta_seconds")):
         found.append(("left", duration(left[-1][1]), "at the pace of the last steps"))
-    if rates := [value for _, value in run.curve("targets_per_second")]:
-        found.append(("targets a second", f"{median(rates):,.0f}", waits(run)))
+    if (rate := median_of(run, "targets_per_second")) is not None:
+        found.append(("targets a second", f"{rate:,.0f}", waits(run)))
     if peaks := [value for _, value in run.curve("peak_memory_gib")]:
         found.append(("most memory", f"{max(peaks):.3g} GiB", "of one process"))
     return found
 
 
 def waits(run: RunRecord) -> str:
-    """How much of the time of steps went into waiting for data."""
-    found = [value for _, value in run.curve("data_wait")]
-    return f"median; {sum(found) / len(found):.0%} of the time waiting for data" if found else "median"
+    """How much of the time of a step went into waiting for data."""
+    found = median_of(run, "data_wait")
+    return "median" if found is None else f"median; {found:.0%} of the time waiting for data"
+
+
+def median_of(run: RunRecord, key: str) -> float | None:
+    """The median over the lines of the log; None where none has the key."""
+    values = [value for _, value in run.curve(key)]
+    return median(values) if values else None
 
 
 def from_to(run: RunRecord) -> tuple[float, float] | None:
@@ -210,11 +217,6 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
             least=0.2,
             until=run.steps,
         ),
-        draw(
-            *("reliance", "What the images give held-out documents", "nats per target, by step"),
-            _reliance_curves(run, held),
-            note="How much the loss rises without the right image.",
-        ),
     ]
     return [
         ("Learning", [one for one in learning if one]),
@@ -235,17 +237,6 @@ def _smoothed(curves: Mapping[str, list[Point]]) -> tuple[list[Curve]]:
     return ([Curve(name, running_mean(points, window)) for name, points in curves.items()],)
 
 
-def _reliance_curves(run: RunRecord, names: Sequence[str]) -> list[Curve]:
-    found = []
-    for name in names:
-        right = dict(run.curve(f"eval_{name}_loss"))
-        for key, words in (("shuffled", "another document's image"), ("blank", "a blank image")):
-            other = run.curve(f"eval_{name}_{key}_images_loss")
-            points = [(step, value - right[step]) for step, value in other if step in right]
-            found.append(Curve(f"{name}: {words}", points))
-    return found
-
-
 def _machine(run: RunRecord) -> list[Chart | None]:
     """Charts of speed and memory."""
     phases = run.curves("seconds/")
@@ -255,7 +246,6 @@ def _machine(run: RunRecord) -> list[Chart | None]:
         "tokens in packs (fill)": "fill",
         "peak of the GPU (mfu)": "mfu",
     }
-    foreseen = _foreseen(run.facts)
     return [
         draw(
             *("speed", "Targets a second", "all processes together, by step"),
@@ -273,7 +263,6 @@ def _machine(run: RunRecord) -> list[Chart | None]:
             *("memory", "Most memory so far", "GiB, by step"),
             [Curve("of one process", run.curve("peak_memory_gib"))],
             from_zero=True,
-            level=("foreseen", foreseen) if foreseen else None,
         ),
     ]
 
@@ -295,11 +284,6 @@ def _optimizer(run: RunRecord) -> list[Chart | None]:
             from_zero=True,
         ),
     ]
-
-
-def _foreseen(facts: Mapping[str, object]) -> float | None:
-    memory = facts.get("memory")
-    return as_number(memory.get("foreseen_gib")) if isinstance(memory, dict) else None
 
 
 def evaluations(run: RunRecord) -> Sheet | None:
@@ -330,7 +314,8 @@ def reliance(
             other = as_number(one.get(f"{key}_images_loss"))
             if loss is not None and other is not None:
                 bars.append((words, other - loss, *_interval(one, key)))
-        found += [(f"{name}{' (retention)' if name in retention else ''}", bars)] if bars else []
+        label = f"{name}{' (retention)' if name in retention else ''}{_needing(one)}"
+        found += [(label, bars)] if bars else []
     ends = [edge for _, bars in found for _, *edges in bars for edge in edges if edge is not None]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     width = (high - low) or 1.0
@@ -355,6 +340,13 @@ def reliance(
         )
         for name, bars in found
     ]
+
+
+def _needing(result: Mapping[str, object]) -> str:
+    """How many targets of a set need their image, where that was measured."""
+    relying = result.get("reliance")
+    share = as_number(relying.get("share_over_0.1")) if isinstance(relying, dict) else None
+    return "" if share is None else f": {share:.0%} of targets get over 0.1 nats"
 
 
 def _signed(value: float) -> str:
@@ -462,7 +454,7 @@ def yaml_text(value: object) -> str:
 
 def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, object]]]]:
     """By set, documents that the model continued, beside what they say."""
-    found = run.evaluation.get("samples") or run.facts.get("samples")
+    found = run.evaluation.get("samples")
     return [
         (str(name), [_sample(one) for one in given if isinstance(one, dict)])
         for name, given in (found.items() if isinstance(found, dict) else ())
@@ -517,20 +509,3 @@ def moment(value: object) -> str:
     except ValueError:
         return ""
     return found.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    Example:
-        >>> duration(42.4), duration(3725), duration(200_000)
-        ('42 s', '1 h 02 min', '2 d 7 h')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
