@@ -254,7 +254,8 @@ def not_loaded(what: Kind | Literal["processor"], name_or_path: str, error: Exce
     if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):  # it did not answer
         return (
             f"{name_or_path}: no such folder, and no {what} of this id is on this machine. The Hub cannot be "
-            f"reached: {reason.rstrip('.')}. Set HF_ENDPOINT to a mirror, or download the model into a folder."
+            f"reached: {reason.rstrip('.')}. Set HF_ENDPOINT to a mirror, or download the model into a "
+            "folder."
         )
     return (
         f"{name_or_path}: no such folder, and no {what} of this id was found on the Hub. "
