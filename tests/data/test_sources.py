@@ -94,7 +94,7 @@ def test_the_format_is_told_by_the_fields_of_the_first_rows(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         (source,) = open_sources(path, "train")
     assert source.document(2).segments == (Text("a"),)
-    assert "a: format segments, because the first rows have segments. Set format" in caplog.text
+    assert "format segments was found, because the first rows have segments, e.g. of a. Set" in caplog.text
     with pytest.raises(DocumentError, match=r"a\.jsonl:1: not JSON"):
         source.document(0)
     with pytest.raises(

@@ -273,11 +273,11 @@ def test_the_format_that_was_chosen_is_reported_once(folder: Path, rank: str, ti
     config = write(folder, [{"messages": turns}])
     result = CliRunner().invoke(app, ["check", str(config)], env={"RANK": rank})
 
-    reported = (
-        "train: format messages, because the first rows have messages of role and content. Set format to"
-    )
+    reported = "format messages was found, because the first rows have messages of role and content, e.g. of"
     assert result.exit_code == 0, result.output
-    assert result.stderr.count(f"vlcpt: {reported} read it otherwise.") == times
+    assert (
+        result.stderr.count(f"vlcpt: {reported} train. Set format of a source to read it otherwise.") == times
+    )
     again = CliRunner().invoke(app, ["check", str(config)], env={"RANK": rank})
     assert again.stderr.count(reported) == times  # in one process, too
     assert "Logging error" not in result.stderr + again.stderr

@@ -77,10 +77,10 @@ def test_what_was_chosen_and_why_is_logged_in_a_line_a_format(caplog):
         log_formats({"chats": "messages", "pages": "vlcpt", "more": "messages"})
 
     assert caplog.messages == [
-        "chats, more: format messages, because the first rows have messages of role and content. "
-        "Set format to read them otherwise.",
-        "pages: format vlcpt, because the first rows have text, marked or not. "
-        "Set format to read it otherwise.",
+        "format messages was found, because the first rows have messages of role and content, e.g. of chats. "
+        "Set format of a source to read it otherwise.",
+        "format vlcpt was found, because the first rows have text, marked or not, e.g. of pages. "
+        "Set format of a source to read it otherwise.",
     ]
 
 

@@ -229,28 +229,22 @@ def detect_format(rows: Rows, name: str, ignored: Collection[str] = ()) -> str:
 def log_formats(chosen: Mapping[str, str]) -> None:
     """Log which formats the rows of sources were found to have, and why: a line a format.
 
+    A command shows the first such line of a format. Sources are opened a role after the other, so the line
+    has one of them as an example, and no list that would be incomplete.
+
     Args:
         chosen: The formats by the names of the sources.
     """
-    for format in dict.fromkeys(chosen.values()):
-        names = [name for name, one in chosen.items() if one == format]
+    first_of: dict[str, str] = {}
+    for name, format in chosen.items():
+        first_of.setdefault(format, name)
+    for format, name in first_of.items():
         logger.info(
-            "%s: format %s, because the first rows have %s. Set format to read %s otherwise.",
-            *(list_names(names), format, SCHEMAS[format].sample, "them" if len(names) > 1 else "it"),
-            # Of further sources in this format a command shows nothing new.
+            "format %s was found, because the first rows have %s, e.g. of %s. Set format of a source to read "
+            "it otherwise.",
+            *(format, SCHEMAS[format].sample, name),
             extra={"once": f"format {format}"},
         )
-
-
-def list_names(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are.
-
-    Example:
-        >>> list_names(["a", "b"]), list_names(list("abcdef"))
-        ('a, b', 'a, b, c, d and 2 more')
-    """
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
 
 
 def _misnamed(row: Row) -> str:
