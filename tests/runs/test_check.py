@@ -414,6 +414,12 @@ def test_held_out_data_are_read_as_well(folder: Path) -> None:
     assert json.loads((folder / "out/ledger.json").read_text())["total"]["documents"]["dropped"] == {}
 
 
+def test_held_out_data_that_are_trained_are_named(folder: Path) -> None:
+    _, text = check(write(folder, GOOD, "eval_data: [{path: ./train.jsonl, name: held}]"))
+
+    assert "held: the same data is trained" in " ".join(text.split())
+
+
 # Where it writes
 
 
