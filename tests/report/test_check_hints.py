@@ -70,6 +70,16 @@ def test_steps_that_do_not_read_all_are_pointed_out() -> None:
     assert advice(max_steps=10, steps_per_epoch=10) == advice(max_steps=-1, steps_per_epoch=10) == ""
 
 
+def test_few_steps_are_pointed_out_unless_they_were_asked_for() -> None:
+    assert advice(steps=1).startswith("1 step in all,")
+    assert "raise num_train_epochs" in advice(steps=19)
+    assert advice(steps=20) == advice(steps=5, max_steps=5) == ""
+
+
+def test_held_out_data_that_is_trained_is_named() -> None:
+    assert advice(trained_too=["new", "old"]).startswith("new, old: the same data is trained")
+
+
 def test_many_split_documents_ask_for_the_length_that_holds_the_longest() -> None:
     assert "with max_length 1,536 the longest would stay in one" in advice(split=10)
     assert advice(split=2) == ""

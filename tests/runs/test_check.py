@@ -421,6 +421,12 @@ def test_it_is_said_that_an_evaluation_set_is_drawn(folder: Path) -> None:
     assert re.search(r"held: 2 documents with \d+ targets to measure, drawn from 5\n", text)
 
 
+def test_held_out_data_that_are_trained_are_named(folder: Path) -> None:
+    _, text = check(write(folder, GOOD, "eval_data: [{path: ./train.jsonl, name: held}]"))
+
+    assert "held: the same data is trained" in " ".join(text.split())
+
+
 # Where it writes
 
 

@@ -12,6 +12,7 @@ from vlcpt.data.plan.ledger import Dropped, Ledger, SourceLedger
 from vlcpt.report.memory import CONTEXT, MemoryEstimate
 from vlcpt.report.screen import Sheet
 
+_FEW_STEPS = 20  # fewer leave the learning rate nothing to work in
 OWN_REASONS = ("without_targets", "overlong", "medium_too_large")  # all others are bad rows
 
 
@@ -28,7 +29,9 @@ def hints(
     with_checkpointing: MemoryEstimate | None = None,
     max_steps: int = -1,
     steps_per_epoch: int = 1,
+    steps: int | None = None,
     markings: Sequence[str] = (),
+    trained_too: Sequence[str] = (),
 ) -> list[str]:
     """Advice, the most pressing first; nothing where all is well.
 
@@ -38,6 +41,8 @@ def hints(
         with_checkpointing: The memory of a device then, where it is off.
         max_steps: Steps asked for in place of epochs, if above 0.
         steps_per_epoch: Those of one pass.
+        steps: Those of all passes.
+        trained_too: Sets of held-out data that are also trained.
         markings: How rows without a target get some, in the formats of the sources that have such rows.
 
     Example:
@@ -52,13 +57,8 @@ def hints(
     advice = [
         *_bad_rows(ledger, on_bad_data, max_bad_fraction),
         *_unused(ledger, max_length, on_overlong, markings),
-    ]
-    if 0 < max_steps < steps_per_epoch:
-        advice.append(
-            f"max_steps {max_steps:,} is less than one pass of {steps_per_epoch:,} steps, and documents in "
-            "the others are never trained: raise it, or set num_train_epochs instead."
-        )
-    advice += [
+        *_trained_too(trained_too),
+        *_steps(max_steps, steps_per_epoch, steps),
         *_lengths(ledger, max_length, longest, mean_length, packing),
         *_marks(ledger),
         *_shares(ledger),
@@ -69,6 +69,29 @@ def hints(
             "GiB, and a third more time. By default it is on where a GPU would be more than 70% full."
         )
     return advice
+
+
+def _trained_too(names: Sequence[str]) -> Iterator[str]:
+    """About held-out data that is none."""
+    if names:
+        yield (
+            f"{', '.join(names)}: the same data is trained, so that its loss shows what was memorised: "
+            "measure documents that are not trained."
+        )
+
+
+def _steps(max_steps: int, steps_per_epoch: int, steps: int | None) -> Iterator[str]:
+    """About too few steps to read all, or to learn."""
+    if 0 < max_steps < steps_per_epoch:
+        yield (
+            f"max_steps {max_steps:,} is less than one pass of {steps_per_epoch:,} steps, and documents in "
+            "the others are never trained: raise it, or set num_train_epochs instead."
+        )
+    if max_steps <= 0 and steps is not None and steps < _FEW_STEPS:
+        yield (
+            f"{steps} step{'s' * (steps != 1)} in all, and the learning rate has few to rise and fall in: "
+            "raise num_train_epochs, or lower max_length or gradient_accumulation_steps."
+        )
 
 
 def _unused(ledger: Ledger, max_length: int, on_overlong: str, markings: Sequence[str]) -> Iterator[str]:

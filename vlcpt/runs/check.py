@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
+from vlcpt.data.sources import members_of
 from vlcpt.file_writes import free_bytes, human_size
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
@@ -195,12 +196,28 @@ def _show_plan(
         with_checkpointing=memory.get("checkpointing"),
         max_steps=course.max_steps,
         steps_per_epoch=course.steps_per_epoch,
+        steps=course.steps,
+        trained_too=_trained_too(data),
         markings=dataset.markings(),
     )
     if advice:
         console.print(Text("\nwhat to change", "italic"))
         _list(console, advice)
     return Foreseen(course, longest, memory, advice)
+
+
+def _trained_too(data: DataConfig) -> list[str]:
+    """The sets of held-out data that are trained, too: the same path and split, under any name."""
+
+    def found(*roles: str) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        for role in roles:
+            for entry in getattr(data, role):
+                for one in members_of(entry, role):
+                    path = Path(one.path)
+                    yield one.name, (str(path.resolve()) if path.exists() else one.path, one.split)
+
+    trained = {place for _, place in found("train_data", "replay_data")}
+    return [name for name, place in found("eval_data", "retention_data") if place in trained]
 
 
 def _show_problems(name: str, ledger: Ledger, console: Console) -> None:
