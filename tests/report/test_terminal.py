@@ -15,7 +15,14 @@ from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import split_stream
 from vlcpt.model.tuning import TowerRow
-from vlcpt.report.terminal import document_lines, ledger_table, number, results_table, towers_table
+from vlcpt.report.terminal import (
+    continuation_lines,
+    document_lines,
+    ledger_table,
+    number,
+    results_table,
+    towers_table,
+)
 
 
 def shown(thing: object, width: int = 100, **options: object) -> str:
@@ -193,3 +200,16 @@ def test_an_evaluation_says_how_many_targets_need_their_image_where_images_were_
     both = dict(results_table({"seen": seen, "text": text}).rows)  # type: ignore[dict-item]
     assert both["targets over 0.1 nats"] == ["31%", "–"]
     assert "targets over 0.1 nats" not in dict(results_table({"text": text}).rows)  # type: ignore[dict-item]
+
+
+def test_no_half_of_a_character_ends_a_continuation():
+    one = {
+        "document": "a",
+        "source": "",
+        "media": [],
+        "before": "",
+        "continuation": "阀\ufffd",
+        "truth": "门",
+    }
+
+    assert [line.plain for line in continuation_lines("held", [one])][2] == "  model  阀"

@@ -107,7 +107,9 @@ def continuation_lines(name: str, found: Sequence[Continuation]) -> list[Text]:
         lines.append(Text.assemble((visible("  ".join(where)), "cyan"), "\n", visible(one["before"])))
         for label, style in (("continuation", "bold"), ("truth", "green")):
             shown = {"continuation": "model", "truth": "truth"}[label]
-            lines.append(Text.assemble((f"  {shown}  ", "dim"), (visible(one[label]), style)))  # type: ignore[literal-required]
+            # Without the part of a character that the limit cut.
+            text = one[label].rstrip("\ufffd")  # type: ignore[literal-required]
+            lines.append(Text.assemble((f"  {shown}  ", "dim"), (visible(text), style)))
         lines.append(Text())
     return lines
 

@@ -465,7 +465,9 @@ def samples(run: RunRecord) -> list[tuple[str, list[Mapping[str, object]]]]:
 def _sample(one: Mapping[str, object]) -> dict[str, object]:
     """A continued document, its images and videos as pairs of a picture, which may be empty, with a name."""
     texts: dict[str, object] = {
-        key: text_of(one.get(key)) for key in ("document", "before", "continuation", "truth")
+        # Without the part of a character that the limit of a continuation cut.
+        key: text_of(one.get(key)).rstrip("\ufffd")
+        for key in ("document", "before", "continuation", "truth")
     }
     names, small = _list_of_texts(one.get("media")), _list_of_texts(one.get("thumbnails"))
     small = [picture_of(text) for text in small[: len(names)]]  # of the last names: the others have none
