@@ -66,8 +66,6 @@ def test_evaluation_during_training_measures_each_set_by_name(tmp_path: Path) ->
     trainer = train_run(configs(tmp_path, "--eval_strategy", "steps", "--eval_steps", "1"), QUIET)
 
     assert [entry for entry in trainer.state.log_history if "eval_same_loss" in entry]
-    # The end is judged there too, images included.
-    assert "same" in json.loads((tmp_path / "out/eval.json").read_text())["sets"]
 
 
 @pytest.mark.parametrize("fails", [True, False])

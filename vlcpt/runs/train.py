@@ -149,12 +149,10 @@ def _train_held(
 def _judge(trainer: CPTTrainer, configs: Configs, console: Console, ranks: RankWatch) -> Evaluation | None:
     """What came of a run, measured as ``vlcpt eval`` does while the model is there.
 
-    None where nothing is to be measured in training or at its end, and under ZeRO-3, where no rank holds the
-    whole model.
+    None where it is not to be measured at its end, and under ZeRO-3, where no rank holds the whole model.
     """
     training, sets = configs.training, trainer.eval_dataset
-    is_wanted = training.eval_on_end or training.eval_strategy != IntervalStrategy.NO
-    if not is_wanted or not isinstance(sets, Mapping) or asked_stage(training) == 3:
+    if not training.eval_on_end or not isinstance(sets, Mapping) or asked_stage(training) == 3:
         return None
     processor, model = trainer.processing_class, trainer.model
     assert isinstance(processor, ProcessorMixin) and model is not None
