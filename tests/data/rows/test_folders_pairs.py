@@ -210,7 +210,8 @@ def test_a_file_that_was_added_or_changed_is_another_state(folder):
 def test_the_log_says_why_it_is_read_as_captions(folder, caplog):
     with caplog.at_level(logging.INFO):
         open_sources(folder(**{"0.jpg": png(0), "0.txt": "A dish."}), "train")
-    assert "side: format caption, because the first rows have image and caption" in caplog.text
+    assert "format caption was found, because the first rows have image and caption" in caplog.text
+    assert "e.g. of side." in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "JFIF"])
