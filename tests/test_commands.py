@@ -231,6 +231,9 @@ def test_a_command_that_is_on_neither_list_runs(text, run, tmp_path, monkeypatch
     arguments = shlex.split(without_redirection(text))[1:]
     if arguments[0] == "train" and "--resume_from_checkpoint" not in arguments:
         shutil.rmtree(folder / "runs")
+    if arguments[0] == "report" and "runs/a" in arguments:  # two runs to compare
+        for name in ("a", "b"):
+            shutil.copytree(folder / "runs/manuals", folder / "runs" / name)
     if arguments[0] == "push" and arguments[1].startswith("runs/"):  # the base is a folder here
         arguments += ["--base_model", "org/base"]
 

@@ -179,7 +179,9 @@ def test_evaluate_gives_in_python_what_the_command_shows(run: Path) -> None:
     by_run = vlcpt.evaluate(run / "out")
     by_source = vlcpt.evaluate(run / "out", [{"path": str(run / "held.jsonl"), "name": "held"}])
     processor = vlcpt.load_processor(base_path())
-    dataset = vlcpt.CPTDataset(run / "held.jsonl", processor, max_length=64, packing=False)
+    # In the order in which the command reads them, or documents would be beside others in a batch.
+    settings = {"max_length": 64, "packing": False, "seed": configs(run).training.seed}
+    dataset = vlcpt.CPTDataset(run / "held.jsonl", processor, **settings)
     by_data = vlcpt.evaluate(run / "out", {"held": dataset})
     model, _ = load_for_evaluation(vlcpt.ModelConfig(base_path()), str(run / "out"))
     loaded = vlcpt.evaluate(model, {"held": dataset}, processor=processor)

@@ -203,6 +203,7 @@ def train(
         "ddp_timeout": 60,
         # Ranks have different numbers of chunks; one process makes all logits at once.
         "loss_chunk": 3 if processes == 2 else 0,
+        "eval_strategy": "no",  # calls of towers are counted, and the evaluation is asked for below
     }
     args = CPTConfig(output_dir=str(folder), **(settings | run.settings))
     processor = load_processor(base)
