@@ -260,7 +260,7 @@ def makers(trees: dict[str, ast.Module]) -> set[str]:
                 and ast.unparse(one.returns) in names
             ):
                 functions.add(one.name)
-    # A place given to an error, or told to the other ranks, is no message.
+    # A place given to an error, or sent to the other ranks, is no message.
     return (names | functions) - {"at", "error"}
 
 

@@ -115,7 +115,7 @@ def refusal(error: BaseException, path: Path, *, reads: bool = False) -> Refusal
 
     Args:
         error: Itself, or what it was raised from.
-        path: Of what was written.
+        path: That of what was written.
         reads: See :class:`Writing`.
 
     Example:
@@ -164,7 +164,7 @@ def write_file(
     """Write a file so that it is complete and on the disk, or as it was before. Its folder is made.
 
     Args:
-        path: Of the file.
+        path: That of the file.
         content: All of it, or its parts.
         what: What it is, for the message; empty where the path says it.
         todo: What else to do where it cannot be written.

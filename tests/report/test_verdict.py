@@ -35,7 +35,7 @@ def said(results, retention=()):
         (0.5, "held: worse than before. The loss is 1.000, 0.500 more (95% interval 0.450 to 0.550)"),
         (
             1.02,
-            "held: nothing learnt that can be told from chance. The loss is 1.000, 0.020 less than before",
+            "held: nothing clearly learnt. The loss is 1.000, 0.020 less than before",
         ),
         (None, "held: loss 1.000, perplexity 2.72; there is no base to compare with."),
     ],
@@ -133,7 +133,7 @@ def test_few_documents_are_said_to_be_few():
     found = said({"held": few})
 
     assert found["learnt"] == [
-        "held: the loss fell by 0.500 to 1.000; too few documents to tell it from chance; "
+        "held: the loss fell by 0.500 to 1.000, which may be chance: too few documents; "
         "perplexity 4.48 → 2.72."
     ]
     assert found["change"] == ["held: too few documents to be sure. Measure 100 or more."]
@@ -147,8 +147,8 @@ def test_few_documents_get_no_check_and_no_fault():
     found = verdict({"held": few, "old": few}, ["old"]).sentences
 
     assert [one.is_good for one in found] == [None] * len(found)
-    assert "whether your text needs its images cannot be told" in found[1].text
-    assert "old: the loss fell by 0.058 to 1.000; too few documents to tell it from chance" in found[2].text
+    assert "too few documents to say whether your text needs its images" in found[1].text
+    assert "old: the loss fell by 0.058 to 1.000, which may be chance: too few documents" in found[2].text
 
 
 def test_kept_is_said_only_where_the_interval_allows_little_forgetting():
@@ -156,9 +156,7 @@ def test_kept_is_said_only_where_the_interval_allows_little_forgetting():
 
     kept, change = verdict({"old": wide}, ["old"]).sentences
 
-    assert kept.text.startswith(
-        "old: whether it was kept cannot be told: too few documents. The loss is 4.000"
-    )
+    assert kept.text.startswith("old: too few documents to say whether it was kept. The loss is 4.000")
     assert "a change of -2.415 (95% interval -17.858 to 0.610)" in kept.text
     assert kept.is_good is None
     assert change.text == "old: too few documents to be sure. Measure 100 or more."
@@ -187,7 +185,7 @@ def test_a_file_gets_each_sentence_as_one_line():
     console.print(verdict({"held": numbers(base=1.0)}), soft_wrap=not console.is_terminal)
 
     first, *_ = file.getvalue().splitlines()
-    assert first.startswith("held: nothing learnt that can be told from chance.") and first.endswith(".")
+    assert first.startswith("held: nothing clearly learnt.") and first.endswith(".")
     assert len([line for line in file.getvalue().splitlines() if line.startswith("  • ")]) == 1
 
 

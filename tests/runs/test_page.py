@@ -149,7 +149,7 @@ def test_a_resumed_run_counts_its_starts_and_all_of_its_time(tmp_path: Path) -> 
     page = RunPage(tmp_path, clock=clock)
     page.begin(resumes=True)
     clock.now = 10.0
-    page.tell()
+    page.note()
 
     assert (facts(tmp_path)["starts"], facts(tmp_path)["seconds"]) == (3, 70.5)
 

@@ -99,7 +99,7 @@ class Documents(Sequence[Document]):
         """Small pictures of the last images and videos of an opening, as addresses that hold them.
 
         Args:
-            most: Of how many, at most: one picture each, of a video a frame in its middle.
+            most: How many media at most, one picture each; for a video a frame in its middle.
             side: Pixels of the longer side, at most.
 
         Returns:

@@ -120,11 +120,11 @@ class _PlannedItems(Dataset[list[Sample | FailedSample]]):
         return Documents(self._plan, self._sources, self._encoder)
 
     def document_numbers(self, index: int) -> list[int]:
-        """Of each sample of an item, the number of its document among :attr:`documents`."""
+        """For each sample of an item, the number of its document among :attr:`documents`."""
         return [int(one) for one in self._plan.document_numbers[self._numbers(index)]]
 
     def starts(self, index: int) -> list[int]:
-        """Of each sample of an item, its first token in its document."""
+        """For each sample of an item, its first token in its document."""
         return [int(self._plan.sample(number)[1]["start"]) for number in self._numbers(index)]
 
     def samples_of(self, index: int) -> list[PlannedSample]:
@@ -140,7 +140,7 @@ class _PlannedItems(Dataset[list[Sample | FailedSample]]):
         """An item as the prompt shows it, and a notebook with its pictures: documents, their targets marked.
 
         Args:
-            index: Of the item.
+            index: That of the item.
             pictures: Whether to decode small pictures of its media.
 
         Raises:
@@ -218,7 +218,7 @@ class CPTDataset(_PlannedItems):
         max_documents: How many documents are read, drawn by ``seed`` from all that can be used; None: all.
             The ledger counts the others as ``not_drawn``.
         max_bad_in_a_row: With ``skip``, how many rows in a row that cannot be used stop it; None: no number.
-        min_pixels, max_pixels, fps, max_frames, limits: Of media; default: the processor's.
+        min_pixels, max_pixels, fps, max_frames, limits: Those of media; default: the processor's.
         media_check: What is read of a medium when the data set is made: see
             :class:`~vlcpt.data.encode.vision.EncodingOptions`.
         num_proc: Processes that read the rows, where enough is to be read; 0: this one alone. Nothing
@@ -361,7 +361,7 @@ class CPTDataset(_PlannedItems):
         return {source.name: scan.rows for source, scan in scans}
 
     def row_checksums(self) -> Iterator[np.ndarray]:
-        """Of each source: int32, a checksum of each row's tokens and targets; -1 of one that is not used."""
+        """For each source: int32, a checksum of each row's tokens and targets; -1 of one that is not used."""
         for scan in self._plan.scans:
             found = np.full(scan.rows, -1, dtype=np.int32)
             found[scan.lines["row"]] = scan.lines["checksum"]
@@ -421,7 +421,7 @@ class CPTDataset(_PlannedItems):
         return np.add.reduceat(self._costs(cost), starts), kinds
 
     def _costs(self, cost: PackCost) -> np.ndarray:
-        """Of each sample, pack after pack."""
+        """For each sample, pack after pack."""
         lengths = self._of_packs("stop") - self._of_packs("start")
         return cost.of(lengths, *(self._of_packs(name) for name in ("targets", "media", "frame_pairs")))
 

@@ -37,7 +37,7 @@ def parse_markup(
 ) -> Document:
     r"""Read markup into a document.
 
-    Of n backslashes directly before a tag ⌊n/2⌋ are kept, and an odd n makes the tag plain text. What is a
+    From n backslashes directly before a tag ⌊n/2⌋ are kept, and an odd n makes the tag plain text. What is a
     tag but for case, spaces, hyphens, underscores or one letter is taken for a mistake.
 
     Args:

@@ -196,7 +196,7 @@ def open_source(
 def _only_needed(
     rows: Rows, format: str, fields: frozenset[str], ignored: frozenset[str]
 ) -> tuple[Rows, tuple[str, ...]]:
-    """Of tables, the columns that the schema reads and those that may hold media; the names of the others."""
+    """For tables, the columns that the schema reads or that may hold media; the names of the others."""
     if not rows.has_columns:
         return rows, ()
     first: list[Row] = []
@@ -265,7 +265,7 @@ def read_documents(
 
     Args:
         path: The data file, see :func:`open_source`.
-        split: Of a saved data set or one on the Hub.
+        split: That of a saved data set or one on the Hub.
         format: The rows' schema.
         media_root: Folder of its media; default: the data file's.
         targets: What trains, where the format leaves a choice.

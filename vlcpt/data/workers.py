@@ -71,7 +71,7 @@ class WorkerBoard:
     """A board in shared memory: worker w writes the item that it reads into place w.
 
     Args:
-        names: Of the documents of an item.
+        names: Those of the documents of an item.
 
     Example:
         >>> board = WorkerBoard(lambda item: [f"train.jsonl:{item}"])
@@ -354,10 +354,10 @@ def read_by_workers(
 
     Args:
         items: Read in the other processes; what they give is handed over as it is.
-        numbers: Of the items.
+        numbers: Those of the items.
         num_proc: Processes to start at most.
         timeout: Seconds in which each of them must note something new; 0: any time.
-        board: Of these processes.
+        board: That of these processes.
         in_order: Whether items come in the order of the numbers; otherwise none waits for a slower one.
 
     Raises:

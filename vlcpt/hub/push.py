@@ -108,7 +108,7 @@ class Push:
         revision: The branch; None is the main one.
         files: All of them, the card included.
         card: The text of README.md.
-        url: Of the commit; None where nothing was sent.
+        url: That of the commit; None where nothing was sent.
     """
 
     repo_id: str

@@ -101,7 +101,7 @@ def read_adapter_settings(path: Path) -> AdapterSettings:
     expression of any cost on each layer.
 
     Args:
-        path: Of ``adapter_config.json``.
+        path: That of ``adapter_config.json``.
 
     Raises:
         ConfigError: With the file, the key, what was found and what to do.

@@ -56,7 +56,7 @@ class Timing(NamedTuple):
     plain: float
 
     def __str__(self) -> str:
-        """Of the plain one first, as it is said where that one runs."""
+        """Both times, that of the plain one first, as it is said where that one runs."""
         return f"{self.plain * 1e3:.3g} ms, and by torch.nn.attention.varlen {self.kernel * 1e3:.3g} ms"
 
 
@@ -319,8 +319,8 @@ def kernel_for(
 
     Args:
         dtype: In which attention is computed.
-        width: Of a head.
-        heads: Of the queries.
+        width: The size of a head.
+        heads: How many the queries have.
         group: Query heads to one head of keys.
         causal: Whether a token sees only those before it.
     """
@@ -409,7 +409,7 @@ def compare(
 
     Args:
         lengths: Tokens of the documents.
-        width: Of a head.
+        width: The size of a head.
         group: Query heads to one head of keys.
     """
     *inputs, upstream = _random_inputs(sum(lengths), 2 * group, group, width, device, dtype)
@@ -452,8 +452,8 @@ def measure(
 
     Args:
         lengths: Tokens of the documents.
-        width: Of a head.
-        heads: Of the queries.
+        width: The size of a head.
+        heads: How many the queries have.
         group: Query heads to one head of keys.
     """
     *inputs, upstream = _random_inputs(sum(lengths), heads, group, width, device, dtype)

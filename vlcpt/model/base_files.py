@@ -204,8 +204,8 @@ def set_pixels(folder: Path, min_pixels: int | None, max_pixels: int | None) -> 
     In each key that its file has: ``max_pixels`` of the published layout, ``size`` of transformers 5.
 
     Args:
-        folder: Of a merged model.
-        min_pixels, max_pixels: Of an image; None: not limited in training, and left as they are.
+        folder: That of a merged model.
+        min_pixels, max_pixels: Those of an image; None: not limited in training, and left as they are.
 
     Example:
         >>> from tempfile import mkdtemp

@@ -31,8 +31,8 @@ class TowerParameters:
         how: How it trains.
         frozen: Those that do not train.
         trained: Those that do: its own, copies of them, or its adapters'.
-        packed: Of the frozen ones, those held in 4 bits.
-        trained_head: Of the trained ones, those of the output layer.
+        packed: The frozen ones that are held in 4 bits.
+        trained_head: The trained ones of the output layer.
     """
 
     how: Literal["frozen", "lora", "full"]

@@ -42,8 +42,8 @@ class Merge:
     """The result of a merge.
 
     Args:
-        dtype: Of the merged weights.
-        difference: Of the logits of base and adapter, and those of the merged model: the norm of the
+        dtype: That of the merged weights.
+        difference: Between the logits of base and adapter and those of the merged model: the norm of the
             difference over the norm of the logits.
         effect: The same of the base's logits, without the adapter: what there was to merge. None of a run
             in full, for which the base's weights are not read.
@@ -60,8 +60,8 @@ class _Source:
 
     Args:
         base: Folder or Hub id of the base; None where a run in full does not say it.
-        revision: Of the base on the Hub.
-        dtype: Of the merged weights; None: of the base's, one by one.
+        revision: That of the base on the Hub.
+        dtype: That of the merged weights; None: of the base's, one by one.
         is_adapter: Whether the checkpoint is one, or a model.
     """
 
@@ -280,7 +280,7 @@ def add_adapter(tuned: PeftModel, dtype: torch.dtype | None, *, tied: bool) -> P
 
     Args:
         tuned: Base and adapter; neither can be used afterwards.
-        dtype: Of the merged layers; None: that of the base's.
+        dtype: That of the merged layers; None: that of the base's.
         tied: Whether the base's embeddings are one tensor. They stay one, unless the adapter changes one
             of them alone.
 

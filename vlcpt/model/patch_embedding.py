@@ -49,7 +49,7 @@ def choose_form(
     Args:
         model: With or without adapters, wrapped or not; it is not called.
         wanted: ``auto`` measures nothing on a CPU, and leaves the convolution there.
-        device: Of the run.
+        device: That of the run.
         dtype: In which the run computes.
 
     Example:
@@ -139,7 +139,7 @@ def measure(
 
     Args:
         dtype: In which the run computes.
-        shape: Of the weight: width, channels, frames, height, width of a patch.
+        shape: That of the weight: width, channels, frames, height, width of a patch.
         trains: Whether the weight has a gradient.
         patches: How many are embedded at once.
     """

@@ -47,7 +47,7 @@ def open_store(
 
     Args:
         model: Before an engine wraps it: DeepSpeed converts the weights in place.
-        folder: Of the features of all towers.
+        folder: That of the features of all towers.
         dtype: The type to store them in; None: the one that the tower gives.
         autocast: The type of products, where the run uses autocast.
         converted: The type to which DeepSpeed converts the weights.

@@ -70,7 +70,7 @@ def read_shapes(path: Path) -> Shapes:
     """The shape of each tensor in a file of weights; no tensor is read.
 
     Args:
-        path: Of safetensors, or of an archive that ``torch.save`` wrote, of which only tensors are taken.
+        path: Safetensors, or an archive that ``torch.save`` wrote, of which only tensors are taken.
 
     Raises:
         ValueError: With the file, if it is cut, damaged, or holds more than tensors.

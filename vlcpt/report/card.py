@@ -276,7 +276,7 @@ class Licence:
 
     Args:
         id: As the Hub spells it, e.g. ``apache-2.0``; None where it is not known.
-        link: Of a licence that the Hub has no name for.
+        link: That of a licence that the Hub has no name for.
 
     Example:
         >>> Licence("cc-by-4.0").metadata(None)

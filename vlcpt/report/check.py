@@ -251,7 +251,7 @@ class Speed:
     Args:
         machine: In words.
         devices: GPUs.
-        seconds: Of an epoch, at least and at most.
+        seconds: Those of an epoch, at least and at most.
         assumes: What that rests on.
         loads: Seconds of one worker for a pack, on the machine that checks.
         workers: For each device, so that it does not wait at the fast bound.

@@ -30,7 +30,7 @@ class Line:
         status: What came of it.
         measured: The number that was found; None where nothing was measured.
         tolerance: What it may be at most; None for a measurement that cannot fail.
-        unit: Of both.
+        unit: That of both.
         detail: The cause where it failed, the reason where it was not run, else more numbers.
     """
 
@@ -85,7 +85,7 @@ class Diagnosis:
     Args:
         machine: Versions and devices.
         run: What was examined, and how it runs.
-        lines: Of the table.
+        lines: Those of the table.
         speed: What the run will reach; None where it was not measured.
         memory: Bytes that were foreseen, and the peak; None where it was not measured.
         seconds: All of it took.

@@ -17,7 +17,7 @@ class Foreseen:
     Args:
         course: Its steps.
         longest: The longest documents with their tokens.
-        memory: Of one device, for each way to train.
+        memory: That of one device, for each way to train.
         advice: What to change, the most pressing first.
     """
 
@@ -32,8 +32,8 @@ class Findings:
     """What became of every document, and how a run would go.
 
     Args:
-        ledger: Of the training data.
-        evaluations: Of each evaluation set.
+        ledger: That of the training data.
+        evaluations: For each evaluation set.
         foreseen: None where no document can be used.
         speed: None where no GPU was named.
         folder: Where ``ledger.json`` and ``dropped.jsonl`` are.

@@ -40,14 +40,14 @@ class Setup:
     """How training runs.
 
     Args:
-        weight_bytes: Of a frozen weight: 2 or 4.
+        weight_bytes: Those of a frozen weight: 2 or 4.
         autocast: Products in bfloat16 or float16 while weights stay (``bf16: true`` without DeepSpeed).
         checkpointing: Activations are computed again instead of kept.
         attention: ``sdpa`` and ``eager`` have a mask; all others go by the bounds of documents.
         masked: A row holds several documents.
         optimizer: ``optim`` of the configuration.
         accumulates: Several forward passes make a step, so that gradients wait for the next one.
-        rank, dropout: Of the adapters.
+        rank, dropout: Those of the adapters.
         loss_chunk: Targets whose logits are there at once; 0: all.
         devices: Processes that share the work.
         stage: DeepSpeed's; None without DeepSpeed.
@@ -301,9 +301,9 @@ class LargestBatch:
 
     Args:
         rows: Packs, or samples.
-        tokens: Of one row, padding included.
+        tokens: Those of one row, padding included.
         targets: In all rows.
-        patches: Of all media in all rows; four make a token.
+        patches: Those of all media in all rows; four make a token.
     """
 
     rows: int

@@ -23,7 +23,7 @@ def token_nats(
 
     Args:
         stream: Its tokens.
-        parts: What of them is trained.
+        parts: The parts that are trained.
         nats: float (T,), NaN where nothing was measured.
         texts: What the tokens write.
 

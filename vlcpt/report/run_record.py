@@ -28,7 +28,7 @@ class RunRecord:
     """A run, as its files tell it.
 
     Args:
-        folder: Of the run.
+        folder: That of the run.
         name: By which it is shown.
         log: The lines of ``train_log.jsonl``.
         ledger, config, facts, evaluation: What ``ledger.json``, ``config.yaml``, ``run.json`` and

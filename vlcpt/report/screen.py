@@ -60,7 +60,7 @@ class Screen(Console):
     A :class:`rich.text.Text` goes through as it is made; give it :func:`visible` text.
 
     Args:
-        brief: Show nothing but what :func:`say` is told to keep, as ``--quiet`` asks for.
+        brief: Show only results (``is_result`` of :func:`say`), as ``--quiet`` asks for.
 
     Example:
         >>> Screen(width=40).print("[red]a[/red]\x1b[0m")
@@ -223,7 +223,7 @@ class _Visible(logging.Formatter):
 
 
 class _Once(logging.Filter):
-    """Of records that have the same ``once``, the first."""
+    """Lets only the first of the records through that have the same ``once``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class RunSummary:
         loss: Mean over the first lines of the log and over the last ones, nats per target; None of a run
             that logged none.
         sets: By the name of each evaluation set its first and its last loss.
-        seconds: Of training since it was started last, evaluations included; None where it did not end.
+        seconds: Those of training since it was started last, evaluations included; None where it did not end.
     """
 
     steps: int

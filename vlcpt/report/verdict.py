@@ -47,7 +47,7 @@ _NEEDLESS = (
     "that each document has its own images."
 )
 Kind = Literal["learnt", "images", "kept", "change"]
-Need = Literal["own", "any", "none", "untold"]
+Need = Literal["own", "any", "none", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _learnt(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     if not found.has_interval:
         return Sentence("learnt", f"{name}: {_moved(found, loss)}; {numbers}.")
     if found.is_none:
-        words = f"nothing learnt that can be told from chance. The loss is {_nats(loss)}"
+        words = f"nothing clearly learnt. The loss is {_nats(loss)}"
         change = f"{_nats(found.value)} less than before{found.interval}"
         is_good = False if found.is_below(_LARGE) else None
         return Sentence("learnt", f"{name}: {words}, {change}; {numbers}.", is_good)
@@ -289,7 +289,7 @@ def _images(name: str, result: Mapping[str, object]) -> list[Sentence]:
         "own": ("read from its images", True),
         "any": ("your text needs some image, but not its own", False),
         "none": ("your text does not need its images", False),
-        "untold": ("whether your text needs its images cannot be told with so few documents", None),
+        "unknown": ("too few documents to say whether your text needs its images", None),
     }
     if (need := _need(result)) is None:
         return [Sentence("images", f"{name}: {numbers.removesuffix('.')} (no interval was measured).")]
@@ -307,16 +307,16 @@ def _need(result: Mapping[str, object]) -> Need | None:
     if not decisive.is_none and decisive.value > 0:
         return "own"
     if not decisive.is_below(_LARGE):
-        return "untold"
+        return "unknown"
     if blank is not None and not blank.is_none and blank.value > 0:
         return "any"
-    return "none" if blank is None or blank.is_below(_LARGE) else "untold"
+    return "none" if blank is None or blank.is_below(_LARGE) else "unknown"
 
 
 def _moved(found: Difference, loss: float) -> str:
     """How a loss changed, where no interval says how sure that is."""
     way = "fell" if found.value >= 0 else "rose"
-    sure = "; too few documents to tell it from chance" if found.why else " (no interval was measured)"
+    sure = ", which may be chance: too few documents" if found.why else " (no interval was measured)"
     return f"the loss {way} by {_nats(abs(found.value))} to {_nats(loss)}{sure}"
 
 
@@ -336,7 +336,7 @@ def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
         return Sentence("kept", f"{name}: {_moved(learnt, loss)}; {numbers}.")
     if lost.is_none:
         is_kept = lost.is_below(_FORGOTTEN)
-        words = "kept" if is_kept else "whether it was kept cannot be told: too few documents"
+        words = "kept" if is_kept else "too few documents to say whether it was kept"
         text = f"{name}: {words}. The loss is {_nats(loss)}, a change of {_nats(lost.value)}"
         return Sentence("kept", f"{text}{lost.interval}; {numbers}.", True if is_kept else None)
     if lost.value < 0:
@@ -380,7 +380,7 @@ def _is_unsure(result: Mapping[str, object], is_retention: bool) -> bool:
     intervals = result.get("intervals")
     if isinstance(intervals, Mapping) and "loss" in intervals and intervals["loss"] is None:
         return True
-    if not is_retention and _need(result) == "untold":
+    if not is_retention and _need(result) == "unknown":
         return True
     learnt = difference(result, "learnt")
     if learnt is None or not learnt.is_none:

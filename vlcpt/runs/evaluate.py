@@ -57,7 +57,7 @@ class Evaluation(Mapping[str, SetResult]):
     """What ``vlcpt eval`` found: by name of a set its numbers. Printed, it is what the command shows.
 
     Args:
-        sets: Of each set what ``--output`` writes.
+        sets: For each set what ``--output`` writes.
         retention: The sets that hold what the model knew before.
         samples: Documents that the model continued, by set.
     """
@@ -135,10 +135,10 @@ def evaluate(
         retention_data: Documents of what the model knew before.
         config: The configuration of a checkpoint; default: the one that its run wrote. A model that is loaded
             has none, and is measured on data sets, in the type of its weights.
-        processor: Of a model that is loaded.
-        base: Of a model that is loaded and has no adapters to switch off; without it nothing is compared.
+        processor: That of a model that is loaded.
+        base: For a loaded model without adapters to switch off; without it nothing is compared.
         samples: How many documents of each held-out set are continued.
-        batch_size: Of a model that is loaded; no number depends on it.
+        batch_size: That of a model that is loaded; no number depends on it.
 
     Raises:
         ConfigError: If there is nothing to measure, or no configuration.
@@ -263,7 +263,7 @@ def evaluate_trained(
 
     Args:
         model: It must be whole on each rank.
-        sets: Of the run.
+        sets: Those of the run.
         before: The loss of each set before step 1: the base of a model that was trained in full, for which
             what was learnt has no interval then.
     """

@@ -130,7 +130,7 @@ def inspect_run(
     """Show which tokens of the documents of each training source are trained.
 
     Args:
-        configs: Of the run.
+        configs: Those of the run.
         rows: Which of each source; None: the first.
         console: Where to.
         html: Write a page there, and only say so.
@@ -254,12 +254,12 @@ def _write_page(
 def _add_packs(page: InspectPage, opened: _Rows, console: Console) -> None:
     """The packs of the training data, or why there are none."""
     if not opened.configs.training.packing:
-        page.tell_packs(error="packing is off: each document, or part of one, is a sample of its own.")
+        page.note_packs(error="packing is off: each document, or part of one, is a sample of its own.")
         return
     try:
         dataset = RunData(opened.configs, opened.processor, shown(console)).train()
     except (DocumentError, BadDataError) as error:
-        page.tell_packs(error=f"the training data cannot be planned as it is. {error}")
+        page.note_packs(error=f"the training data cannot be planned as it is. {error}")
         return
     shown_packs = min(len(dataset), _PACKS)
     for index in range(shown_packs):
@@ -271,4 +271,4 @@ def _add_packs(page: InspectPage, opened: _Rows, console: Console) -> None:
     said += ". Documents that share a pack do not see each other."
     if shown_packs < len(dataset):
         said += f" The first {shown_packs:,} are shown."
-    page.tell_packs(said=said, ledger=ledger_table(ledger))
+    page.note_packs(said=said, ledger=ledger_table(ledger))

@@ -28,7 +28,7 @@ class Budget:
     """Lets work be done as long as all of it takes a small share of the time, the last of it included.
 
     Args:
-        share: Of the time since this was made.
+        share: That of the time since this was made.
         clock: Seconds, from anywhere.
 
     Example:
@@ -114,7 +114,7 @@ class RunPage(TrainerCallback):
 
         Args:
             resumes: Whether an earlier run in it may be resumed.
-            facts: Of the run, for ``run.json``.
+            facts: Those of the run, for ``run.json``.
         """
         before = read_mapping(self._output / FACTS)
         starts, seconds = before.get("starts"), before.get("seconds")
@@ -124,9 +124,9 @@ class RunPage(TrainerCallback):
         self._facts["starts"] = 1 + (starts if goes_on and isinstance(starts, int) else 0)
         self._facts["started"] = _now()
         self._has_begun = True
-        self.tell(**facts)
+        self.note(**facts)
 
-    def tell(self, **facts: object) -> None:
+    def note(self, **facts: object) -> None:
         """Add to ``run.json``."""
         self._facts |= facts
         if self.is_main and self._has_begun:
@@ -159,7 +159,7 @@ class RunPage(TrainerCallback):
     ) -> None:
         """Note how long the run will be, and after which step it goes on."""
         self.resumed_at = state.global_step
-        self.tell(steps_planned=state.max_steps)
+        self.note(steps_planned=state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -38,7 +38,7 @@ class Machine:
         name: In words.
         peak: Operations a second of a GPU; None where tokens a second are known.
         memory: Bytes of a GPU; None: not known.
-        tokens_per_second: Of one GPU, measured there; None where they are not.
+        tokens_per_second: That of one GPU, measured there; None where they are not.
     """
 
     name: str
@@ -51,7 +51,7 @@ def read_machine(given: str, configs: Configs) -> Machine:
     """A machine by its GPU's name, or by what ``vlcpt doctor`` has written on it.
 
     Args:
-        configs: Of the run; what doctor measured must be of the same kind.
+        configs: Those of the run; what doctor measured must be of the same kind.
 
     Raises:
         ConfigError: If the name is not known, or the file is not doctor's, or of a part of a model, or of

@@ -59,11 +59,11 @@ def write_tokens(
 
     Args:
         path: Ends in ``.html`` or ``.jsonl``.
-        configs: Of the run.
+        configs: Those of the run.
         checkpoint: That was measured.
         sets: What was measured.
         scores: With their targets.
-        processor: Of the model.
+        processor: That of the model.
         console: Where to say so.
     """
     measured = _Measured(configs, sets, scores)
@@ -80,7 +80,7 @@ class _Measured:
     """Documents that were measured, read again one by one.
 
     Args:
-        configs: Of the run.
+        configs: Those of the run.
         sets: What was measured.
         scores: With their targets.
     """
@@ -91,7 +91,7 @@ class _Measured:
         self._configs, self._sets, self._scores = configs, sets, scores
 
     def _documents(self, name: str) -> Iterator[tuple[int, Document, TokenStream, list[Part], np.ndarray]]:
-        """Of a set: the number of each document, its tokens, its parts, and what images give its targets."""
+        """The documents of a set: number, tokens, parts, and what images give their targets."""
         targets, documents = self._scores[name].targets, self._sets[name].documents
         assert targets is not None
         for number in range(len(documents)):

@@ -269,7 +269,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page:
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
         if chosen:
-            page.tell(memory={"said": chosen})
+            page.note(memory={"said": chosen})
             say(console, chosen)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
@@ -277,7 +277,7 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page:
     if is_main:
         towers = tower_table(model)
         console.print("", towers_table(towers))
-        page.tell(towers=[vars(one) for one in towers])
+        page.note(towers=[vars(one) for one in towers])
     ranks.at(0, "reading the evaluation data")
     every = training.eval_strategy != IntervalStrategy.NO
     sets = data.evaluations() if every or training.eval_on_start or training.eval_on_end else {}

@@ -50,7 +50,7 @@ def continue_documents(
 
     Args:
         count: How many documents, at most.
-        options: Of these the type of products counts.
+        options: Those of these the type of products counts.
     """
     collator = CPTDataCollator(processor)
     device = next(model.parameters()).device

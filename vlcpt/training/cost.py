@@ -49,7 +49,7 @@ def cost_of_shape(
     """The same from a model's configuration.
 
     Args:
-        backward: Of each tower, products backward for one forward: 0 frozen, 1 with adapters, 2 in full.
+        backward: For each tower, products backward for one forward: 0 frozen, 1 with adapters, 2 in full.
         trains_head: Whether the output layer trains.
     """
     text, vision = config.get_text_config(), config.vision_config
@@ -99,7 +99,7 @@ class PeakShare:
     What is computed again (activations, logits) does not count as used.
 
     Args:
-        cost: Of a sample, without what is computed again.
+        cost: That of a sample, without what is computed again.
         peak: Operations a second.
         merge: Patches that make a token.
     """
@@ -136,8 +136,8 @@ def peak_share(
     """What measures the share of a device's peak; None where that is not known, or products have 32 bits.
 
     Args:
-        dtype: Of products.
-        name: Of the GPU; default: what torch says.
+        dtype: That of products.
+        name: That of the GPU; default: what torch says.
     """
     if name is None and device.type == "cuda":
         name = torch.cuda.get_device_name(device)

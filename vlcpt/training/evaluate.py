@@ -89,7 +89,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of the text; None for text without a byte."""
+        """Bits per byte of the text; None for text without a byte."""
         return self.text_nll / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
@@ -423,7 +423,7 @@ class _Scorer:
                 yield "base", target_losses(self._base, before, chunk)
 
     def _values(self, losses: TargetLosses) -> torch.Tensor:
-        """Of each target nll, 1, and where it is not end-of-text nll and bytes: float64 (N, 4)."""
+        """For each target nll, 1, and where it is not end-of-text nll and bytes: float64 (N, 4)."""
         nll, ids = losses.nll.to(self._summing).double(), losses.ids.to(self._summing)
         is_text = ids != self._eos
         # Indexing would wait for the device, which alone knows how many there are.
@@ -457,7 +457,7 @@ class _VariantCollator:
     """Makes a batch for each kind of pixels; those of blank images are made where they are used.
 
     Args:
-        collator: Of one batch.
+        collator: That of one batch.
         seen: The kinds.
     """
 

@@ -28,7 +28,7 @@ def keep_features(model: nn.Module, args: CPTConfig, datasets: Sequence[object])
 
     Args:
         model: Before an engine wraps it.
-        args: Of the run.
+        args: Those of the run.
         datasets: All of the run, for training and evaluation.
 
     Raises:

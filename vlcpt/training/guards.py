@@ -87,7 +87,7 @@ def check_packed(stored: torch.dtype, args: TrainingArguments) -> None:
 
     Args:
         stored: The type in which they are stored, two to a byte (``bnb_4bit_quant_storage``).
-        args: Of the run.
+        args: Those of the run.
 
     Raises:
         ConfigError: With the precision to choose.

@@ -26,7 +26,7 @@ class StepSampler(Sampler[int]):
     Which packs a step has depends on their number alone; how they are divided among ranks, on the ranks too.
 
     Args:
-        costs, kinds: Of each pack, see :func:`~vlcpt.data.plan.balance.order_of_steps`.
+        costs, kinds: For each pack, see :func:`~vlcpt.data.plan.balance.order_of_steps`.
         ranks: Processes that train.
         batch: Packs of a batch.
         accumulation: Batches of a rank in a step.
@@ -68,7 +68,7 @@ def require_packs(args: CPTConfig, dataset: object) -> None:
 
     Args:
         args: The training configuration. Where balancing is its default, such data is read as Trainer would.
-        dataset: Of the training; None: there is none.
+        dataset: That of the training; None: there is none.
 
     Raises:
         ConfigError: With what to do instead.

@@ -103,7 +103,7 @@ class HostSums:
     may look for them in another network than NCCL does, it falls back to the devices and says so once.
 
     Args:
-        args: Of the run.
+        args: Those of the run.
 
     Example:
         >>> HostSums(TrainingArguments("out", use_cpu=True)).add([1.5, 2])
@@ -244,7 +244,7 @@ class RankWatch(TrainerCallback):
     On one process it does nothing.
 
     Args:
-        args: Of the run, whose process group is set up.
+        args: Those of the run, whose process group is set up.
         documents: What this process reads at the moment, for a person; may be empty.
 
     Example:

@@ -156,7 +156,7 @@ def count_step(
     """Add up over all ranks what each has read, in one collective, which waits for no device.
 
     Args:
-        sums: Of the run.
+        sums: Those of the run.
         batches: The batches of this rank, on the CPU.
         read: What reading them gave.
         interruption: The signal that this rank got, see :class:`vlcpt.interrupts.Interruption`.
@@ -263,7 +263,7 @@ def require_few_failed(dataset: object, ranks: int) -> None:
     """Enter, on each rank, what failed on any of them, and raise on all alike if that is too much.
 
     Args:
-        dataset: Of which they have read.
+        dataset: That of which they have read.
         ranks: How many have; all call it.
 
     Raises:
@@ -368,7 +368,7 @@ def require_media(towers: Collection[str], dataset: object) -> None:
 
     Args:
         towers: Those that train.
-        dataset: Of the training. Any but a ``CPTDataset`` does not say what it holds, and is passed.
+        dataset: That of the training. Any but a ``CPTDataset`` does not say what it holds, and is passed.
 
     Raises:
         ConfigError: With what to do instead.

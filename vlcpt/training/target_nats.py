@@ -158,7 +158,7 @@ class NatsCollector:
 
 
 def reliance_of(sums: np.ndarray) -> Reliance | None:
-    """Of a set, from the sums of its documents; None where nothing was compared.
+    """What images give the targets of a set, from the sums of its documents; None where nothing was compared.
 
     Example:
         >>> reliance_of(np.array([[4.0, 6.0, 2.0, 0.0], [4.0, 0.0, 0.0, 0.0]]))

@@ -71,7 +71,7 @@ def test_hostile_rows_run_nothing_and_load_nothing(tmp_path, browser, listener, 
     page = pages.page([*documents, seen], sources=texts)
     page.add_failure(0, 99, texts[0], DocumentError(" ".join(texts)), stops=True)
     page.add_pack([PlannedSample(0, 50, text, 0, 5, 3, 0) for text in texts], 512)
-    page.tell_packs(said=" ".join(texts))
+    page.note_packs(said=" ".join(texts))
     page.notes += texts
     file = write(tmp_path, page, title=texts[0], lead=" ".join(texts))
 
@@ -220,7 +220,7 @@ def test_nothing_is_wider_than_the_window(tmp_path, browser, pages, width, dark)
     page.add_pack(
         [PlannedSample(0, 0, "a.jsonl:1", 0, 50, 40, 4), PlannedSample(0, 1, "b" * 99, 0, 5, 4, 0)], 64
     )
-    page.tell_packs(said="one pack")
+    page.note_packs(said="one pack")
     browser.open(write(tmp_path, page), width=width, dark=dark)
 
     assert browser.run(OVERFLOW) <= 0

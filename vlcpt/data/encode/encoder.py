@@ -61,7 +61,7 @@ class TokenStream:
 
     @property
     def checksum(self) -> int:
-        """Of tokens, loss weights and media, 31 bits: tells a text from another one of as many tokens."""
+        """31 bits of tokens, loss weights and media, which differ between texts of as many tokens."""
         ids = np.ascontiguousarray(self.input_ids, dtype="<i4").data
         of_both = crc32(np.ascontiguousarray(self.loss_weights, dtype="<f4").data, crc32(ids))
         # The pixels themselves are not read: what decides their places is.
@@ -133,7 +133,7 @@ class EncodedDocument(Document):
     Args:
         stream: Its tokens; the encoder places its media among them, as it does for any document.
         numbers: What planning was given of it: a scalar of ``NUMBERS``.
-        folder: Of the prepared source, for messages.
+        folder: That of the prepared source, for messages.
 
     Example:
         >>> ids = np.array([5, 6])

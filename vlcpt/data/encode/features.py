@@ -46,7 +46,7 @@ class FeatureStore:
     was damaged later is noticed by its checksum, and counts as missing.
 
     Args:
-        folder: Of all towers.
+        folder: That of all towers.
         tower: What the features depend on beside the medium: a digest of weights, configuration and types.
         width: Numbers of a token's features.
         dtype: The type that they are stored in; None: the one that the tower gives.
@@ -110,7 +110,7 @@ def sweep(folder: Path, *, seconds: float = 3600) -> None:
     """Delete what processes left that were killed while they wrote: nothing uses it.
 
     Args:
-        folder: Of the features of all towers.
+        folder: That of the features of all towers.
         seconds: How old it has to be, so that nobody writes it still.
     """
     for path in folder.glob("*/*/.*.partial"):

@@ -30,7 +30,7 @@ class Piece(NamedTuple):
         lengths: Characters of each token, or of the fewest that hold a whole character.
         start: Its first token.
         stop: One past its last.
-        medium: Of a medium, its number in the document.
+        medium: The number of a medium in its document.
     """
 
     kind: Kind
@@ -102,7 +102,7 @@ def pieces_of(stream: TokenStream, parts: Sequence[Part], texts: TokenTexts) -> 
 
     Args:
         stream: Its tokens.
-        parts: What of them is trained: of a document that cannot be used, none.
+        parts: The parts that are trained; none where the document cannot be used.
         texts: What the tokens write.
 
     Example:

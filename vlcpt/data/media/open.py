@@ -157,7 +157,7 @@ def giants_in_turn(pixels: int) -> Iterator[None]:
     once. Others than giants never wait. Where a worker is killed, the system lets the next one go on.
 
     Args:
-        pixels: Of the image, as stored.
+        pixels: Those of the image, as stored.
 
     Example:
         >>> with giants_in_turn(1_000_000):

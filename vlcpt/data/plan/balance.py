@@ -55,7 +55,7 @@ class PackCost:
 
         Args:
             lengths, targets, media: Tokens of each sample, and those of them that are targets, and pads.
-            frame_pairs: Of each sample, the sum over its frames of their tokens squared.
+            frame_pairs: For each sample, the sum over its frames of their tokens squared.
         """
         lengths = lengths.astype(np.float64)
         cost = self.token * lengths + self.pair * lengths**2 + self.target * targets
@@ -74,7 +74,7 @@ def even_packs(
 
     Args:
         ends: Where each pack ends among the samples.
-        lengths, costs: Of each sample, pack after pack.
+        lengths, costs: For each sample, pack after pack.
         max_length: Tokens a pack may hold.
         seed: Decides which samples are tried.
 
@@ -123,7 +123,7 @@ class _Block:
 
     Args:
         sizes: Samples of each pack.
-        lengths, costs: Of each sample, pack after pack.
+        lengths, costs: For each sample, pack after pack.
         max_length: Tokens a pack may hold.
     """
 
@@ -165,7 +165,7 @@ class _Block:
         self.sizes = np.bincount(self._pack, minlength=len(self.sizes))
 
     def _units(self, rng: np.random.Generator) -> _Units:
-        """Of each pack one run of neighbours of each number."""
+        """For each pack one run of neighbours of each number."""
         starts = np.cumsum(self.sizes) - self.sizes
         firsts, numbers = [], []
         for size in range(1, _UNIT + 1):
@@ -203,7 +203,7 @@ def kinds_of_packs(sources: np.ndarray, lengths: np.ndarray, ends: np.ndarray, s
     with them. The more packs a step has, the less chance moves what it is made of: then there are more parts.
 
     Args:
-        sources, lengths: Of each sample, pack after pack.
+        sources, lengths: For each sample, pack after pack.
         ends: Where each pack ends among the samples.
         step: Packs of an optimizer step, on all ranks.
 
@@ -239,7 +239,7 @@ def order_of_steps(costs: np.ndarray, kinds: np.ndarray, step: int, rng: np.rand
     than chance gave it.
 
     Args:
-        costs, kinds: Of each pack.
+        costs, kinds: For each pack.
         step: Packs of an optimizer step, on all ranks.
         rng: Decides the order.
 
@@ -284,7 +284,7 @@ def share_among_ranks(costs: np.ndarray, ranks: int, batch: int) -> np.ndarray:
     packs next in cost; who has had least so far gets the dearest of them.
 
     Args:
-        costs: Of the packs of each step: (steps, packs).
+        costs: Those of the packs of each step: (steps, packs).
         ranks: How many there are.
         batch: Packs of a batch.
 

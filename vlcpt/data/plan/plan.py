@@ -53,8 +53,8 @@ class Plan:
     """What is read in one pass.
 
     Args:
-        scans: Of each source, those documents that can be trained on.
-        times: Of each source, how often each line of its scan is read; 0 where replay did not draw it.
+        scans: For each source, those documents that can be trained on.
+        times: For each source, how often each line of its scan is read; 0 where replay did not draw it.
         ledger: The account of all.
     """
 
@@ -105,7 +105,7 @@ class Plan:
 
     @cached_property
     def document_numbers(self) -> np.ndarray:
-        """Of each sample, the number of its document among :attr:`documents`: int32."""
+        """For each sample, the number of its document among :attr:`documents`: int32."""
         first = np.concatenate([scan.lines["first"] for scan in self.scans])
         begins = first & (np.concatenate(self.times) > 0)
         return (np.cumsum(begins, dtype=np.int32) - 1)[self._lines]
@@ -165,7 +165,7 @@ def enter_used(account: SourceLedger, lines: np.ndarray, times: np.ndarray) -> N
 
     Args:
         account: The source's account.
-        lines: Of its documents.
+        lines: Those of its documents.
         times: How often each line is read.
     """
     is_read, first = times > 0, lines["first"]
@@ -277,7 +277,7 @@ def make_plan(
 
 
 def _not_read(source: DocumentSource, scan: Scan) -> dict[str, int]:
-    """What of a source was not read and no row says of itself; of one that was prepared, all."""
+    """What was not read of a source and no row names; everything, if the source was prepared."""
     if isinstance(source.rows, PreparedRows):
         return source.rows.contents.not_read
     media = sum(int(scan.lines[kind].sum()) for kind in ("images", "videos"))
@@ -417,7 +417,7 @@ class Failures:
 
     Args:
         plan: Its ledger is kept true.
-        names: Of the sources.
+        names: Those of the sources.
         max_bad_fraction: The part of a source's rows that may be bad, as in planning.
         max_bad_in_a_row: How many documents may fail with none read in between; None: any number.
     """

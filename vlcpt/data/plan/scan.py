@@ -145,8 +145,8 @@ class Reading:
 class SourceScanner(Dataset[Scan]):
     """The rows of one source in pieces: item k reads piece k, in any process. Iterate over it to read all.
 
-    Of a source that was encoded before, the integers are enough, unless media are to be checked: only rows of
-    which there is more to say are read.
+    If a source was encoded before, the integers are enough, unless media are to be checked: only rows that
+    need more than those are read.
 
     Args:
         source: Where the rows are.
@@ -332,7 +332,7 @@ def scan_file(
     """The file of a source's scan; None for a source that nothing tells the state of.
 
     Args:
-        folder: Of one data set.
+        folder: That of one data set.
         source: The source, as it is now.
         encoder, reading: What the scan depends on besides the rows.
 
@@ -397,7 +397,7 @@ def scanned(scanner: SourceScanner, pieces: Iterable[Scan], path: Path | None) -
     Args:
         scanner: Says whether a stored scan still holds.
         pieces: Those of the scanner, read as they are asked for.
-        path: Of the file; None: it is not kept.
+        path: That of the file; None: it is not kept.
     """
     if path is None:
         return joined(pieces)

@@ -20,7 +20,7 @@ class Part(NamedTuple):
         repeated: The token at ``start`` is the one before the part, as context.
         targets: Targets inside, the repeated token not counted.
         media: Pad tokens inside; four patches stand behind each.
-        frame_pairs: Of the frames inside, the sum of their pad tokens squared: what attention costs there.
+        frame_pairs: The sum over the frames inside of their pad tokens squared: what attention costs there.
     """
 
     start: int

@@ -203,7 +203,7 @@ def _as_media(rows: Rows, file: Path, media_root: str | None, folder: str) -> Me
 
 
 def _of_split(folder: Path, rows: Mapping[Path, MetadataRows], split: str) -> list[MetadataRows]:
-    """What of the rows belongs to a split: its own metadata files, or the rows that name its files."""
+    """The rows that belong to a split: those of its own metadata files, or those that name its files."""
     from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
 
     try:

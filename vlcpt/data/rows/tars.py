@@ -125,7 +125,7 @@ class TarRow(dict[str, object]):
     """The fields of a row, with the files of its key: what it names is one of them.
 
     Args:
-        fields: Of the ``.json`` and the ``.txt``.
+        fields: Those of the ``.json`` and the ``.txt``.
         files: The bytes of its media by the members' names.
     """
 

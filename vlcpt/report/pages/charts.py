@@ -41,7 +41,7 @@ class Curve:
     """One line of a chart.
 
     Args:
-        name: Of the line in the legend; it may be what a user has written.
+        name: That of the line in the legend; it may be what a user has written.
         points: Step and value, in order.
         is_faint: Whether it is only the ground on which its running mean is seen.
         style: Which colour, dashes and marker it has; by default its place in the chart.
@@ -59,7 +59,7 @@ class Chart:
 
     Args:
         title: What it shows.
-        unit: Of its values.
+        unit: That of its values.
         svg: The picture; its words are for a screen reader.
         keys: The legend: a small picture and a name for each line.
         note: What a reader must know besides.

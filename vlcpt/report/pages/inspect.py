@@ -37,7 +37,7 @@ class InspectPage:
     Args:
         sources: The name of each source, and its role in the configuration.
         texts: What the tokens write.
-        limits: Of media files.
+        limits: Those of media files.
         picture_bytes, text_bytes: What thumbnails and documents may take in all; what is left out is said.
     """
 
@@ -154,7 +154,7 @@ class InspectPage:
         ]
         self._packs.append(script_data({"rows": rows, "length": max_length}))
 
-    def tell_packs(self, **facts: object) -> None:
+    def note_packs(self, **facts: object) -> None:
         """Say what all packs are: ``said``, a sentence, and ``ledger``, a table; or ``error``: why none."""
         self._pack_facts = facts
 
@@ -171,7 +171,7 @@ class InspectPage:
         Args:
             title: Its heading.
             lead: What is shown, in a sentence.
-            versions: Of packages, for the footer.
+            versions: Those of packages, for the footer.
             reliance: Which checkpoint gave the nats.
             command: What wrote the page.
         """
@@ -270,7 +270,7 @@ class InspectPage:
                 account.tokens[name] += count
 
     def _nats(self, pieces: Sequence[Piece], nats: np.ndarray, stream: TokenStream) -> list[float]:
-        """Of each token that is shown as a target."""
+        """For each token that is shown as a target."""
         return [
             round(value, 3) + 0.0
             for piece in pieces

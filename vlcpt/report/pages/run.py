@@ -199,7 +199,7 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
     learning = [
         draw(
             *("loss", "Training loss", "nats per target, by step"),
-            [Curve("each log line", loss, True, 0), Curve("mean of the last 10 lines", mean, style=0)],
+            [Curve("each log line", loss, True, 0), Curve("mean of up to 10 lines", mean, style=0)],
         ),
         draw(
             "sources", "Training loss by source", "nats per target, by step", *_smoothed(run.curves("loss/"))

@@ -27,7 +27,7 @@ class Base:
     Args:
         folder: Where it is loaded from.
         weights: Whether they are the base's own.
-        layers: Of the language model and of the vision tower.
+        layers: Those of the language model and of the vision tower.
         all_layers: What the run's base has of them.
         parameters: In all.
     """

@@ -30,7 +30,7 @@ class Place:
     """A document in a batch.
 
     Args:
-        row: Of the batch.
+        row: That of the batch.
         start, stop: Its tokens.
         sample: As it was before it was packed.
     """
@@ -138,7 +138,7 @@ def _engineless(subject: Subject) -> CPTTrainer:
 
 
 def _differences(found: Alone, right: Alone) -> tuple[float, float]:
-    """Of logits and of losses, relative to the largest."""
+    """Differences of logits and of losses, relative to the largest."""
     if found.logits.shape != right.logits.shape:
         return float("inf"), float("inf")
     return distance(found.logits, right.logits), distance(found.nll, right.nll, 1.0)

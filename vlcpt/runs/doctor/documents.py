@@ -90,8 +90,8 @@ def long_documents(max_length: int, tokens: int, *, characters: float) -> list[R
     many of them as fit fill a pack.
 
     Args:
-        tokens: Of all rows together, about.
-        characters: Of text to a token.
+        tokens: Those of all rows together, about.
+        characters: How many of a text make a token, about.
 
     Example:
         >>> len(long_documents(512, 2000, characters=4.0))

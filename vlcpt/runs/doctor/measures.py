@@ -39,9 +39,9 @@ class Load:
     """A training on full packs, as it was seen on this rank.
 
     Args:
-        seconds: Of each counted step.
-        phases: Of a counted step, seconds waiting for data, forward, backward, in the optimizer.
-        losses: Of all steps.
+        seconds: For each counted step.
+        phases: Seconds of a counted step: waiting for data, forward, backward, in the optimizer.
+        losses: Those of all steps.
         peak: Bytes at most, over those before the model was loaded.
         estimate: What was foreseen.
         dataset: The packs.
@@ -219,7 +219,7 @@ def speed(subject: Subject, name: str) -> Line:
 
 
 def _share_of_peak(subject: Subject, seen: Load, seconds: float) -> float | None:
-    """Of each GPU; None where its peak is not known, or products are not in 16 bits."""
+    """For each GPU; None where its peak is not known, or products are not in 16 bits."""
     if subject.device.type != "cuda" or subject.autocast is None or not seconds:
         return None
     gpu = gpu_of(torch.cuda.get_device_name(subject.device))

@@ -44,7 +44,7 @@ class Verdict:
     """How a check ended on all ranks.
 
     Args:
-        line: Of the table.
+        line: That of the table.
         is_shared: Whether the ranks are at the same place still, so that they can wait for each other.
     """
 
@@ -56,7 +56,7 @@ def verdict(name: str, found: Mapping[int, Outcome], ranks: int, timeout: float)
     """How a check ended, by what each rank found.
 
     Args:
-        name: Of the check.
+        name: That of the check.
         found: By rank; one that has not ended the check is missing.
         ranks: How many there are.
         timeout: Seconds that were waited where no rank raised.
@@ -231,7 +231,7 @@ class Outcomes:
                 os._exit(1)
 
     def _key(self, name: object) -> str:
-        """Of the current check: each adds a line, on every rank."""
+        """The lines of the current check: each adds one, on every rank."""
         return _key(f"{len(self._lines)}/{name}")
 
 

@@ -147,7 +147,7 @@ class Worst:
     """The tensor that is off most, of what it may be.
 
     Args:
-        name: Of it.
+        name: What it is called.
         error: By which it is off.
         allowed: By which it may be.
     """

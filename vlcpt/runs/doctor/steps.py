@@ -154,8 +154,8 @@ class Reference:
 
     Args:
         loss, gradients: In float32.
-        loss_error: Of the plain path, relative.
-        errors: Of each of its gradients, relative.
+        loss_error: That of the plain path, relative.
+        errors: For each of its gradients, relative.
     """
 
     loss: float

@@ -79,7 +79,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Of this rank."""
+        """The device of this rank."""
         return self.training.device
 
     @property

@@ -422,7 +422,7 @@ def needed_bytes(trainer: Trainer, model: nn.Module, base: BaseFiles | None) -> 
     """What a checkpoint takes now, about.
 
     Args:
-        trainer: Of the run. The states of its optimizer are saved as well, unless ``save_only_model``.
+        trainer: That of the run. The states of its optimizer are saved as well, unless ``save_only_model``.
         model: The model, not wrapped.
         base: The base's files that are saved with it.
     """
@@ -485,7 +485,7 @@ def declare_dtype(directory: Path) -> None:
     float32 where DeepSpeed has saved its own weights of 16 bits.
 
     Args:
-        directory: Of a model. One of an adapter has no ``config.json``, and stays as it is.
+        directory: That of a model. One of an adapter has no ``config.json``, and stays as it is.
     """
     path = directory / "config.json"
     if not path.is_file():

@@ -89,7 +89,7 @@ def verify(folder: Path, *, hashes: bool = True) -> Manifest:
     """Compare a folder with its manifest.
 
     Args:
-        folder: Of a checkpoint.
+        folder: That of a checkpoint.
         hashes: Whether to read the files; else only what is there and its size.
 
     Raises:
@@ -274,8 +274,8 @@ def require_states(folder: Path, processes: int) -> None:
     """Raise where a checkpoint lacks what a resume needs; Trainer would start that afresh, silently.
 
     Args:
-        folder: Of the checkpoint.
-        processes: Of the run.
+        folder: That of the checkpoint.
+        processes: Those of the run.
 
     Raises:
         CheckpointError: With the files that are missing.
@@ -328,7 +328,7 @@ def require_own(output_dir: Path, folder: Path) -> None:
 
 
 def _sha256(folder: Path) -> str:
-    """Of every file but safetensors, which hold no program, and of their names."""
+    """For every file but safetensors, which hold no program, and of their names."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = list(pool.map(partial(hash_file, algorithm="sha256"), files))

@@ -41,8 +41,8 @@ def changed_rows(dataset: object, folder: Path, saved: object) -> str | None:
     """Where the data differ first from those of a checkpoint, for a message; None where that is not known.
 
     Args:
-        dataset: Of this run.
-        folder: Of the checkpoint.
+        dataset: That of this run.
+        folder: That of the checkpoint.
         saved: Rows of each source by its name, as its manifest has them.
 
     Example:
@@ -250,8 +250,8 @@ def run_facts(model: PreTrainedModel | PeftModel, args: CPTConfig, dataset: obje
 
     Args:
         model: Before it is wrapped, or after.
-        args: Of the run.
-        dataset: Of the training.
+        args: Those of the run.
+        dataset: That of the training.
 
     Example:
         >>> from vlcpt import ModelConfig, load_model
@@ -377,7 +377,7 @@ def _config_digest(model: PreTrainedModel) -> str:
 
 
 def lora_facts(config: PeftConfig) -> dict[str, object]:
-    """What of an adapter's configuration its tensors and their effect depend on; JSON only.
+    """The part of an adapter's configuration on which its tensors and their effect depend; JSON only.
 
     Example:
         >>> from peft import LoraConfig

@@ -109,8 +109,8 @@ def check_optimizer(folder: Path, optimizer: Optimizer) -> None:
     """Refuse an ``optimizer.pt`` that is not of this optimizer over these parameters, or not finite.
 
     Args:
-        folder: Of the checkpoint.
-        optimizer: Of this run, before anything is loaded into it.
+        folder: That of the checkpoint.
+        optimizer: That of this run, before anything is loaded into it.
 
     Raises:
         CheckpointError: With what was found.
