@@ -102,6 +102,16 @@ def read_log(folder: Path, last: int | None = None) -> Iterator[tuple[str, dict[
             yield line, entry
 
 
+def asks_to_resume(resume_from_checkpoint: object) -> bool:
+    """Whether a value of ``resume_from_checkpoint`` asks to continue a run.
+
+    Example:
+        >>> asks_to_resume("auto"), asks_to_resume("false"), asks_to_resume(None)
+        (True, False, False)
+    """
+    return resume_from_checkpoint not in (None, False, "false")
+
+
 def require_empty(output: Path, config_path: Path | None, training: Mapping[str, object]) -> None:
     """Refuse an output folder that holds another run's work, unless it is resumed or overwritten.
 
@@ -118,7 +128,7 @@ def require_empty(output: Path, config_path: Path | None, training: Mapping[str,
             f"output_dir {output}: the run would write its own config.yaml over {config_path}. "
             "Rename your file, or choose another output_dir."
         )
-    resumes = training.get("resume_from_checkpoint") not in (None, False, "false")
+    resumes = asks_to_resume(training.get("resume_from_checkpoint"))
     if resumes or training.get("overwrite") or not output.exists():
         return
     if any(not is_leftover(path) for path in output.iterdir()):

@@ -26,6 +26,7 @@ import yaml
 
 from vlcpt.config.schema import DataConfig, ModelConfig
 from vlcpt.config.values import Dumper, Given, did_you_mean, holds_secret, nearest, plain_value
+from vlcpt.run_files import asks_to_resume
 
 _NAMES = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}  # in the types of keys.json
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
@@ -415,7 +416,7 @@ def _eval_data(value: object, file: File) -> File:
 
 def _overwrite(value: object, file: File) -> File:
     # There it only lets a run start; with this key here a run that resumes is refused.
-    resumes = file.get("resume_from_checkpoint") not in (None, False, "false")
+    resumes = asks_to_resume(file.get("resume_from_checkpoint"))
     return {} if resumes else {"overwrite": _is(value)}
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from vlcpt.config.keys import defaults
 from vlcpt.config.schema import LEARNING_RATES, DataConfig, ModelConfig, wrong_numbers
+from vlcpt.run_files import asks_to_resume
 
 # transformers' names for report_to, with the modules of each and what pip calls them.
 _REPORTS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -107,7 +108,7 @@ def training_rules(values: Mapping[str, object]) -> Iterator[str]:
             yield f"{name} would not be used. Set push_to_hub: true, or remove it."
     if training.num_train_epochs <= 0 and training.max_steps <= 0:
         yield f"num_train_epochs {training.num_train_epochs} must be above 0, or max_steps."
-    if training.overwrite and training.resume_from_checkpoint not in (None, False, "false"):
+    if training.overwrite and asks_to_resume(training.resume_from_checkpoint):
         yield (
             "overwrite would delete the checkpoints that resume_from_checkpoint continues from. "
             "Remove one of them."

@@ -149,7 +149,7 @@ class CPTConfig(TrainingArguments):
         )
         if self.chooses_checkpointing:
             self.activation_checkpointing = torch.cuda.is_available() and not self.use_cpu
-        if self.activation_checkpointing or self.gradient_checkpointing:
+        if self.recomputes_activations:
             self.activation_checkpointing_kwargs = checkpointing
         # CPTTrainer turns off what nobody has asked for, where there is nothing to evaluate.
         self.chooses_evaluation = self.eval_strategy is None
@@ -192,6 +192,11 @@ class CPTConfig(TrainingArguments):
     def workers(self) -> int:
         """``dataloader_num_workers`` as it is used."""
         return self.dataloader_num_workers or 0
+
+    @property
+    def recomputes_activations(self) -> bool:
+        """Whether activations are computed again in the backward pass, by either name of the key."""
+        return bool(self.activation_checkpointing or self.gradient_checkpointing)
 
 
 _ACCELERATOR: Mapping[str, tuple[object, str]] = {

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from vlcpt.data.by_number import Documents
-from vlcpt.data.documents import Document, DocumentError, Image, Modality, Source
+from vlcpt.data.documents import Document, DocumentError, Modality, Source, modality_of
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream, scaled_sample
 from vlcpt.data.encode.features import FeatureStore
 from vlcpt.data.encode.pieces import pieces_of, token_texts
 from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, PlacedMedium, TrainEos
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.files import MediaError, media_folder
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.media.thumbnails import data_uri, thumbnails
 from vlcpt.data.plan.balance import PackCost, even_packs, kinds_of_packs
@@ -509,8 +509,8 @@ def _shown(
 def _shown_medium(
     placed: PlacedMedium, document: Document, encoder: DocumentEncoder, *, pictures: bool
 ) -> ShownMedium:
-    root = None if document.media_root is None else Path(document.media_root)
-    name = f"{'image' if isinstance(placed.medium, Image) else 'video'} {placed.medium}"
+    root = media_folder(document)
+    name = f"{modality_of(placed.medium)} {placed.medium}"
     if not pictures:
         return ShownMedium(name, placed.tokens)
     try:

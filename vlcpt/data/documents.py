@@ -234,6 +234,16 @@ Segment = Text | Image | Video | TurnEdge
 Modality = Literal["image", "video"]
 
 
+def modality_of(medium: Medium) -> Modality:
+    """The kind of a medium; its plural is the field of a row that lists it.
+
+    Example:
+        >>> modality_of(Video("a.mp4"))
+        'video'
+    """
+    return "image" if isinstance(medium, Image) else "video"
+
+
 @dataclass(frozen=True)
 class Document:
     """One row of the user's data: text, images and video in reading order.

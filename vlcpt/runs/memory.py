@@ -93,7 +93,7 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
     return Setup(
         weight_bytes=4 if model.get_input_embeddings().weight.dtype.itemsize == 4 else 2,
         autocast=mixed and stage is None,
-        checkpointing=bool(training.activation_checkpointing or training.gradient_checkpointing),
+        checkpointing=training.recomputes_activations,
         attention=attention_for(model.config, configs.model.attn_implementation),
         masked=bool(training.packing or training.per_device_train_batch_size > 1),
         optimizer=str(training.optim.value if hasattr(training.optim, "value") else training.optim),

@@ -35,7 +35,7 @@ from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.summary import RunSummary, next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
 from vlcpt.report.verdict import verdict_of_run
-from vlcpt.run_files import FACTS, PAGE, PLANS, duration, require_empty
+from vlcpt.run_files import FACTS, PAGE, PLANS, asks_to_resume, duration, require_empty
 from vlcpt.runs.data import (
     RunData,
     quiet_libraries,
@@ -122,7 +122,7 @@ def _train_held(
         first_rank_only(training, open_outputs)
         if is_main:  # before anything is read, so that what fails then has its page
             page.begin(
-                resumes=training.resume_from_checkpoint not in (None, False, "false"),
+                resumes=asks_to_resume(training.resume_from_checkpoint),
                 versions={**facts(), "processes": str(training.world_size)},
             )
         trainer = _prepare_trainer(configs, console, ranks, page)

@@ -103,8 +103,7 @@ class PackOrder:
         self._asked: PackCost | None = None
         balances = args.world_size > 1 if args.balance_ranks is None else args.balance_ranks
         if balances and args.packing and args.train_sampling_strategy == "random":
-            recomputes = args.activation_checkpointing or args.gradient_checkpointing
-            self._asked = cost_of(model, recomputes=bool(recomputes))
+            self._asked = cost_of(model, recomputes=args.recomputes_activations)
             if args.vision_cache is not None:  # filled, it spares the tower
                 self._asked = replace(self._asked, media=0.0, frame_pair=0.0)
         self._cost = self._asked

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import ProcessorMixin
 
-from vlcpt.data.documents import Document, Image, Modality
+from vlcpt.data.documents import Document, Modality, modality_of
 from vlcpt.data.encode.vision import PlacedMedium, medium_errors
+from vlcpt.data.media.files import media_folder
 from vlcpt.data.media.open import MediaLimits, open_medium
 from vlcpt.file_writes import write_file
 
@@ -166,8 +167,7 @@ class FeatureReader:
         Raises:
             DocumentError: If the file cannot be read.
         """
-        modality: Modality = "image" if isinstance(placed.medium, Image) else "video"
-        root = None if document.media_root is None else Path(document.media_root)
+        modality, root = modality_of(placed.medium), media_folder(document)
         with medium_errors(placed.medium, document), open_medium(placed.medium, root, self._limits) as file:
             content = content_digest(file)
         key = medium_key(content, placed, self._settings[modality])

@@ -17,8 +17,9 @@ from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Video, modality_of
 from vlcpt.data.media.cut import check_container
+from vlcpt.data.media.files import media_folder
 from vlcpt.data.media.open import (
     DEFAULT_LIMITS,
     MediaError,
@@ -223,7 +224,7 @@ class VisionEncoder:
     def place(self, medium: Medium, start: int, document: Document) -> PlacedMedium:
         """The grid of a medium whose vision start token is token ``start``, from its header."""
         clip, frames, time, interval = None, 1, 1, 1.0
-        size, root = self._size(medium), _root(document)
+        size, root = self._size(medium), media_folder(document)
         low, high = size["shortest_edge"], size["longest_edge"]
         with medium_errors(medium, document):
             if self._check != "header":  # first: that a file is cut says more than what its header then lacks
@@ -309,7 +310,7 @@ class VisionEncoder:
     def _one(self, medium: Medium, placed: PlacedMedium, document: Document) -> torch.Tensor:
         """Patches of ``medium`` on the grid of ``placed``, which is its own unless pixels are swapped."""
         own = medium is placed.medium
-        root = _root(document)
+        root = media_folder(document)
         height, width = (side * placed.patch for side in placed.grid_thw[1:])
         size = self._size(medium) if own else dict.fromkeys(("shortest_edge", "longest_edge"), height * width)
         with medium_errors(medium, document):
@@ -442,10 +443,6 @@ def medium_errors(medium: Medium, document: Document) -> Iterator[None]:
     try:
         yield
     except MediaError as error:
-        field = "images" if isinstance(medium, Image) else "videos"
+        field = f"{modality_of(medium)}s"
         reason = without_cache(str(error))
         raise DocumentError(reason, kind="medium", source=document.source, field=field) from None
-
-
-def _root(document: Document) -> Path | None:
-    return None if document.media_root is None else Path(document.media_root)

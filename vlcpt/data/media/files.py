@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from vlcpt.data.documents import Image, Video
+from vlcpt.data.documents import Document, Image, Video
 from vlcpt.data.rows.fields import is_given
 
 # HEIC and AVIF are not read, but whoever has them has pictures all the same: opening one says what it is.
@@ -151,6 +151,11 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", re.IGNORECASE)
 
 class MediaError(ValueError):
     """A medium that cannot be used: what was found and what to do. The caller adds file, line and field."""
+
+
+def media_folder(document: Document) -> Path | None:
+    """The folder that the media paths of a document start from, as :func:`resolve` takes it."""
+    return None if document.media_root is None else Path(document.media_root)
 
 
 def resolve(path: str, media_root: Path | None) -> Path:

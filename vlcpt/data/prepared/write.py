@@ -28,7 +28,7 @@ from vlcpt.data.documents import Document, DocumentError, Medium, Source
 from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream, numbers_of
 from vlcpt.data.encode.vision import EncodingOptions, medium_errors
 from vlcpt.data.markup import Untagged
-from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.files import MediaError, media_folder
 from vlcpt.data.media.open import MediaLimits, open_medium
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
@@ -297,7 +297,7 @@ def row_bytes(row: Row) -> int:
 
 
 def _file_bytes(medium: Medium, document: Document, limits: MediaLimits) -> bytes:
-    root = None if document.media_root is None else Path(document.media_root)
+    root = media_folder(document)
     with medium_errors(medium, document):
         try:
             with open_medium(medium, root, limits) as file:

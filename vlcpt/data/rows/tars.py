@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Video
+from vlcpt.data.documents import Document, DocumentError, Image, Medium, Segment, Video, modality_of
 from vlcpt.data.media.files import MEDIA_SUFFIXES, is_video_name
 from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows, check_row_size
 from vlcpt.data.rows.decoding import text_of
@@ -177,7 +177,7 @@ def _field_of(row: Row, medium: Medium) -> str:
     for field in _FIELDS:
         if any(name == medium.path for name in _names(row.get(field), is_name=True)):
             return field
-    return "images" if isinstance(medium, Image) else "videos"
+    return f"{modality_of(medium)}s"
 
 
 def _names(value: object, *, is_name: bool) -> Iterator[str]:

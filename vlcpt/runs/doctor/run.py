@@ -235,9 +235,7 @@ def _described(subject: Subject, configs: Configs, *, is_given: bool) -> dict[st
         "batch_size": training.per_device_train_batch_size,
         "accumulation": training.gradient_accumulation_steps,
         "max_length": training.max_length,
-        "activation_checkpointing": bool(
-            training.activation_checkpointing or training.gradient_checkpointing
-        ),
+        "activation_checkpointing": training.recomputes_activations,
         "ranks": subject.ranks,
         "engine": "DDP"
         if stage is None and subject.ranks > 1
