@@ -116,7 +116,8 @@ def prepared(folder: Path) -> dict[str, object]:
     from vlcpt import load_processor
     from vlcpt.data.encode.encoder import DocumentEncoder
     from vlcpt.data.encode.vision import EncodingOptions
-    from vlcpt.data.prepared.write import fingerprint, prepare_source
+    from vlcpt.data.prepared.fingerprint import fingerprint
+    from vlcpt.data.prepared.write import prepare_source
     from vlcpt.data.rows import tables
     from vlcpt.data.rows.open import SourceConfig
     from vlcpt.data.sources import open_source

@@ -31,7 +31,7 @@ from vlcpt.data.plan.mix import plan_packs
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Plan, Track, make_plan, untracked
 from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong, Part
-from vlcpt.data.prepared.write import require_same_encoding
+from vlcpt.data.prepared.fingerprint import require_same_encoding
 from vlcpt.data.rows.base import MAX_ROW_BYTES
 from vlcpt.data.shown import ShownDocument, ShownMedium, ShownPack, ShownText
 from vlcpt.data.sources import DocumentSource, Sources, open_sources, require_distinct

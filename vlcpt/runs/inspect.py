@@ -19,7 +19,7 @@ from vlcpt.data.encode.pieces import token_texts
 from vlcpt.data.formats.unread import list_unread
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.split import Part, split_stream
-from vlcpt.data.prepared.write import require_same_encoding
+from vlcpt.data.prepared.fingerprint import require_same_encoding
 from vlcpt.data.sources import DocumentSource, open_sources
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import human_size, write_file

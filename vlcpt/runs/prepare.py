@@ -18,8 +18,9 @@ from vlcpt.config.schema import ROLES, DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
+from vlcpt.data.prepared.fingerprint import fingerprint
 from vlcpt.data.prepared.read import BEGUN, SET_KIND, WHOLE, prepared_members, read_json
-from vlcpt.data.prepared.write import Engine, fingerprint, prepare_source, remove_prepared
+from vlcpt.data.prepared.write import Engine, prepare_source, remove_prepared
 from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import open_sources
 from vlcpt.errors import ConfigError

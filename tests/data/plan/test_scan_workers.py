@@ -17,7 +17,7 @@ from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan import scan
 from vlcpt.data.prepared import write
-from vlcpt.data.prepared.write import fingerprint
+from vlcpt.data.prepared.fingerprint import fingerprint
 from vlcpt.data.workers import LoadingError
 
 HOW = [

@@ -16,8 +16,9 @@ from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.plan import FailedSample
+from vlcpt.data.prepared.fingerprint import fingerprint
 from vlcpt.data.prepared.read import RUNS, SCHEMA
-from vlcpt.data.prepared.write import fingerprint, prepare_source
+from vlcpt.data.prepared.write import prepare_source
 
 OPTIONS = {"train_eos": "auto", "min_pixels": None, "max_pixels": None, "fps": None, "max_frames": None}
 

@@ -21,8 +21,9 @@ from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.plan.ledger import BadDataError
+from vlcpt.data.prepared.fingerprint import fingerprint
 from vlcpt.data.prepared.read import SCHEMA, PreparedRows
-from vlcpt.data.prepared.write import _write_shards, fingerprint, prepare_source
+from vlcpt.data.prepared.write import _write_shards, prepare_source
 
 MAX_LENGTH = 60
 OPTIONS = {"train_eos": "auto", "min_pixels": None, "max_pixels": 56 * 56, "fps": 2.0, "max_frames": 8}
