@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlcpt.config.schema import ROLES
-from vlcpt.data.rows.open import SourceConfig, default_name, files_of, is_pattern
+from vlcpt.data.rows.open import SourceConfig, default_name
+from vlcpt.data.rows.patterns import files_of, is_pattern
 
 _RESUMES = ("auto", "true", "false")  # what resume_from_checkpoint takes besides a path
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

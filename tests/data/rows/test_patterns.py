@@ -9,7 +9,8 @@ import pytest
 
 from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, read_documents
-from vlcpt.data.rows.open import default_name, files_of
+from vlcpt.data.rows.open import default_name
+from vlcpt.data.rows.patterns import files_of
 
 
 @pytest.fixture
