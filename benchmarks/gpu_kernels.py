@@ -83,7 +83,7 @@ def _attention_layer(
     causal: bool,
 ) -> None:
     """One kind of layer: the kernel against PyTorch's attention document by document."""
-    from vlcpt.model.attention import _by_length, compare, kernel_for
+    from vlcpt.model.attention_kernel import by_length, compare, kernel_for
 
     where, dtype = device(), torch.bfloat16
     layer = nn.Module()
@@ -102,7 +102,7 @@ def _attention_layer(
 
         return work
 
-    plain = run(_by_length, lengths, layer)
+    plain = run(by_length, lengths, layer)
     found: dict[str, object] = {
         "documents": len(lengths),
         "tokens": sum(lengths),

@@ -10,6 +10,7 @@ import torch
 from transformers import modeling_flash_attention_utils as flash
 
 from vlcpt.model import attention
+from vlcpt.model.attention_kernel import Proof
 
 
 def attend_apart(query, key, value, bounds, scaling, causal):
@@ -37,7 +38,7 @@ def exact_varlen_kernel(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         assert bounds[-1] == len(query)
         return attend_apart(query, key, value, bounds, scaling, causal)
 
-    proof = attention.Proof(kernel, "exact")
+    proof = Proof(kernel, "exact")
     monkeypatch.setattr(attention, "kernel_for", lambda *args, **kwargs: proof)
     return seen
 

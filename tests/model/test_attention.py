@@ -17,8 +17,9 @@ from transformers import AttentionInterface
 from tests.exact_kernels import attend_apart, exact_varlen_kernel
 from tests.support import TEN, make_trainer
 from vlcpt import CPTDataCollator, CPTDataset, ModelConfig, load_model
-from vlcpt.model import attention
-from vlcpt.model.attention import BY_DOCUMENT, Timing, attend_by_document, by_document, compare, measure
+from vlcpt.model import attention, attention_kernel
+from vlcpt.model.attention import BY_DOCUMENT, attend_by_document, by_document
+from vlcpt.model.attention_kernel import Timing, compare, measure
 
 
 def layer(causal, group=1):
@@ -222,11 +223,11 @@ def test_a_kernel_that_is_off_by_rounding_alone_is_right(causal, group):
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_kernel_may_be_compared_inside_a_layer_that_is_computed_again(unproven, monkeypatch, reentrant):
     """There the first pass compares, and the second finds that it was done."""
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: exact)
     query, key, value = random_inputs(rows=1, tokens=6, width=16)
 
     def attend(query, key, value):
-        attention.kernel_for(device, torch.bfloat16, 16, 4, 2, True)
+        attention_kernel.kernel_for(device, torch.bfloat16, 16, 4, 2, True)
         out, _ = by_document(layer(True, 2), query, key, value, None)
         return out
 
@@ -265,12 +266,12 @@ def unproven(monkeypatch):
     """Nothing is proven yet, and what is compared on a GPU is compared here; the kernel is the faster one."""
     on_cpu = torch.device("cpu")
     monkeypatch.setattr(
-        attention, "compare", lambda one, lengths, device, *rest: compare(one, lengths, on_cpu, *rest)
+        attention_kernel, "compare", lambda one, lengths, device, *rest: compare(one, lengths, on_cpu, *rest)
     )
-    monkeypatch.setattr(attention, "measure", lambda *given: Timing(kernel=0.001, plain=0.002))
-    attention.kernel_for.cache_clear()
+    monkeypatch.setattr(attention_kernel, "measure", lambda *given: Timing(kernel=0.001, plain=0.002))
+    attention_kernel.kernel_for.cache_clear()
     yield
-    attention.kernel_for.cache_clear()
+    attention_kernel.kernel_for.cache_clear()
 
 
 class OnGpu:
@@ -297,9 +298,9 @@ def test_a_gpu_without_a_right_kernel_falls_back_and_says_so(unproven, monkeypat
             raise kernel
         return kernel
 
-    monkeypatch.setattr(attention, "_varlen_kernel", find)
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", find)
     with caplog.at_level(logging.WARNING):
-        proof = attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True)
+        proof = attention_kernel.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True)
 
     assert proof.kernel is None
     assert proof.reason.startswith(reason)
@@ -308,9 +309,9 @@ def test_a_gpu_without_a_right_kernel_falls_back_and_says_so(unproven, monkeypat
 
 
 def test_a_gpu_with_a_right_kernel_uses_it(unproven, monkeypatch):
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: exact)
 
-    assert attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True).kernel is exact
+    assert attention_kernel.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True).kernel is exact
 
 
 def timed(unequal, equal):
@@ -326,11 +327,11 @@ def timed(unequal, equal):
 def test_a_kernel_that_is_slower_is_not_used_and_the_start_says_so(
     unproven, monkeypatch, models, causal, caplog
 ):
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
-    monkeypatch.setattr(attention, "measure", timed(unequal=1.5, equal=0.5))
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention_kernel, "measure", timed(unequal=1.5, equal=0.5))
     model = models[0].get_base_model()
 
-    assert attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, causal).kernel is None
+    assert attention_kernel.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, causal).kernel is None
     said = attention.describe_kernels(model, OnGpu(), torch.bfloat16)
     takes = "documents of unequal lengths take 1 ms, and by torch.nn.attention.varlen 1.5 ms"
     assert said == (
@@ -343,10 +344,10 @@ def test_a_kernel_that_is_slower_is_not_used_and_the_start_says_so(
 def test_a_kernel_that_is_a_little_slower_is_used_so_that_a_resumed_run_chooses_it_again(
     unproven, monkeypatch
 ):
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
-    monkeypatch.setattr(attention, "measure", timed(unequal=1.05, equal=1.05))
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention_kernel, "measure", timed(unequal=1.05, equal=1.05))
 
-    proof = attention.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True)
+    proof = attention_kernel.kernel_for(OnGpu(), torch.bfloat16, 16, 4, 2, True)
 
     assert (proof.kernel, proof.faster) == (exact, "nowhere")
 
@@ -374,8 +375,8 @@ def test_documents_of_one_length_run_as_unpacked_rows_do_where_that_is_faster(mo
 
 
 def test_the_start_says_that_documents_of_one_length_run_otherwise(unproven, monkeypatch, models):
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
-    monkeypatch.setattr(attention, "measure", timed(unequal=0.5, equal=1.5))
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention_kernel, "measure", timed(unequal=0.5, equal=1.5))
     model = models[0].get_base_model()
 
     assert (
@@ -425,7 +426,7 @@ def test_attention_can_be_set_on_a_model_of_ones_own(tiny_model, tiny_inputs):
     ids=["right", "wrong"],
 )
 def test_the_start_of_a_run_on_a_gpu_says_what_attention_runs_on(unproven, monkeypatch, models, kernel, said):
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: kernel)
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: kernel)
     by_documents, plain = (one.get_base_model() for one in models)
 
     assert said in attention.describe_kernels(by_documents, OnGpu(), torch.bfloat16)
@@ -448,17 +449,17 @@ def test_the_kernel_of_torch_takes_what_it_is_given(monkeypatch):
     query, key = torch.zeros(6, 4, 8), torch.zeros(6, 2, 8)
     bounds = torch.tensor([0, 2, 6], dtype=torch.int32)
 
-    attention._varlen_kernel()(query, key, key, bounds, 4, 0.5, True)
+    attention_kernel._varlen_kernel()(query, key, key, bounds, 4, 0.5, True)
     assert (given["window_size"], given["enable_gqa"], given["scale"]) == ((-1, 0), True, 0.5)
     assert (given["max_q"], given["max_k"]) == (4, 4)
     assert given["cu_seq_q"] is given["cu_seq_k"] is bounds
 
-    attention._varlen_kernel()(query, query, query, bounds, 4, 0.5, False)
+    attention_kernel._varlen_kernel()(query, query, query, bounds, 4, 0.5, False)
     assert (given["window_size"], given["enable_gqa"]) == ((-1, -1), False)
 
 
 def test_a_model_that_drops_attention_is_said_to_run_without_the_kernel(unproven, monkeypatch, models):
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: exact)
+    monkeypatch.setattr(attention_kernel, "_varlen_kernel", lambda: exact)
     model = models[0].get_base_model()
     model.config.text_config.attention_dropout = 0.1
 
