@@ -164,12 +164,6 @@ def published_dirs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 
 @pytest.fixture(scope="session")
-def published_dir(published_dirs: Callable[..., Path]) -> Path:
-    """A tiny base laid out as Qwen publishes the 3B: tied embeddings. Not to be written to."""
-    return published_dirs()
-
-
-@pytest.fixture(scope="session")
 def tiny_inputs(tiny_processor: ProcessorMixin) -> dict[str, torch.Tensor]:
     """What ``forward`` takes for one sequence of text, an image and text; every token is a label."""
     noise = torch.randint(0, 256, (84, 112, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -14,13 +14,6 @@ from vlcpt.model.vision_cache import with_features
 from vlcpt.training.features import run_store
 from vlcpt.training.step import sent
 
-ENGINES = {
-    "ddp": "ddp",
-    "zero2": "zero2",
-    "zero3": "zero3",
-    "zero3, empty": "zero3",
-    "zero3, one missing": "zero3",
-}
 ROWS = 12
 
 

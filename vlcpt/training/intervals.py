@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # sets of documents that are drawn
 LEVEL = 0.95
 FEWEST = 5  # documents; fewer do not show how much documents differ
 _SEED = 20261129
@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 
 def loss_intervals(
-    sums: np.ndarray, differences: Mapping[str, tuple[int, int | None]], *, resamples: int = RESAMPLES
+    sums: np.ndarray, differences: Mapping[str, tuple[int, int | None]]
 ) -> dict[str, Interval | None]:
     """95% intervals of Σ nll / Σ targets, and of differences of two such ratios, over documents.
 
@@ -29,7 +29,6 @@ def loss_intervals(
     Args:
         sums: float64 (documents, passes, 2): Σ nll and targets of each document in each pass.
         differences: By name a pass, and the pass that is taken away from it, or None.
-        resamples: How many sets of documents are drawn.
 
     Returns:
         The lower and upper bound by name; None where fewer than five documents have targets.
@@ -48,7 +47,7 @@ def loss_intervals(
         return dict.fromkeys(differences)
     columns = {name: _columns(sums, one, other) for name, (one, other) in differences.items()}
     joined = np.concatenate([_with_products(one) for one in columns.values()], axis=1)
-    drawn = _drawn_sums(joined, resamples)
+    drawn = _drawn_sums(joined)
     found: dict[str, Interval | None] = {}
     start = 0
     for name, own in columns.items():
@@ -75,14 +74,14 @@ def _with_products(columns: np.ndarray) -> np.ndarray:
     return np.concatenate([columns, products.reshape(len(columns), -1)], axis=1)
 
 
-def _drawn_sums(columns: np.ndarray, resamples: int) -> np.ndarray:
-    """The sums of sets of as many documents, drawn with replacement: float64 (resamples, columns)."""
+def _drawn_sums(columns: np.ndarray) -> np.ndarray:
+    """The sums of sets of as many documents, drawn with replacement: float64 (RESAMPLES, columns)."""
     rng = np.random.default_rng(_SEED)
     count = len(columns)
     rows = max(1, _CHUNK // count)
     parts = []
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
+    for start in range(0, RESAMPLES, rows):
+        size = min(rows, RESAMPLES - start)
         picked = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
         often = np.bincount(picked.ravel(), minlength=size * count).reshape(size, count)
         parts.append(often @ columns)

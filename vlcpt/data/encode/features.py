@@ -36,6 +36,7 @@ _WITHOUT_EFFECT = frozenset(
         *("fps", "num_frames", "min_frames", "max_frames", "max_video_tokens", "cap_pixels_per_frame"),
     )
 )
+_STALE = 3600  # seconds after which nobody still writes a file
 _CHUNK = 2**20
 
 
@@ -107,16 +108,15 @@ class FeatureStore:
         write_file(self.path(key), content, "features of a medium", flush=False)
 
 
-def sweep(folder: Path, *, seconds: float = 3600) -> None:
+def sweep(folder: Path) -> None:
     """Delete what processes left that were killed while they wrote: nothing uses it.
 
     Args:
         folder: That of the features of all towers.
-        seconds: How old it has to be, so that nobody writes it still.
     """
     for path in folder.glob("*/*/.*.partial"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > seconds:
+            if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink()
 
 

@@ -65,7 +65,7 @@ _PARQUET = {
     "write_statistics": False,
     "write_page_checksum": True,
 }
-_OURS = re.compile(r"(\d{5,}|index|places)\.(parquet|arrow)|\..*\.partial")  # .arrow: of releases before
+_OURS = re.compile(r"\d{5,}\.parquet|\..*\.partial")
 
 
 class ShardWriter(Dataset[Stopped | None]):
