@@ -1,15 +1,14 @@
 """Tests of vlcpt/model/adapters.py."""
 
-import json
 import logging
 import shutil
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from tests.model.changing import logits, name_base, one_step, rewrite
 from vlcpt.config.schema import ModelConfig
 from vlcpt.model.adapters import load_adapter
 from vlcpt.model.loading import load_base, load_for_evaluation, load_model
@@ -23,23 +22,6 @@ def adapter_dir(tiny_model_dir, tiny_inputs, tmp_path):
     one_step(model, tiny_inputs)
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
-
-
-def one_step(model, inputs, lr=0.05):
-    model.train()
-    model(**inputs).loss.backward()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr).step()
-    model.zero_grad()
-
-
-@torch.no_grad()
-def logits(model, inputs):
-    return model.eval()(**inputs).logits
-
-
-def rewrite(file, change):
-    """Change the tensors of a safetensors file; ``change`` gets and returns a dict."""
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
 def test_training_of_a_saved_adapter_continues_from_its_weights(tiny_model_dir, adapter_dir, tiny_inputs):
@@ -184,12 +166,6 @@ def test_an_adapter_on_the_output_layer_is_no_embedding_trained_in_full(tiny_mod
     again = load_model(ModelConfig(str(tiny_model_dir), adapter_name_or_path=adapter))
 
     assert tower_table(again)[2].how == "LoRA r=2"
-
-
-def name_base(adapter, name):
-    """Write another base model's name into an adapter's configuration."""
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
 
 
 def test_an_adapter_on_another_base_than_its_own_is_warned_of_by_naming_both(

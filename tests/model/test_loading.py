@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BertConfig, BertTokenizer
 
+from tests.model.changing import logits, one_step, rewrite
 from vlcpt.config.schema import ModelConfig
 from vlcpt.errors import ConfigError
 from vlcpt.model.attention import BY_DOCUMENT
@@ -19,23 +19,6 @@ from vlcpt.model.tuning import tower_table
 def model_copy(tiny_model_dir, tmp_path):
     """A folder with the tiny model that a test may break."""
     return shutil.copytree(tiny_model_dir, tmp_path / "model")
-
-
-def one_step(model, inputs, lr=0.05):
-    model.train()
-    model(**inputs).loss.backward()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr).step()
-    model.zero_grad()
-
-
-@torch.no_grad()
-def logits(model, inputs):
-    return model.eval()(**inputs).logits
-
-
-def rewrite(file, change):
-    """Change the tensors of a safetensors file; ``change`` gets and returns a dict."""
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
 def test_a_processor_is_loaded_with_all_its_parts(tiny_model_dir, tiny_processor):

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from tests.conftest import DEMO_BASE
+from tests.model.changing import logits, name_base
 from tests.processes import holding
 from vlcpt.cli import app
 from vlcpt.config.schema import ModelConfig
@@ -50,11 +51,6 @@ def trained_adapter(model, processor, inputs, folder, **way):
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
     model.save_pretrained(folder / "adapter")
     return logits(model, inputs)
-
-
-@torch.no_grad()
-def logits(model, inputs):
-    return model.eval()(**inputs).logits
 
 
 @pytest.mark.parametrize("way", WAYS, ids=[str(way) for way in WAYS])
@@ -388,16 +384,10 @@ def test_a_base_that_has_moved_is_an_error_that_says_what_to_correct(
     tiny_model, tiny_processor, tiny_inputs, tmp_path
 ):
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
-    file = tmp_path / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/gone"}))
+    name_base(tmp_path / "adapter", "/gone")
 
     with pytest.raises(ValueError, match=r"adapter_config\.json.*correct base_model_name_or_path.*/gone"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
-
-
-def rename_base(adapter, name):
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
 
 
 def test_a_base_named_relative_to_where_it_was_trained_is_found_from_elsewhere(
@@ -407,7 +397,7 @@ def test_a_base_named_relative_to_where_it_was_trained_is_found_from_elsewhere(
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
     checkpoint = tmp_path / "out" / "checkpoint-2"
     shutil.copytree(tmp_path / "adapter", checkpoint)
-    rename_base(checkpoint, "base")
+    name_base(checkpoint, "base")
     (tmp_path / "out" / "config.yaml").write_text("model_name_or_path: ../base\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -421,7 +411,7 @@ def test_a_base_name_that_may_mean_two_folders_is_an_error_naming_both(
     tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
 ):
     trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
-    rename_base(tmp_path / "adapter", "base")
+    name_base(tmp_path / "adapter", "base")
     shutil.copytree(tmp_path / "base", tmp_path / "elsewhere" / "base")
     monkeypatch.chdir(tmp_path / "elsewhere")
 

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.model.changing import logits, one_step
 from vlcpt.config.schema import ModelConfig
 from vlcpt.data.families import TOWERS, is_embedding, tower_of
 from vlcpt.model.tuning import apply_tuning, base_model, limit_checkpointing, parameter_groups, tower_table
@@ -26,21 +27,6 @@ WAYS = [
     {"tuning": "lora", "use_dora": True, "use_rslora": True, "train_merger": True},
 ]
 IDS = [" ".join(f"{key}={value}" for key, value in way.items()) for way in WAYS]
-
-
-def one_step(model, inputs, lr=0.05):
-    """One step of plain gradient descent on everything that trains; returns the loss."""
-    model.train()
-    loss = model(**inputs).loss
-    loss.backward()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr).step()
-    model.zero_grad()
-    return float(loss.detach())
-
-
-@torch.no_grad()
-def logits(model, inputs):
-    return model.eval()(**inputs).logits
 
 
 def trained_towers(way):
