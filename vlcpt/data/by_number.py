@@ -11,7 +11,7 @@ import numpy as np
 from vlcpt.data.documents import Document
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, TokenStream, scaled_sample
 from vlcpt.data.encode.vision import PlacedMedium
-from vlcpt.data.media.files import MediaError
+from vlcpt.data.media.files import MediaError, media_folder
 from vlcpt.data.media.thumbnails import data_uri, thumbnails
 from vlcpt.data.plan.plan import Plan
 from vlcpt.data.sources import DocumentSource
@@ -105,10 +105,8 @@ class Documents(Sequence[Document]):
         Returns:
             In order, with an empty text for one that cannot be decoded.
         """
-        root = opening.document.media_root
-        return [
-            self._picture(one, None if root is None else Path(root), side) for one in opening.media[-most:]
-        ]
+        root = media_folder(opening.document)
+        return [self._picture(one, root, side) for one in opening.media[-most:]]
 
     def _picture(self, placed: PlacedMedium, root: Path | None, side: int) -> str:
         limits = self._encoder.options.limits

@@ -43,6 +43,31 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return base
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without DDP or DeepSpeed around it.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrapped(nn.DataParallel(layer)) is layer
+        True
+    """
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def trained_towers(model: nn.Module) -> set[Tower]:
+    """The towers of which a parameter trains, its own or an adapter's.
+
+    Example:
+        >>> from vlcpt import ModelConfig, load_model
+        >>> from vlcpt.demo import base_path
+        >>> sorted(trained_towers(load_model(ModelConfig(base_path(), lora_r=4, train_merger=True))))
+        ['language', 'merger']
+    """
+    return {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def adapted_layers(model: PreTrainedModel, config: ModelConfig) -> str:
     """One regular expression for peft that matches the layers to adapt, and none of another tower.
 
@@ -269,7 +294,7 @@ def limit_checkpointing(model: nn.Module) -> None:
         >>> base_model(model).model.visual.blocks[0].gradient_checkpointing
         False
     """
-    trained = {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = trained_towers(model)
     for name, module in model.named_modules():
         # Gradients pass through the language tower on their way down even when it is frozen.
         is_frozen = "vision" not in trained and isinstance(module, GradientCheckpointingLayer)

@@ -20,7 +20,7 @@ from vlcpt.data.encode.features import FeatureStore, KeptMedium
 from vlcpt.data.families import tower_of
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import WriteError
-from vlcpt.model.tuning import base_model
+from vlcpt.model.tuning import base_model, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def with_features(
     del rest["media"]
     if "mm_encoder_outputs" in rest:  # of an earlier pass over the same batch
         return rest
-    base = _unwrapped(model)
+    base = base_model(unwrapped(model))
     if not {one.store.tower for one in media} <= _towers.get(base, set()):
         raise ValueError(
             "a batch has features of another vision tower than this model's. Call use_features of its data "
@@ -161,13 +161,6 @@ def with_features(
             # A tuple, as get_image_features of transformers 5.24 gives it.
             outputs[modality] = BaseModelOutputWithPooling(pooler_output=tuple(found))  # type: ignore[arg-type]
     return {**rest, "mm_encoder_outputs": outputs}
-
-
-def _unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The base model inside DDP, DeepSpeed and peft."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return base_model(model)
 
 
 def _features(

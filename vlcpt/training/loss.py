@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.encode.encoder import IGNORE_INDEX
+from vlcpt.model.tuning import unwrapped
 from vlcpt.model.vision_cache import with_features
 
 logger = logging.getLogger(__name__)
@@ -156,9 +157,7 @@ def target_losses(model: nn.Module, inputs: BatchTensors, chunk: int = LOSS_CHUN
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits, of a model that DDP, DeepSpeed or peft may have wrapped."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    found = getattr(model, "get_output_embeddings", None)
+    found = getattr(unwrapped(model), "get_output_embeddings", None)
     return found() if found else None
 
 

@@ -205,9 +205,8 @@ class Alarm:
     _numbers = itertools.count()
 
     def __init__(self, ranks: int) -> None:
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._key = f"vlcpt/{restart}/failed/{next(self._numbers)}"  # none is taken for that of work before
-        self._store = connect(_ANSWERS) if ranks > 1 and "MASTER_ADDR" in os.environ else None
+        self._key = store_key(f"failed/{next(self._numbers)}")  # none is taken for that of work before
+        self._store = connect() if ranks > 1 and "MASTER_ADDR" in os.environ else None
 
     def ring(self) -> None:
         """This rank has failed."""
@@ -318,7 +317,7 @@ class RankWatch(TrainerCallback):
             while not ended.wait(_PERIOD):
                 current = self._place
                 now: Place = {**current, "documents": self._documents(), "seen": time.time()}
-                store.set(_key(self._rank), json.dumps(now))
+                store.set(store_key(self._rank), json.dumps(now))
                 if now["seen"] - now["since"] > 0.9 * self._timeout and reported is not current:
                     reported = current
                     # By a thread of its own, or this rank would seem dead.
@@ -359,20 +358,20 @@ class RankWatch(TrainerCallback):
         self.at(state.global_step, "evaluating")
 
 
-def connect(timeout: float) -> dist.TCPStore:
+def connect(timeout: float = _ANSWERS) -> dist.TCPStore:
     """The store at which the ranks met: the launcher's, or rank 0's."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    wait = timedelta(seconds=min(timeout, 10))
+    wait = timedelta(seconds=min(timeout, _ANSWERS))
     return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=wait)
 
 
-def _key(rank: int) -> str:
-    # A launcher that starts a run again keeps its store.
-    return f"vlcpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+def store_key(name: object) -> str:
+    """What the store calls a value of this start of the run: a launcher that starts again keeps its store."""
+    return f"vlcpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 def _read(store: dist.TCPStore, rank: int) -> Place | None:
-    key = _key(rank)
+    key = store_key(rank)
     return json.loads(store.get(key)) if store.check([key]) else None
 
 

@@ -21,13 +21,13 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError, Modality
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.data.encode.vision import PixelScales, scaled_pixels
-from vlcpt.data.families import Tower, tower_of
+from vlcpt.data.families import Tower
 from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import LoadingError, WorkerBoard
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.interrupts import Interruption
-from vlcpt.model.tuning import base_model
+from vlcpt.model.tuning import base_model, trained_towers
 from vlcpt.model.weights import UNREADABLE
 from vlcpt.training.checkpoints.files import CheckpointError
 from vlcpt.training.guards import asked_stage
@@ -346,18 +346,6 @@ def reading(dataset: object) -> str:
 
 
 _SEEING: tuple[Tower, ...] = ("vision", "merger")  # towers that only media reach
-
-
-def trained_towers(model: nn.Module) -> set[Tower]:
-    """The towers of which a parameter trains, its own or an adapter's.
-
-    Example:
-        >>> from vlcpt import ModelConfig, load_model
-        >>> from vlcpt.demo import base_path
-        >>> sorted(trained_towers(load_model(ModelConfig(base_path(), lora_r=4, train_merger=True))))
-        ['language', 'merger']
-    """
-    return {tower_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def require_media(towers: Collection[str], dataset: object) -> None:

@@ -18,11 +18,10 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 from vlcpt.report.doctor import Line, joined
-from vlcpt.training.ranks import connect
+from vlcpt.training.ranks import connect, store_key
 
 GRACE = 10.0  # seconds in which the others end a check once a rank has failed in it; else they wait for it
 _PERIOD = 0.2  # seconds from one question to the next
-_ANSWERS = 10.0  # seconds in which the store does, at most
 _SHOWN = 8  # ranks that a message names at most
 
 
@@ -107,7 +106,7 @@ class Outcomes:
         self._rank, self._ranks = int(training.process_index), int(training.world_size)
         self._timeout = float(training.ddp_timeout)
         self._report = report
-        self._store = connect(_ANSWERS) if self._ranks > 1 else None
+        self._store = connect() if self._ranks > 1 else None
         self._lines: list[Line] = []
         self._lock = threading.Lock()
         self._check: str | None = None  # the one that the main thread is in
@@ -196,7 +195,7 @@ class Outcomes:
     def _attend(self) -> None:
         """The thread: end the process if its main thread does not come out of a check any more."""
         try:
-            store = connect(_ANSWERS)
+            store = connect()
             limit, number = _Countdown(), -1
             while not self._ended.wait(_PERIOD):
                 if number != len(self._lines):
@@ -258,5 +257,4 @@ def _until(is_over: Callable[[], bool], seconds: float) -> bool:
 
 
 def _key(name: str) -> str:
-    # A launcher that starts a run again keeps its store.
-    return f"vlcpt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/doctor/{name}"
+    return store_key(f"doctor/{name}")

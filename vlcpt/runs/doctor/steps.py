@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.model.tuning import base_model
+from vlcpt.model.tuning import base_model, trained_towers
 from vlcpt.report.doctor import Line, judged, short
 from vlcpt.runs.doctor.plain import (
     FLOOR,
@@ -29,7 +29,6 @@ from vlcpt.runs.doctor.plain import (
 from vlcpt.runs.doctor.subject import Subject, release
 from vlcpt.training.guards import engine_stage
 from vlcpt.training.ranks import on_any_rank, together
-from vlcpt.training.step import trained_towers
 from vlcpt.training.trainer import CPTTrainer
 
 _STEPS, _SAVED = 3, 2  # of a run that is resumed, and where it was saved
