@@ -9,12 +9,12 @@ import pytest
 from tests.browser import hostile_texts
 from tests.support import avi, digits, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, parse_markup
-from vlcpt.data.dataset import PlannedSample
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.pieces import token_texts
 from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.split import split_stream
+from vlcpt.data.planned_items import PlannedSample
 from vlcpt.report.pages.inspect import MOST_TOKENS, InspectPage
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from vlcpt.data.dataset import PlannedSample
 from vlcpt.data.documents import Document, DocumentError, Image
 from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.encode.pieces import Piece, TokenTexts, pieces_of, shown_sums
@@ -19,6 +18,7 @@ from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.media.thumbnails import data_uri, thumbnails
 from vlcpt.data.plan.ledger import Ledger, count_tokens
 from vlcpt.data.plan.split import Part
+from vlcpt.data.planned_items import PlannedSample
 from vlcpt.report.pages.base import render_page, script_data
 from vlcpt.report.reliance import NatsSums
 from vlcpt.report.terminal import ledger_table
