@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from typer.core import CompletionItem, TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from vlcpt import __version__
+from vlcpt.cli_options import OVERRIDES, Config, Configured, Json, Quiet, examples, with_dashes
 from vlcpt.interrupts import answered, interrupt, none_left
 
 if TYPE_CHECKING:
@@ -32,63 +33,15 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-def _with_dashes(name: str) -> str:
-    """As each option is known: it may be written with underscores or dashes."""
-    return name.replace("_", "-")
-
-
 app = typer.Typer(
     name="vlcpt",
     cls=_Commands,
-    context_settings={"token_normalize_func": _with_dashes},
+    context_settings={"token_normalize_func": with_dashes},
     help="Continued pre-training of Qwen2.5-VL on interleaved documents of images, video and text.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class _Configured(TyperCommand):
-    """A command with a configuration, any key of which can follow as --key value."""
-
-    def shell_complete(self, ctx: typer.Context, incomplete: str) -> list[CompletionItem]:  # type: ignore[override]
-        """The command's options, then the keys, from a file: nothing heavy is imported."""
-        found: list[CompletionItem] = super().shell_complete(ctx, incomplete)
-        if not incomplete.startswith("--"):
-            return found
-        from vlcpt.config.keys import known_types
-
-        asked = incomplete[2:].replace("-", "_")
-        return [*found, *(CompletionItem(f"--{key}") for key in known_types() if key.startswith(asked))]
-
-
-def _examples(*lines: str) -> str:
-    """The end of a command's help: lines as typed, which are not wrapped."""
-    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
-
-
-def _log_warnings_alone(is_quiet: bool) -> bool:
-    if is_quiet:
-        logging.getLogger("vlcpt").setLevel(logging.WARNING)
-    return is_quiet
-
-
-# What follows the options of a command is --key value for the configuration.
-_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.")]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        callback=_log_warnings_alone,
-        is_eager=True,
-        help="Show errors, warnings and the result's last line only.",
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as JSON on stdout, and all else on stderr."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -100,7 +53,7 @@ def _main(
         raise typer.Exit
 
 
-@app.command(epilog=_examples("vlcpt demo", "vlcpt demo --output_dir /tmp/demo --overwrite"))
+@app.command(epilog=examples("vlcpt demo", "vlcpt demo --output_dir /tmp/demo --overwrite"))
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("vlcpt-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo there.")] = False,
@@ -117,9 +70,9 @@ def demo(
 
 
 @app.command(
-    cls=_Configured,
-    context_settings=_OVERRIDES,
-    epilog=_examples(
+    cls=Configured,
+    context_settings=OVERRIDES,
+    epilog=examples(
         "vlcpt train my.yaml",
         "vlcpt train my.yaml --learning_rate 5e-5 --output_dir runs/slower",
         "vlcpt train my.yaml --resume_from_checkpoint auto",
@@ -139,9 +92,9 @@ def train(context: typer.Context, config: Config, quiet: Quiet = False) -> None:
 
 
 @app.command(
-    cls=_Configured,
-    context_settings=_OVERRIDES,
-    epilog=_examples(
+    cls=Configured,
+    context_settings=OVERRIDES,
+    epilog=examples(
         "vlcpt check my.yaml",
         "vlcpt check my.yaml --decode --num_processes 8 --gpu H100",
         "vlcpt check my.yaml --json > found.json",
@@ -176,9 +129,9 @@ def check(
 
 @app.command(
     name="eval",
-    cls=_Configured,
-    context_settings=_OVERRIDES,
-    epilog=_examples(
+    cls=Configured,
+    context_settings=OVERRIDES,
+    epilog=examples(
         "vlcpt eval my.yaml --checkpoint runs/manuals --output eval.json",
         "vlcpt eval my.yaml --checkpoint runs/manuals/checkpoint-200 --json",
         "vlcpt eval my.yaml --checkpoint runs/manuals --samples 3",
@@ -223,9 +176,9 @@ def evaluate(
 
 
 @app.command(
-    cls=_Configured,
-    context_settings=_OVERRIDES,
-    epilog=_examples(
+    cls=Configured,
+    context_settings=OVERRIDES,
+    epilog=examples(
         "vlcpt inspect my.yaml",
         "vlcpt inspect my.yaml --rows 100:120",
         "vlcpt inspect my.yaml --html rows.html",
@@ -268,9 +221,9 @@ def inspect(
 
 
 @app.command(
-    cls=_Configured,
-    context_settings=_OVERRIDES,
-    epilog=_examples(
+    cls=Configured,
+    context_settings=OVERRIDES,
+    epilog=examples(
         "vlcpt prepare my.yaml --output prepared",
         "vlcpt prepare my.yaml --vision_cache features",
     ),
@@ -299,7 +252,7 @@ def prepare(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "vlcpt report runs/manuals",
         "vlcpt report runs/manuals runs/slower --output compared.html",
     )
@@ -325,7 +278,7 @@ def report(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "vlcpt merge runs/manuals merged",
         "vlcpt merge runs/manuals/checkpoint-200 merged --dtype bfloat16",
     )
@@ -354,7 +307,7 @@ def merge(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "vlcpt push runs/manuals me/manuals --dry-run",
         "vlcpt push merged me/manuals --run runs/manuals --license apache-2.0",
     )
@@ -409,9 +362,9 @@ def push(
 
 
 @app.command(
-    cls=_Configured,
-    context_settings=_OVERRIDES,
-    epilog=_examples(
+    cls=Configured,
+    context_settings=OVERRIDES,
+    epilog=examples(
         "vlcpt doctor --quick",
         "vlcpt doctor my.yaml --output h100.json",
         "torchrun --nproc_per_node 8 -m vlcpt doctor my.yaml --deepspeed zero3",
@@ -447,7 +400,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(epilog=_examples("vlcpt env"))
+@app.command(epilog=examples("vlcpt env"))
 def env() -> None:
     """Versions and devices, for a bug report."""
     _say_loading("reading versions and devices")
