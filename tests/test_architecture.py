@@ -23,10 +23,10 @@ ALLOWED = {
     "vlcpt.file_writes": ("vlcpt.file_writes",),
     "vlcpt.run_files": ("vlcpt.run_files", "vlcpt.errors", "vlcpt.folder_locks"),
     "vlcpt.folder_locks": ("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.errors"),
-    # Formats and names of sources are checked before data is read.
+    # Formats, names of sources and towers are checked before anything is read.
     "vlcpt.config": (
         *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.run_files"),
-        *("vlcpt.data.documents", "vlcpt.data.formats", "vlcpt.data.rows"),
+        *("vlcpt.data.documents", "vlcpt.data.families", "vlcpt.data.formats", "vlcpt.data.rows"),
     ),
     "vlcpt.data": (
         *("vlcpt.data", "vlcpt.__version__", "vlcpt.errors", "vlcpt.folder_locks", "vlcpt.file_writes"),

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from vlcpt.config.keys import defaults
 from vlcpt.config.schema import LEARNING_RATES, DataConfig, ModelConfig, wrong_numbers
+from vlcpt.data.families import SEEING
 from vlcpt.run_files import asks_to_resume
 
 # transformers' names for report_to, with the modules of each and what pip calls them.
@@ -142,7 +143,7 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
             yield f"vision_cache: {folder} is a file, or inside one. Give a folder."
         elif folder.absolute() == output.absolute():
             yield f"vision_cache: {folder} is output_dir, which --overwrite empties. Give another folder."
-        for tower in ("vision", "merger"):
+        for tower in SEEING:
             if getattr(model, f"train_{tower}"):
                 yield (
                     f"vision_cache keeps what frozen towers give, and train_{tower} changes that. Set "

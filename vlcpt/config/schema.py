@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from vlcpt.config.values import did_you_mean
+from vlcpt.data.families import TOWERS, Tower
 from vlcpt.data.formats.detect import check_format
 from vlcpt.data.rows.open import SourceConfig, key, needed_key
 from vlcpt.errors import refuse
@@ -40,9 +41,6 @@ def as_sources(value: SourceLike | Sequence[SourceLike]) -> tuple[SourceConfig, 
         check_format(source.format, source.targets, source.chat_template)
         sources.append(source)
     return tuple(sources)
-
-
-Tower = Literal["vision", "merger", "language"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class ModelConfig:
     def trained_towers(self) -> tuple[Tower, ...]:
         """The towers that train, by adapters or in full, in the order of the data."""
         trained = {"vision": self.train_vision, "merger": self.train_merger, "language": self.train_language}
-        return tuple(tower for tower in get_args(Tower) if trained[tower])
+        return tuple(tower for tower in TOWERS if trained[tower])
 
     @property
     def adapter_towers(self) -> tuple[Tower, ...]:

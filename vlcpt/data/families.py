@@ -11,6 +11,7 @@ from typing import Literal
 
 Tower = Literal["vision", "merger", "language"]
 TOWERS: tuple[Tower, ...] = ("vision", "merger", "language")
+SEEING: tuple[Tower, ...] = ("vision", "merger")  # towers that only media reach
 
 # What peft, DDP and torch.compile put before or into the name of a parameter of the base model.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:base_model\.model|module|_orig_mod)\.")

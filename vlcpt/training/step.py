@@ -21,7 +21,7 @@ from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError, Modality
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.data.encode.vision import PixelScales, scaled_pixels
-from vlcpt.data.families import Tower
+from vlcpt.data.families import SEEING
 from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import LoadingError, WorkerBoard
 from vlcpt.errors import ConfigError
@@ -345,9 +345,6 @@ def reading(dataset: object) -> str:
     return "; ".join(dataset.board.in_flight()) if isinstance(dataset, CPTDataset) else ""
 
 
-_SEEING: tuple[Tower, ...] = ("vision", "merger")  # towers that only media reach
-
-
 def require_media(towers: Collection[str], dataset: object) -> None:
     """Refuse a run that would train a tower that sees on documents of which none has anything to see.
 
@@ -364,7 +361,7 @@ def require_media(towers: Collection[str], dataset: object) -> None:
     Example:
         >>> require_media(["vision"], [])
     """
-    seeing = [tower for tower in _SEEING if tower in towers]
+    seeing = [tower for tower in SEEING if tower in towers]
     if not seeing or not isinstance(dataset, CPTDataset) or dataset.has_media:
         return
     keys, off = (", ".join(f"train_{tower}: {value}" for tower in seeing) for value in ("true", "false"))
@@ -392,7 +389,7 @@ def share_towers(
     Args:
         fills: Whether batches will hold what is returned.
     """
-    trains = bool(trained_towers(model) & set(_SEEING))
+    trains = bool(trained_towers(model) & set(SEEING))
     found: set[Modality] = set()
     if trains or is_partitioned:
         for dataset in datasets:

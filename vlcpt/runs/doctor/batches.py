@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample
+from vlcpt.data.families import SEEING
 from vlcpt.model.counting import empty_model
 from vlcpt.model.tuning import base_model
 from vlcpt.report.doctor import Line, judged
@@ -232,7 +233,7 @@ def equal_calls(subject: Subject, name: str) -> Line:
         train_dataset=subject.singles,
         processing_class=subject.processor,
     )
-    trains = {tower for tower in subject.config.trained_towers if tower in ("vision", "merger")}
+    trains = {tower for tower in subject.config.trained_towers if tower in SEEING}
     if not trains and not is_partitioned:
         return Line(
             name, "not run", detail="ranks share no tower: vision and merger are frozen, and complete"

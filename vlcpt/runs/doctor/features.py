@@ -11,6 +11,7 @@ from torch import nn
 
 from vlcpt.config.yaml import Configs
 from vlcpt.data.encode.features import FeatureStore
+from vlcpt.data.families import SEEING
 from vlcpt.errors import ConfigError
 from vlcpt.model.tuning import base_model
 from vlcpt.model.vision_cache import require_frozen
@@ -80,7 +81,7 @@ def cached_as_computed(subject: Subject, name: str) -> Line:
 
 def _trained(subject: Subject) -> str:
     """Why the run cannot keep features; empty if it can."""
-    trained = [tower for tower in ("vision", "merger") if tower in subject.config.trained_towers]
+    trained = [tower for tower in SEEING if tower in subject.config.trained_towers]
     if trained:
         return f"the {' and the '.join(trained)} trains" if len(trained) == 1 else "vision and merger train"
     if subject.config.adapter_name_or_path is not None:  # it may have layers there
