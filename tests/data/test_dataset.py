@@ -19,7 +19,7 @@ from vlcpt.config.schema import DataConfig
 from vlcpt.data.dataset import _LongDocuments
 from vlcpt.data.encode.encoder import DocumentEncoder, Sample, closed_stream
 from vlcpt.data.plan.balance import PackCost
-from vlcpt.data.plan.plan import FailedSample
+from vlcpt.data.plan.failures import FailedSample
 
 COST = PackCost(token=100, pair=1, target=10, media=200, frame_pair=5)
 

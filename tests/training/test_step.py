@@ -19,8 +19,8 @@ from tests.processes import run_on_ranks, start_ranks
 from tests.support import wait_for
 from tests.training.failing_ranks import RUNS
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, DocumentError, ModelConfig, load_model
+from vlcpt.data.plan.failures import FailedSample
 from vlcpt.data.plan.ledger import BadDataError, Dropped
-from vlcpt.data.plan.plan import FailedSample
 from vlcpt.data.workers import LoadingError
 from vlcpt.training.checkpoints.files import list_checkpoints, verify
 from vlcpt.training.step import FAILED, ReadBatch, note_failed, share_towers

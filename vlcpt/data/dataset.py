@@ -21,9 +21,10 @@ from vlcpt.data.encode.vision import EncodingOptions, MediaCheck, TrainEos
 from vlcpt.data.markup import Untagged
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.balance import PackCost, even_packs, kinds_of_packs
+from vlcpt.data.plan.failures import FailedSample, Failures
 from vlcpt.data.plan.ledger import Dropped
 from vlcpt.data.plan.mix import plan_packs
-from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, FailedSample, Failures, Track, make_plan, untracked
+from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, make_plan, untracked
 from vlcpt.data.plan.scan import OnBadData, Reading
 from vlcpt.data.plan.split import OnOverlong
 from vlcpt.data.planned_items import PlannedItems

@@ -15,8 +15,9 @@ from vlcpt.data.encode.pieces import pieces_of, token_texts
 from vlcpt.data.encode.vision import PlacedMedium
 from vlcpt.data.media.files import MediaError, media_folder
 from vlcpt.data.media.thumbnails import data_uri, thumbnails
+from vlcpt.data.plan.failures import FailedSample
 from vlcpt.data.plan.ledger import Ledger
-from vlcpt.data.plan.plan import FailedSample, Plan
+from vlcpt.data.plan.plan import Plan
 from vlcpt.data.plan.split import Part
 from vlcpt.data.shown import ShownDocument, ShownMedium, ShownPack, ShownText
 from vlcpt.data.sources import DocumentSource

@@ -21,7 +21,8 @@ from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.dataset import CPTDataset, PixelsOf
 from vlcpt.data.encode.encoder import Sample
 from vlcpt.data.encode.tokens import token_sizes
-from vlcpt.data.plan.plan import FailedSample, Track, untracked
+from vlcpt.data.plan.failures import FailedSample
+from vlcpt.data.plan.plan import Track, untracked
 from vlcpt.data.workers import Workers
 from vlcpt.model.shared_features import kept_features, see_alike, with_features
 from vlcpt.model.tuning import base_model

@@ -22,7 +22,7 @@ from vlcpt.data.documents import DocumentError, Modality
 from vlcpt.data.encode.encoder import IGNORE_INDEX
 from vlcpt.data.encode.vision import PixelScales, scaled_pixels
 from vlcpt.data.families import SEEING
-from vlcpt.data.plan.plan import FailedSample
+from vlcpt.data.plan.failures import FailedSample
 from vlcpt.data.workers import LoadingError, WorkerBoard
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import append_lines, write_file

@@ -15,7 +15,7 @@ from tests.support import digits, opened, png
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream
 from vlcpt.data.encode.vision import EncodingOptions
-from vlcpt.data.plan.plan import FailedSample
+from vlcpt.data.plan.failures import FailedSample
 from vlcpt.data.prepared.fingerprint import fingerprint
 from vlcpt.data.prepared.read import RUNS, SCHEMA
 from vlcpt.data.prepared.write import prepare_source
