@@ -9,6 +9,8 @@ output layer and the loss alone. The sides:
     all       logits of every token, then cross-entropy with -100, as transformers computes it
     targets   logits of the targets, all at once (``loss_chunk: 0``)
     chunks    logits of 128 targets at a time (the default)
+    chunks-32, chunks-512   other sizes, by which the default was chosen
+    torch     torch.nn.functional.linear_cross_entropy on the targets, where this torch has it
 
 for a head that is frozen and one that trains. Each repetition is a process of its own, every other one runs
 the sides in the opposite order. Its time is CPU time, its memory the kernel's peak (VmHWM) less what the
@@ -29,7 +31,8 @@ from pathlib import Path
 from machine import memory, pin
 
 TOKENS, TARGETS, WIDTH, VOCABULARY = 2427, 400, 2048, 151_936
-SIDES = ("all", "targets", "chunks")
+CHUNKS = {"chunks": 128, "chunks-32": 32, "chunks-512": 512}  # targets
+SIDES = ("all", "targets", *CHUNKS, "torch")
 HEADS = ("frozen", "trained")
 
 
@@ -56,8 +59,11 @@ def run_side(side: str, head: str) -> dict[str, float]:
         loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100)
     elif side == "targets":
         loss = torch.nn.functional.cross_entropy(layer(hidden[targets.places]).float(), targets.ids)
+    elif side == "torch":
+        loss = torch.nn.functional.linear_cross_entropy(hidden[targets.places], layer.weight, targets.ids)
     else:
-        loss = chunked_nll(layer, hidden[targets.places], targets.ids, 128, layer.forward).mean()
+        size = CHUNKS[side]
+        loss = chunked_nll(layer, hidden[targets.places], targets.ids, size, layer.forward).mean()
     loss.backward()
     seconds = time.process_time() - start
     peak = memory("VmHWM") - before
@@ -85,6 +91,13 @@ def child(side: str, head: str) -> dict[str, float]:
     return found
 
 
+def has_torchs_own() -> bool:
+    """Whether this torch has a function for it."""
+    import torch
+
+    return hasattr(torch.nn.functional, "linear_cross_entropy")
+
+
 def compare(runs: dict[str, list[dict[str, float]]]) -> None:
     """Stop if a side computed something else."""
     plain = runs["all"][0]
@@ -102,6 +115,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="Each side once.")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--sides", nargs="+", choices=SIDES[1:], help="Only these, beside all logits.")
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--head", choices=HEADS)
     args = parser.parse_args()
@@ -109,10 +123,11 @@ def main() -> None:
         print(json.dumps(run_side(args.side, args.head)))
         return
     result = {}
+    sides = ("all", *(args.sides or (side for side in SIDES[1:] if side != "torch" or has_torchs_own())))
     for head in HEADS:
-        runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for repeat in range(1 if args.quick else args.repeats):
-            for side in SIDES if repeat % 2 == 0 else reversed(SIDES):
+            for side in sides if repeat % 2 == 0 else reversed(sides):
                 runs[side].append(child(side, head))
             if repeat == 0:
                 compare(runs)
