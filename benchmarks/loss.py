@@ -40,7 +40,7 @@ def run_side(side: str, head: str) -> dict[str, float]:
     """One pass, forward and backward: seconds, bytes, and what it computed."""
     import torch
 
-    from vlcpt.training.loss import Targets, chunked_nll
+    from vlcpt.training.loss import chunked_nll
 
     pin()
     generator = torch.Generator().manual_seed(0)
@@ -51,19 +51,19 @@ def run_side(side: str, head: str) -> dict[str, float]:
     labels = torch.full((TOKENS,), -100)
     places = torch.randperm(TOKENS - 1, generator=generator)[:TARGETS].sort().values
     labels[places + 1] = torch.randint(VOCABULARY, (TARGETS,), generator=generator)
-    targets = Targets(places, labels[places + 1], torch.ones(TARGETS), torch.zeros_like(places))
+    ids = labels[places + 1]
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here
     before, start = memory("VmRSS"), time.process_time()
     if side == "all":
         logits = layer(hidden).float()
         loss = torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100)
     elif side == "targets":
-        loss = torch.nn.functional.cross_entropy(layer(hidden[targets.places]).float(), targets.ids)
+        loss = torch.nn.functional.cross_entropy(layer(hidden[places]).float(), ids)
     elif side == "torch":
-        loss = torch.nn.functional.linear_cross_entropy(hidden[targets.places], layer.weight, targets.ids)
+        loss = torch.nn.functional.linear_cross_entropy(hidden[places], layer.weight, ids)
     else:
         size = CHUNKS[side]
-        loss = chunked_nll(layer, hidden[targets.places], targets.ids, size, layer.forward).mean()
+        loss = chunked_nll(layer, hidden[places], ids, size, layer.forward).mean()
     loss.backward()
     seconds = time.process_time() - start
     peak = memory("VmHWM") - before
