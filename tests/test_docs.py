@@ -49,7 +49,7 @@ def page(name: str) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_link_of_a_page_leads_somewhere(path):
-    """A file that is there, and a heading of it."""
+    """A file that is there, and a heading of it, or an id before one."""
     for link in re.findall(r"\]\(([^):]+)\)", path.read_text("utf-8")):
         name, _, anchor = link.partition("#")
         target = path.parent / name if name else path
@@ -101,8 +101,9 @@ def test_the_page_of_the_api_has_every_public_name():
     assert sorted(re.findall(r"^::: vlcpt\.(\w+)$", page("api.md"), re.M)) == sorted(vlcpt.__all__)
 
 
-def test_every_figure_of_an_evaluation_is_explained():
-    explained = set(re.findall(r"^\| `(\w+)` \|", page("evaluation.md"), re.M))
+@pytest.mark.parametrize("name", ["evaluation.md", "evaluation.zh.md"])
+def test_every_figure_of_an_evaluation_is_explained(name):
+    explained = set(re.findall(r"^\| `(\w+)` \|", page(name), re.M))
 
     assert explained == set(SetResult.__annotations__)
 
