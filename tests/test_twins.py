@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.M | re.S)
-NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?) ?(million|billion|万|亿)?")
+NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?)\s*(million|billion|万|亿)?")
 UNITS = {"": 1, "million": 10**6, "billion": 10**9, "万": 10**4, "亿": 10**8}
 # Messages are English, so the Chinese page has the most frequent ones only, and says so;
 # tests/test_troubleshooting.py holds it.
@@ -209,3 +209,11 @@ def test_a_link_into_an_english_page_leads_into_its_twin_too(path):
         name, _, anchor = link.partition("#")
         if anchor and name in twins:
             heading_of(twins[name], anchor)
+
+
+@pytest.mark.parametrize("page", [page for _, page in TWINS.values()], ids=TWINS)
+def test_a_line_of_chinese_is_broken_only_where_a_space_may_stand(page):
+    """A browser shows the end of a line as a space."""
+    wide = "\u2014\u2018-\u201d\u2026\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+
+    assert re.findall(rf"^(?![|#]).*[{wide}]\n *[{wide}].*", page.prose, re.M) == []
