@@ -1,4 +1,4 @@
-"""Print the table of docs/scale.md: memory per device of each published size.
+"""Print the table of docs/scale.md and docs/scale.zh.md: memory per device of each published size.
 
 Run: python docs/make_memory_table.py. No weight is loaded: parameters are counted on the meta device.
 """

@@ -117,13 +117,14 @@ def test_help_fits_eighty_columns_and_cuts_no_sentence(command: str) -> None:
     assert not [line for line in lines if line.endswith("...") and "Usage" not in line]
 
 
-def test_the_page_of_commands_lists_all_options_and_its_commands_parse() -> None:
-    page = (ROOT / "docs/commands.md").read_text("utf-8")
+@pytest.mark.parametrize("name", ["commands.md", "commands.zh.md"])
+def test_the_page_of_commands_lists_all_options_and_its_commands_parse(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text("utf-8")
     rows = dict(re.findall(r"^\| `vlcpt (\w+)[^|]*\|[^|]*\|(.*)\|$", page, re.M))
 
     assert list(rows) != [] and set(rows) == set(COMMANDS)
-    for name, options in rows.items():
-        known = {max(one.opts, key=len) for one in COMMANDS[name].params if one.opts[0].startswith("--")}
+    for command, options in rows.items():
+        known = {max(one.opts, key=len) for one in COMMANDS[command].params if one.opts[0].startswith("--")}
         assert set(re.findall(r"`(--[\w-]+)`", options)) == known
     for line in re.findall(r"^vlcpt (?!--).*$", page, re.M):
         parsed(line)
@@ -148,8 +149,9 @@ def test_check_prints_one_json_document_and_keeps_its_exit_code(project: Path) -
     assert "repair them" in found["advice"][0]
     assert found["speed"] is None
     assert "documents read" in done.stderr  # the table
-    page = (ROOT / "docs/commands.md").read_text("utf-8").partition("## JSON of `check`")[2]
-    assert set(re.findall(r"^\| `(\w+)`", page, re.M)) == set(found)
+    for name, heading in (("commands.md", "## JSON of `check`"), ("commands.zh.md", "## `check` 的 JSON")):
+        page = (ROOT / "docs" / name).read_text("utf-8").partition(heading)[2]
+        assert set(re.findall(r"^\| `(\w+)`", page, re.M)) == set(found)
 
 
 def test_check_says_no_more_than_its_verdict_where_it_is_quiet(project: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-CHINESE = {"index", "quickstart", "training", "recipes", "environments", "troubleshooting", "coming-from"}
+ENGLISH = {"api", "comparison", "configuration", "design"}  # reference, and what a script writes
 
 
 def names(nav: object) -> list[str]:
@@ -51,16 +51,10 @@ def test_every_page_is_in_the_navigation_once_and_has_a_chinese_title():
     assert titles(SETTINGS["nav"]) == set(chinese["nav_translations"])
 
 
-def test_the_pages_that_a_newcomer_reads_are_there_in_chinese():
-    assert {path.name.removesuffix(".zh.md") for path in DOCS.glob("*.zh.md")} == CHINESE
+def test_every_page_is_there_in_chinese_but_those_of_reference():
+    pages = {path.name.removesuffix(".md") for path in DOCS.glob("*.md")}
 
-
-@pytest.mark.parametrize("page", sorted(CHINESE - {"troubleshooting", "coming-from", "training"}))
-def test_a_chinese_page_has_the_headings_and_the_code_of_the_english_one(page):
-    english, chinese = ((DOCS / f"{page}{suffix}").read_text("utf-8") for suffix in (".md", ".zh.md"))
-
-    for pattern in (r"^(#+) ", r"^ *```(\w+)$"):
-        assert re.findall(pattern, english, re.M) == re.findall(pattern, chinese, re.M)
+    assert {page for page in pages if not page.endswith(".zh") and f"{page}.zh" not in pages} == ENGLISH
 
 
 @pytest.fixture(scope="module")
@@ -107,5 +101,5 @@ def test_the_site_has_the_api_from_docstrings_with_its_examples_as_code(site):
 @pytest.mark.slow
 def test_a_chinese_visitor_gets_chinese_pages_and_english_ones_where_there_are_none(site):
     assert "快速上手" in (site / "zh/quickstart.html").read_text("utf-8")
-    assert "Continue a document" in (site / "zh/next-steps.html").read_text("utf-8")
-    assert "首页" in (site / "zh/next-steps.html").read_text("utf-8")
+    assert "Rank of the adapters." in (site / "zh/configuration.html").read_text("utf-8")
+    assert "首页" in (site / "zh/configuration.html").read_text("utf-8")

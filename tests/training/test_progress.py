@@ -17,7 +17,7 @@ from vlcpt.data.plan.balance import PackCost
 from vlcpt.training.cost import PeakShare
 from vlcpt.training.progress import RunProgress
 
-LOG_PAGE = Path(__file__).parents[2] / "docs/log.md"
+LOG_PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("log.md", "log.zh.md")]
 
 
 def read_log(folder):
@@ -340,10 +340,6 @@ def test_evaluation_that_was_turned_off_stays_off(tiny_model, tiny_processor, tm
 
 def test_every_name_of_the_log_is_listed_in_docs(tiny_model, tiny_processor, tmp_path):
     """Trackers show them, and people look them up."""
-    listed = re.findall(
-        r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", LOG_PAGE.read_text("utf-8"), re.M))
-    )
-    patterns = [re.sub(r"<\w+>|…", "[^/]+", re.escape(name).replace("/…", "/[^/]+")) for name in listed]
     dataset = CPTDataset(
         [{"path": FOUR, "name": "a"}, {"path": FOUR, "name": "b"}], tiny_processor, max_length=128
     )
@@ -354,4 +350,9 @@ def test_every_name_of_the_log_is_listed_in_docs(tiny_model, tiny_processor, tmp
 
     names = {name for line in read_log(tmp_path) for name in line}
     assert {"loss/a", "eval_s_loss", "loss_mean"} <= names
-    assert [name for name in {*names, "mfu"} if not any(re.fullmatch(one, name) for one in patterns)] == []
+    for page in LOG_PAGES:
+        rows = "".join(re.findall(r"^\| (`.*?) \|", page.read_text("utf-8"), re.M))
+        listed = re.findall(r"`([^`]+)`", rows)
+        patterns = [re.sub(r"<\w+>|…", "[^/]+", re.escape(name).replace("/…", "/[^/]+")) for name in listed]
+        missing = [name for name in {*names, "mfu"} if not any(re.fullmatch(one, name) for one in patterns)]
+        assert missing == [], page.name
