@@ -1,5 +1,7 @@
 """The scripts of benchmarks/ start. How fast they are is no test."""
 
+import importlib
+import math
 import os
 import subprocess
 import sys
@@ -29,3 +31,17 @@ def test_every_script_is_named_on_the_page_of_results_or_on_one_of_its_own():
     pages = "".join(one.read_text("utf-8") for one in (ROOT / "benchmarks/results").glob("*.md"))
 
     assert [one.name for one in SCRIPTS if f"benchmarks/{one.name}" not in pages] == []
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+def test_all_sides_of_the_losss_benchmark_compute_the_same(head, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS[0].parent))
+    loss = importlib.import_module("loss")
+    monkeypatch.setattr(loss, "pin", lambda: None)  # it would hold for the tests after this one
+    for name, size in {"TOKENS": 90, "TARGETS": 40, "WIDTH": 8, "VOCABULARY": 50}.items():
+        monkeypatch.setattr(loss, name, size)
+
+    found = {side: [loss.run_side(side, head)] for side in loss.SIDES}
+    loss.compare(found)  # ends the process where one computes something else
+
+    assert found["all"][0]["loss"] == pytest.approx(math.log(50), rel=0.1)
