@@ -66,7 +66,7 @@ def with_images(folder: Path, *overrides: str) -> Configs:
     (folder / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "seen.yaml").write_text(
         (folder / "my.yaml").read_text().replace("train.jsonl", "seen.jsonl").replace("max_steps: 2", "")
-        + "max_steps: 3\nlora_r: 4\nretention_data: [{path: seen.jsonl, name: kept}]\n"
+        + "max_steps: 3\nretention_data: [{path: seen.jsonl, name: kept}]\n"
     )
     return load_config(folder / "seen.yaml", overrides)
 

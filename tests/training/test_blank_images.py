@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from transformers import EvalPrediction
 
 from tests.support import make_trainer

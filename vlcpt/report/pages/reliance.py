@@ -8,7 +8,6 @@ from vlcpt.report.numbers import as_number, signed
 from vlcpt.report.pages.charts import Chart, Curve, draw
 
 QUESTION = "Does it read its images?"
-UNIT = "nats per target that blank images cost, by step"
 LEAST = 0.2  # nats that the axis spans at least: what is next to nothing must look so
 
 
@@ -21,8 +20,12 @@ def reliance_chart(
         key, until: See :func:`~vlcpt.report.pages.charts.draw`.
         note: What a reader must know besides.
     """
-    said = " ".join(filter(None, ("Near 0: the text does not need its images.", note)))
-    return draw(key, title, UNIT, curves, note=said, from_zero=True, least=LEAST, until=until)
+    said = " ".join(
+        filter(None, ("What blank images cost. Near 0: the text does not need its images.", note))
+    )
+    return draw(
+        key, title, "nats per target, by step", curves, note=said, from_zero=True, least=LEAST, until=until
+    )
 
 
 def cost_bars(
