@@ -269,9 +269,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page:
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
-        if chosen:
-            page.note(memory={"said": chosen})
-            say(console, chosen)
+        if chosen is not None:
+            page.note(memory=vars(chosen))
+            say(console, chosen.said)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)

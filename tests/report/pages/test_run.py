@@ -180,6 +180,15 @@ def test_reliance_is_drawn_over_the_steps_beside_the_losses_and_said_in_words(tm
     assert "a blank image costs 1.500 nats a target, and 0.250 before training" in page
 
 
+def test_the_memory_that_was_foreseen_is_drawn_beside_the_peak(tmp_path):
+    folder = write(tmp_path / "run", memory={"said": "checkpointing is off", "foreseen_gib": 2.5})
+
+    words = re.findall(r'<desc id="memory-desc">([^<]+)', run_page(folder))
+
+    assert "of one process: from 2 at step 1 to 2 at step 20" in words[0]
+    assert "foreseen for a device: from 2.5 at step 1 to 2.5 at step 20" in words[0]
+
+
 def test_a_set_has_one_look_in_all_charts(tmp_path):
     folder = add_reliance(add_reliance(write(tmp_path / "run"), 0.1, 0.2), 0.3, 0.4, name="old")
 

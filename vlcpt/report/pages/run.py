@@ -226,7 +226,7 @@ def _smoothed(curves: Mapping[str, list[Point]]) -> tuple[list[Curve]]:
 
 def _machine(run: RunRecord) -> list[Chart | None]:
     """Charts of speed and memory."""
-    phases = run.curves("seconds/")
+    phases, peaks = run.curves("seconds/"), run.curve("peak_memory_gib")
     times = [Curve(PHASES.get(name, name), points) for name, points in phases.items()]
     shares = {
         "waiting for data": "data_wait",
@@ -248,10 +248,17 @@ def _machine(run: RunRecord) -> list[Chart | None]:
         ),
         draw(
             *("memory", "Most memory so far", "GiB, by step"),
-            [Curve("of one process", run.curve("peak_memory_gib"))],
+            [Curve("of one process", peaks), Curve("foreseen for a device", foreseen_memory(run, peaks))],
             from_zero=True,
         ),
     ]
+
+
+def foreseen_memory(run: RunRecord, peaks: Sequence[Point]) -> list[Point]:
+    """What the run was foreseen to need of a GPU, a level line beside its peaks; empty where nobody knows."""
+    memory = run.facts.get("memory")
+    found = as_number(memory.get("foreseen_gib")) if isinstance(memory, dict) else None
+    return [] if found is None or not peaks else [(peaks[0][0], found), (peaks[-1][0], found)]
 
 
 def _optimizer(run: RunRecord) -> list[Chart | None]:
