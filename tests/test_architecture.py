@@ -21,11 +21,12 @@ MODULES = {
 ALLOWED = {
     "vlcpt.errors": ("vlcpt.errors",),
     "vlcpt.file_writes": ("vlcpt.file_writes",),
+    "vlcpt.eval_names": ("vlcpt.eval_names",),
     "vlcpt.run_files": ("vlcpt.run_files", "vlcpt.errors", "vlcpt.folder_locks"),
     "vlcpt.folder_locks": ("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.errors"),
     # Formats, names of sources and towers are checked before anything is read.
     "vlcpt.config": (
-        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.run_files"),
+        *("vlcpt.config", "vlcpt.errors", "vlcpt.deepspeed_configs", "vlcpt.run_files", "vlcpt.eval_names"),
         *("vlcpt.data.documents", "vlcpt.data.families", "vlcpt.data.formats", "vlcpt.data.rows"),
     ),
     "vlcpt.data": (
@@ -38,8 +39,11 @@ ALLOWED = {
     "vlcpt.training": (
         *("vlcpt.training", "vlcpt.data", "vlcpt.model", "vlcpt.config", "vlcpt.errors", "vlcpt.__version__"),
         *("vlcpt.folder_locks", "vlcpt.file_writes", "vlcpt.run_files", "vlcpt.interrupts"),
+        *("vlcpt.eval_names",),
     ),
-    "vlcpt.report": ("vlcpt.report", "vlcpt.data", "vlcpt.run_files", "vlcpt.__version__"),
+    "vlcpt.report": (
+        *("vlcpt.report", "vlcpt.data", "vlcpt.run_files", "vlcpt.eval_names", "vlcpt.__version__"),
+    ),
 }
 # Heavy or foreign packages that a part must do without.
 FORBIDDEN = {
@@ -54,6 +58,7 @@ FORBIDDEN = {
     "vlcpt.config.rules": ("torch", "transformers"),
     "vlcpt.config.schema": ("torch", "transformers"),
     "vlcpt.errors": ("torch", "transformers"),
+    "vlcpt.eval_names": ("torch", "transformers"),
     "vlcpt.folder_locks": ("torch", "transformers"),
     "vlcpt.file_writes": ("torch", "transformers"),
     "vlcpt.run_files": ("torch", "transformers"),

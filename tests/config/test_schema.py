@@ -603,9 +603,16 @@ def test_a_metric_of_any_set_may_be_named_and_less_of_it_is_better(load, metric)
 def test_a_metric_of_no_set_is_refused_with_those_there_are(load, metric):
     reported = message(load, BEST + f"load_best_model_at_end: true\nmetric_for_best_model: {metric}")
     assert reported == (
-        f"run.yaml:12: metric_for_best_model {metric!r} is not measured. Measured are: eval_new_loss, "
+        f"run.yaml:12: metric_for_best_model {metric!r} chooses no model. Choose one of: eval_new_loss, "
         "eval_new_perplexity, eval_far_loss, eval_far_perplexity, eval_general_loss, eval_general_perplexity."
     )
+
+
+def test_sets_of_which_two_numbers_would_have_one_name_are_refused(load):
+    lines = "eval_data: [{path: a.jsonl, name: a}, {path: b.jsonl, name: a_blank_images}]\n"
+
+    assert "'a' and 'a_blank_images' would be logged under one name" in message(load, lines)
+    assert load(lines + "eval_blank_images: false").training.eval_blank_images is False
 
 
 def test_the_worst_model_cannot_be_asked_for(load):

@@ -23,6 +23,17 @@ def test_losses_are_those_of_the_first_and_the_last_ten_lines():
     assert (summary.steps, summary.seconds) == (40, 61.5)
 
 
+def test_reliance_stands_below_its_set():
+    lines = [{"step": step, "eval_new_loss": 2.0, "eval_new_reliance": step / 10} for step in (0, 5, 9)]
+
+    table = summary_table(summarise([*LOG, *lines]))
+
+    labels = [label for label, _ in table.rows]
+    assert labels == ["training", "new", "  reliance", "old"]
+    assert table.rows[2][1] == ["0.0000", "0.9000", "+0.9000"]
+    assert table.caption.endswith("; reliance: what blank images cost more")
+
+
 def test_a_run_that_logged_nothing_has_no_loss():
     assert summarise([]) == RunSummary(steps=0, loss=None, sets={}, seconds=None)
 

@@ -112,6 +112,20 @@ def test_a_run_is_judged_by_its_evaluations_before_step_1_and_at_its_end():
     assert verdict_of_run(log[3:]) is None  # nobody measured before step 1
 
 
+def test_what_blank_images_cost_is_said_of_held_out_documents_as_the_log_has_it():
+    log = [
+        {"step": step, f"eval_{name}_loss": loss, f"eval_{name}_reliance": relies}
+        | {f"eval_{name}_blank_images_loss": loss + relies}
+        for step, loss, relies in ((0, 6.0, 0.25), (9, 2.0, 1.5))
+        for name in ("new", "old")
+    ]
+
+    found = [one.text for one in verdict_of_run(log, ["old"]).sentences if one.kind == "images"]
+
+    words = "a blank image costs 1.500 nats a target, and 0.250 before training (no interval was measured)."
+    assert found == [f"new: {words}"]
+
+
 def test_what_to_change_follows_from_what_is_wrong():
     needless = numbers(base=1.0, shuffled=1.0, blank=1.0)
 

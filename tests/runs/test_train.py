@@ -55,6 +55,53 @@ def test_a_trained_model_is_measured_beside_its_base(tmp_path: Path, tuning: str
     assert len(found["samples"]["same"]) == 2
 
 
+def with_images(folder: Path, *overrides: str) -> Configs:
+    """A run on eight documents with an image each, which are held out and kept as well."""
+    rows = []
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(png(number))
+        text = f"<image>page <trainable_text>{number * 7} lines</trainable_text>"
+        rows.append({"text": text, "images": [f"{number}.png"]})
+    configs(folder)
+    (folder / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "seen.yaml").write_text(
+        (folder / "my.yaml").read_text().replace("train.jsonl", "seen.jsonl").replace("max_steps: 2", "")
+        + "max_steps: 3\nretention_data: [{path: seen.jsonl, name: kept}]\n"
+    )
+    return load_config(folder / "seen.yaml", overrides)
+
+
+def test_the_curve_of_reliance_begins_at_the_base_and_ends_at_eval_json(tmp_path: Path) -> None:
+    trainer = train_run(with_images(tmp_path), QUIET)
+    base = eval_run(with_images(tmp_path, "--tuning", "full"), Path(base_path()), console=QUIET)
+    judged = json.loads((tmp_path / "out/eval.json").read_text())["sets"]
+
+    log = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
+    for name in ("same", "kept"):
+        curve = [(line["step"], line[f"eval_{name}_reliance"]) for line in log if f"eval_{name}_loss" in line]
+        ends = [one["blank_images_loss"] - one["loss"] for one in (base[name], judged[name])]
+        assert [step for step, _ in curve] == [0, 3]
+        assert [value for _, value in curve] == pytest.approx(ends, abs=1e-5)
+        assert min(map(abs, ends)) > 1e-3
+    history = [line for line in trainer.state.log_history if "eval_same_loss" in line]
+    assert [line["eval_same_reliance"] for line in history] == [
+        line["eval_same_reliance"] for line in log if "eval_same_loss" in line
+    ]
+
+
+def test_without_eval_json_the_verdict_has_what_blank_images_cost(tmp_path: Path) -> None:
+    """As under ZeRO-3, where the end is not measured with other images."""
+    console = Console(file=StringIO(), width=200)
+
+    evaluates = ("--eval_strategy", "steps", "--eval_steps", "3", "--eval_on_start", "true")
+    train_run(with_images(tmp_path, *evaluates), console)
+
+    assert not (tmp_path / "out/eval.json").exists()
+    shown = console.file.getvalue()
+    assert re.search(r"same: a blank image costs \S+ nats a target, and \S+ before training", shown), shown
+    assert len(re.findall(r"^\s*reliance +\S+ +\S+ +[+-]\S+\s*$", shown, re.M)) == 2
+
+
 def test_a_run_that_is_not_to_be_evaluated_is_not_judged(tmp_path: Path) -> None:
     trainer = train_run(configs(tmp_path, "--eval_strategy", "no"), QUIET)
 

@@ -241,7 +241,11 @@ def train(
         "vision_calls": watch.vision_calls,
         "most_logits": watch.most_logits,
         "filled": trainer.data_collator.fill_modalities,
-        "evaluation": {name: evaluation[name] for name in ("eval_loss", "eval_targets")},
+        "evaluation": {
+            name: evaluation[name]
+            for name in ("eval_loss", "eval_targets", "eval_reliance")
+            if name in evaluation
+        },
     }
 
 

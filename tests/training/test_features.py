@@ -86,7 +86,10 @@ def test_an_evaluation_in_training_takes_features_too(make_tiny_model, tiny_proc
         model = apply_tuning(make_tiny_model(), ModelConfig("base", tuning="full"))
         dataset, held_out = (CPTDataset(rows, tiny_processor, max_length=128) for rows in (FOUR, TEN))
         trainer = make_trainer(
-            model, dataset, tiny_processor, tmp_path, eval_dataset=held_out, vision_cache=cache
+            *(model, dataset, tiny_processor, tmp_path),
+            eval_dataset=held_out,
+            vision_cache=cache,
+            eval_blank_images=False,  # blank ones go through the tower
         )
         trainer.evaluate()
         calls = []

@@ -101,3 +101,11 @@ def test_evaluation_counts_each_target_once_though_ranks_have_different_numbers_
     for rank in on_two[name]:
         assert rank["evaluation"]["eval_targets"] == expected["eval_targets"]
         assert rank["evaluation"]["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_reliance_is_that_of_one_process_though_ranks_have_other_media(name, on_two, on_one):
+    expected = on_one[name.partition(" ")[2]]["evaluation"]
+    assert abs(expected["eval_reliance"]) > 1e-3
+    for rank in on_two[name]:
+        assert rank["evaluation"]["eval_reliance"] == pytest.approx(expected["eval_reliance"], abs=1e-4)

@@ -5,7 +5,7 @@ Without a package the run would stop at its first step, after data and weights w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from vlcpt.config.keys import defaults
 from vlcpt.config.schema import LEARNING_RATES, DataConfig, ModelConfig, wrong_numbers
 from vlcpt.data.families import SEEING
+from vlcpt.eval_names import Number, logged_name
 from vlcpt.run_files import asks_to_resume
 
 # transformers' names for report_to, with the modules of each and what pip calls them.
@@ -160,15 +161,33 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
     no_strategy = training.eval_strategy in (None, "no")
     if (not no_strategy or training.eval_on_start or training.eval_on_end) and not sets:
         yield "eval_strategy, eval_on_start and eval_on_end need documents: give eval_data, or remove them."
+    if training.eval_blank_images:
+        yield from shared_names([one.name for one in sets])
     metric, saves_best = training.metric_for_best_model, training.save_strategy == "best"
-    measured = [f"eval_{one.name}_{number}" for one in sets for number in ("loss", "perplexity")]
+    numbers: tuple[Number, ...] = ("loss", "perplexity")
+    chosen_by = [logged_name(one.name, number) for one in sets for number in numbers]
     if no_strategy and (metric is not None or saves_best):
         needs = "save_strategy: best" if saves_best else "metric_for_best_model"
         yield f"{needs} needs eval_strategy: steps or epoch. Set it, or remove the key."
-    elif metric is not None and metric not in measured and f"eval_{metric}" not in measured:
-        yield f"metric_for_best_model {metric!r} is not measured. Measured are: {', '.join(measured)}."
+    elif metric is not None and metric not in chosen_by and f"eval_{metric}" not in chosen_by:
+        yield (f"metric_for_best_model {metric!r} chooses no model. Choose one of: {', '.join(chosen_by)}.")
     if training.greater_is_better:
         yield "greater_is_better: less loss is better, and less perplexity. Remove the key."
+
+
+def shared_names(sets: Collection[str]) -> Iterator[str]:
+    """A message for each pair of evaluation sets of which two numbers would be logged under one name.
+
+    Example:
+        >>> list(shared_names(["a", "a_blank_images"]))  # doctest: +ELLIPSIS
+        ["the evaluation sets 'a' and 'a_blank_images' would be logged under one name. Rename one of them, ...
+    """
+    for name in sets:
+        if (other := f"{name}_blank_images") in sets:
+            yield (
+                f"the evaluation sets {name!r} and {other!r} would be logged under one name. Rename one of "
+                "them, or set eval_blank_images: false."
+            )
 
 
 def missing_packages(values: Mapping[str, object]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from vlcpt.config.paths import read_deepspeed
 from vlcpt.config.rules import training_rules
 from vlcpt.config.schema import DataConfig, key
 from vlcpt.errors import ConfigError, refuse
+from vlcpt.eval_names import logged_name
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,11 @@ class CPTConfig(TrainingArguments):
     )
     eval_on_end: bool | None = key(
         None, "Evaluate after the last step. Default: true where eval_strategy is not set."
+    )
+    eval_blank_images: bool = key(
+        True,
+        "In each evaluation, also measure sets with images or videos on blank ones, so that the log says how "
+        "far the text relies on them (eval_<set>_reliance). It runs the model over these sets twice.",
     )
     overwrite: bool = key(False, "Delete the earlier run in output_dir and start again.")
     # Wider than in TrainingArguments, where nothing reads it; Trainer.train takes true and a path as well.
@@ -278,6 +284,6 @@ def make_training(values: Mapping[str, object], data: DataConfig, *, computes: b
     # Trainer fills in its default wherever it needs one, but for save_strategy: best.
     is_needed = training.metric_for_best_model is not None or training.save_strategy == "best"
     if sets and is_needed and values.get("metric_for_best_model") is None:
-        training.metric_for_best_model = f"eval_{sets[0].name}_loss"
+        training.metric_for_best_model = logged_name(sets[0].name, "loss")
         training.greater_is_better = False
     return training

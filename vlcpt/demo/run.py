@@ -19,8 +19,8 @@ from vlcpt.errors import ConfigError
 from vlcpt.file_writes import Writing, write_json
 from vlcpt.folder_locks import LOCK, hold
 from vlcpt.model.loading import load_model, load_processor
+from vlcpt.report.numbers import number
 from vlcpt.report.screen import Screen, plain_table, say, visible
-from vlcpt.report.terminal import number
 from vlcpt.run_files import read_mapping
 from vlcpt.runs.data import RunData, quiet_libraries, shown
 from vlcpt.runs.train import train_run

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from vlcpt import __version__
+from vlcpt.eval_names import measured_in
 from vlcpt.report.plot import plot_differences
 from vlcpt.report.screen import Sheet
 from vlcpt.report.verdict import verdict
@@ -212,10 +213,9 @@ def _logged_evaluation(log: list[dict[str, object]], names: Set[str], best: obje
         ]
         step = min(scores)[1] if scores else None
     found = {key: value for entry in measured if entry["step"] == step for key, value in entry.items()}
-    sets = [match[1] for key in found if (match := re.fullmatch(r"eval_(.+)_loss", key))]
     results = {
-        _label(name, place, names): {key: found.get(f"eval_{name}_{key}") for key in ("loss", "perplexity")}
-        for place, name in enumerate(sets, 1)
+        _label(name, place, names): {str(number): value for number, value in one.items()}
+        for place, (name, one) in enumerate(measured_in(found).items(), 1)
     }
     return _results(results, f", measured at step {step}")
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlcpt import __version__
+from vlcpt.report.numbers import number
 from vlcpt.report.screen import plain_table, visible
-from vlcpt.report.terminal import number
 
 Status = Literal["passed", "failed", "not run"]
 FORMAT = 1  # of the JSON file

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 from vlcpt.data.rows.open import default_name
+from vlcpt.eval_names import Number, measured_in
+from vlcpt.report.numbers import as_number
 from vlcpt.run_files import FACTS, read_log, read_mapping
 
 DROPPED = 20  # lines of dropped.jsonl that are read
@@ -70,11 +72,21 @@ class RunRecord:
         sets = found if isinstance(found, dict) else {}
         return {str(name): _measured(one) for name, one in sets.items() if isinstance(one, dict)}
 
+    @cached_property
+    def evaluations(self) -> Sequence[tuple[float, Mapping[str, Mapping[Number, float]]]]:
+        """The evaluations in training: a step, and by set its numbers."""
+        found = ((line.get("step"), measured_in(line)) for line in self.log)
+        return [(float(str(step)), sets) for step, sets in found if sets]
+
     @property
     def sets(self) -> list[str]:
         """The sets that were measured in training, in order."""
-        keys = dict.fromkeys(key for line in self.log for key in line if is_set_loss(key))
-        return [key[len("eval_") : -len("_loss")] for key in keys]
+        return [*dict.fromkeys(name for _, sets in self.evaluations for name in sets)]
+
+    def set_curve(self, name: str, number: Number = "loss") -> list[Point]:
+        """A number of a set, by step."""
+        found = [(step, as_number(sets[name].get(number))) for step, sets in self.evaluations if name in sets]
+        return [(step, value) for step, value in found if value is not None]
 
     def curve(self, key: str, scale: float = 1.0) -> list[Point]:
         """The values of a key of the log, by step."""
@@ -88,29 +100,6 @@ class RunRecord:
         """The curves of all keys that begin so, by the rest of their names."""
         keys = dict.fromkeys(key for line in self.log for key in line if key.startswith(prefix))
         return {key[len(prefix) :]: self.curve(key) for key in keys}
-
-
-def is_set_loss(key: str) -> bool:
-    """Whether a key of the log is the loss of an evaluation set, with its own images.
-
-    Example:
-        >>> [is_set_loss(key) for key in ("eval_new_loss", "eval_new_blank_images_loss", "loss")]
-        [True, False, False]
-    """
-    others = ("_base_loss", "_shuffled_images_loss", "_blank_images_loss")
-    return key.startswith("eval_") and key.endswith("_loss") and not key.endswith(others)
-
-
-def as_number(value: object) -> float | None:
-    """A finite number, or None of what is none.
-
-    Example:
-        >>> as_number(2), as_number(True), as_number(float("nan")), as_number("2")
-        (2.0, None, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def read_record(folder: Path, *, name: str | None = None, evaluation: Path | None = None) -> RunRecord:

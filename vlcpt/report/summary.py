@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlcpt.eval_names import Number, measured_in
+from vlcpt.report.numbers import loss_ends
 from vlcpt.report.screen import Sheet
 
 LogEntry = Mapping[str, object]
@@ -21,6 +23,7 @@ class RunSummary:
         loss: Mean over the first lines of the log and over the last ones, nats per target; None of a run
             that logged none.
         sets: By the name of each evaluation set its first and its last loss.
+        reliance: The same of what blank images cost, of sets that were measured with them.
         seconds: Those of training since it was started last, evaluations included; None where it did not end.
     """
 
@@ -28,6 +31,7 @@ class RunSummary:
     loss: tuple[float, float] | None
     sets: Mapping[str, tuple[float, float]]
     seconds: float | None = None
+    reliance: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def summarise(log: Iterable[LogEntry]) -> RunSummary:
@@ -39,10 +43,10 @@ def summarise(log: Iterable[LogEntry]) -> RunSummary:
     Example:
         >>> log = [{"step": 0, "eval_new_loss": 6.0}, *({"step": n, "loss": 4.0 - n} for n in (1, 2, 3))]
         >>> summarise([*log, {"step": 3, "eval_new_loss": 2.0}])
-        RunSummary(steps=3, loss=(3.0, 1.0), sets={'new': (6.0, 2.0)}, seconds=None)
+        RunSummary(steps=3, loss=(3.0, 1.0), sets={'new': (6.0, 2.0)}, seconds=None, reliance={})
     """
     losses: list[float] = []
-    sets: dict[str, tuple[float, float]] = {}
+    ends: dict[Number, dict[str, tuple[float, float]]] = {"loss": {}, "reliance": {}}
     steps, seconds = 0, None
     for line in log:
         steps = line["step"] if isinstance(line.get("step"), int) else steps  # type: ignore[assignment]
@@ -50,25 +54,28 @@ def summarise(log: Iterable[LogEntry]) -> RunSummary:
             seconds = float(spent)
         if isinstance(loss := line.get("loss"), int | float):
             losses.append(float(loss))
-        for key, value in line.items():
-            if key.startswith("eval_") and key.endswith("_loss") and isinstance(value, int | float):
-                name = key[len("eval_") : -len("_loss")]
-                sets[name] = sets.get(name, (float(value), 0.0))[0], float(value)
-    count = min(10, (len(losses) + 2) // 3)
-    ends = (losses[:count], losses[-count:]) if count else None
-    means = None if ends is None else (sum(ends[0]) / count, sum(ends[1]) / count)
-    return RunSummary(steps, means, sets, seconds)
+        for name, measured in measured_in(line).items():
+            for number, own in ends.items():
+                if (value := measured.get(number)) is not None:
+                    own[name] = own.get(name, (value, value))[0], value
+    return RunSummary(steps, loss_ends(losses), ends["loss"], seconds, ends["reliance"])
 
 
 def summary_table(summary: RunSummary) -> Sheet:
-    """Losses from and to; of training over the first and the last lines of the log."""
-    pairs = {"training": summary.loss} if summary.loss else {}
+    """Losses from and to; of training over the first and the last lines of the log.
+
+    Below a set stands how far its text relies on its images.
+    """
+    pairs = [("training", summary.loss)] if summary.loss else []
+    for name, ends in summary.sets.items():
+        pairs.append((name, ends))
+        pairs += [("  reliance", summary.reliance[name])] if name in summary.reliance else []
     rows = [
-        (name, [f"{first:.4f}", f"{last:.4f}", f"{last - first:+.4f}"])
-        for name, (first, last) in {**pairs, **summary.sets}.items()
+        (label, [f"{first:.4f}", f"{last:.4f}", f"{last - first:+.4f}"]) for label, (first, last) in pairs
     ]
-    caption = "training: mean of the first and the last lines of the log" if summary.loss else ""
-    return Sheet("loss, nats per target", ["from", "to", "change"], rows, caption)
+    said = ["training: mean of the first and the last lines of the log"] if summary.loss else []
+    said += ["reliance: what blank images cost more"] if summary.reliance else []
+    return Sheet("loss, nats per target", ["from", "to", "change"], rows, "; ".join(said))
 
 
 def next_commands(

@@ -16,6 +16,7 @@ from vlcpt.data.encode.encoder import TokenStream
 from vlcpt.data.encode.pieces import NEEDS_IMAGE
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import Part
+from vlcpt.report.numbers import number
 from vlcpt.report.screen import Sheet, plain_table, shows_colour, visible
 
 if TYPE_CHECKING:
@@ -120,16 +121,6 @@ def one_line(results: Mapping[str, SetResult]) -> str:
         f"{name}: loss {one['loss']:.4f}, perplexity {number(one['perplexity'])}"
         for name, one in results.items()
     )
-
-
-def number(value: float) -> str:
-    """Three significant digits, without exponents where a person reads.
-
-    Example:
-        >>> number(1234.5), number(1.2345)
-        ('1,234', '1.23')
-    """
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def legend(console: Console) -> Text:

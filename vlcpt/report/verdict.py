@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from vlcpt.eval_names import Number, measured_in
+from vlcpt.report.numbers import brief, nats, perplexity_of
 from vlcpt.report.screen import Sheet, visible
 
 # Nats per target below which a difference is called none, however sure it is.
@@ -103,19 +104,14 @@ class Difference:
         )
 
     def __str__(self) -> str:
-        return f"{_nats(self.value)}{self.interval}"
+        return f"{nats(self.value)}{self.interval}"
 
     @property
     def interval(self) -> str:
         """The interval in words, in parentheses after a space; empty where nobody looked for one."""
         if self.low is None or self.high is None:
             return f" ({self.why})" if self.why else ""
-        return f" (95% interval {_nats(self.low)} to {_nats(self.high)})"
-
-
-def _nats(value: float) -> str:
-    """Three digits after the point, and no zero with a sign."""
-    return f"{value:.3f}".replace("-0.000", "0.000")
+        return f" (95% interval {nats(self.low)} to {nats(self.high)})"
 
 
 @dataclass(frozen=True)
@@ -207,19 +203,25 @@ def verdict_of_run(log: Iterable[Mapping[str, object]], retention: Collection[st
         log: Its lines, as in ``train_log.jsonl`` and ``trainer.state.log_history``.
         retention: See :func:`verdict`.
 
+    How much blank images cost is said beside what they cost before step 1.
+
     Example:
         >>> log = [{"step": 0, "eval_new_loss": 6.0}, {"step": 9, "eval_new_loss": 2.0}]
         >>> print(str(verdict_of_run(log)).splitlines()[0])
         new: the loss fell by 4.000 to 2.000 (no interval was measured); perplexity 403 → 7.39.
     """
-    before: dict[str, float] = {}
-    after: dict[str, float] = {}
+    before: dict[str, Mapping[Number, float]] = {}
+    after: dict[str, Mapping[Number, float]] = {}
     for line in log:
-        for key, value in line.items():
-            if (match := re.fullmatch("eval_(.+)_loss", key)) and isinstance(value, int | float):
-                (before if line.get("step") == 0 else after)[match[1]] = float(value)
+        (before if line.get("step") == 0 else after).update(measured_in(line))
     results = {
-        name: {"loss": loss, "base_loss": before[name]} for name, loss in after.items() if name in before
+        name: {
+            **one,
+            "base_loss": before[name]["loss"],
+            **({"base_reliance": before[name]["reliance"]} if "reliance" in before[name] else {}),
+        }
+        for name, one in after.items()
+        if name in before
     }
     return replace(verdict(results, retention), table=None) if results else None
 
@@ -247,31 +249,30 @@ def _number(result: Mapping[str, object], key: str) -> float | None:
 
 
 def _perplexity(loss: float) -> str:
-    value = math.exp(min(loss, 700))
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+    return brief(perplexity_of(loss))
 
 
 def _learnt(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     found = difference(result, "learnt")
     if found is None:
         whole = (
-            f"{name}: loss {_nats(loss)}, perplexity {_perplexity(loss)}; there is no base to compare with."
+            f"{name}: loss {nats(loss)}, perplexity {_perplexity(loss)}; there is no base to compare with."
         )
         return Sentence("learnt", whole)
     numbers = f"perplexity {_perplexity(loss + found.value)} → {_perplexity(loss)}"
     if found.value == 0 and found.low in (None, 0) and found.high in (None, 0):
-        return Sentence("learnt", f"{name}: exactly what the base gives, loss {_nats(loss)}.", False)
+        return Sentence("learnt", f"{name}: exactly what the base gives, loss {nats(loss)}.", False)
     if not found.has_interval:
         return Sentence("learnt", f"{name}: {_moved(found, loss)}; {numbers}.")
     if found.is_none:
-        words = f"nothing clearly learnt. The loss is {_nats(loss)}"
-        change = f"{_nats(found.value)} less than before{found.interval}"
+        words = f"nothing clearly learnt. The loss is {nats(loss)}"
+        change = f"{nats(found.value)} less than before{found.interval}"
         is_good = False if found.is_below(_LARGE) else None
         return Sentence("learnt", f"{name}: {words}, {change}; {numbers}.", is_good)
     if found.value < 0:
-        text = f"{name}: worse than before. The loss is {_nats(loss)}, {_nats(-found.value)} more"
+        text = f"{name}: worse than before. The loss is {nats(loss)}, {nats(-found.value)} more"
         return Sentence("learnt", f"{text}{(-found).interval}; {numbers}.", False)
-    text = f"{name}: learnt. The loss is {_nats(loss)}, {_nats(found.value)} less than before"
+    text = f"{name}: learnt. The loss is {nats(loss)}, {nats(found.value)} less than before"
     return Sentence("learnt", f"{text}{found.interval}; {numbers}.", True)
 
 
@@ -284,7 +285,9 @@ def _images(name: str, result: Mapping[str, object]) -> list[Sentence]:
         parts.append(f"another document's image costs {shuffled}")
     if blank is not None:
         parts.append(f"a blank one {blank}" if parts else f"a blank image costs {blank}")
-    numbers = f"{', '.join(parts)} nats a target."
+    before = _number(result, "base_reliance")
+    numbers = f"{', '.join(parts)} nats a target"
+    numbers += "." if before is None else f", and {nats(before)} before training."
     words = {
         "own": ("read from its images", True),
         "any": ("your text needs some image, but not its own", False),
@@ -317,33 +320,33 @@ def _moved(found: Difference, loss: float) -> str:
     """How a loss changed, where no interval says how sure that is."""
     way = "fell" if found.value >= 0 else "rose"
     sure = ", which may be chance: too few documents" if found.why else " (no interval was measured)"
-    return f"the loss {way} by {_nats(abs(found.value))} to {_nats(loss)}{sure}"
+    return f"the loss {way} by {nats(abs(found.value))} to {nats(loss)}{sure}"
 
 
 def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     learnt = difference(result, "learnt")
     if learnt is None:
         whole = (
-            f"{name}: loss {_nats(loss)}, perplexity {_perplexity(loss)}; there is no base to compare with."
+            f"{name}: loss {nats(loss)}, perplexity {_perplexity(loss)}; there is no base to compare with."
         )
         return Sentence("kept", whole)
     lost = -learnt
     change = math.expm1(min(lost.value, 700))
     numbers = f"perplexity {_perplexity(loss - lost.value)} → {_perplexity(loss)}, {change:+.1%}"
     if lost.value == 0 and lost.low in (None, 0) and lost.high in (None, 0):
-        return Sentence("kept", f"{name}: exactly what the base gives, loss {_nats(loss)}.", True)
+        return Sentence("kept", f"{name}: exactly what the base gives, loss {nats(loss)}.", True)
     if not lost.has_interval:
         return Sentence("kept", f"{name}: {_moved(learnt, loss)}; {numbers}.")
     if lost.is_none:
         is_kept = lost.is_below(_FORGOTTEN)
         words = "kept" if is_kept else "too few documents to say whether it was kept"
-        text = f"{name}: {words}. The loss is {_nats(loss)}, a change of {_nats(lost.value)}"
+        text = f"{name}: {words}. The loss is {nats(loss)}, a change of {nats(lost.value)}"
         return Sentence("kept", f"{text}{lost.interval}; {numbers}.", True if is_kept else None)
     if lost.value < 0:
-        words = f"better than before. The loss is {_nats(loss)}, {_nats(-lost.value)} less"
+        words = f"better than before. The loss is {nats(loss)}, {nats(-lost.value)} less"
         return Sentence("kept", f"{name}: {words}{learnt.interval}; {numbers}.", True)
     words = "forgotten" if change > _FORGOTTEN else "a little forgotten"
-    text = f"{name}: {words}. The loss is {_nats(loss)}, {_nats(lost.value)} more than before"
+    text = f"{name}: {words}. The loss is {nats(loss)}, {nats(lost.value)} more than before"
     return Sentence("kept", f"{text}{lost.interval}; {numbers}.", False)
 
 
@@ -394,7 +397,7 @@ def _table(results: Mapping[str, Mapping[str, object]]) -> Sheet | None:
     for name, (_, label) in DIFFERENCES.items():
         found = [difference(one, name) for one in results.values()]
         if any(one is not None for one in found):
-            rows.append((label, ["–" if one is None else _nats(one.value) for one in found]))
+            rows.append((label, ["–" if one is None else nats(one.value) for one in found]))
             if any(one is not None and one.low is not None for one in found):
                 rows.append(("  95% interval", [_span(one) for one in found]))
     caption = "nats per target; intervals over documents"
@@ -404,4 +407,4 @@ def _table(results: Mapping[str, Mapping[str, object]]) -> Sheet | None:
 def _span(found: Difference | None) -> str:
     if found is None or found.low is None or found.high is None:
         return "–"
-    return f"{_nats(found.low)} to {_nats(found.high)}"
+    return f"{nats(found.low)} to {nats(found.high)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TypeVar
 
@@ -124,22 +124,38 @@ def keeps_activations(
     merge: int,
 ) -> bool:
     """Whether a GPU of ``total`` bytes holds all activations, with room left."""
-    return _kept(configs, model, towers, dataset, merge).total + CONTEXT < ROOM * total
+    needed = _needed(configs, model, towers, dataset, merge, checkpointing=False)
+    return needed.total + CONTEXT < ROOM * total
 
 
-def _kept(
+def _needed(
     configs: Configs,
     model: PreTrainedModel,
     towers: Mapping[Tower, TowerParameters],
     dataset: CPTDataset,
     merge: int,
+    *,
+    checkpointing: bool,
 ) -> MemoryEstimate:
-    """The estimate with all activations kept."""
-    setup = replace(_setup(configs, model, configs.training.world_size), checkpointing=False)
+    """The estimate with activation checkpointing, or with all activations kept."""
+    setup = replace(_setup(configs, model, configs.training.world_size), checkpointing=checkpointing)
     return _largest(configs, model, towers, dataset.pack_sizes(), setup, merge)
 
 
-def choose_checkpointing(configs: Configs, dataset: CPTDataset, merge: int) -> str:
+@dataclass(frozen=True)
+class Choice:
+    """Whether activations are kept.
+
+    Args:
+        said: What was chosen, and why.
+        foreseen_gib: What the run will then need of a device, as ``vlcpt check`` estimates it.
+    """
+
+    said: str
+    foreseen_gib: float
+
+
+def choose_checkpointing(configs: Configs, dataset: CPTDataset, merge: int) -> Choice | None:
     """Keep activations where they fit, unless the configuration says how: computing them again takes a third
     of a step's time.
 
@@ -149,18 +165,20 @@ def choose_checkpointing(configs: Configs, dataset: CPTDataset, merge: int) -> s
         merge: Patches that make a token.
 
     Returns:
-        What was chosen, and why; empty where there was nothing to choose.
+        None where there was nothing to choose.
     """
     training = configs.training
     if not training.chooses_checkpointing or training.device.type != "cuda":
-        return ""
+        return None
     total = torch.cuda.get_device_properties(training.device).total_memory
     model = empty_model(configs.model)
     towers = count_towers(model, configs.model)
-    kept = _kept(configs, model, towers, dataset, merge)
+    kept = _needed(configs, model, towers, dataset, merge, checkpointing=False)
     fits = kept.total + CONTEXT < ROOM * total
     training.activation_checkpointing = training.gradient_checkpointing = not fits
-    return (
+    needed = kept if fits else _needed(configs, model, towers, dataset, merge, checkpointing=True)
+    said = (
         f"activation checkpointing is {'off' if fits else 'on'}: without it a device needs about "
         f"{kept.total / 2**30:,.1f} of its {total / 2**30:,.0f} GiB, and {ROOM:.0%} is the limit"
     )
+    return Choice(said, round(needed.total / 2**30, 3))

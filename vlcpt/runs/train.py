@@ -18,6 +18,7 @@ from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.plan.scan import remove_plans
 from vlcpt.errors import refuse
+from vlcpt.eval_names import measured_in
 from vlcpt.file_writes import WriteError, write_file, write_json
 from vlcpt.folder_locks import hold
 from vlcpt.hub.push import open_repository, push_run, without_pushes
@@ -156,8 +157,8 @@ def _judge(trainer: CPTTrainer, configs: Configs, console: Console, ranks: RankW
         return None
     processor, model = trainer.processing_class, trainer.model
     assert isinstance(processor, ProcessorMixin) and model is not None
-    start = [line for line in trainer.state.log_history if line["step"] == 0]
-    before = {name: line[key] for name in sets for line in start if (key := f"eval_{name}_loss") in line}
+    start = [measured_in(line) for line in trainer.state.log_history if line["step"] == 0]
+    before = {name: one["loss"] for line in start for name, one in line.items()}
     own = {name: one for name, one in sets.items() if isinstance(one, CPTDataset)}
     return evaluate_trained(model, own, processor, configs, console, ranks, before=before)
 
@@ -268,9 +269,9 @@ def _prepare_trainer(configs: Configs, console: Console, ranks: RankWatch, page:
         dataset.ledger.write(output)
         console.print(ledger_table(dataset.ledger))
         show_unread(dataset.ledger, console)
-        if chosen:
-            page.note(memory={"said": chosen})
-            say(console, chosen)
+        if chosen is not None:
+            page.note(memory=vars(chosen))
+            say(console, chosen.said)
     require_media(configs.model.trained_towers, dataset)
     ranks.at(0, "loading the model")
     model = load_model(configs.model, seed=training.seed)

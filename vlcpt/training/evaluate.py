@@ -113,14 +113,20 @@ def row_sums(model: nn.Module, inputs: BatchTensors, loss_chunk: int = LOSS_CHUN
 def trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Trainer's ``compute_metrics``: Σ nll / Σ targets over the rows of :func:`row_sums`.
 
+    Where the rows have a third number, Σ nll with blank images, also the loss with these, and how much higher
+    it is.
+
     Example:
         >>> rows = np.array([[2.0, 1.0], [4.0, 2.0]])
         >>> trainer_metrics(EvalPrediction(predictions=rows, label_ids=rows))["loss"]
         2.0
     """
-    nll, targets = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
+    nll, targets, *blank = np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0)
     loss = float(nll / targets)
-    return {"loss": loss, "perplexity": perplexity(loss), "targets": int(targets)}
+    found = {"loss": loss, "perplexity": perplexity(loss), "targets": int(targets)}
+    for one in blank:
+        found |= {"blank_images_loss": float(one / targets), "reliance": float((one - nll) / targets)}
+    return found
 
 
 def perplexity(loss: float) -> float:

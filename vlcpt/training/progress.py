@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlcpt.data.encode.encoder import IGNORE_INDEX
+from vlcpt.eval_names import UNNAMED, Number, measured_in
 from vlcpt.file_writes import append_lines, write_file
 from vlcpt.run_files import duration, read_log
 from vlcpt.training.clock import PHASES, StepClock
@@ -238,14 +239,20 @@ def _line(state: TrainerState, logs: Mapping[str, float], width: int | None) -> 
                 break
             del parts[worst]
         return "  ".join([at, *(text for _, text in parts)])
-    losses = {
-        key[len("eval_") : -len("_loss")] or "loss": value
-        for key, value in logs.items()
-        if key.startswith("eval") and key.endswith("_loss")
-    }
-    if losses:
-        return "  ".join([at, "evaluation", *(f"{key} {value:.4f}" for key, value in losses.items())])
+    if found := measured_in(logs):
+        return "  ".join([at, "evaluation", *(_of_set(name, one) for name, one in found.items())])
     return None
+
+
+def _of_set(name: str, measured: Mapping[Number, float]) -> str:
+    """An evaluation of a set for people.
+
+    Example:
+        >>> _of_set("new", {"loss": 1.25, "reliance": 0.5})
+        'new 1.2500 (reliance +0.5000)'
+    """
+    loss = f"{name if name != UNNAMED else 'loss'} {measured['loss']:.4f}"
+    return f"{loss} (reliance {measured['reliance']:+.4f})" if "reliance" in measured else loss
 
 
 def _step_parts(logs: Mapping[str, float]) -> list[tuple[int, str]]:

@@ -23,6 +23,7 @@ from vlcpt.data.workers import Workers, end_persistent_workers
 from vlcpt.errors import ConfigError
 from vlcpt.interrupts import Interruption, signal_of
 from vlcpt.model.tuning import base_model, parameter_groups
+from vlcpt.training.blank_images import measures_blank, sets_of, sums_with_blank
 from vlcpt.training.checkpoints.callback import Checkpoints
 from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.checkpoints.upstream import count_lost_step, forget_evaluation_loaders, quiet_partial_load
@@ -99,8 +100,7 @@ class CPTTrainer(Trainer):
         # Trainer turns off only the outer one; the text model reads its own, and a cache lets the
         # documents of a pack see each other.
         base.config.get_text_config().use_cache = False
-        sets = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
-        given = [one for one in (train_dataset, *sets) if one is not None]
+        given = [one for one in (train_dataset, *sets_of(eval_dataset, args)) if one is not None]
         keeps = keep_features(model, args, given)
         if keeps and not isinstance(data_collator, CPTDataCollator):
             raise ConfigError("vision_cache needs a CPTDataCollator: no other knows features. Remove one.")
@@ -304,11 +304,17 @@ class CPTTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means."""
+        """Σ nll and targets of each row, which ``trainer_metrics`` adds up: no mean of means.
+
+        And Σ nll with blank images, of a set that has some.
+        """
         leave_out_failed(inputs, self._evaluated)
         take_documents(inputs)
         require_bounds(self.model, inputs)
         on_device = sent(inputs, self.args.device, getattr(self.data_collator, "scales", None))
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(model, self._prepare_inputs(on_device), self.args.loss_chunk)
-        return None, sums, sums[:, 1:]
+            if measures_blank(self._evaluated, self.args):
+                sums = sums_with_blank(model, on_device, self.args, self._prepare_inputs)
+            else:
+                sums = row_sums(model, self._prepare_inputs(on_device), self.args.loss_chunk)
+        return None, sums, sums[:, 1:2]

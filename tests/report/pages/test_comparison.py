@@ -2,7 +2,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.report.pages.test_run import write
+from tests.report.pages.test_run import add_reliance, write
 from vlcpt.report.pages.comparison import comparison_page, differences, distinct
 from vlcpt.report.pages.run import run_page
 
@@ -70,6 +70,16 @@ def test_results_stand_side_by_side(tmp_path):
     assert cells["held-out: new"] == ["3.00 → 1.50"] * 2
     assert cells["time"] == ["1 min 01 s", "2 min 02 s"]
     assert cells["other images cost: new"] == ["–", "+0.500"]
+
+
+def test_reliance_of_runs_is_compared(tmp_path):
+    runs = [add_reliance(write(tmp_path / "a"), 0.1, 1.5), add_reliance(write(tmp_path / "b"), 0.1, 0.02)]
+
+    page = comparison_page([*runs, write(tmp_path / "none")])
+
+    assert re.findall(r'<title id="[\w-]+-title">(Does[^<]+)', page) == ["Does it read its images? new"]
+    row = page.partition("reliance on images: new</th>")[2].partition("</tr>")[0]
+    assert re.findall(r"<td>([^<]*)</td>", row) == ["0.100 → 1.50", "0.100 → 0.020", "–"]
 
 
 def test_the_wait_for_data_is_the_same_on_both_pages(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from tests.browser import hostile_texts
-from vlcpt.report.pages.run import picture_of, run_page
+from vlcpt.report.pages.run import picture_of, run_page, sections
+from vlcpt.report.run_record import read_record
 
 LEDGER = {
     "documents": {"read": 10, "used": 8, "dropped": {"medium": 2}},
@@ -44,6 +45,16 @@ def write(folder, *, names=("new",), held="new", kept="old", **facts):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     known = {"state": "finished", "steps_planned": 20, "seconds": 61.0, "versions": {"torch": "9.9"}}
     (folder / "run.json").write_text(json.dumps(known | facts))
+    return folder
+
+
+def add_reliance(folder, *ends, name="new"):
+    """Evaluations of a set at steps 0 and 20 that say what blank images cost."""
+    with (folder / "train_log.jsonl").open("a") as log:
+        for step, value in zip((0, 20), ends, strict=True):
+            numbers = {"loss": 2.0, "perplexity": 7.4, "blank_images_loss": 2.0 + value, "reliance": value}
+            line = {f"eval_{name}_{key}": one for key, one in numbers.items()}
+            log.write(json.dumps({"step": step, **line}) + "\n")
     return folder
 
 
@@ -154,6 +165,65 @@ def test_what_other_images_cost_is_drawn_on_one_scale_with_its_intervals(tmp_pat
     assert "+2.000" in page and "+1.000 (+0.500 to +1.500)" in page
     assert "new: 31% of targets get over 0.1 nats" in page
     assert 'class="whisker" x1="25.0%" x2="75.0%"' in page
+
+
+def test_reliance_is_drawn_over_the_steps_beside_the_losses_and_said_in_words(tmp_path):
+    page = run_page(add_reliance(write(tmp_path / "run"), 0.25, 1.5))
+
+    titles = re.findall(r'<title id="[\w-]+-title">([^<]+)', page)
+    assert titles[3:5] == ["Retention loss", "Does it read its images?"]
+    words = re.findall(r'<desc id="reliance-desc">([^<]+)', page)
+    assert words == [
+        "new: from 0.25 at step 0 to 1.5 at step 20; lowest 0.25 at step 0, highest 1.5 at step 20."
+    ]
+    assert "0.250 → 1.50" in page
+    assert "a blank image costs 1.500 nats a target, and 0.250 before training" in page
+
+
+def test_the_memory_that_was_foreseen_is_drawn_beside_the_peak(tmp_path):
+    folder = write(tmp_path / "run", memory={"said": "checkpointing is off", "foreseen_gib": 2.5})
+
+    words = re.findall(r'<desc id="memory-desc">([^<]+)', run_page(folder))
+
+    assert "of one process: from 2 at step 1 to 2 at step 20" in words[0]
+    assert "foreseen for a device: from 2.5 at step 1 to 2.5 at step 20" in words[0]
+
+
+def test_a_set_has_one_look_in_all_charts(tmp_path):
+    folder = add_reliance(add_reliance(write(tmp_path / "run"), 0.1, 0.2), 0.3, 0.4, name="old")
+
+    charts = {one.title: one for _, found in sections(read_record(folder)) for one in found}
+
+    looks = {name: key for key, name in charts["Does it read its images?"].keys}
+    assert looks.keys() == {"new", "old"}
+    for title, name in (("Held-out loss", "new"), ("Retention loss", "old")):
+        (stroke,) = set(re.findall(r"stroke-c\d", str(charts[title].svg)))
+        assert stroke in looks[name]
+
+
+def test_next_to_no_reliance_is_drawn_next_to_nothing(tmp_path):
+    page = run_page(add_reliance(write(tmp_path / "run"), -0.002, 0.003))
+
+    picture = page.partition('aria-labelledby="reliance-title')[2].partition("</svg>")[0]
+    numbers = [float(one) for one in re.findall(r"<text[^>]*>(0\.\d+)</text>", picture)]
+    assert max(numbers) >= 0.15
+
+
+def test_a_set_named_like_blank_images_of_another_is_drawn_as_a_set(tmp_path):
+    folder = write(tmp_path / "run", held="x_blank_images")
+
+    page = run_page(folder)
+
+    assert "held-out loss, x_blank_images" in page
+    assert "Does it read its images?" not in page
+
+
+def test_what_other_images_cost_is_shown_without_a_log(tmp_path):
+    folder = write(tmp_path / "run")
+    (folder / "train_log.jsonl").unlink()
+    (folder / "eval.json").write_text(json.dumps({"sets": {"new": {"loss": 1.0, "blank_images_loss": 2.0}}}))
+
+    assert "Does it read its images? At the end" in run_page(folder)
 
 
 def test_a_negative_cost_is_drawn_to_the_left_of_nothing(tmp_path):

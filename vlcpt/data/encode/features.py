@@ -133,6 +133,7 @@ class KeptMedium:
         modality: Its kind.
         key: Its name there.
         tokens: How many features there are.
+        grid_thw: Its patches: time, height and width.
         is_kept: Whether they come with the sample, which then has no pixels of this medium.
     """
 
@@ -140,6 +141,7 @@ class KeptMedium:
     modality: Modality
     key: str
     tokens: int
+    grid_thw: tuple[int, int, int]
     is_kept: bool
 
 
@@ -172,7 +174,8 @@ class FeatureReader:
             content = content_digest(file)
         key = medium_key(content, placed, self._settings[modality])
         found = self._store.get(key, placed.tokens)
-        return KeptMedium(self._store, modality, key, placed.tokens, is_kept=found is not None), found
+        grid, is_kept = placed.grid_thw, found is not None
+        return KeptMedium(self._store, modality, key, placed.tokens, grid, is_kept), found
 
 
 def pixel_settings(settings: dict[str, object]) -> str:

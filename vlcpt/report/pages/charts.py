@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
 
+from vlcpt.report.numbers import short
+
 POINTS = 400  # of a curve that are drawn, about
 MEANS = 120  # stretches of a longer one, whose means are drawn
 Point = tuple[float, float]
@@ -141,7 +143,7 @@ def draw(
 
     Args:
         key: A word that no other chart of the page has; it begins the ids in the picture.
-        from_zero: Whether the axis of values begins at 0.
+        from_zero: Whether the axis of values begins at 0, or below where a value is.
         least: What the axis of values spans at least, so that small changes look small.
         until: The step to which the chart goes at least.
     """
@@ -204,16 +206,6 @@ def described(name: str, points: Sequence[Point]) -> str:
     return f"{name}: from {first} to {last}; lowest {lowest}, highest {highest}."
 
 
-def short(value: float) -> str:
-    """A number with four significant digits.
-
-    Example:
-        >>> short(0.00012345), short(1234567.0), short(2.0)
-        ('0.0001234', '1,234,567', '2')
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _style(curve: Curve, place: int) -> int:
     return place if curve.style is None else curve.style
 
@@ -228,12 +220,14 @@ def _ends(values: Sequence[float], from_zero: bool, least: float) -> Point:
     """Where the axis of values begins and ends.
 
     Example:
-        >>> _ends([1.0], True, 0.0), _ends([0.25, 0.75], False, 1.0)
-        ((0.0, 1.06), (0.0, 1.0))
+        >>> _ends([1.0], True, 0.0), _ends([-1.0, 1.0], True, 0.0), _ends([0.25, 0.75], False, 1.0)
+        ((0.0, 1.06), (-1.12, 1.12), (0.0, 1.0))
     """
     low, high = min(values), max(values)
-    if from_zero and low >= 0:
-        return 0.0, high * 1.06 or 1.0
+    if from_zero:
+        low, high = min(low, 0.0), max(high, least, 0.0)
+        margin = 0.06 * (high - low)
+        return (low - margin if low < 0 else 0.0), (high + margin) or 1.0
     span = max(high - low, least) or abs(high) or 1.0
     middle = (low + high) / 2
     margin = 0.5 if span > high - low else 0.55

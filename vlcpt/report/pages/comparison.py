@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlcpt.eval_names import Number
+from vlcpt.report.numbers import arrow, as_number, brief, signed
 from vlcpt.report.pages.base import render_page
 from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean
-from vlcpt.report.pages.run import arrow, brief, from_to, median_of, reliance, state_of, verdict_on, yaml_text
-from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
+from vlcpt.report.pages.reliance import QUESTION, cost_bars, reliance_chart
+from vlcpt.report.pages.run import median_of, state_of, training_ends, verdict_on, yaml_text
+from vlcpt.report.run_record import Point, RunRecord, read_record
 from vlcpt.report.screen import Sheet
 from vlcpt.run_files import duration
 
@@ -35,7 +38,7 @@ def comparison_page(folders: Sequence[Path]) -> str:
         settings=differences([run.config for run in runs]),
         names=[run.name for run in runs],
         charts=[one for one in charts(runs) if one],
-        reliance=reliance(_all_results(runs), ()),
+        reliance=cost_bars(_all_results(runs), ()),
         missing=[f"{run.name}: {text}" for run in runs for text in run.missing],
         versions={},
     )
@@ -81,11 +84,13 @@ def charts(runs: Sequence[RunRecord]) -> list[Chart | None]:
                     f"{'Retention' if kept else 'Held-out'} loss: {name}",
                     "nats per target, by step",
                 ),
-                over({run.name: run.curve(f"eval_{name}_loss") for run in runs}),
+                over({run.name: run.set_curve(name) for run in runs}),
                 note="Flat is good; higher than at step 0 is forgotten." if kept else "",
                 least=0.2 if kept else 0.0,
             )
         )
+        relies = over({run.name: run.set_curve(name, "reliance") for run in runs})
+        found.append(reliance_chart(f"reliance{number}", f"{QUESTION} {name}", relies))
     for key, title, unit in (
         ("targets_per_second", "Targets a second", "all processes of a run together, by step"),
         ("peak_memory_gib", "Most memory so far", "GiB, by step"),
@@ -103,11 +108,13 @@ def results(runs: Sequence[RunRecord]) -> Sheet:
         ("state", [state_of(run).word for run in runs]),
         ("steps", [f"{run.steps:,}" for run in runs]),
         ("time", [_time(run) for run in runs]),
-        ("training loss", [arrow(*ends) if (ends := from_to(run)) else _NONE for run in runs]),
+        ("training loss", [arrow(*ends) if (ends := training_ends(run)) else _NONE for run in runs]),
     ]
     for name in names:
         kept = any(name in run.retention for run in runs)
         rows.append((f"{'retention' if kept else 'held-out'}: {name}", [_ends(run, name) for run in runs]))
+        cells = [_ends(run, name, "reliance") for run in runs]
+        rows += [(f"reliance on images: {name}", cells)] if any(cell != _NONE for cell in cells) else []
     for key, label in (("shuffled", "other images cost"), ("blank", "blank images cost")):
         for name in dict.fromkeys(name for run in runs for name in run.results if name not in run.retention):
             cells = [_cost(run.results.get(name, {}), key) for run in runs]
@@ -115,7 +122,10 @@ def results(runs: Sequence[RunRecord]) -> Sheet:
     rows.append(("targets a second", [_median(run, "targets_per_second", "{:,.0f}") for run in runs]))
     rows.append(("waiting for data", [_median(run, "data_wait", "{:.0%}") for run in runs]))
     rows.append(("most memory", [_most(run) for run in runs]))
-    caption = "Losses in nats per target, from and to; targets a second and waiting are medians."
+    caption = (
+        "Losses, and what blank images cost (reliance), in nats per target, from and to; targets a second "
+        "and waiting are medians."
+    )
     return Sheet("results", [run.name for run in runs], rows, caption)
 
 
@@ -124,8 +134,8 @@ def _time(run: RunRecord) -> str:
     return duration(seconds) if seconds is not None else _NONE
 
 
-def _ends(run: RunRecord, name: str) -> str:
-    points = run.curve(f"eval_{name}_loss")
+def _ends(run: RunRecord, name: str, number: Number = "loss") -> str:
+    points = run.set_curve(name, number)
     if not points:
         return _NONE
     if len(points) == 1:
@@ -135,7 +145,7 @@ def _ends(run: RunRecord, name: str) -> str:
 
 def _cost(result: Mapping[str, object], key: str) -> str:
     loss, other = as_number(result.get("loss")), as_number(result.get(f"{key}_images_loss"))
-    return f"{other - loss:+.3f}" if loss is not None and other is not None else _NONE
+    return signed(other - loss) if loss is not None and other is not None else _NONE
 
 
 def _median(run: RunRecord, key: str, form: str) -> str:

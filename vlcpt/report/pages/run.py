@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,12 @@ from statistics import median
 
 import yaml
 
+from vlcpt.report.numbers import arrow, as_number, brief, loss_ends, perplexity_of, short
 from vlcpt.report.pages.base import render_page
-from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean, short
-from vlcpt.report.run_record import Point, RunRecord, as_number, read_record
+from vlcpt.report.pages.charts import Chart, Curve, draw, running_mean
+from vlcpt.report.pages.ledger import count, dropped_count, ledger_bars, ledger_sheet
+from vlcpt.report.pages.reliance import QUESTION, cost_bars, reliance_chart
+from vlcpt.report.run_record import Point, RunRecord, read_record
 from vlcpt.report.screen import Sheet
 from vlcpt.report.verdict import Verdict, verdict, verdict_of_run
 from vlcpt.run_files import duration
@@ -26,7 +28,7 @@ PHASES = {
     "backward": "backward",
     "optimizer": "optimizer",
 }
-_KINDS = ("targets", "context", "media", "special", "trimmed", "not_drawn", "dropped")
+LEARNING = "Learning"
 _MOST = 200  # rows of a table of evaluations
 # Of pictures in eval.json, which may come from elsewhere: raster images only, as `vlcpt eval` writes them.
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]{1,200000}={0,2}")
@@ -43,7 +45,7 @@ def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
         True
     """
     run = read_record(folder, evaluation=evaluation)
-    results = run.results
+    bars = cost_bars(run.results, run.retention)
     return render_page(
         "run.html.j2",
         title=run.name,
@@ -52,13 +54,14 @@ def run_page(folder: Path, *, evaluation: Path | None = None) -> str:
         facts=headline(run),
         verdict=verdict_on(run),
         missing=run.missing,
-        sections=[(name, charts) for name, charts in sections(run) if charts],
+        # The bars stand below the curves of learning, and without these alone.
+        sections=[(name, charts) for name, charts in sections(run) if charts or (bars and name == LEARNING)],
         evaluations=evaluations(run),
-        reliance=reliance(results, run.retention),
+        reliance=bars,
         ledger=ledger_bars(run.ledger),
         ledger_table=ledger_sheet(run.ledger),
         dropped=[[text_of(one.get(key)) for key in ("id", "reason", "detail")] for one in run.dropped],
-        dropped_more=max(0, _dropped_count(run.ledger) - len(run.dropped)),
+        dropped_more=max(0, dropped_count(run.ledger) - len(run.dropped)),
         towers=towers(run.facts),
         memory=memory_sheet(run.facts),
         settings=settings(run.config),
@@ -112,18 +115,21 @@ def headline(run: RunRecord) -> list[Fact]:
     planned = as_number(run.facts.get("steps_planned"))
     steps = f"{run.steps:,}"
     found: list[Fact] = [("steps", steps, f"of {planned:,.0f}" if planned else "logged last")]
-    if ends := from_to(run):
+    if ends := training_ends(run):
         found.append(("training loss", arrow(*ends), "means over the first and last log lines"))
     retention = run.retention
     for name in run.sets:
-        points = run.curve(f"eval_{name}_loss")
+        points = run.set_curve(name)
         kind = "retention" if name in retention else "held-out"
         label = f"{kind} loss, {name}"
         if len(points) > 1:
-            perplexity = f"perplexity {arrow(_exp(points[0][1]), _exp(points[-1][1]))}"
+            perplexity = f"perplexity {arrow(perplexity_of(points[0][1]), perplexity_of(points[-1][1]))}"
             found.append((label, arrow(points[0][1], points[-1][1]), perplexity))
         elif points:
             found.append((label, brief(points[0][1]), f"at step {points[0][0]:,.0f}"))
+        if relies := run.set_curve(name, "reliance"):
+            value = arrow(relies[0][1], relies[-1][1]) if len(relies) > 1 else brief(relies[0][1])
+            found.append((f"reliance on images, {name}", value, "nats per target that blank ones cost"))
     if (seconds := as_number(run.facts.get("seconds"))) is not None:
         starts = as_number(run.facts.get("starts")) or 1
         found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
@@ -149,38 +155,9 @@ def median_of(run: RunRecord, key: str) -> float | None:
     return median(values) if values else None
 
 
-def from_to(run: RunRecord) -> tuple[float, float] | None:
+def training_ends(run: RunRecord) -> tuple[float, float] | None:
     """The training loss, as a mean over the first and over the last lines of the log."""
-    losses = [value for _, value in run.curve("loss") if math.isfinite(value)]
-    count = min(10, (len(losses) + 2) // 3)
-    return (sum(losses[:count]) / count, sum(losses[-count:]) / count) if count else None
-
-
-def arrow(first: float, last: float) -> str:
-    """From where to where, in about three digits.
-
-    Example:
-        >>> arrow(6.5281, 0.09896)
-        '6.53 → 0.099'
-    """
-    return f"{brief(first)} → {brief(last)}"
-
-
-def brief(value: float) -> str:
-    """A loss or a perplexity in about three digits.
-
-    Example:
-        >>> [brief(value) for value in (684.2, 1.5, 0.09896, 0.00123)]
-        ['684', '1.50', '0.099', '0.0012']
-    """
-    size = abs(value)
-    if size >= 100:
-        return f"{value:,.0f}"
-    return f"{value:#.3g}" if size >= 1 else f"{value:.3f}" if size >= 0.01 else f"{value:.2g}"
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700))
+    return loss_ends([value for _, value in run.curve("loss")])
 
 
 def verdict_on(run: RunRecord) -> Verdict | None:
@@ -196,6 +173,9 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
     mean = run.curve("loss_mean") or running_mean(loss)
     held = [name for name in run.sets if name not in run.retention]
     kept = [name for name in run.sets if name in run.retention]
+    # A set looks the same in each chart.
+    styles = {name: at for at, name in enumerate(held)}
+    styles |= {name: at + max(2, len(held)) for at, name in enumerate(kept)}
     learning = [
         draw(
             *("loss", "Training loss", "nats per target, by step"),
@@ -206,27 +186,34 @@ def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
         ),
         draw(
             *("held", "Held-out loss", "nats per target, by step"),
-            [Curve(name, run.curve(f"eval_{name}_loss"), style=at) for at, name in enumerate(held)],
+            [Curve(name, run.set_curve(name), style=styles[name]) for name in held],
             note=_at_step_0(run, held),
             until=run.steps,
         ),
         draw(
             *("retention", "Retention loss", "nats per target, by step"),
-            [Curve(name, run.curve(f"eval_{name}_loss"), style=at + 2) for at, name in enumerate(kept)],
+            [Curve(name, run.set_curve(name), style=styles[name]) for name in kept],
             note="What the model knew before. Flat is good; higher than at step 0 is forgotten.",
             least=0.2,
             until=run.steps,
         ),
+        reliance_chart(
+            "reliance",
+            QUESTION,
+            [Curve(name, run.set_curve(name, "reliance"), style=styles[name]) for name in (*held, *kept)],
+            note=_at_step_0(run, [*held, *kept]),
+            until=run.steps,
+        ),
     ]
     return [
-        ("Learning", [one for one in learning if one]),
+        (LEARNING, [one for one in learning if one]),
         ("Speed and memory", [one for one in _machine(run) if one]),
         ("Optimizer", [one for one in _optimizer(run) if one]),
     ]
 
 
 def _at_step_0(run: RunRecord, names: Sequence[str]) -> str:
-    if any(points and points[0][0] == 0 for points in (run.curve(f"eval_{name}_loss") for name in names)):
+    if any(points and points[0][0] == 0 for points in map(run.set_curve, names)):
         return "Step 0 is the base model."
     return ""
 
@@ -239,7 +226,7 @@ def _smoothed(curves: Mapping[str, list[Point]]) -> tuple[list[Curve]]:
 
 def _machine(run: RunRecord) -> list[Chart | None]:
     """Charts of speed and memory."""
-    phases = run.curves("seconds/")
+    phases, peaks = run.curves("seconds/"), run.curve("peak_memory_gib")
     times = [Curve(PHASES.get(name, name), points) for name, points in phases.items()]
     shares = {
         "waiting for data": "data_wait",
@@ -261,10 +248,17 @@ def _machine(run: RunRecord) -> list[Chart | None]:
         ),
         draw(
             *("memory", "Most memory so far", "GiB, by step"),
-            [Curve("of one process", run.curve("peak_memory_gib"))],
+            [Curve("of one process", peaks), Curve("foreseen for a device", foreseen_memory(run, peaks))],
             from_zero=True,
         ),
     ]
+
+
+def foreseen_memory(run: RunRecord, peaks: Sequence[Point]) -> list[Point]:
+    """What the run was foreseen to need of a GPU, a level line beside its peaks; empty where nobody knows."""
+    memory = run.facts.get("memory")
+    found = as_number(memory.get("foreseen_gib")) if isinstance(memory, dict) else None
+    return [] if found is None or not peaks else [(peaks[0][0], found), (peaks[-1][0], found)]
 
 
 def _optimizer(run: RunRecord) -> list[Chart | None]:
@@ -287,133 +281,25 @@ def _optimizer(run: RunRecord) -> list[Chart | None]:
 
 
 def evaluations(run: RunRecord) -> Sheet | None:
-    """Each evaluation with its losses, a column a set."""
-    names = run.sets
+    """Each evaluation with its losses, a column a set; behind them how far sets rely on their images."""
+    columns = {name: run.set_curve(name) for name in run.sets}
+    for name in run.sets:
+        if relies := run.set_curve(name, "reliance"):
+            columns[f"{name}, reliance"] = relies
     by_step: dict[float, dict[str, float]] = {}
-    for name in names:
-        for step, value in run.curve(f"eval_{name}_loss"):
-            by_step.setdefault(step, {})[name] = value
+    for label, points in columns.items():
+        for step, value in points:
+            by_step.setdefault(step, {})[label] = value
     rows = [
-        (f"step {step:,.0f}", [short(found[name]) if name in found else "–" for name in names])
+        (f"step {step:,.0f}", [short(found[label]) if label in found else "–" for label in columns])
         for step, found in sorted(by_step.items())
     ]
     if not rows:
         return None
     left_out = f"{len(rows) - _MOST:,} evaluations before these are left out." if len(rows) > _MOST else ""
-    return Sheet("loss, nats per target", names, rows[-_MOST:], left_out)
-
-
-def reliance(
-    results: Mapping[str, Mapping[str, object]], retention: Sequence[str]
-) -> list[tuple[str, list[dict[str, object]]]]:
-    """By set, what other images cost: bars on one scale, in percent of their width."""
-    found: list[tuple[str, list[tuple[str, float, float | None, float | None]]]] = []
-    for name, one in results.items():
-        loss, bars = as_number(one.get("loss")), []
-        for key, words in (("shuffled", "another document's image"), ("blank", "a blank image")):
-            other = as_number(one.get(f"{key}_images_loss"))
-            if loss is not None and other is not None:
-                bars.append((words, other - loss, *_interval(one, key)))
-        label = f"{name}{' (retention)' if name in retention else ''}{_needing(one)}"
-        found += [(label, bars)] if bars else []
-    ends = [edge for _, bars in found for _, *edges in bars for edge in edges if edge is not None]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
-    width = (high - low) or 1.0
-
-    def place(value: float) -> float:
-        return round(100 * (value - low) / width, 2)
-
-    return [
-        (
-            name,
-            [
-                {
-                    "label": words,
-                    "text": _signed(value) + _range(below, above),
-                    "start": place(min(value, 0.0)),
-                    "width": round(place(abs(value) + low), 2),
-                    "whiskers": None if below is None else (place(below), place(above or 0.0)),
-                    "zero": place(0.0),
-                }
-                for words, value, below, above in bars
-            ],
-        )
-        for name, bars in found
-    ]
-
-
-def _needing(result: Mapping[str, object]) -> str:
-    """How many targets of a set need their image, where that was measured."""
-    relying = result.get("reliance")
-    share = as_number(relying.get("share_over_0.1")) if isinstance(relying, dict) else None
-    return "" if share is None else f": {share:.0%} of targets get over 0.1 nats"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" ({_signed(low)} to {_signed(high)})"
-
-
-def _interval(result: Mapping[str, object], key: str) -> tuple[float | None, float | None]:
-    intervals = result.get("intervals")
-    low, high = intervals.get(key, (None, None)) if isinstance(intervals, dict) else (None, None)
-    return low, high
-
-
-def ledger_bars(ledger: Mapping[str, object]) -> list[tuple[str, dict[str, int]]]:
-    """For each source, and for all together first, what became of its tokens."""
-    found = [("all sources", ledger.get("total"))]
-    sources = ledger.get("sources")
-    if isinstance(sources, dict) and len(sources) > 1:
-        found += [(str(name), one) for name, one in sources.items()]
-    bars = []
-    for name, one in found:
-        tokens = one.get("tokens") if isinstance(one, dict) else None
-        if isinstance(tokens, dict):
-            bars.append((name, {kind.replace("_", " "): _count(tokens.get(kind)) for kind in _KINDS}))
-    return [(name, counts) for name, counts in bars if sum(counts.values())]
-
-
-def _count(value: object) -> int:
-    if isinstance(value, dict):
-        return sum(_count(one) for one in value.values())
-    return value if isinstance(value, int) else 0
-
-
-def ledger_sheet(ledger: Mapping[str, object]) -> Sheet | None:
-    """The ledger in numbers, a column a source."""
-    sources, total = ledger.get("sources"), ledger.get("total")
-    accounts = {**sources, "total": total} if isinstance(sources, dict) else {}
-    rows = []
-    for part in ("documents", "tokens"):
-        found = {name: _counts(one, part) for name, one in accounts.items()}
-        for key in dict.fromkeys(key for counts in found.values() for key in counts):
-            label = key.replace("_", " ") if key != "read" else f"{part} read"
-            if key == "read" or any(counts.get(key) for counts in found.values()):
-                cells = [f"{counts.get(key, 0):,}" for counts in found.values()]
-                rows.append((label if key == "read" else f"  {label}", cells))
-    return Sheet("ledger", [*accounts], rows, "One planned pass over the data.") if rows else None
-
-
-def _counts(account: object, part: str) -> dict[str, int]:
-    """Counts of documents or tokens, each reason for which they were dropped apart."""
-    counts = account.get(part) if isinstance(account, dict) else None
-    found: dict[str, int] = {}
-    for key, value in counts.items() if isinstance(counts, dict) else ():
-        inner = value.items() if isinstance(value, dict) else ()
-        found |= {f"dropped: {reason}": _count(one) for reason, one in inner} if inner else {}
-        if not isinstance(value, dict):
-            found[str(key)] = _count(value)
-    return found
-
-
-def _dropped_count(ledger: Mapping[str, object]) -> int:
-    return sum(
-        count for key, count in _counts(ledger.get("total"), "documents").items() if "dropped: " in key
-    )
+    said = "Reliance: what blank images cost more." if len(columns) > len(run.sets) else ""
+    caption = " ".join(filter(None, (said, left_out)))
+    return Sheet("loss, nats per target", [*columns], rows[-_MOST:], caption)
 
 
 def towers(facts: Mapping[str, object]) -> Sheet | None:
@@ -422,7 +308,7 @@ def towers(facts: Mapping[str, object]) -> Sheet | None:
     rows = []
     for one in found if isinstance(found, list) else []:
         if isinstance(one, dict):
-            trained, total = _count(one.get("trained")), _count(one.get("total"))
+            trained, total = count(one.get("trained")), count(one.get("total"))
             cells = [text_of(one.get("how")), f"{trained:,}", f"{total:,}", text_of(one.get("dtype"))]
             rows.append((text_of(one.get("tower")), cells))
     return Sheet("what trains", ["how", "trained", "of", "held as"], rows) if rows else None
