@@ -35,7 +35,7 @@ import torch
 from PIL import Image as PILImage
 
 from vlcpt import CPTDataCollator, CPTDataset, load_processor
-from vlcpt.data.encode.vision import scaled_pixels
+from vlcpt.data.encode.pixels import scaled_pixels
 from vlcpt.demo import base_path
 
 TEXT_TOKENS = 606  # a digit is a token

@@ -54,7 +54,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model, load_processor
 from vlcpt.data.encode.encoder import IGNORE_INDEX
-from vlcpt.data.encode.vision import pixel_scales
+from vlcpt.data.encode.pixels import pixel_scales
 from vlcpt.demo import base_path
 from vlcpt.model.tuning import limit_checkpointing
 from vlcpt.training.loss import target_losses

@@ -13,7 +13,7 @@ from vlcpt.data.documents import Modality
 from vlcpt.data.encode.encoder import IGNORE_INDEX, Sample
 from vlcpt.data.encode.features import KeptMedium
 from vlcpt.data.encode.fillers import make_fillers
-from vlcpt.data.encode.vision import pixel_scales, scaled_pixels
+from vlcpt.data.encode.pixels import pixel_scales, scaled_pixels
 from vlcpt.data.plan.failures import FailedSample
 
 Batch = dict[str, torch.Tensor | bool | int | list[int] | list[FailedSample] | list[str] | list[KeptMedium]]

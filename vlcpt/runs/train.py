@@ -16,7 +16,7 @@ from vlcpt.config.precision import autocast_type
 from vlcpt.config.rules import missing_packages
 from vlcpt.config.yaml import Configs, dump_config
 from vlcpt.data.dataset import CPTDataset
-from vlcpt.data.plan.scan import remove_plans
+from vlcpt.data.plan.kept_scans import remove_plans
 from vlcpt.errors import refuse
 from vlcpt.eval_names import measured_in
 from vlcpt.file_writes import WriteError, write_file, write_json

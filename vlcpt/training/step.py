@@ -20,7 +20,7 @@ from vlcpt.data.collator import Batch, CPTDataCollator
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.documents import DocumentError, Modality
 from vlcpt.data.encode.encoder import IGNORE_INDEX
-from vlcpt.data.encode.vision import PixelScales, scaled_pixels
+from vlcpt.data.encode.pixels import PixelScales, scaled_pixels
 from vlcpt.data.families import SEEING
 from vlcpt.data.plan.failures import FailedSample
 from vlcpt.data.workers import LoadingError, WorkerBoard

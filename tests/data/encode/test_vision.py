@@ -372,13 +372,3 @@ def test_a_photo_that_is_taken_in_strips_has_the_processors_pixels_too(tiny_proc
     wanted = tiny_processor.image_processor([opened], return_tensors="pt")["pixel_values"]
     assert torch.equal(scaled_sample(sample, encoder.vision.scales).pixel_values, wanted)
     assert np.array_equal(vision._bytes_of(opened), np.array(opened))
-
-
-def test_pixels_too_many_for_huge_pages_are_scaled_alike(tiny_processor, monkeypatch):
-    scales = DocumentEncoder(tiny_processor).vision.scales
-    pixels = torch.randint(0, 256, (300, scales.width // 2), dtype=torch.uint8)
-    found = vision.scaled_pixels(pixels, scales)
-
-    monkeypatch.setattr(vision, "_MANY_HUGE_PAGES", 0)
-
-    assert torch.equal(vision.scaled_pixels(pixels, scales), found)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import opened
 from vlcpt import DocumentError
-from vlcpt.data.plan.scan import source_key
+from vlcpt.data.plan.kept_scans import source_key
 
 MB = 2**20
 LONG = b'{"text": "' + b"a" * (64 * MB) + b'"}'

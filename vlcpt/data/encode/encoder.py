@@ -14,16 +14,15 @@ from transformers import ProcessorMixin
 
 from vlcpt.data.documents import Document, DocumentError, Image, Modality, Text, TurnEdge, Video
 from vlcpt.data.encode.features import FeatureReader, FeatureStore, KeptMedium
+from vlcpt.data.encode.pixels import PixelScales, scaled_pixels
 from vlcpt.data.encode.positions import VisionBlock, mrope_positions
 from vlcpt.data.encode.tokens import RunTokenizer, target_weight
 from vlcpt.data.encode.vision import (
     DEFAULT_OPTIONS,
     EncodingOptions,
-    PixelScales,
     PlacedMedium,
     TrainEos,
     VisionEncoder,
-    scaled_pixels,
 )
 
 IGNORE_INDEX = -100
@@ -161,7 +160,7 @@ class Sample:
         loss_weights: float32 (T,).
         position_ids: int64 (3, T): temporal, height, width.
         pixel_values: (P, D) patches of all images, or None: float32, or uint8 for
-            :func:`vlcpt.data.encode.vision.scaled_pixels`.
+            :func:`vlcpt.data.encode.pixels.scaled_pixels`.
         image_grid_thw: int64 (I, 3), or None.
         pixel_values_videos: The same of all videos, or None.
         video_grid_thw: int64 (V, 3), or None.
@@ -367,7 +366,7 @@ class DocumentEncoder:
 
 
 def scaled_sample(sample: Sample, scales: PixelScales | None) -> Sample:
-    """A sample with its pixels as float32; see :func:`~vlcpt.data.encode.vision.scaled_pixels`."""
+    """A sample with its pixels as float32; see :func:`~vlcpt.data.encode.pixels.scaled_pixels`."""
     if scales is None:
         return sample
     images, videos = (

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.media.files import BESIDE, is_media_of_others, media_beside
+from vlcpt.data.plan.kept_scans import remove_old, scan_file, scanned
 from vlcpt.data.plan.ledger import (
     NOT_READ,
     BadDataError,
@@ -23,7 +24,7 @@ from vlcpt.data.plan.ledger import (
     list_reasons,
 )
 from vlcpt.data.plan.mix import draw_documents, passes_for_shares, repeat_documents
-from vlcpt.data.plan.scan import Reading, Scan, SourceScanner, remove_old, scan_file, scanned
+from vlcpt.data.plan.scan import Reading, Scan, SourceScanner
 from vlcpt.data.prepared.read import PreparedRows
 from vlcpt.data.rows.tables import DatasetRows, MemoryRows
 from vlcpt.data.sources import DocumentSource

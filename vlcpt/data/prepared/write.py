@@ -27,9 +27,9 @@ from vlcpt.data.encode.encoder import NUMBERS, DocumentEncoder, TokenStream, num
 from vlcpt.data.encode.vision import medium_errors
 from vlcpt.data.media.files import MediaError, media_folder
 from vlcpt.data.media.open import MediaLimits, open_medium
+from vlcpt.data.plan.kept_scans import source_key
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.data.plan.plan import MAX_BAD_IN_A_ROW, Track, files_beside, untracked
-from vlcpt.data.plan.scan import source_key
 from vlcpt.data.prepared.fingerprint import differences
 from vlcpt.data.prepared.read import (
     BEGUN,

@@ -17,9 +17,10 @@ from vlcpt.data.documents import Document, DocumentError, Source
 from vlcpt.data.media.files import is_media_name, suffixes_of
 from vlcpt.data.rows.base import MAX_ROW_BYTES, Rows, files_inside, require_regular
 from vlcpt.data.rows.decoding import inner_name, unpacked
+from vlcpt.data.rows.delimited import DelimitedRows
 from vlcpt.data.rows.fields import Row
 from vlcpt.data.rows.patterns import files_of, is_pattern
-from vlcpt.data.rows.text_files import TEXT_SUFFIXES, DelimitedRows, JsonRows, TextRows
+from vlcpt.data.rows.text_files import TEXT_SUFFIXES, JsonRows, TextRows
 
 _LINES = (".jsonl", ".ndjson")
 # What a folder may hold many of. Not .json: beside data, those files mostly describe it.

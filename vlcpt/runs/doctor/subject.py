@@ -22,7 +22,7 @@ from vlcpt.config.training import CPTConfig, make_training
 from vlcpt.config.yaml import EarlyConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.encoder import Sample, scaled_sample
-from vlcpt.data.encode.vision import pixel_scales
+from vlcpt.data.encode.pixels import pixel_scales
 from vlcpt.model.loading import load_model
 from vlcpt.report.screen import Screen
 from vlcpt.runs.data import encoding_options

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, read_documents
-from vlcpt.data.rows.text_files import DelimitedRows
+from vlcpt.data.rows.delimited import DelimitedRows
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from tests.support import digits, png, wait_for
 from vlcpt import CPTDataset, DocumentError
 from vlcpt.data.plan import scan
+from vlcpt.data.plan.kept_scans import LONG_AGO, remove_plans
 from vlcpt.data.plan.ledger import BadDataError
-from vlcpt.data.plan.scan import LONG_AGO, remove_plans
 from vlcpt.data.sources import DocumentSource
 from vlcpt.file_writes import WriteError
 
