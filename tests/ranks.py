@@ -47,6 +47,7 @@ def allow_deepspeed(timeout: float = 60) -> None:
     What asks for ``use_cpu`` still gets DDP.
     """
     import deepspeed
+    import deepspeed.comm.torch
     from accelerate.state import DistributedType, PartialState
     from transformers import training_args
 
@@ -60,6 +61,9 @@ def allow_deepspeed(timeout: float = 60) -> None:
 
     PartialState._prepare_backend = prepare
     training_args.is_torch_bf16_gpu_available = lambda: True
+    # On a CPU DeepSpeed 0.19 first compiles an operation of its own, for a minute. Inference alone has a use
+    # for it, and a process that is killed meanwhile leaves a lock at which all later ones wait for ever.
+    deepspeed.comm.torch.build_shm_op = lambda: None
     deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=timeout), verbose=False)
 
 

@@ -11,7 +11,7 @@ from tests.training.layouts import OFFLOADED, ROUNDED, RUNS, train
 
 ALL = RUNS | ROUNDED | OFFLOADED
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
