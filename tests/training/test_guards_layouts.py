@@ -27,7 +27,10 @@ def on_one(folder: Path) -> dict[str, dict[str, object]]:
     """What one process does with the same rows, two a step; by what is trained."""
     alone = {name.partition(" ")[2]: name for name in ALL}
     base = str(folder / "base")
-    return {what: train(ALL[name], folder / "one", base=base, processes=1) for what, name in alone.items()}
+    return {
+        what: train(ALL[name], folder / "one", base=base, processes=1, evaluates=name in RUNS)
+        for what, name in alone.items()
+    }
 
 
 @pytest.mark.parametrize("name", ALL)
