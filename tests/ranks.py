@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -60,7 +61,11 @@ def allow_deepspeed(timeout: float = 60) -> None:
 
     PartialState._prepare_backend = prepare
     training_args.is_torch_bf16_gpu_available = lambda: True
+    # On a CPU DeepSpeed 0.19 first compiles an operation of its own, for a minute. Inference alone has a use
+    # for it, and a process that is killed meanwhile leaves a lock at which all later ones wait for ever.
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # as an attribute that name is torch
     deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=timeout), verbose=False)
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None
 
 
 def forget_deepspeed() -> None:

@@ -143,13 +143,32 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def many_rows(tmp_path_factory):
+    """A file that no command reads to its end in the time of a test."""
+    path = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    path.write_text((json.dumps({"text": "one two three " * 20}) + "\n") * 300_000)
+    return path
+
+
+def reads(session: int) -> int:
+    """How often the processes of a session have read from a file: at each row once, for one."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(process.name)) == session:
+                found += int(dict(map(str.split, (process / "io").read_text().splitlines()))["syscr:"])
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_ends_at_once_while_it_reads(tmp_path, command, number, code):
-    row = json.dumps({"text": "one two three " * 20}) + "\n"
-    (tmp_path / "train.jsonl").write_text(row * 300_000)
+def test_each_command_ends_at_once_while_it_reads(tmp_path, many_rows, command, number, code):
+    (tmp_path / "train.jsonl").symlink_to(many_rows)
     (tmp_path / "my.yaml").write_text(
         f"model_name_or_path: {base_path()}\ntrain_data: train.jsonl\noutput_dir: out\nmax_length: 512\n"
         "use_cpu: true\ndataloader_num_workers: 2\nreport_to: none\n"
@@ -158,7 +177,8 @@ def test_each_command_ends_at_once_while_it_reads(tmp_path, command, number, cod
     log = tmp_path / "log.txt"
     run = Started(["vlcpt", command, str(tmp_path / "my.yaml"), *more], log)
     try:
-        time.sleep(8)
+        # What is imported and the base take 400, and there are 300,000 rows.
+        wait_for(lambda: reads(run.pid) > 1000 or run.poll() is not None, 120)
         assert run.poll() is None, log.read_text()[-2000:]
         sent = time.monotonic()
         os.killpg(run.pid, number)  # workers too, as a terminal does

@@ -13,7 +13,7 @@ from tests.processes import Started, start_ranks
 from tests.support import wait_for
 from vlcpt.training.checkpoints.files import list_checkpoints, verify
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow, pytest.mark.alone]
 
 
 STARTED: list[Started] = []

@@ -10,6 +10,7 @@ from tests.ranks import run
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_killed_runs_end_with_the_same_documents_losses_and_weights():
     command = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--kills", "5"]

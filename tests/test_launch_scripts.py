@@ -378,6 +378,7 @@ def test_an_unknown_launcher_is_refused(script):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_processes_without_a_gpu_stop_before_they_write(config):
     """accelerate 1.15 would let each train alone there, into one folder."""
     config.write_text(config.read_text().replace("use_cpu: true", "use_cpu: false"))
@@ -389,6 +390,7 @@ def test_processes_without_a_gpu_stop_before_they_write(config):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_two_processes_really_train_on_the_cpu(launcher, tmp_path):
     config = copy_inputs(tmp_path / "demo", overwrite=False)

@@ -41,11 +41,13 @@ def sets(demo: Path, when: str) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_new_domains_perplexity_falls_tenfold(demo: Path) -> None:
     assert sets(demo, "before")["new"]["perplexity"] / sets(demo, "after")["new"]["perplexity"] >= 10
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_new_domain_is_read_from_the_right_image(demo: Path) -> None:
     after = sets(demo, "after")["new"]
 
@@ -54,6 +56,7 @@ def test_the_new_domain_is_read_from_the_right_image(demo: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_old_domain_is_kept_within_ten_percent(demo: Path) -> None:
     ratio = sets(demo, "after")["old"]["perplexity"] / sets(demo, "before")["old"]["perplexity"]
 
@@ -61,12 +64,14 @@ def test_the_old_domain_is_kept_within_ten_percent(demo: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_ends_within_180_seconds(demo: Path) -> None:
     assert json.loads((demo / "vlcpt-demo/demo.json").read_text())["seconds"] <= 180
     assert float((demo / "seconds").read_text()) <= 180
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_writes_the_standard_folder_and_shows_what_to_type_next(demo: Path) -> None:
     written = {path.name for path in (demo / "vlcpt-demo").iterdir()}
     shown = (demo / "stdout").read_text()
@@ -85,6 +90,7 @@ def test_the_demo_writes_the_standard_folder_and_shows_what_to_type_next(demo: P
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demos_own_config_can_be_inspected(demo: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(demo / "vlcpt-demo/inputs/demo.yaml"), "--rows", "0"])
 

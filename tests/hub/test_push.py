@@ -589,6 +589,7 @@ def test_a_run_whose_push_fails_ends_with_1_and_keeps_its_model(hub, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_of_two_processes_one_pushes(hub, tmp_path):
     config = write_run(tmp_path)
     config.write_text(config.read_text().replace("lora_r: 4\n", "") + "tuning: full\npush_to_hub: true\n")

@@ -184,6 +184,7 @@ def files(lines: dict[str, int]) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for name in RUNS if "without" not in name])
 def test_on_two_ranks_a_step_looks_once_at_what_must_be_finite(name, on_two):
@@ -194,6 +195,7 @@ def test_on_two_ranks_a_step_looks_once_at_what_must_be_finite(name, on_two):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_ranks_that_gloo_does_not_connect_count_on_the_device_and_say_so(on_two):
     for rank in on_two:

@@ -5,6 +5,8 @@ tower without gradients, activations computed again. Plain is transformers' own 
 alone, with all logits and eager attention; in float64 PyTorch's, for the eager one has a softmax in float32.
 """
 
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -63,13 +65,21 @@ def loaded(folder, attention: str, tuning: str, dtype: torch.dtype):
     return model if dtype == torch.float32 else model.double()
 
 
-def expected_of(model, rows, processor):
-    """Loss and gradients of documents one by one."""
-    loss = weighted_mean([run_alone(model, sample) for sample in encode_rows(rows, processor)])
-    loss.backward()
-    return float(loss.detach()), {
-        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
-    }
+@pytest.fixture(scope="module")
+def plain(tiny_model_dir, tiny_processor):
+    """A function: loss and gradients of documents one by one. The next test has another batch size only."""
+
+    @lru_cache(maxsize=1)
+    def computed(kind: str, attention: str, tuning: str, dtype: torch.dtype):
+        model = loaded(tiny_model_dir, attention, tuning, dtype)
+        samples = encode_rows(KINDS[kind], tiny_processor)
+        loss = weighted_mean([run_alone(model, sample) for sample in samples])
+        loss.backward()
+        return float(loss.detach()), {
+            n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+        }
+
+    return computed
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -87,11 +97,10 @@ def expected_of(model, rows, processor):
     "kind", [pytest.param(kind, marks=[] if kind == "mixed" else pytest.mark.slow) for kind in KINDS]
 )
 def test_losses_and_gradients_are_those_of_the_plain_path(
-    tiny_model_dir, tiny_processor, tmp_path, exact_casts, kind, tuning, dtype, batch_size
+    tiny_model_dir, tiny_processor, tmp_path, exact_casts, plain, kind, tuning, dtype, batch_size
 ):
-    rows, attention = KINDS[kind], "eager" if dtype == torch.float32 else "sdpa"
-    loss, expected = expected_of(loaded(tiny_model_dir, attention, tuning, dtype), rows, tiny_processor)
-    dataset = CPTDataset(rows, tiny_processor, max_length=75)
+    loss, expected = plain(kind, "eager" if dtype == torch.float32 else "sdpa", tuning, dtype)
+    dataset = CPTDataset(KINDS[kind], tiny_processor, max_length=75)
     gradients = Gradients()
     trainer = make_trainer(
         loaded(tiny_model_dir, "auto", tuning, dtype),

@@ -11,7 +11,7 @@ from tests.processes import run_on_ranks
 from tests.ranks import run
 from vlcpt.runs.doctor.run import CHECKS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 NAMES = [name for name, _ in CHECKS]
 PASSED = dict.fromkeys(NAMES, "passed") | {"cached features = computed": "not run"}  # the merger trains
 TOWERS = "every rank calls the towers equally"

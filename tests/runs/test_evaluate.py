@@ -55,6 +55,7 @@ def eval_command(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_ranks_write_and_print_once_what_one_process_finds(run: Path) -> None:
     expected = eval_run(configs(run), run / "out", console=QUIET)
     output = run / "eval.json"
@@ -74,6 +75,7 @@ def test_two_ranks_write_and_print_once_what_one_process_finds(run: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_document_that_one_rank_cannot_read_ends_both_with_its_name(run: Path) -> None:
     image = run / "3.png"
     image.write_bytes(image.read_bytes()[:60])  # its header is whole

@@ -38,7 +38,7 @@ def main(folder: Path, names: list[str]) -> None:
             run = Run(name.partition(",")[0], rows=ROWS, settings={"vision_cache": cache})
             place = folder / f"{name} {kind}"
             try:
-                found = train(run, place, base=str(folder / "base"), processes=2)
+                found = train(run, place, base=str(folder / "base"), processes=2, evaluates=True)
             except ConfigError as error:
                 if "missing" in name:  # in the middle of training, on one rank
                     raise

@@ -183,9 +183,12 @@ class Watch(TrainerCallback):
 
 
 def train(
-    run: Run, folder: Path, *, base: str, processes: int, resume: bool | str = False
+    run: Run, folder: Path, *, base: str, processes: int, resume: bool | str = False, evaluates: bool = False
 ) -> dict[str, object]:
-    """Train and evaluate; what it did, on this rank. Where the run saves, the result is saved as well."""
+    """Train; what it did, on this rank. Where the run saves, the result is saved as well.
+
+    An evaluation takes longer than the steps of a short run, so it is made where it is looked at.
+    """
     settings = {
         "use_cpu": processes == 1 or run.engine == "ddp",
         "deepspeed": None if processes == 1 or run.engine == "ddp" else shipped_config(run.engine),
@@ -225,7 +228,7 @@ def train(
     watch.trainer = trainer
     with watch.counting_logits():
         trainer.train(resume_from_checkpoint=resume)
-        evaluation = trainer.evaluate()
+        evaluation = trainer.evaluate() if evaluates else {}
     weights = None
     if args.save_strategy != "no":
         weights = whole_weights(trainer.model)
@@ -265,10 +268,9 @@ def main(folder: Path, names: list[str]) -> None:
     """Each run in turn, in the same two processes; what each did, in a file of each rank."""
     allow_deepspeed()
     rank = torch.distributed.get_rank()
+    base, runs = str(folder / "base"), RUNS | ROUNDED | OFFLOADED
     for name in names:
-        found = train(
-            (RUNS | ROUNDED | OFFLOADED)[name], folder / name, base=str(folder / "base"), processes=2
-        )
+        found = train(runs[name], folder / name, base=base, processes=2, evaluates=True)
         torch.save(found, folder / f"{name}.{rank}.pt")
 
 

@@ -462,6 +462,7 @@ def on_two_ranks(tiny_model_dir, tmp_path_factory):
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_ranks_that_share_the_items_get_the_numbers_of_one_process(
     tiny_model_dir, tiny_processor, on_two_ranks, batch_size
@@ -482,6 +483,7 @@ def test_ranks_that_share_the_items_get_the_numbers_of_one_process(
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ranks_gather_each_target_once(tiny_model_dir, tiny_processor, on_two_ranks):
     dataset = CPTDataset(TEN, tiny_processor, max_length=70, packing=False)
     model = load_model(ModelConfig(str(tiny_model_dir), lora_r=4))
@@ -494,6 +496,7 @@ def test_ranks_gather_each_target_once(tiny_model_dir, tiny_processor, on_two_ra
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_document_that_cannot_be_read_ends_all_ranks_at_once(on_two_ranks):
     errors = [rank["cut"] for rank in on_two_ranks]
 
@@ -505,17 +508,20 @@ def test_a_document_that_cannot_be_read_ends_all_ranks_at_once(on_two_ranks):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_documents_that_fail_on_different_ranks_are_too_many_together(on_two_ranks):
     for rank in on_two_ranks:
         assert rank["too many"].startswith("BadDataError: 2 of 80 rows of 'two' cannot be used")
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_worker_that_dies_ends_all_ranks(on_two_ranks):
     assert on_two_ranks[1]["dead"].startswith("LoadingError: a process that read documents was killed")
     assert on_two_ranks[0]["dead"].startswith("CollectiveError: rank 1: a process that read documents was")
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ranks_measure_again_after_one_has_failed(on_two_ranks):
     assert all(rank["after"] == rank["1"] for rank in on_two_ranks)

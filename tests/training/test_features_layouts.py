@@ -8,7 +8,7 @@ import torch
 from tests.processes import run_on_ranks
 from tests.training.cached_layouts import fill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

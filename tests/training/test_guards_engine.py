@@ -89,6 +89,7 @@ def test_a_data_set_of_ones_own_may_hold_media_and_is_filled(tiny_model_dir, tin
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_two_ranks_refuse_a_tower_without_media_before_weights_are_read(tiny_model_dir, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
@@ -106,6 +107,7 @@ def test_two_ranks_refuse_a_tower_without_media_before_weights_are_read(tiny_mod
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_two_ranks_train_on_texts_as_one_does_though_a_tower_waits_for_images(folder):
     """With activation checkpoints, and weight decay, which moves whatever has a gradient."""

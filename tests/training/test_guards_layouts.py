@@ -11,7 +11,7 @@ from tests.training.layouts import OFFLOADED, ROUNDED, RUNS, train
 
 ALL = RUNS | ROUNDED | OFFLOADED
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,10 @@ def on_one(folder: Path) -> dict[str, dict[str, object]]:
     """What one process does with the same rows, two a step; by what is trained."""
     alone = {name.partition(" ")[2]: name for name in ALL}
     base = str(folder / "base")
-    return {what: train(ALL[name], folder / "one", base=base, processes=1) for what, name in alone.items()}
+    return {
+        what: train(ALL[name], folder / "one", base=base, processes=1, evaluates=name in RUNS)
+        for what, name in alone.items()
+    }
 
 
 @pytest.mark.parametrize("name", ALL)

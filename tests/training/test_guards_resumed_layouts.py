@@ -15,7 +15,7 @@ from tests.training.resumed_layouts import CONVERTED, FROM_ONE, RUNS, STEPS
 from vlcpt import ModelConfig, load_model
 from vlcpt.training.checkpoints.files import CheckpointError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

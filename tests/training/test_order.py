@@ -186,6 +186,7 @@ def test_the_loader_of_a_trainer_reads_in_this_order(tiny_model, tiny_processor,
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_two_ranks_read_what_the_plan_says_and_a_resume_goes_on_alike(
     tiny_model_dir, tmp_path, tiny_processor

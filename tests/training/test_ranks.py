@@ -48,6 +48,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("case", "waiting", "other"),
     [
@@ -72,6 +73,7 @@ def test_a_rank_that_times_out_names_the_other_and_its_step(case, waiting, other
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_before_the_time_is_over_it_is_logged_as_well(ended):
     """With NCCL the process then ends by itself, and cannot say so any more."""
     _, output = ended["document"]

@@ -46,6 +46,7 @@ def lines_read(folder: Path) -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_ranks_read_each_row_once_and_have_one_plan(folder):
     done = on_two_ranks(folder)
     assert done.returncode == 0, done.stdout
@@ -64,6 +65,7 @@ def test_two_ranks_read_each_row_once_and_have_one_plan(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_row_that_cannot_be_used_stops_both_ranks_and_leaves_no_plan(folder):
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"text": 7}\n')
@@ -75,6 +77,7 @@ def test_a_row_that_cannot_be_used_stops_both_ranks_and_leaves_no_plan(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_folder_that_is_not_free_stops_both_ranks_before_they_read(folder):
     (folder / "out").mkdir()
     (folder / "out" / "mine.txt").write_text("precious")

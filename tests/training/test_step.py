@@ -287,6 +287,7 @@ def test_failures_before_a_resume_count_towards_both_limits(tiny_processor):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_ranks_enter_each_others_failures_and_stop_together(tiny_model_dir, tmp_path):
     rows(tmp_path, 12)
     for name in RUNS:
@@ -424,6 +425,7 @@ def test_workers_that_end_or_stop_amid_an_evaluation_end_it(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_of_one_rank_ends_all_ranks_and_the_run_can_go_on(tiny_model_dir, tmp_path, number):
     rows(tmp_path, 6)

@@ -535,6 +535,7 @@ def test_other_images_do_not_wait_for_a_giant_and_a_killed_worker_lets_the_next_
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_several_workers_together_need_the_memory_of_one_giant_image(tmp_path: Path, tiny_processor) -> None:
     for number in range(4):
         PIL.Image.new("RGB", (10_000, 9_990), (number, 9, 9)).save(

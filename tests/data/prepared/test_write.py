@@ -261,6 +261,7 @@ def cluster():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
 def test_ray_writes_the_same_shards(rows, whole, tiny_processor, tmp_path):
     found = prepared(rows, tmp_path / "train", tiny_processor, engine="ray")
@@ -272,6 +273,7 @@ def test_ray_writes_the_same_shards(rows, whole, tiny_processor, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("engines", [("ray", "ray"), ("local", "ray"), ("ray", "local")], ids=str)
 def test_either_engine_goes_on_where_one_was_stopped(

@@ -270,6 +270,7 @@ def test_equal_pictures_are_in_the_page_once(pages):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ten_thousand_documents_open_in_three_seconds(tmp_path, browser, pages):
     """One document as often as that: to encode so many is another matter."""
     words = "the pump opens and closes 液压 阀门 " * 20

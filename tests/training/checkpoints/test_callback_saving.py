@@ -68,6 +68,7 @@ def sizes(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", foreseen_sizes.RUNS)
 def test_what_a_checkpoint_of_two_processes_takes_is_foreseen_within_a_fifth(sizes, name):

@@ -138,6 +138,7 @@ def test_only_folders_of_a_step_are_checkpoints(output):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_two_ranks_that_resume_in_the_same_process_read_each_document_of_the_pass_once(
     tiny_model_dir, tmp_path

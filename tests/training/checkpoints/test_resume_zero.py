@@ -6,7 +6,7 @@ import pytest
 
 from tests.processes import run_on_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
