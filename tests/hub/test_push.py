@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +32,7 @@ from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK
+from vlcpt.hub import access
 from vlcpt.hub.push import open_repository, push_run
 from vlcpt.report.card import Licence
 from vlcpt.runs.train import train_run
@@ -362,6 +364,50 @@ def test_a_hub_that_is_not_there_is_one_message(hub, adapter, monkeypatch):
     message = r"me/mine: the repository could not be opened.*refused.*Try again: vlcpt push .* --base_model"
     with pytest.raises(ValueError, match=message):
         push_adapter(adapter, "me/mine", base_model=BASE)
+
+
+def test_a_hub_that_does_not_answer_is_said_after_seconds_and_not_after_minutes(adapter, monkeypatch):
+    """A firewall that drops packets looks so; the library's own calls wait without end."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(access, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"could not be opened for a push: .*timed out"):
+            push_adapter(adapter, "me/mine", base_model=BASE)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["merge", "none", "new"], 2, "none: no such folder"),
+        (["merge", "out", "out"], 2, "out exists and is not empty"),
+        (["merge", "cut", "new"], 2, "one of them is missing"),
+        (["push", "none", "me/mine"], 2, "none: no such folder"),
+        (["push", "cut", "me/mine"], 2, "one of them is missing"),
+        (["push", "out", "me/mine", "--run", "none"], 2, "--run none: no such folder"),
+        (["push", "out", "a/b/c"], 2, "no name of a repository"),
+        (["push", "out", "me/mine"], 1, "could not be opened for a push"),
+    ],
+)
+def test_what_can_be_refused_without_torch_is_refused_before_it_is_loaded(adapter, command, code, message):
+    (adapter.parent / "cut").mkdir()
+    shutil.copy(adapter / "adapter_config.json", adapter.parent / "cut")
+    script = (
+        f"import sys\nfrom vlcpt.cli import app\ntry:\n    app({command!r})\nexcept SystemExit as ended:\n"
+        "    print(ended.code, 'torch' in sys.modules)\n"
+    )
+    there = {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=adapter.parent,
+        env={**os.environ, **there},
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.stdout, message in done.stderr) == (f"{code} False\n", True), done.stderr
 
 
 @pytest.mark.parametrize(
