@@ -293,9 +293,12 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's result as one plain model. On the CPU, in its base's type; only if the logits match."""
-    from vlcpt.folder_locks import require_free, staging_folder
+    from vlcpt.folder_locks import require_free, require_new, staging_folder
+    from vlcpt.model.saved import check_checkpoint
 
     require_free(staging_folder(output), "output", shown=output)
+    require_new(output)
+    check_checkpoint(str(checkpoint))
     _say_loading(f"{checkpoint} will be merged into {output}")
     from vlcpt.model.merge import merge_adapter
     from vlcpt.report.screen import visible
@@ -333,6 +336,15 @@ def push(
 ) -> None:
     """Send an adapter or a model to the Hub, with its card. Private by default; the token is that of
     `hf auth login` or HF_TOKEN."""
+    from vlcpt.hub.access import check_folders, check_names, push_command, require_hub
+
+    check_names(repo_id, base_model, revision)
+    check_folders(checkpoint, run, evaluation)
+    if not dry_run:
+        named = {"base_model": base_model, "run": run, "license": license, "license_link": license_link}
+        named |= {"evaluation": evaluation, "revision": revision}
+        again = push_command(checkpoint, repo_id, private=not public, **named)
+        require_hub(repo_id, then=f"Check the network. Try again: {again}")
     _say_loading(f"reading {checkpoint}")
     from rich.text import Text
 

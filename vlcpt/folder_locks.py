@@ -121,6 +121,19 @@ def require_free(folder: Path, name: str = "output_dir", *, shown: Path | None =
         raise _unusable(f"{name} {shown or folder}", f"{place} is read-only, or another user's")
 
 
+def require_new(output: Path) -> None:
+    """Raise if there is anything at the place of a folder that a merge is to make.
+
+    Raises:
+        ConfigError: With what to do.
+
+    Example:
+        >>> require_new(Path("no/such/folder"))
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
+
+
 def _in_use(named: str, other: str) -> ConfigError:
     return ConfigError(
         f"{named} is in use by {other}, which writes into it. Wait until that has ended, stop it, "

@@ -1,10 +1,12 @@
 """Pushes to a stand-in for the Hub, and what comes back from there with vlcpt left out."""
 
+import html
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from markdown_it import MarkdownIt
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -29,6 +32,7 @@ from vlcpt.config.yaml import load_config
 from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.folder_locks import LOCK
+from vlcpt.hub import access
 from vlcpt.hub.push import open_repository, push_run
 from vlcpt.report.card import Licence
 from vlcpt.runs.train import train_run
@@ -362,6 +366,50 @@ def test_a_hub_that_is_not_there_is_one_message(hub, adapter, monkeypatch):
         push_adapter(adapter, "me/mine", base_model=BASE)
 
 
+def test_a_hub_that_does_not_answer_is_said_after_seconds_and_not_after_minutes(adapter, monkeypatch):
+    """A firewall that drops packets looks so; the library's own calls wait without end."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(access, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"could not be opened for a push: .*timed out"):
+            push_adapter(adapter, "me/mine", base_model=BASE)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["merge", "none", "new"], 2, "none: no such folder"),
+        (["merge", "out", "out"], 2, "out exists and is not empty"),
+        (["merge", "cut", "new"], 2, "one of them is missing"),
+        (["push", "none", "me/mine"], 2, "none: no such folder"),
+        (["push", "cut", "me/mine"], 2, "one of them is missing"),
+        (["push", "out", "me/mine", "--run", "none"], 2, "--run none: no such folder"),
+        (["push", "out", "a/b/c"], 2, "no name of a repository"),
+        (["push", "out", "me/mine"], 1, "could not be opened for a push"),
+    ],
+)
+def test_what_can_be_refused_without_torch_is_refused_before_it_is_loaded(adapter, command, code, message):
+    (adapter.parent / "cut").mkdir()
+    shutil.copy(adapter / "adapter_config.json", adapter.parent / "cut")
+    script = (
+        f"import sys\nfrom vlcpt.cli import app\ntry:\n    app({command!r})\nexcept SystemExit as ended:\n"
+        "    print(ended.code, 'torch' in sys.modules)\n"
+    )
+    there = {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=adapter.parent,
+        env={**os.environ, **there},
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.stdout, message in done.stderr) == (f"{code} False\n", True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "token", "message"),
     [
@@ -492,10 +540,12 @@ def test_hostile_names_are_only_text_in_the_card(adapter):
 
     card = push_adapter(adapter, "me/mine", base_model=BASE, dry_run=True).card
 
-    assert "script&#62;" in card  # it is there
-    assert not re.search(r"<script|\x1b|\]\(http://a|49", card)
-    (row,) = [line for line in card.splitlines() if "script" in line]
-    assert row.count("|") == 8
+    assert not re.search(r"\x1b|49", card)
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
+    assert html.escape(hostile.replace("\x1b", "\ufffd")) in page
+    assert not re.search(r"<script|<a href=\"http://a", page)
+    (row,) = re.findall(r"<tr>(?:(?!</tr>).)*script.*?</tr>", page, re.DOTALL)
+    assert row.count("<td") == 7
 
 
 def test_push_to_hub_opens_the_repository_before_training_and_pushes_once_after(hub, tmp_path, monkeypatch):

@@ -8,10 +8,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
+from vlcpt.config.yaml import dump_config, load_config
 from vlcpt.demo import base_path
-from vlcpt.report.card import PLOT, Licence, RunFacts, model_card, read_run
+from vlcpt.report.card import PLOT, Licence, RunFacts, escaped, model_card, read_run
 from vlcpt.report.plot import plot_differences
 
 # Of the image processor of Qwen2.5-VL on the Hub, which has no size.
@@ -91,7 +93,7 @@ def card_of(run):
 
 
 def test_the_card_says_in_words_what_was_learnt_kept_and_seen(measured):
-    card = html.unescape(card_of(read_run(measured)))
+    card = card_of(read_run(measured))
 
     assert "- held: learnt. The loss is 1.000, 0.500 less than before (95% interval 0.400 to 0.600)" in card
     assert "- held: read from its images: another document's image costs 0.400" in card
@@ -142,6 +144,22 @@ def test_sets_that_are_named_after_files_stay_unnamed_also_in_words_and_plot(mea
     assert run.said[0].startswith("source 1: learnt.")
 
 
+def test_a_name_that_the_user_wrote_is_shown_though_its_file_has_the_same(measured):
+    (measured / "my.yaml").write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: secret.jsonl\noutput_dir: out\nuse_cpu: true\n"
+        "eval_data: [{path: held.jsonl, name: held}]\nretention_data: private/old.jsonl\n"
+    )
+    for name in ("secret.jsonl", "held.jsonl", "private/old.jsonl"):
+        (measured / name).parent.mkdir(exist_ok=True)
+        (measured / name).write_text('{"text": "one"}\n')
+    (measured / "config.yaml").write_text(dump_config(load_config(measured / "my.yaml"), measured))
+
+    run = read_run(measured)
+
+    assert [row[0] for row in run.evaluation.rows] == ["held", "source 2"]
+    assert not re.search("secret|private", card_of(run))
+
+
 def test_a_loss_alone_has_no_plot():
     assert plot_differences({"held": {"loss": 1.0, "base_loss": None}}) is None
 
@@ -150,3 +168,79 @@ def test_a_plot_takes_any_name():
     """A formula's dollar, characters that its font has not."""
     for name in ("a $x_ b$", "中文", "x" * 300):
         assert plot_differences({name: SET})[:4] == b"\x89PNG"
+
+
+# --- text of others in Markdown ---
+
+MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "![seen](https://a.b/x.png)",
+    "[click](javascript:alert(1))",
+    "<https://a.b>",
+    "a | b \\| c |",
+    "\\*a* __b__ _c_ ~~d~~ `e` ``f",
+    "&lt;b&gt; &#60;b&#62;",
+    "# no heading",
+    "- no list",
+    "12. no list",
+    "> no quotation",
+    "--- ===",
+    "[1]: https://a.b",
+    "$$x$$ \\\\(y\\\\)",
+    "日本語 <b>中文</b>|",
+)
+
+
+def rendered(markdown):
+    """The text that a reader sees, and the tags."""
+    page = MARKDOWN.render(markdown)
+    return html.unescape(re.sub(r"<[^>]*>", "", page)), set(re.findall(r"<(\w+)", page))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    ("place", "tags"),
+    [
+        ("- {}\n", {"ul", "li"}),
+        ("- Licence: {}. More\n", {"ul", "li"}),
+        ("| a | b |\n|---|---|\n| {} | 1 |\n", {"table", "thead", "tbody", "tr", "th", "td"}),
+    ],
+)
+def test_any_text_is_shown_as_it_is_wherever_the_card_has_it(text, place, tags):
+    shown, found = rendered(place.format(escaped(text)))
+
+    assert text in shown
+    assert found == tags
+
+
+@pytest.mark.parametrize("text", ["https://a.b/c", "see www.a.b", "ftp://a.b", "me@example.org"])
+def test_an_address_in_a_text_is_not_what_the_hub_makes_a_link_of(text):
+    """GitHub's Markdown, and the Hub's, has links without brackets."""
+    assert rendered(str(escaped(text)))[0].strip() == text
+    assert not re.search(r"(https?|ftp)://|www\.|\w@\w", str(escaped(text)))
+
+
+@pytest.mark.parametrize(
+    "text", ['new: it\'s 684 → 2.02 (-0.7%), a_b > c; "d" ÷ 3 & 4! #5', "-0.028 to 0.034", "中文：手册"]
+)
+def test_plain_text_can_be_read_in_the_file_too(text):
+    assert str(escaped(text)) == text
+
+
+def test_the_words_of_an_evaluation_hold_no_entity(measured):
+    card = card_of(read_run(measured))
+
+    assert "→" in card  # of the perplexity
+    assert not re.search(r"&#?\w+;|\\", card)
+
+
+def test_a_licences_address_is_a_link_and_another_text_is_none():
+    def line(link):
+        licence = Licence("mine", link)
+        card = model_card("model", "me/mine", RunFacts(), base_model=None, licence=licence)
+        return next(one for one in card.splitlines() if one.startswith("- Licence"))
+
+    assert "- Licence: mine (<https://example.org/licence>)." in line("https://example.org/licence")
+    assert rendered(line("javascript:<b>"))[1] == {"ul", "li"}

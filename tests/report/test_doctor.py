@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table, joined, judged
+from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table, joined, judged, verdict_line
 
 PASSED = Line("packed = alone", "passed", 1.5e-6, 1e-5, detail="9 documents")
 FAILED = Line("speed", "failed", math.nan, unit="tokens/s", detail="a number is not finite.")
@@ -75,3 +75,18 @@ def test_a_number_that_json_does_not_have_is_null() -> None:
     assert json.loads(text)["lines"][0]["measured"] is None
     assert json.loads(text)["speed"] == {"tokens_per_second": None}
     assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([PASSED, PASSED], "all is right: 2 checks passed"),
+        (
+            [PASSED, NOT_RUN],
+            "nothing is wrong: 1 check passed; not run, so not proven: every rank calls the towers equally",
+        ),
+        ([PASSED, FAILED], "not right: speed (1 of 2 checks passed)"),
+    ],
+)
+def test_one_sentence_says_whether_all_is_right_and_what_is_not_proven(lines: list[Line], said: str) -> None:
+    assert verdict_line(lines) == said

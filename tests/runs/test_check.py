@@ -25,6 +25,7 @@ from vlcpt.data.plan.ledger import SourceLedger
 from vlcpt.data.plan.plan import enter_used
 from vlcpt.demo import base_path
 from vlcpt.runs.check import check_run
+from vlcpt.runs.prepare import prepare_run
 from vlcpt.runs.train import train_run
 
 Row = dict[str, object]
@@ -425,6 +426,20 @@ def test_held_out_data_that_are_trained_are_named(folder: Path) -> None:
     _, text = check(write(folder, GOOD, "eval_data: [{path: ./train.jsonl, name: held}]"))
 
     assert "held: the same data is trained" in " ".join(text.split())
+
+
+def test_held_out_data_from_which_prepared_training_data_were_made_are_named(folder: Path) -> None:
+    (folder / "other.jsonl").write_text('{"text": "another"}\n')
+    config = write(folder, GOOD)
+    prepare_run(load_config(config), folder / "prepared", console=Console(file=StringIO()))
+    named = "eval_data: [{path: train.jsonl, name: held}, {path: other.jsonl, name: apart}]"
+    lines = config.read_text().replace("train_data: train.jsonl", "train_data: prepared")
+    config.write_text(f"{lines}{named}\n")
+
+    _, text = check(config)
+
+    assert "held: the same data is trained" in " ".join(text.split())
+    assert "apart: the same" not in text and "apart, " not in text
 
 
 # Where it writes

@@ -345,6 +345,7 @@ def _plain(value: object) -> object:
     if isinstance(value, SourceConfig):
         default = asdict(SourceConfig(value.path))
         kept = {name: _plain(one) for name, one in asdict(value).items() if one != default[name]}
+        kept |= {"name": value.name} if value.is_named else {}  # the model card shows a name that was given
         return {"path": value.path, **kept} if kept else value.path
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)

@@ -16,23 +16,17 @@ from transformers import PreTrainedModel
 from vlcpt.data.families import TOWERS, is_embedding, tower_of
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.base import bare_model, is_same_base, local_folder
+from vlcpt.model.saved import CONFIGS, WEIGHTS, check_files, not_loaded, read_json, weights_in, without_advice
 from vlcpt.model.tuning import finish_tuning
 from vlcpt.model.weights import (
-    CONFIGS,
     UNREADABLE,
-    WEIGHTS,
     Shapes,
     as_load_error,
-    check_files,
     compare_shapes,
     first_few,
     first_not_finite,
     not_finite,
-    not_loaded,
-    read_json,
     read_shapes,
-    weights_in,
-    without_advice,
 )
 
 if TYPE_CHECKING:

@@ -29,16 +29,8 @@ from transformers.modeling_utils import set_zero3_state
 
 from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.attention import with_attention
-from vlcpt.model.weights import (
-    CONFIGS,
-    UNREADABLE,
-    Kind,
-    as_load_error,
-    not_loaded,
-    read_json,
-    read_shapes,
-    weight_files,
-)
+from vlcpt.model.saved import CONFIGS, Kind, not_loaded, read_json
+from vlcpt.model.weights import UNREADABLE, as_load_error, read_shapes, weight_files
 from vlcpt.run_files import read_mapping, run_settings
 
 _PAUSE = 1.0  # seconds before the second and last try

@@ -16,8 +16,8 @@ from vlcpt.errors import wrong_config
 from vlcpt.model.adapters import adapter_folder, read_adapter_settings, read_adapter_shapes
 from vlcpt.model.base import bare_model
 from vlcpt.model.loading import read_config, resolve_dtype
+from vlcpt.model.saved import CONFIGS
 from vlcpt.model.tuning import adapted_layers, apply_tuning, copied_modules, is_tied
-from vlcpt.model.weights import CONFIGS
 
 if TYPE_CHECKING:
     from vlcpt.config.schema import ModelConfig

@@ -27,17 +27,9 @@ from vlcpt.errors import ConfigError, wrong_config
 from vlcpt.model.adapters import adapter_folder, check_trained_parts, empty_adapter, load_adapter
 from vlcpt.model.attention import BY_DOCUMENT, attend_by_document, attention_for
 from vlcpt.model.base import bare_model, check_config_file, check_parameters, only_cached
+from vlcpt.model.saved import CONFIGS, check_checkpoint, check_files, not_loaded, without_advice
 from vlcpt.model.tuning import apply_tuning
-from vlcpt.model.weights import (
-    CONFIGS,
-    as_load_error,
-    check_checkpoint,
-    check_files,
-    first_few,
-    not_loaded,
-    require_finite_base,
-    without_advice,
-)
+from vlcpt.model.weights import as_load_error, first_few, require_finite_base
 
 if TYPE_CHECKING:
     from peft import PeftModel

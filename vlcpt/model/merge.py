@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 from vlcpt.data.families import family_of
 from vlcpt.errors import ConfigError
 from vlcpt.file_writes import Writing, sync
-from vlcpt.folder_locks import hold, staging_folder
+from vlcpt.folder_locks import hold, require_new, staging_folder
 from vlcpt.model.adapters import load_adapter, read_adapter_config
 from vlcpt.model.base import base_folders, base_of_run
 from vlcpt.model.base_files import BaseFiles, find_base_files, has_processor, set_pixels
 from vlcpt.model.loading import load_base, load_processor, read_config, resolve_dtype
+from vlcpt.model.saved import check_checkpoint
 from vlcpt.model.tuning import is_tied
-from vlcpt.model.weights import check_checkpoint, first_not_finite
+from vlcpt.model.weights import first_not_finite
 from vlcpt.run_files import RECORD, read_log, record_of, run_settings
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,7 @@ def merge_adapter(
         vlcpt.errors.ConfigError: ...base holds a model, and neither it nor the folder above has ...
     """
     checkpoint, output = Path(checkpoint), Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and is not empty. Give a new folder for the merged model.")
+    require_new(output)
     try:
         split_torch_state_dict_into_shards({}, max_shard_size=max_shard_size)
     except ValueError as error:

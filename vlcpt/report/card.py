@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Set
@@ -266,8 +267,17 @@ def _value(value: object) -> str:
     return str(value)
 
 
-# Characters that mean something in Markdown or HTML; the Hub shows their entities as they are.
-_MARKDOWN = re.compile(r"[^\w\s.,;%+/()=–×·'-]")
+# What an entity stands for: HTML, and mathematics, which begins at $$ or \\( and no backslash prevents.
+_AS_ENTITY = {"<": "&lt;", "$": "&#36;", "\\": "&#92;"}
+# What a backslash keeps as it is: emphasis, code, links, cells; entities; addresses, which become links; what
+# begins a list, a heading or a quotation.
+_MARKED = re.compile(
+    r"[*`~\[\]|]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|(?<=\w)@(?=\w)|(?<=:)/(?=/)|(?<=www)\."
+    r"|^(?:>|#(?=[#\s]|$)|[-+=](?=[-+=\s]|$)|\d{1,9}[.)](?=\s|$))",
+    re.IGNORECASE,
+)
+# A licence's address that can be a link as it is.
+_ADDRESS = re.compile(r"https?://[\w.-]+(/[\w./~%?#=+,-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -298,10 +308,13 @@ class Licence:
         link = self.link or (f"https://huggingface.co/{base_model}" if base_model else None)
         return found | ({"license_link": link} if link else {})
 
-    def sentence(self) -> str:
-        """One sentence for the card."""
-        stated = f"{self.id} ({self.link})" if self.link else self.id or "not stated"
-        return f"{stated}. The licences of the base model and of the data hold besides."
+    def sentence(self) -> Markup:
+        """One sentence for the card, in Markdown."""
+        stated = escaped(self.id or "not stated")
+        if self.link:
+            is_plain = _ADDRESS.fullmatch(self.link)
+            stated = Markup(f"{stated} ({Markup(f'<{self.link}>') if is_plain else escaped(self.link)})")
+        return Markup(f"{stated}. The licences of the base model and of the data hold besides.")
 
 
 def model_card(
@@ -317,7 +330,7 @@ def model_card(
 ) -> str:
     """The README.md of a repository: metadata that the Hub reads, then Markdown for people.
 
-    Every value is escaped: names of data sources come from whoever wrote the configuration.
+    Every value is escaped, or quoted in code: names of sources come from whoever wrote the configuration.
 
     Args:
         base_model: Hub id of the base; an adapter has one always.
@@ -339,6 +352,7 @@ def model_card(
     environment = jinja2.Environment(
         autoescape=True, finalize=escaped, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters["quoted"] = quoted
     template = environment.from_string((files("vlcpt.report") / "templates/card.md.jinja").read_text("utf-8"))
     body = template.render(
         kind=kind,
@@ -357,15 +371,23 @@ def model_card(
 
 
 def escaped(value: object) -> Markup:
-    """A value that Markdown and HTML show as it is: one line, no markup, no control characters.
+    """A value that Markdown shows as it is: one line, no markup, no link, no control characters.
+
+    What has no meaning in Markdown stays, so that the text of the card can be read, too.
 
     Example:
-        >>> str(escaped("a|b <c>"))
-        'a&#124;b &#60;c&#62;'
+        >>> str(escaped("a_b: it's 2.5 > 1, *new* <c> -> -0.007"))
+        "a_b: it's 2.5 > 1, \\\\*new\\\\* &lt;c> -> -0.007"
     """
     if isinstance(value, Markup):  # the template's own
         return value
-    line = " ".join(str(value).split())
-    return Markup(
-        _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};" if found[0].isprintable() else "\ufffd", line)
-    )
+    line = "".join(one if one.isprintable() else "\ufffd" for one in " ".join(str(value).split()))
+    # A character at a time: an entity holds what would be escaped.
+    marked = {found.end() - 1 for found in _MARKED.finditer(line)}
+    shown = (_AS_ENTITY.get(one) or f"\\{one}" * (place in marked) or one for place, one in enumerate(line))
+    return Markup("".join(shown))
+
+
+def quoted(value: object) -> Markup:
+    """A value as a string of the card's Python code."""
+    return Markup(json.dumps(str(value)))

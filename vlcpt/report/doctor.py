@@ -169,6 +169,28 @@ def cause_lines(lines: Sequence[Line]) -> list[str]:
     return [f"{line.name}: {line.detail}" for line in lines if line.status == "failed"]
 
 
+def verdict_line(lines: Sequence[Line]) -> str:
+    """The one sentence of it all: whether all is right, and what is not proven.
+
+    Example:
+        >>> verdict_line([Line("a", "passed"), Line("b", "passed")])
+        'all is right: 2 checks passed'
+        >>> verdict_line([Line("a", "passed"), Line("b", "failed"), Line("c", "not run")])
+        'not right: b (1 of 2 checks passed; not run, so not proven: c)'
+    """
+    names = {
+        status: [line.name for line in lines if line.status == status]
+        for status in ("passed", "failed", "not run")
+    }
+    passed, count = len(names["passed"]), len(names["passed"]) + len(names["failed"])
+    unproven = f"not run, so not proven: {', '.join(names['not run'])}" if names["not run"] else ""
+    if names["failed"]:
+        more = f"; {unproven}" if unproven else ""
+        return f"not right: {', '.join(names['failed'])} ({passed} of {count} checks passed{more})"
+    checks = f"{passed} check{'s' * (passed != 1)} passed"
+    return f"nothing is wrong: {checks}; {unproven}" if unproven else f"all is right: {checks}"
+
+
 def _shown(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{short(value)} {unit}".strip()
 

@@ -21,7 +21,10 @@ from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
 from vlcpt.data.plan.ledger import BadDataError, Ledger
-from vlcpt.data.sources import members_of
+from vlcpt.data.plan.scan import source_key
+from vlcpt.data.prepared.read import prepared_from
+from vlcpt.data.rows.open import SourceConfig
+from vlcpt.data.sources import members_of, open_source
 from vlcpt.file_writes import free_bytes, human_size
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
@@ -207,17 +210,33 @@ def _show_plan(
 
 
 def _trained_too(data: DataConfig) -> list[str]:
-    """The sets of held-out data that are trained, too: the same path and split, under any name."""
+    """The sets of held-out data that are trained, too, under any name: the same path and split, or prepared
+    from the same rows."""
 
-    def found(*roles: str) -> Iterator[tuple[str, tuple[str, str | None]]]:
-        for role in roles:
-            for entry in getattr(data, role):
-                for one in members_of(entry, role):
-                    path = Path(one.path)
-                    yield one.name, (str(path.resolve()) if path.exists() else one.path, one.split)
+    def members(*roles: str) -> list[SourceConfig]:
+        return [one for role in roles for entry in getattr(data, role) for one in members_of(entry, role)]
 
-    trained = {place for _, place in found("train_data", "replay_data")}
-    return [name for name, place in found("eval_data", "retention_data") if place in trained]
+    trained, held_out = members("train_data", "replay_data"), members("eval_data", "retention_data")
+    looks = any(prepared_from(one.path) for one in (*trained, *held_out))
+    places = {place for one in trained for place in _places(one, data, looks)}
+    return [one.name for one in held_out if places & set(_places(one, data, looks))]
+
+
+def _places(source: SourceConfig, data: DataConfig, looks: bool) -> Iterator[tuple[str, str | None]]:
+    """What tells that two sources are the same data.
+
+    Args:
+        looks: Whether some source is prepared: then the rows of the others are known as it knows its own.
+    """
+    path = Path(source.path)
+    yield (str(path.resolve()) if path.exists() else source.path), source.split
+    if not looks:
+        return
+    rows = prepared_from(source.path) or source_key(
+        open_source(source, untagged=data.untagged, max_row_bytes=data.max_row_bytes)
+    )
+    if rows is not None:
+        yield "rows", rows
 
 
 def _show_problems(name: str, ledger: Ledger, console: Console) -> None:

@@ -125,6 +125,21 @@ def read_json(folder: str, name: str, kinds: tuple[str, ...]) -> dict[str, objec
     return found if isinstance(found, dict) and found.get("kind") in kinds else None
 
 
+def prepared_from(path: str) -> str | None:
+    """The key of the rows that a prepared source was made of (``source_key``); None for what is none.
+
+    Example:
+        >>> prepared_from("no/such/folder") is None
+        True
+    """
+    try:
+        about = read_json(path, WHOLE, (SOURCE_KIND,))
+    except (OSError, ValueError, ImportError):  # no folder, and no address that can be read
+        return None
+    key = None if about is None else about.get("data")
+    return key if isinstance(key, str) else None
+
+
 def prepared_members(path: str) -> list[Member] | None:
     """The sources of what was prepared at a path; None where nothing was.
 

@@ -122,6 +122,12 @@ def needed_key(help: str) -> str:
     return field(metadata={"help": help})
 
 
+class _OfPath(str):
+    """A name that nobody gave, made of a path. A copy of the source with another path gets another one."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """Where rows are, and how they become documents: an entry of ``train_data`` and its like.
@@ -150,8 +156,8 @@ class SourceConfig:
             object.__setattr__(self, "ignore_fields", (self.ignore_fields,))
         if self.media_root is not None:  # Python callers may give a Path
             object.__setattr__(self, "media_root", os.fspath(self.media_root))
-        if not self.name:
-            object.__setattr__(self, "name", default_name(self.path))
+        if not self.name or isinstance(self.name, _OfPath):
+            object.__setattr__(self, "name", _OfPath(default_name(self.path)))
         if not self.path:
             raise ValueError("path is empty. Give a file, a folder, or the name of a dataset on the Hub.")
         if not self.name:
@@ -163,8 +169,8 @@ class SourceConfig:
 
     @property
     def is_named(self) -> bool:
-        """Whether its name is its own, and not that of its path."""
-        return self.name != default_name(self.path)
+        """Whether its name was given, though it may be that of its path."""
+        return not isinstance(self.name, _OfPath)
 
 
 def open_rows(source: SourceConfig, max_row_bytes: int = MAX_ROW_BYTES) -> tuple[Rows, str]:

@@ -22,7 +22,7 @@ from vlcpt.file_writes import write_json
 from vlcpt.interrupts import answered, interrupt
 from vlcpt.model.attention import attention_for
 from vlcpt.model.loading import check_model, load_processor, read_config, resolve_dtype
-from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table
+from vlcpt.report.doctor import Diagnosis, Line, cause_lines, doctor_table, verdict_line
 from vlcpt.report.environment import facts
 from vlcpt.report.screen import Screen, say
 from vlcpt.runs.data import quiet_libraries, shown, with_native_model
@@ -269,4 +269,10 @@ def _show(diagnosis: Diagnosis, output: Path, console: Console) -> None:
     for line in cause_lines(diagnosis.lines):
         say(console, line, "bold red", is_result=True)
     write_json(output, diagnosis.as_json(), "what was found")
-    say(console, f"{diagnosis.seconds:.0f} s; written to {output}, for a bug report", is_result=True)
+    use = "" if diagnosis.passed else ", for a bug report"
+    say(
+        console,
+        f"{verdict_line(diagnosis.lines)}. {diagnosis.seconds:.0f} s; written to {output}{use}",
+        "green" if diagnosis.passed else "bold red",
+        is_result=True,
+    )

@@ -26,13 +26,12 @@ from transformers.trainer_pt_utils import safe_globals
 
 from vlcpt.model.adapters import read_adapter_config, read_adapter_shapes
 from vlcpt.model.attention import with_attention
+from vlcpt.model.saved import damaged, not_loaded
 from vlcpt.model.weights import (
     UNREADABLE,
     compare_shapes,
-    damaged,
     first_few,
     first_not_finite,
-    not_loaded,
     read_archive,
     read_shapes,
     weight_files,
