@@ -43,6 +43,7 @@ def calls_of(model):
     return calls
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_logits_are_those_of_pixels_to_the_bit_whatever_is_kept(model, tiny_processor, tmp_path):
     expected = logits(model, batch_of(tiny_processor, None))
     store = open_store(model, tmp_path)
