@@ -20,8 +20,8 @@ from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
+from vlcpt.data.plan.kept_scans import source_key
 from vlcpt.data.plan.ledger import BadDataError, Ledger
-from vlcpt.data.plan.scan import source_key
 from vlcpt.data.prepared.read import prepared_from
 from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import members_of, open_source
