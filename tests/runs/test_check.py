@@ -305,6 +305,8 @@ def test_a_cut_file_is_found_without_decoding(
 
     monkeypatch.setattr("vlcpt.data.encode.vision.read_image", decoded)
     monkeypatch.setattr("vlcpt.data.encode.vision.read_video", decoded)
+    # Some packs of what will be used are loaded after all is found, to time it.
+    monkeypatch.setattr("vlcpt.runs.check.seconds_to_load", lambda *ignored: 1.0)
     kind = "video" if name.endswith(("avi", "mp4")) else "image"
     whole, _ = check(write(folder, [*GOOD, {"text": f"<{kind}> x", f"{kind}s": [name]}]))
 
