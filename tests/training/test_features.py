@@ -193,3 +193,22 @@ def test_a_data_set_that_is_used_again_without_a_cache_has_pixels_again(
     make_trainer(model, dataset, tiny_processor, tmp_path)
 
     assert not any(sample.media for number in range(len(dataset)) for sample in dataset[number])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_under_zero_3_a_set_of_media_that_was_not_given_at_the_start_is_refused(
+    make_tiny_model, tiny_processor, tmp_path, monkeypatch, cached
+):
+    """No rank would know that a batch without an image needs a filler."""
+    given = CPTDataset(IMAGES if cached else VIDEOS, tiny_processor, max_length=96)
+    settings = {"vision_cache": tmp_path / "cache"} if cached else {}
+    monkeypatch.setattr("vlcpt.training.step.asked_stage", lambda args: 3)
+    trainer = make_trainer(
+        make_tiny_model().requires_grad_(False), given, tiny_processor, tmp_path, **settings
+    )
+    new, text = (CPTDataset(rows, tiny_processor, max_length=96) for rows in (IMAGES, [{"text": "one two"}]))
+
+    with pytest.raises(ConfigError, match=r"has images, .* Give it as eval_dataset"):
+        trainer.evaluate(new)
+    assert trainer.evaluate(given)["eval_targets"] > 0
+    assert trainer.evaluate(text)["eval_targets"] > 0

@@ -29,7 +29,15 @@ from vlcpt.file_writes import free_bytes, human_size
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
-from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines, speed_lines
+from vlcpt.report.check import (
+    Course,
+    course_table,
+    hints,
+    loading_line,
+    memory_table,
+    problem_lines,
+    speed_lines,
+)
 from vlcpt.report.findings import Findings, Foreseen, count_lost, say_lost
 from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.terminal import ledger_table
@@ -42,7 +50,7 @@ from vlcpt.runs.data import (
     with_native_model,
 )
 from vlcpt.runs.memory import foresee
-from vlcpt.runs.speed import foresee_speed, read_machine
+from vlcpt.runs.speed import foresee_speed, read_machine, seconds_to_load, this_machine
 from vlcpt.training.features import stored_type
 from vlcpt.training.step import require_media
 
@@ -65,8 +73,9 @@ def check_run(
     Args:
         decode: Decode every medium, too.
         num_processes: That will share the work; default: the launcher's ``WORLD_SIZE``, or 1.
-        gpu: The name of theirs, or a ``doctor.json``: then also how long an epoch takes, and how many workers
-            it needs. Some packs are loaded for that.
+        gpu: The name of theirs, or a ``doctor.json``; default: that of this machine. Where it is known this
+            says how long an epoch takes and how many workers that needs; else how many keep up with a step
+            of a second. Some packs are loaded for that.
 
     Raises:
         DocumentError: If a source cannot be opened at all.
@@ -74,7 +83,7 @@ def check_run(
         RuntimeError: If the ledger does not balance.
     """
     console = console or Screen()
-    machine = None if gpu is None else read_machine(gpu, configs)
+    machine = this_machine() if gpu is None else read_machine(gpu, configs)
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
@@ -109,6 +118,12 @@ def check_run(
             speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
             console.print(Text("\nspeed", "italic"))
             _list(console, speed_lines(speed, configs.training.workers))
+        else:
+            loads = seconds_to_load(configs, dataset, model, processor)
+            packs = (
+                configs.training.per_device_train_batch_size * configs.training.gradient_accumulation_steps
+            )
+            say(console, loading_line(loads, packs, configs.training.workers))
     if configs.training.vision_cache is not None:
         _show_cache(configs, (ledger, *held_out.values()), model, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]

@@ -13,7 +13,6 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
-from torch.utils.checkpoint import checkpoint
 
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.encode.encoder import IGNORE_INDEX
@@ -235,8 +234,11 @@ def chunked_nll(
 
     A plain linear layer that is frozen gets its one gradient, that of the hidden states, while its logits
     are there; one that trains computes them again in the backward pass. So does any other layer (with
-    adapters, in 4 bits). Where ZeRO-3 has cut the weights inside it, they are gathered once around all
-    chunks, since ranks have different numbers of those.
+    adapters, in 4 bits), of which no trained weight may be outside it. Where ZeRO-3 has cut the weights
+    inside it, they are gathered once around all chunks, since ranks have different numbers of those.
+
+    Gradients are as exact as those of all logits at once also in 16 bits: sums over chunks, and what is
+    still to be multiplied, are in float32. Of a frozen layer this is targets × width.
 
     Args:
         layer: The output layer.
@@ -255,10 +257,10 @@ def chunked_nll(
 
     if len(ids) <= chunk:
         return score_part(hidden, ids)
-    parts = zip(hidden.split(chunk), ids.split(chunk), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([score_part(*part) for part in parts])
-    return torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts])
+    trained = [one for one in layer.parameters() if one.requires_grad]
+    found = _RecomputedLosses.apply(score_part, chunk, hidden, ids, *trained)
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 def _gather_with_layer(layer: nn.Module) -> None:
@@ -313,7 +315,10 @@ class _LinearLosses(torch.autograd.Function):
         # Autocast would make a copy of the weights for each chunk.
         typed, cast, cast_bias = _in_compute_type(hidden, weight, bias)
         is_wanted, *trains = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-        gradient = torch.empty_like(hidden) if is_wanted and not any(trains) else None
+        # Of losses that are each times 1. It will be multiplied, so it is not rounded to 16 bits here.
+        gradient = (
+            torch.empty_like(hidden, dtype=_wide_type(hidden)) if is_wanted and not any(trains) else None
+        )
         losses, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(len(ids), chunk):
@@ -322,24 +327,26 @@ class _LinearLosses(torch.autograd.Function):
                 losses.append(nll)
                 normalisers.append(normaliser)
                 if gradient is not None:
-                    gradient[part] = _logit_gradient(logits, ids[part], normaliser) @ cast
+                    scales = None if typed.dtype != torch.float16 else torch.full_like(normaliser, _ROOM)
+                    gradient[part] = _product(_logit_gradient(logits, ids[part], normaliser, scales), cast)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         elif any(trains):
             # The weights themselves, not the copy: under ZeRO-3 the layer's hooks gather them again.
             ctx.save_for_backward(hidden, weight, bias, ids, torch.cat(normalisers))  # type: ignore[arg-type]
-        ctx.chunk, ctx.dtype = chunk, typed.dtype  # type: ignore[attr-defined]
+        ctx.chunk, ctx.dtype, ctx.hidden_dtype = chunk, typed.dtype, hidden.dtype  # type: ignore[attr-defined]
         return torch.cat(losses)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        kept, dtype = ctx.saved_tensors, ctx.dtype  # type: ignore[attr-defined]
         if len(kept) == 1:
-            return kept[0] * upstream[:, None].to(kept[0].dtype), None, None, None, None
+            factors = upstream / _ROOM if dtype == torch.float16 else upstream
+            only = torch.empty_like(kept[0], dtype=ctx.hidden_dtype)  # type: ignore[attr-defined]
+            return torch.mul(kept[0], factors[:, None], out=only), None, None, None, None
         hidden, weight, bias, ids, normalisers = kept
-        dtype = ctx.dtype  # type: ignore[attr-defined]
         typed, cast = hidden.to(dtype), weight.to(dtype)
         cast_bias = None if bias is None else bias.to(dtype)
         of_weight = _sum_of_chunks(weight)
@@ -348,20 +355,113 @@ class _LinearLosses(torch.autograd.Function):
         for part in _parts(len(ids), ctx.chunk):  # type: ignore[attr-defined]
             logits = linear(typed[part], cast, cast_bias)
             gradient = _logit_gradient(logits, ids[part], normalisers[part], upstream[part])
-            of_hidden[part] = gradient @ cast
-            if gradient.dtype == of_weight.dtype:
-                of_weight.addmm_(gradient.T, typed[part])
-            else:
-                of_weight += gradient.T @ typed[part]
+            of_hidden[part] = _product(gradient, cast)
+            for rows in _parts(len(weight), _ROWS):
+                of_weight[rows] += _product(gradient[:, rows].T, typed[part])
             if of_bias is not None:
                 of_bias += gradient.sum(0, dtype=of_bias.dtype)
         found = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight.to(weight.dtype), found, None, None
 
 
+class _RecomputedLosses(torch.autograd.Function):
+    """Losses of any layer, of which logits are made again in the backward pass.
+
+    As ``torch.utils.checkpoint`` of each chunk, but that would add up the gradients of weights in their
+    type, or in that of products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        chunk: int,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        *trained: nn.Parameter,
+    ) -> torch.Tensor:
+        device = hidden.device
+        again = _Again(
+            score,
+            chunk,
+            trained,
+            torch.is_autocast_enabled(device.type),
+            torch.get_autocast_dtype(device.type),
+            torch.get_rng_state(),
+            torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None,
+        )
+        ctx.again = again  # type: ignore[attr-defined]
+        ctx.save_for_backward(hidden, ids)
+        return torch.cat([score(hidden[part], ids[part]) for part in _parts(len(ids), chunk)])
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        hidden, ids = ctx.saved_tensors  # type: ignore[attr-defined]
+        again: _Again = ctx.again  # type: ignore[attr-defined]
+        of_hidden = torch.empty_like(hidden)
+        sums = [_sum_of_chunks(one) for one in again.trained]
+        with again.forward_state(hidden.device):
+            for part in _parts(len(ids), again.chunk):
+                mine = hidden[part].detach().requires_grad_()
+                nll = again.score(mine, ids[part])
+                found = torch.autograd.grad(nll, [mine, *again.trained], upstream[part], allow_unused=True)
+                of_hidden[part] = found[0]
+                for total, one in zip(sums, found[1:], strict=True):
+                    if one is not None:
+                        total += one
+        given = [total.to(one.dtype) for total, one in zip(sums, again.trained, strict=True)]
+        return None, None, of_hidden, None, *given
+
+
+class _Again(NamedTuple):
+    """What it takes to score chunks a second time, with what dropout drew the first time."""
+
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    chunk: int
+    trained: tuple[nn.Parameter, ...]
+    is_autocast: bool
+    autocast: torch.dtype
+    random: torch.Tensor
+    device_random: torch.Tensor | None
+
+    @contextmanager
+    def forward_state(self, device: torch.device) -> Iterator[None]:
+        """As it was in the forward pass; random states are those of before again when this ends."""
+        devices = [] if device.type == "cpu" else [device]
+        with (
+            torch.random.fork_rng(devices, device_type=device.type),
+            torch.enable_grad(),
+            torch.autocast(device.type, self.autocast, enabled=self.is_autocast),
+        ):
+            torch.set_rng_state(self.random)
+            if self.device_random is not None:
+                torch.get_device_module(device).set_rng_state(self.device_random, device)
+            yield
+
+
+# Gradients by logits are times this in float16, which holds nothing below 6e-8: most of a large vocabulary's.
+_ROOM = 2.0**15
+_ROWS = 16384  # of a weight, of which products are held at once
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A product of matrices (n, m) and (m, k) that is not rounded to 16 bits, where they are in 16 bits."""
+    if _wide_type(left) == left.dtype:
+        return left @ right
+    if left.is_cuda and torch.version.hip is None:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    # Without such a product: of a few rows at a time, as the whole weight in float32 would take too much.
+    total = torch.zeros(len(left), right.shape[1], device=left.device)
+    for rows in _parts(len(right), _ROWS):
+        total.addmm_(left[:, rows].float(), right[rows].float())
+    return total
+
+
 def _sum_of_chunks(weight: torch.Tensor) -> torch.Tensor:
     """Zeros for the gradient of a weight: a sum of chunks, so not in 16 bits."""
-    return torch.zeros_like(weight, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    return torch.zeros_like(weight, dtype=_wide_type(weight))
 
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -400,7 +500,11 @@ def _in_compute_type(
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
     """In float32, or in float64 where they are."""
-    return values if values.dtype == torch.float64 else values.float()
+    return values.to(_wide_type(values))
+
+
+def _wide_type(values: torch.Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _tensor(value: object) -> torch.Tensor:
