@@ -13,6 +13,7 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
+from torch.utils.checkpoint import checkpoint
 
 from vlcpt.config.training import LOSS_CHUNK
 from vlcpt.data.encode.encoder import IGNORE_INDEX
@@ -234,11 +235,11 @@ def chunked_nll(
 
     A plain linear layer that is frozen gets its one gradient, that of the hidden states, while its logits
     are there; one that trains computes them again in the backward pass. So does any other layer (with
-    adapters, in 4 bits), of which no trained weight may be outside it. Where ZeRO-3 has cut the weights
-    inside it, they are gathered once around all chunks, since ranks have different numbers of those.
+    adapters, in 4 bits). Where ZeRO-3 has cut the weights inside it, they are gathered once around all
+    chunks, since ranks have different numbers of those.
 
-    Gradients are as exact as those of all logits at once also in 16 bits: sums over chunks, and what is
-    still to be multiplied, are in float32. Of a frozen layer this is targets × width.
+    What of a gradient is still to be multiplied or added up is float32, also where products are in 16 bits.
+    Of a frozen layer this is targets × width.
 
     Args:
         layer: The output layer.
@@ -257,10 +258,10 @@ def chunked_nll(
 
     if len(ids) <= chunk:
         return score_part(hidden, ids)
-    trained = [one for one in layer.parameters() if one.requires_grad]
-    found = _RecomputedLosses.apply(score_part, chunk, hidden, ids, *trained)
-    assert isinstance(found, torch.Tensor)
-    return found
+    parts = zip(hidden.split(chunk), ids.split(chunk), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([score_part(*part) for part in parts])
+    return torch.cat([checkpoint(score_part, *part, use_reentrant=False) for part in parts])
 
 
 def _gather_with_layer(layer: nn.Module) -> None:
@@ -328,7 +329,7 @@ class _LinearLosses(torch.autograd.Function):
                 normalisers.append(normaliser)
                 if gradient is not None:
                     scales = None if typed.dtype != torch.float16 else torch.full_like(normaliser, _ROOM)
-                    gradient[part] = _product(_logit_gradient(logits, ids[part], normaliser, scales), cast)
+                    gradient[part] = _logit_gradient(logits, ids[part], normaliser, scales) @ cast
         if gradient is not None:
             ctx.save_for_backward(gradient)
         elif any(trains):
@@ -355,108 +356,19 @@ class _LinearLosses(torch.autograd.Function):
         for part in _parts(len(ids), ctx.chunk):  # type: ignore[attr-defined]
             logits = linear(typed[part], cast, cast_bias)
             gradient = _logit_gradient(logits, ids[part], normalisers[part], upstream[part])
-            of_hidden[part] = _product(gradient, cast)
-            for rows in _parts(len(weight), _ROWS):
-                of_weight[rows] += _product(gradient[:, rows].T, typed[part])
+            of_hidden[part] = gradient @ cast
+            if gradient.dtype == of_weight.dtype:
+                of_weight.addmm_(gradient.T, typed[part])
+            else:
+                of_weight += gradient.T @ typed[part]
             if of_bias is not None:
                 of_bias += gradient.sum(0, dtype=of_bias.dtype)
         found = None if of_bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight.to(weight.dtype), found, None, None
 
 
-class _RecomputedLosses(torch.autograd.Function):
-    """Losses of any layer, of which logits are made again in the backward pass.
-
-    As ``torch.utils.checkpoint`` of each chunk, but that would add up the gradients of weights in their
-    type, or in that of products.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        chunk: int,
-        hidden: torch.Tensor,
-        ids: torch.Tensor,
-        *trained: nn.Parameter,
-    ) -> torch.Tensor:
-        device = hidden.device
-        again = _Again(
-            score,
-            chunk,
-            trained,
-            torch.is_autocast_enabled(device.type),
-            torch.get_autocast_dtype(device.type),
-            torch.get_rng_state(),
-            torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None,
-        )
-        ctx.again = again  # type: ignore[attr-defined]
-        ctx.save_for_backward(hidden, ids)
-        return torch.cat([score(hidden[part], ids[part]) for part in _parts(len(ids), chunk)])
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        hidden, ids = ctx.saved_tensors  # type: ignore[attr-defined]
-        again: _Again = ctx.again  # type: ignore[attr-defined]
-        of_hidden = torch.empty_like(hidden)
-        sums = [_sum_of_chunks(one) for one in again.trained]
-        with again.forward_state(hidden.device):
-            for part in _parts(len(ids), again.chunk):
-                mine = hidden[part].detach().requires_grad_()
-                nll = again.score(mine, ids[part])
-                found = torch.autograd.grad(nll, [mine, *again.trained], upstream[part], allow_unused=True)
-                of_hidden[part] = found[0]
-                for total, one in zip(sums, found[1:], strict=True):
-                    if one is not None:
-                        total += one
-        given = [total.to(one.dtype) for total, one in zip(sums, again.trained, strict=True)]
-        return None, None, of_hidden, None, *given
-
-
-class _Again(NamedTuple):
-    """What it takes to score chunks a second time, with what dropout drew the first time."""
-
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    chunk: int
-    trained: tuple[nn.Parameter, ...]
-    is_autocast: bool
-    autocast: torch.dtype
-    random: torch.Tensor
-    device_random: torch.Tensor | None
-
-    @contextmanager
-    def forward_state(self, device: torch.device) -> Iterator[None]:
-        """As it was in the forward pass; random states are those of before again when this ends."""
-        devices = [] if device.type == "cpu" else [device]
-        with (
-            torch.random.fork_rng(devices, device_type=device.type),
-            torch.enable_grad(),
-            torch.autocast(device.type, self.autocast, enabled=self.is_autocast),
-        ):
-            torch.set_rng_state(self.random)
-            if self.device_random is not None:
-                torch.get_device_module(device).set_rng_state(self.device_random, device)
-            yield
-
-
 # Gradients by logits are times this in float16, which holds nothing below 6e-8: most of a large vocabulary's.
-_ROOM = 2.0**15
-_ROWS = 16384  # of a weight, of which products are held at once
-
-
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """A product of matrices (n, m) and (m, k) that is not rounded to 16 bits, where they are in 16 bits."""
-    if _wide_type(left) == left.dtype:
-        return left @ right
-    if left.is_cuda and torch.version.hip is None:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    # Without such a product: of a few rows at a time, as the whole weight in float32 would take too much.
-    total = torch.zeros(len(left), right.shape[1], device=left.device)
-    for rows in _parts(len(right), _ROWS):
-        total.addmm_(left[:, rows].float(), right[rows].float())
-    return total
+_ROOM = 2.0**10
 
 
 def _sum_of_chunks(weight: torch.Tensor) -> torch.Tensor:
