@@ -342,7 +342,7 @@ def _reading(result: Mapping[str, object]) -> Reading | None:
     if any(_is_broken(result, key) for key in _OTHER_IMAGES):
         return None
     shuffled, blank = difference(result, "shuffled"), difference(result, "blank")
-    return reading(shuffled and shuffled.place, blank and blank.place)
+    return reading(None if shuffled is None else shuffled.place, None if blank is None else blank.place)
 
 
 def _moved(found: Difference, loss: float) -> str:
