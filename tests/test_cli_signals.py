@@ -14,7 +14,7 @@ from vlcpt.training.checkpoints.files import list_checkpoints, verify
 from vlcpt.training.checkpoints.resume import StepSeeds
 from vlcpt.training.guards import EngineCheck
 
-CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Tests of vlcpt/folder_locks.py: who writes into a folder, and until when."""
 
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import pytest
 from tests.processes import holding
 from vlcpt import folder_locks
 from vlcpt.errors import ConfigError
-from vlcpt.folder_locks import LOCK, hold, holder, require_free
+from vlcpt.folder_locks import LOCK, hold, holder, is_abandoned, require_free
 
 
 def test_a_second_process_is_refused_and_the_first_named(tmp_path):
@@ -45,6 +46,33 @@ def test_a_process_that_is_killed_holds_nothing_even_if_its_workers_live_on(tmp_
             assert pid == str(os.getpid())
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_folder_is_abandoned_only_after_its_process_was_killed(tmp_path):
+    with holding(tmp_path) as (first, _):
+        found = [is_abandoned(tmp_path)]
+        first.kill()
+        first.wait()
+    (tmp_path / LOCK).chmod(0o444)  # as another user's
+    found.append(is_abandoned(tmp_path))
+    with holding(tmp_path):
+        found.append(is_abandoned(tmp_path))
+    found.append(is_abandoned(tmp_path))  # it has ended
+    with hold(tmp_path):
+        found.append(is_abandoned(tmp_path))  # by this process
+
+    assert found == [False, True, False, False, False]
+
+
+def test_without_locks_nobody_knows_whether_a_folder_is_abandoned(tmp_path, monkeypatch):
+    def no_locks(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / LOCK).write_text("7 there")
+    found = is_abandoned(tmp_path)
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+
+    assert (found, is_abandoned(tmp_path)) == (True, False)
 
 
 def test_the_same_process_may_take_it_again_and_holds_it_to_the_end_of_the_first(tmp_path):

@@ -1,10 +1,12 @@
 """Tests of vlcpt/interrupts.py: what answers a signal, and when, in processes of their own."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -129,6 +131,56 @@ def test_a_job_in_the_background_stays_deaf_to_the_terminal(start):
     )
     process, errors = start(script)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+
+    assert process.poll() is None
+    assert errors.read_text() == ""
+
+
+def test_a_terminal_that_closes_ends_a_save_first_and_what_is_printed_after_is_no_error(tmp_path):
+    """The shell that the terminal ran sends SIGHUP once more, which is no second request."""
+    script = (
+        "import signal, time\n"
+        "done = []\n"
+        "with answered('ending', done.append):\n"
+        "  print('ready')\n"
+        "  while not done: time.sleep(0.05)\n"
+        "  time.sleep(0.5)\n"
+        "  os.kill(os.getpid(), signal.SIGHUP)\n"
+        "  time.sleep(0.5)\n"
+        "  print('saving', flush=True)\n"
+        "  open(sys.argv[1], 'w').write(done[0].name)\n"
+        "interrupt(done[0])\n"
+    )
+    terminal, side = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", HEAD + script, str(tmp_path / "saved")],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(side)
+    try:
+        assert b"ready" in os.read(terminal, 100)
+        os.close(terminal)
+
+        assert process.wait(20) == 143
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+def test_a_job_under_nohup_outlives_its_terminal(start):
+    script = (
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with answered('ending', interrupt):\n  print('ready')\n  import time; time.sleep(30)\n"
+    )
+    process, errors = start(script)
+    process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
 
     assert process.poll() is None

@@ -91,6 +91,26 @@ def holder(folder: Path) -> str | None:
     return None
 
 
+def is_abandoned(folder: Path) -> bool:
+    """Whether who held a folder has ended without letting go, as one that is killed does.
+
+    Where no lock is left, or the file system has none, that cannot be known, and the answer is no.
+
+    Example:
+        >>> is_abandoned(Path("no/such/folder"))
+        False
+    """
+    path = folder / LOCK
+    # Closing any descriptor of a file ends this process's own locks on it.
+    if (os.getpid(), str(folder.resolve())) in _held:
+        return False
+    # A shared lock, so that the run of another user can be looked at, who may read it and no more.
+    with suppress(OSError), path.open("rb") as file:
+        _lock(file.fileno(), fcntl.LOCK_SH)
+        return _is_at(path, file.fileno())
+    return False
+
+
 def staging_folder(output: Path) -> Path:
     """Where a merge works that will become ``output``: beside it, and locked, for both may not exist.
 
@@ -219,7 +239,7 @@ def _described(path: Path) -> str:
     return f"process {process} on host {host}"
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> None:
     # Not flock: a forked worker of a loader would inherit that, and hold the folder after a run that
     # was killed. These locks are one process's alone, and reach other machines over NFS.
-    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)

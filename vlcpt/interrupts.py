@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: answered at once with one line, obeyed at the next chance; a second one ends it.
+"""SIGINT, SIGTERM, SIGHUP: answered at once with one line, obeyed at the next chance; a second one ends it.
 
 Python runs handlers of signals between two of its instructions, and one call into torch may take minutes. So
 the line is written, and a second signal obeyed, by a thread that the system's own handler wakes
@@ -7,9 +7,11 @@ the line is written, and a second signal obeyed, by a thread that the system's o
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ from multiprocessing import active_children
 from types import FrameType
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The system sends SIGHUP when a terminal closes, and a shell sends it once more to its jobs.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # One press of Ctrl-C may come as two signals: from the terminal, and from a launcher, some time later.
 _SAME_SIGNAL, _SAME_OF_LAUNCHER = 0.25, 2.0  # seconds
 
@@ -30,6 +33,7 @@ class _Answers:
         self.process = 0
         self.line = ""
         self.since: float | None = None  # since when a signal is obeyed
+        self.is_hangup = False  # whether that is SIGHUP
         self.once = threading.Lock()  # held from the first answer on
         self.act: Callable[[int], object] = interrupt
         self.is_final = False  # whether what is inside cannot take its place
@@ -39,8 +43,12 @@ class _Answers:
         now = time.monotonic()
         if self.since is None:
             self.since = now
+            if number == signal.SIGHUP:
+                _leave_terminal()
             self.answer(number)
-        elif now - self.since > (_SAME_OF_LAUNCHER if "LOCAL_RANK" in os.environ else _SAME_SIGNAL):
+        elif number != signal.SIGHUP and now - self.since > (
+            _SAME_OF_LAUNCHER if "LOCAL_RANK" in os.environ else _SAME_SIGNAL
+        ):
             _end(number)
 
     def answer(self, number: int) -> None:
@@ -51,6 +59,9 @@ class _Answers:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, between two instructions."""
         if os.getpid() == self.process:
+            if number == signal.SIGHUP:
+                self.is_hangup = True
+                _leave_terminal()
             self.answer(number)  # before what it raises ends the work, and another line holds
             self.act(number)
         elif number == signal.SIGTERM:  # a process that was forked since, as a loader's worker
@@ -115,14 +126,24 @@ def finished_first(what: str) -> Iterator[None]:
 
 
 def interrupt(number: int) -> NoReturn:
-    """Raise what a signal stands for: KeyboardInterrupt, or SystemExit with 143."""
+    """Raise what a signal stands for: KeyboardInterrupt, or SystemExit with 143, of SIGHUP as well."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def ended_by() -> str:
+    """The signal for which a run exits with 143, by name; SIGTERM where another rank got it.
+
+    Example:
+        >>> ended_by()
+        'SIGTERM'
+    """
+    return "SIGHUP" if _answers.is_hangup else "SIGTERM"
 
 
 # Added up over ranks, these show whether any rank got one of them, and which.
-_CODES = {signal.SIGTERM: 1.0, signal.SIGINT: 4096.0}
+_CODES = {signal.SIGTERM: 1.0, signal.SIGHUP: 1.0, signal.SIGINT: 4096.0}
 
 
 class Interruption:
@@ -153,7 +174,7 @@ class Interruption:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch both signals; elsewhere than in the main thread Python cannot, and they act as always."""
+        """Catch these signals; elsewhere than in the main thread Python cannot, and they act as always."""
         self._received.clear()
         with answered("stopping after this step, saving a checkpoint", self._received.append):
             yield
@@ -188,11 +209,13 @@ def none_left() -> Iterator[None]:
 @contextmanager
 def _woken() -> Iterator[None]:
     """Set up handlers, and the thread that the system's handler wakes."""
-    # A job that a shell has put into the background does not get the terminal's Ctrl-C.
+    # A job that a shell has put into the background does not get the terminal's Ctrl-C; one under nohup
+    # outlives its terminal.
     numbers = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    _answers.process, _answers.since, _answers.once = os.getpid(), None, threading.Lock()
+    _answers.process, _answers.once = os.getpid(), threading.Lock()
+    _answers.since, _answers.is_hangup = None, False
     thread = threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True)
     thread.start()
     handlers = {number: signal.signal(number, _answers.handle) for number in numbers}
@@ -227,6 +250,18 @@ def _say(number: int, line: str) -> None:
         os.write(2, f"\nvlcpt: {signal.Signals(number).name}: {line}; {again} to end at once\n".encode())
     except OSError:  # nobody reads it any more
         return
+
+
+def _leave_terminal() -> None:
+    """Write nowhere instead of to a terminal that is closed: the error would end the run before it saves."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # of a file or a pipe it is another
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def _end(number: int) -> None:

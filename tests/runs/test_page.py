@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from typer.testing import CliRunner
 
-from tests.support import write_run
+from tests.processes import Started
+from tests.support import wait_for, write_run
+from vlcpt.cli import app
 from vlcpt.config.yaml import Configs, load_config
+from vlcpt.report.pages.run import run_page
 from vlcpt.runs import page as module
 from vlcpt.runs.page import SHARE, Budget, RunPage
 from vlcpt.runs.train import train_run
@@ -65,18 +70,25 @@ def test_pages_take_less_than_one_percent_of_a_run_the_last_one_included(cost: f
     assert budget.seconds <= SHARE * clock.now
 
 
-def test_a_page_is_written_in_training_as_soon_as_there_is_time(tmp_path: Path) -> None:
+def test_the_first_log_line_has_a_page_and_the_next_ones_as_soon_as_there_is_time(
+    tmp_path: Path, monkeypatch
+) -> None:
     clock = Clock()
+
+    def slow(folder: Path) -> str:
+        clock.now += 1.0
+        return ""
+
+    monkeypatch.setattr("vlcpt.report.pages.run.run_page", slow)
     page = begun(tmp_path, clock)
+    written = []
 
-    clock.now = 100.0
-    log(page, tmp_path)
-    early = (tmp_path / "report.html").exists()
-    clock.now = 1000.0
-    log(page, tmp_path)
+    for clock.now in (5.0, 6.0, 1000.0):
+        log(page, tmp_path)
+        written.append((tmp_path / "report.html").exists())
+        (tmp_path / "report.html").unlink(missing_ok=True)
 
-    assert not early
-    assert (tmp_path / "report.html").exists()
+    assert written == [True, False, True]
     assert facts(tmp_path)["state"] == "running"
 
 
@@ -100,6 +112,49 @@ def test_every_end_is_noted_and_goes_on_as_it_was(
     assert raised.value is error
     assert (facts(tmp_path)["state"], facts(tmp_path)["message"]) == (state, message)
     assert message in (tmp_path / "report.html").read_text().replace("&#39;", "'")
+
+
+def test_the_seconds_of_the_last_page_are_counted(tmp_path: Path, monkeypatch) -> None:
+    clock = Clock()
+
+    def slow(folder: Path) -> str:
+        clock.now += 3.0
+        return ""
+
+    monkeypatch.setattr("vlcpt.report.pages.run.run_page", slow)
+    with begun(tmp_path, clock).kept():
+        pass
+
+    assert facts(tmp_path)["page_seconds"] == 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_run_that_is_killed_leaves_a_page_and_is_reported_as_killed(tmp_path: Path) -> None:
+    lines = ("max_steps: 100000", "use_cpu: true", "dataloader_num_workers: 0", "logging_steps: 1")
+    run = Started(["vlcpt", "train", str(write_run(tmp_path, *lines))], tmp_path / "log.txt")
+    out = tmp_path / "out"
+    try:
+        wait_for(lambda: (out / "report.html").exists() or run.poll() is not None, 120)
+        assert run.poll() is None, (tmp_path / "log.txt").read_text()
+        before = head(run_page(out))
+    finally:
+        run.kill()
+    left = head((out / "report.html").read_text())
+    done = CliRunner().invoke(app, ["report", str(out)])
+
+    assert done.exit_code == 0, done.output
+    for text in (before, left):
+        assert 'class="state running"' in text
+        assert re.search(r"as of 20\d\d-\d\d-\d\d \d\d:\d\d UTC; if that is long ago, it was killed", text)
+    now = head((out / "report.html").read_text())
+    assert 'class="state killed"' in now
+    assert re.search(r"last written 20\d\d-\d\d-\d\d \d\d:\d\d UTC; no process holds its folder", now)
+    assert facts(out)["state"] == "running"  # or nothing would have been told
+
+
+def head(page: str) -> str:
+    return page.partition("<main")[0]
 
 
 def test_a_page_that_cannot_be_drawn_is_one_warning_and_no_failure(tmp_path, monkeypatch, caplog) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlcpt.data.rows.open import default_name
 from vlcpt.eval_names import Number, measured_in
+from vlcpt.folder_locks import is_abandoned
 from vlcpt.report.numbers import as_number
 from vlcpt.run_files import FACTS, read_log, read_mapping
 
@@ -38,6 +39,7 @@ class RunRecord:
         dropped: The first lines of ``dropped.jsonl``.
         missing: Sentences about files that are not there, or are cut.
         has_model: Whether the folder holds a model or adapter.
+        is_killed: Whether it has not ended, and its process is gone.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class RunRecord:
     dropped: Sequence[Mapping[str, object]] = ()
     missing: Sequence[str] = ()
     has_model: bool = False
+    is_killed: bool = False
 
     @property
     def steps(self) -> int:
@@ -122,6 +125,7 @@ def read_record(folder: Path, *, name: str | None = None, evaluation: Path | Non
         f"{file} is missing: {what}." for file, what in _MISSING.items() if not (folder / file).is_file()
     ]
     read = {file: read_mapping(folder / file) for file in ("ledger.json", "config.yaml", FACTS)}
+    facts = read[FACTS]
     for file, found in read.items():
         if not found and (folder / file).is_file():
             missing.append(f"{file} cannot be read: {_MISSING[file]}.")
@@ -134,11 +138,12 @@ def read_record(folder: Path, *, name: str | None = None, evaluation: Path | Non
         log,
         read["ledger.json"],
         read["config.yaml"],
-        read[FACTS],
+        facts,
         read_mapping(evaluation or folder / "eval.json"),
         _dropped(folder / "dropped.jsonl"),
         missing,
         any((folder / one).is_file() for one in _MODELS),
+        facts.get("state") == "running" and is_abandoned(folder),
     )
 
 

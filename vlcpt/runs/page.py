@@ -15,11 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vlcpt.config.values import is_secret
 from vlcpt.file_writes import write_file, write_json
+from vlcpt.interrupts import ended_by
 from vlcpt.run_files import FACTS, PAGE, read_mapping
 
 logger = logging.getLogger(__name__)
 SHARE = 0.01  # of a run's time that its page may take
-_ONCE, _EACH = 1.0, 0.5  # seconds that are thought to go into importing matplotlib, and into a page
+_ONCE, _EACH = 0.2, 0.1  # seconds that are thought to go into imports, and into a page
 _MESSAGE = 2000  # characters of an error's message
 
 
@@ -105,7 +106,7 @@ class RunPage(TrainerCallback):
         self._facts: dict[str, object] = (
             {"state": "running", "command": command} if command else {"state": "running"}
         )
-        self._has_begun = self._has_warned = False
+        self._has_begun = self._has_warned = self._has_page = False
         self._before = 0.0
         self._step = 0
 
@@ -147,10 +148,9 @@ class RunPage(TrainerCallback):
     def draw(self) -> None:
         """Write the page anew."""
         with self.budget.spent(once=True):
-            import matplotlib.figure  # noqa: F401  # what takes longest of the first page
-
             from vlcpt.report.pages.run import run_page
         with self.budget.spent():
+            self._has_page = True
             self._write_facts()
             write_file(self._output / PAGE, run_page(self._output), "the page of the run")
 
@@ -169,7 +169,10 @@ class RunPage(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Write the page, if there is time for it; losses, evaluations and their steps are all logged."""
+        """Write the page, if there is time for it; losses, evaluations and their steps are all logged.
+
+        The first line has a page in any case: a run that is killed early leaves one.
+        """
         self._draw_in_time()
 
     def on_save(
@@ -178,7 +181,7 @@ class RunPage(TrainerCallback):
         self._draw_in_time()
 
     def _draw_in_time(self) -> None:
-        if self.is_main and self._has_begun and self.budget.allows:
+        if self.is_main and self._has_begun and (self.budget.allows or not self._has_page):
             self._attempt(self.draw)
 
     def _what_ended(self, error: BaseException) -> tuple[str, str]:
@@ -187,7 +190,7 @@ class RunPage(TrainerCallback):
         if isinstance(error, KeyboardInterrupt):
             return "interrupted", f"By Ctrl-C (SIGINT), {step}."
         if isinstance(error, SystemExit):
-            return "interrupted", f"By SIGTERM, {step}." if error.code == 143 else f"Ended {step}."
+            return "interrupted", f"By {ended_by()}, {step}." if error.code == 143 else f"Ended {step}."
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         return "failed", f"{f'{kind}{error}'[:_MESSAGE]} ({step})"
 
@@ -196,6 +199,7 @@ class RunPage(TrainerCallback):
             return
         self._facts |= {"state": state, "message": message, "ended": _now()}
         self._attempt(self.draw)
+        self._attempt(self._write_facts)  # once more, with the seconds of the last page
 
     def _write_facts(self) -> None:
         times = {

@@ -5,6 +5,8 @@ import pytest
 import yaml
 
 from tests.browser import hostile_texts
+from tests.processes import holding
+from vlcpt.folder_locks import LOCK
 from vlcpt.report.pages.run import picture_of, run_page, sections
 from vlcpt.report.run_record import read_record
 
@@ -124,6 +126,24 @@ def test_the_state_stands_on_top(tmp_path, facts, says):
     head = page.partition("<main")[0]
     assert says in head
     assert f'class="state {facts["state"] or "not-known"}"' in head
+
+
+def test_a_run_whose_process_is_gone_was_killed_and_has_no_time_left(tmp_path):
+    written = {"state": "running", "written": "2026-11-29T13:10:02+00:00"}
+    folder = write(tmp_path / "run", **written)
+    with holding(folder) as (process, _):
+        held = run_page(folder)
+        process.kill()
+        process.wait()
+    killed = run_page(folder)
+    (folder / LOCK).unlink()
+    unknown = run_page(folder)
+
+    left = "at the pace of the last steps, as of 2026-11-29 13:10 UTC"
+    for page in (held, unknown):
+        assert 'class="state running"' in page and left in page
+    assert "last written 2026-11-29 13:10 UTC; no process holds its folder any more" in killed
+    assert 'class="state killed"' in killed and "at the pace of" not in killed
 
 
 def test_facts_of_any_type_are_no_error(tmp_path):

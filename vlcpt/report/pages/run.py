@@ -93,6 +93,9 @@ def state_of(run: RunRecord) -> State:
     started, ended, written = (moment(run.facts.get(key)) for key in ("started", "ended", "written"))
     if state in ("finished", "failed", "interrupted"):
         return State(state, f"{started} to {ended}" if started and ended else ended, message)
+    if run.is_killed:
+        said = f"last written {written}; " if written else ""
+        return State("killed", f"{said}no process holds its folder any more")
     if state == "running":
         return State(state, f"as of {written}; if that is long ago, it was killed" if written else "")
     if run.has_model:
@@ -133,9 +136,11 @@ def headline(run: RunRecord) -> list[Fact]:
     if (seconds := as_number(run.facts.get("seconds"))) is not None:
         starts = as_number(run.facts.get("starts")) or 1
         found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
-    state = run.facts.get("state")
-    if state == "running" and (left := run.curve("eta_seconds")):
-        found.append(("left", duration(left[-1][1]), "at the pace of the last steps"))
+    is_running = run.facts.get("state") == "running" and not run.is_killed
+    if is_running and (left := run.curve("eta_seconds")):
+        written = moment(run.facts.get("written"))
+        as_of = f", as of {written}" if written else ""
+        found.append(("left", duration(left[-1][1]), f"at the pace of the last steps{as_of}"))
     if (rate := median_of(run, "targets_per_second")) is not None:
         found.append(("targets a second", f"{rate:,.0f}", waits(run)))
     if peaks := [value for _, value in run.curve("peak_memory_gib")]:
