@@ -5,7 +5,7 @@ import torch
 
 from tests.invariants.test_device_looks import Looks
 from tests.support import FOUR, TEN, Gradients, make_trainer
-from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig
+from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model
 from vlcpt.errors import ConfigError
 from vlcpt.model.tuning import apply_tuning, base_model
 from vlcpt.training.order import PackOrder
@@ -37,19 +37,16 @@ def same(one, other):
 
 @pytest.mark.parametrize("rows", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("way", ["packed", "unpacked", "lora"])
+@pytest.mark.parametrize("way", ["packed", "unpacked", "lora", "qlora"])
 def test_losses_and_gradients_are_those_without_it_to_the_bit(
-    make_tiny_model, tiny_processor, tmp_path, rows, size, way
+    tiny_model_dir, tiny_processor, tmp_path, rows, size, way
 ):
     """Twice over the data: while the store is filled, and from it."""
     found = []
     for number, cache in enumerate((None, str(tmp_path / "cache"))):
-        model = make_tiny_model()
-        if way == "lora":
-            torch.manual_seed(0)
-            model = apply_tuning(model, ModelConfig("base"))
-        else:
-            model = apply_tuning(model, ModelConfig("base", tuning="full"))
+        torch.manual_seed(0)  # adapters are drawn
+        tuning = way if "lora" in way else "full"
+        model = load_model(ModelConfig(str(tiny_model_dir), tuning=tuning))
         settings = {"per_device_train_batch_size": size, "vision_cache": cache, "num_train_epochs": 2}
         packing = way != "unpacked"
         folder = tmp_path / str(number)
