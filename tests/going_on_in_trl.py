@@ -1,4 +1,4 @@
-"""Go on from a result with TRL's SFTTrainer and DPOTrainer, on text and on images; then by the page's own code.
+"""Go on from a result with TRL's SFTTrainer and DPOTrainer: on text, on images, by the page's own code.
 
 Started with TRL on the path, without vlcpt:
 

@@ -194,7 +194,10 @@ def test_every_command_runs_in_a_test_or_is_held_with_its_reason():
 
 
 def test_a_command_in_a_sentence_is_seen_unless_it_has_a_place_to_fill_in():
-    text = "`vlcpt eval a.yaml --output b`, `vlcpt merge CHECKPOINT OUTPUT`, `vlcpt check --decode`, `vlcpt train`"
+    text = (
+        "`vlcpt eval a.yaml --output b`, `vlcpt merge CHECKPOINT OUTPUT`, `vlcpt check --decode`, "
+        "`vlcpt train`"
+    )
 
     found = [one for one in INLINE.findall(text) if not PLACES.search(one)]
 

@@ -31,6 +31,7 @@ from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
 from vlcpt.report.check import (
     Course,
+    Speed,
     course_table,
     hints,
     loading_line,
@@ -50,7 +51,7 @@ from vlcpt.runs.data import (
     with_native_model,
 )
 from vlcpt.runs.memory import foresee
-from vlcpt.runs.speed import foresee_speed, read_machine, seconds_to_load, this_machine
+from vlcpt.runs.speed import Machine, foresee_speed, read_machine, seconds_to_load, this_machine
 from vlcpt.training.features import stored_type
 from vlcpt.training.step import require_media
 
@@ -114,16 +115,7 @@ def check_run(
     if dataset is not None:
         console.print()
         foreseen = _show_plan(configs, dataset, model, towers, processor, devices, console)
-        if machine is not None:
-            speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
-            console.print(Text("\nspeed", "italic"))
-            _list(console, speed_lines(speed, configs.training.workers))
-        else:
-            loads = seconds_to_load(configs, dataset, model, processor)
-            packs = (
-                configs.training.per_device_train_batch_size * configs.training.gradient_accumulation_steps
-            )
-            say(console, loading_line(loads, packs, configs.training.workers))
+        speed = _show_speed(configs, dataset, model, towers, processor, machine, devices, console)
     if configs.training.vision_cache is not None:
         _show_cache(configs, (ledger, *held_out.values()), model, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
@@ -268,6 +260,31 @@ def _write(ledger: Ledger, output: Path, console: Console) -> Path:
     instead = f", because {output} holds a run" if folder != output else ""
     say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
     return folder
+
+
+def _show_speed(
+    configs: Configs,
+    dataset: CPTDataset,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
+    processor: ProcessorMixin,
+    machine: Machine | None,
+    devices: int,
+    console: Console,
+) -> Speed | None:
+    """What loading takes here; and an epoch, where the machine that will train is known."""
+    workers = configs.training.workers
+    speed = None
+    if machine is not None:
+        speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
+        lines = speed_lines(speed, workers)
+    else:
+        one_step = configs.training.per_device_train_batch_size * configs.training.gradient_accumulation_steps
+        loads = seconds_to_load(configs, dataset, model, processor)
+        lines = [loading_line(loads, one_step, workers)]
+    console.print(Text("\nspeed", "italic"))
+    _list(console, lines)
+    return speed
 
 
 def _list(console: Console, lines: list[str]) -> None:
