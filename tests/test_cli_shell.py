@@ -162,6 +162,29 @@ def test_check_says_no_more_than_its_verdict_where_it_is_quiet(project: Path) ->
     assert done.stderr == ""
 
 
+def test_the_verdict_of_check_is_its_first_line_and_its_last(project: Path) -> None:
+    lines = run("check", "my.yaml").stdout.splitlines()
+
+    assert len(lines) > 10
+    assert lines[0] == lines[-1] == "Documents that would not be used: 2."
+
+
+def test_train_eval_and_merge_say_no_more_than_their_result_where_they_are_quiet(project: Path) -> None:
+    text = (project / "手册.jsonl").read_text("utf-8").splitlines()[0]
+    (project / "手册.jsonl").write_text(f"{text}\n", "utf-8")
+    options = ("--eval_data", "[{path: 手册.jsonl, name: held}]", "--max_steps", "1", "--quiet")
+
+    trained = run("train", "my.yaml", *options, "--report_to", "none")
+    measured = run("eval", "my.yaml", "--checkpoint", "out", *options)
+    merged = run("merge", "out", "merged", "--quiet")
+
+    assert (trained.exit_code, measured.exit_code, merged.exit_code) == (0, 0, 0)
+    assert trained.stdout == "saved in out\n"
+    assert re.fullmatch(r"held: [^\n]*\n", measured.stdout)
+    assert merged.stdout == "merged into merged\n"
+    assert (trained.stderr, measured.stderr, merged.stderr) == ("", "", "")
+
+
 def test_an_error_is_shown_where_a_command_is_quiet_and_leaves_stdout_empty(project: Path) -> None:
     done = run("check", "my.yaml", "--quiet", "--json", "--train_data", "gone.jsonl")
 

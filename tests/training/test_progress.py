@@ -316,6 +316,27 @@ def test_each_source_has_its_own_loss_which_trackers_and_the_history_get_too(
     assert logged == entry
 
 
+def test_trackers_get_the_losses_of_each_evaluation_and_of_each_source(tiny_model, tiny_processor, tmp_path):
+    """Under the names that docs/log.md gives, with the steps and the values of the history."""
+    rows = [{"path": FOUR, "name": name} for name in ("plain", "more")]
+    dataset = CPTDataset(rows, tiny_processor, max_length=128)
+    held = {"four": CPTDataset(FOUR, tiny_processor, max_length=128)}
+    settings = {"eval_dataset": held, "max_steps": 2, "report_to": ["tensorboard"]}
+    trainer = make_trainer(tiny_model, dataset, tiny_processor, tmp_path, **settings)
+    trainer.train()
+
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent)).Reload()
+    for tag, name, steps in [
+        *((f"eval/four_{one}", f"eval_four_{one}", [0, 2]) for one in ("loss", "perplexity", "targets")),
+        *((f"train/loss/{one}", f"loss/{one}", [1, 2]) for one in ("plain", "more")),
+    ]:
+        seen = {one.step: one.value for one in accumulator.Scalars(tag)}
+        logged = {line["step"]: line[name] for line in trainer.state.log_history if name in line}
+        assert list(seen) == list(logged) == steps, tag
+        assert seen == pytest.approx(logged, rel=1e-5), tag
+
+
 def test_where_nothing_else_is_asked_for_a_run_is_evaluated_at_its_start_and_its_end(
     tiny_model, tiny_processor, tmp_path
 ):
