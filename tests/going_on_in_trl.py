@@ -1,4 +1,4 @@
-"""Go on from a result with TRL's SFTTrainer and DPOTrainer, on text and on images.
+"""Go on from a result with TRL's SFTTrainer and DPOTrainer: on text, on images, by the page's own code.
 
 Started with TRL on the path, without vlcpt:
 
@@ -7,8 +7,11 @@ python tests/going_on_in_trl.py BASE RESULT OUTPUT
 
 import json
 import math
+import os
+import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from datasets import Dataset
@@ -21,6 +24,7 @@ PROMPT = [{"role": "user", "content": "What does Fig. 1 show?"}]
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((84, 56))
 ANSWERS = [[{"role": "assistant", "content": text}] for text in ("The relief valve.", "Nothing.")]
 KINDS = ("sft", "dpo", "sft images", "dpo images")
+PAGE = Path(__file__).parents[1] / "docs/next-steps.md"
 SETTINGS = {
     "max_steps": 2,
     "per_device_train_batch_size": 2,
@@ -76,10 +80,7 @@ def go_on(kind: str, base: str, result: str, output: Path) -> dict[str, object]:
     # The processor for rows with images, the tokenizer for text: as TRL's own documentation has it.
     processor = AutoProcessor.from_pretrained(result)
     reader = processor if with_images else AutoTokenizer.from_pretrained(result)
-    model = load(base, result)
-    before = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
-    frozen = {name: one.detach().clone() for name, one in model.named_parameters() if not one.requires_grad}
-    assert before
+    model, before = load(base, result), load(base, result)
     # Before a step the policy is its own reference, so that DPO cannot tell the answers apart.
     expected = own_loss(model, processor, bool(with_images)) if method == "sft" else math.log(2)
     pictures = {"images": [PICTURE]} if with_images else {}
@@ -95,20 +96,65 @@ def go_on(kind: str, base: str, result: str, output: Path) -> dict[str, object]:
             model, args=args, train_dataset=Dataset.from_list([row] * 4), processing_class=reader
         )
     trainer.train()
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return outcome(trainer, before, expected, base, output / kind / "result")
+
+
+def outcome(
+    trainer: object, before: torch.nn.Module, expected: float, base: str, folder: Path
+) -> dict[str, object]:
+    """What came of it: ``before`` is the model as it was loaded."""
     after = dict(trainer.model.named_parameters())
+    trained = {name for name, one in before.named_parameters() if one.requires_grad}
+    assert trained
+    moved = {name for name, one in before.named_parameters() if not torch.equal(one, after[name])}
     return {
         "expected": expected,
-        "losses": losses,
-        "moved": sum(not torch.equal(one, after[name]) for name, one in before.items()),
-        "frozen moved": sum(not torch.equal(one, after[name]) for name, one in frozen.items()),
-        "saved difference": saved_difference(trainer, base, output / kind / "result"),
+        "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        "moved": len(moved & trained),
+        "frozen moved": len(moved - trained),
+        "saved difference": saved_difference(trainer, base, folder),
     }
+
+
+def by_page(base: str, result: str, folder: Path) -> dict[str, dict[str, object]]:
+    """The same of the blocks of docs/next-steps.md as they stand there, but for ``SETTINGS``.
+
+    They read ``merged``, ``chats.jsonl`` and ``pairs.jsonl`` where they are started.
+    """
+    import trl
+
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    Path("merged").symlink_to(result)
+    PICTURE.save("valve.png")
+    row = {"prompt": PROMPT, "images": ["valve.png"]}
+    for name, more in {
+        "chats": {"completion": ANSWERS[0]},
+        "pairs": {"chosen": ANSWERS[0], "rejected": ANSWERS[1]},
+    }.items():
+        Path(f"{name}.jsonl").write_text((json.dumps(row | more) + "\n") * 4)
+    found = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S):
+        method = re.search(r"trl import (\w+)Config", block)
+        if not method:
+            continue
+        set_seed(0)
+        before = load(base, result)
+        processor = AutoProcessor.from_pretrained(result)
+        is_dpo = method[1] == "DPO"
+        expected = math.log(2) if is_dpo else own_loss(before, processor, True)
+        config, given = getattr(trl, f"{method[1]}Config"), {}
+        with mock.patch.object(trl, config.__name__, lambda config=config, **own: config(**own | SETTINGS)):
+            exec(compile(block, str(PAGE), "exec"), given)
+        found[f"page {method[1]}"] = outcome(given["trainer"], before, expected, base, folder / method[1])
+    return found
 
 
 def main() -> None:
     base, result, output = sys.argv[1:]
     found = {kind: go_on(kind, base, result, Path(output)) for kind in KINDS}
+    if not Path(result, "adapter_config.json").is_file():
+        found |= by_page(base, result, Path(output) / "page")
     assert "vlcpt" not in sys.modules
     print(json.dumps(found))
 

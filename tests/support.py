@@ -131,14 +131,14 @@ class Alone:
     weights: torch.Tensor  # (N,)
 
 
-def run_alone(model: nn.Module, sample: Sample) -> Alone:
+def run_alone(model: nn.Module, sample: Sample, seconds: float = SECONDS_PER_GRID) -> Alone:
     """One document through the plain model."""
     media = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
     ids = sample.input_ids[None]
     logits = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        position_ids=own_positions(model, sample),
+        position_ids=own_positions(model, sample, seconds),
         use_cache=False,
         **{name: getattr(sample, name) for name in media if getattr(sample, name) is not None},
     ).logits[0]

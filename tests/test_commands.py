@@ -1,5 +1,7 @@
 """Every command of READMEs, docs, examples and the notebook runs in a test, or is held with its reason.
 
+In blocks, and within a sentence where it begins with vlcpt and leaves no place to fill in.
+
 What begins with vlcpt, or hands over to it, is parsed by its own command line in either case, with known keys
 and values. A command of vlcpt that is new on a page, and on neither list, runs here, in a folder with a run.
 """
@@ -31,6 +33,9 @@ PROGRAMS = (
     r"(?:vlcpt|torchrun|deepspeed|sbatch|docker|pip|python|hf|pytest|examples/launch/\S+|HOSTFILE=\S+) "
 )
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+# With an argument, or it only names a command and its option; CAPITALS, … and [ ] are places to fill in.
+INLINE = re.compile(r"(?<!`)`(vlcpt [a-z]+ [^-`][^`]*)`(?!`)")
+PLACES = re.compile(r"(?<![\w.-])[A-Z][A-Z_]+(?![\w.-])|[<>…\[\]]")
 
 # A command, and the test that runs it: a file, and a name in it.
 RUN = {
@@ -64,9 +69,11 @@ HELD = {
     r'torchrun --nnodes "\$WORLD_SIZE"': "machines of a cluster; the arguments are parsed",
     r"sbatch ": "SLURM; tests/test_launch_scripts.py runs the script with a stand-in",
     r"docker ": "Docker, which is not here; the Dockerfile says so",
-    r"vlcpt push runs/manuals(/\S+)? me/manuals( --evaluation.*)?$": "a push; tests/hub has a stand-in",
+    r"vlcpt push runs/manuals(/\S+)? me/manuals( --(evaluation|base_model) .*)?$": (
+        "a push; tests/hub has a stand-in"
+    ),
     r"vlcpt train my.yaml --report_to swanlab ": "an account at SwanLab; transformers' own callback",
-    r"vlcpt doctor my.yaml$": "minutes; its parts run in tests/runs/test_doctor.py",
+    r"vlcpt doctor my.yaml$": "parsed; with --quick it runs in tests/runs/test_doctor_cli.py",
     r"vlcpt prepare my.yaml --vision_cache features$": "frozen towers; runs in tests/runs/test_features.py",
     r"vlcpt --install-completion$": "it writes into the files of a shell at home",
     r"hf auth login$": "an account on the Hub",
@@ -97,7 +104,10 @@ def commands() -> list[Command]:
     lines = [line for cell in cells if cell["cell_type"] == "code" for line in cell["source"]]
     found = [Command(NOTEBOOK.name, line[1:].strip()) for line in lines if line.startswith("!")]
     for path in PAGES:
-        for language, body in FENCE.findall(path.read_text("utf-8")):
+        text = path.read_text("utf-8")
+        inline = (" ".join(one.split()) for one in INLINE.findall(FENCE.sub("", text)))
+        found += [Command(path.name, one) for one in inline if not PLACES.search(one)]
+        for language, body in FENCE.findall(text):
             if language in ("bash", "sh", "console", "shell", ""):
                 found += [Command(path.name, text) for text in parted(body, every=language != "")]
     for path in sorted((ROOT / "examples/launch").iterdir()):
@@ -183,6 +193,20 @@ def test_every_command_runs_in_a_test_or_is_held_with_its_reason():
     assert unknown == []
 
 
+def test_a_command_in_a_sentence_is_seen_unless_it_has_a_place_to_fill_in():
+    text = (
+        "`vlcpt eval a.yaml --output b`, `vlcpt merge CHECKPOINT OUTPUT`, `vlcpt check --decode`, "
+        "`vlcpt train`"
+    )
+
+    found = [one for one in INLINE.findall(text) if not PLACES.search(one)]
+
+    assert found == ["vlcpt eval a.yaml --output b"]
+    assert {command.text for command in COMMANDS if command.page == "replay.md"} == {
+        "vlcpt eval my.yaml --checkpoint runs/manuals/checkpoint-200"
+    }
+
+
 def test_what_is_said_to_run_is_on_a_page_and_in_its_test():
     for command, where in RUN.items():
         file, _, words = where.partition(", ")
@@ -234,6 +258,8 @@ def test_a_command_that_is_on_neither_list_runs(text, run, tmp_path, monkeypatch
     if arguments[0] == "report" and "runs/a" in arguments:  # two runs to compare
         for name in ("a", "b"):
             shutil.copytree(folder / "runs/manuals", folder / "runs" / name)
+    if "runs/manuals/checkpoint-200" in arguments:  # the run here has two steps
+        shutil.copytree(folder / "runs/manuals/checkpoint-2", folder / "runs/manuals/checkpoint-200")
     if arguments[0] == "push" and arguments[1].startswith("runs/"):  # the base is a folder here
         arguments += ["--base_model", "org/base"]
 

@@ -1,6 +1,7 @@
 """Rows and configurations on the pages of docs/ are read as they stand."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -79,6 +80,42 @@ def test_the_recipes_are_four_and_the_same_in_both_languages():
         map(yaml.safe_load, blocks(english, "yaml"))
     )
     assert len(blocks(here, "yaml")) == len(blocks(here, "json")) == 4
+
+
+NOT_MEASURED = {"recipes.md": "not measured", "recipes.zh.md": "没有测过"}
+
+
+def items(name: str) -> list[tuple[int, str]]:
+    """Each item of a page with the number of its recipe: what it says beside rows and configuration."""
+    _, *recipes = re.split(r"^## ", FENCE.sub("", (ROOT / "docs" / name).read_text("utf-8")), flags=re.M)
+    return [
+        (number, " ".join(item.split()))
+        for number, recipe in enumerate(recipes)
+        for item in re.findall(r"^- (.*(?:\n  .*)*)$", recipe, re.M)
+    ]
+
+
+@pytest.mark.parametrize("name", NOT_MEASURED)
+def test_each_item_of_a_recipe_has_its_source_or_says_that_it_is_not_measured(name):
+    found = items(name)
+
+    assert Counter(number for number, _ in found).keys() == {0, 1, 2, 3}
+    assert len(found) > 15
+    for _, item in found:
+        links = re.findall(r"\]\(([^)\s]+)\)", item)
+        files = [ROOT / "docs" / link.partition("#")[0] for link in links if "://" not in link]
+        assert [file for file in files if not file.is_file()] == []
+        assert links or NOT_MEASURED[name] in item, item
+
+
+def test_both_languages_say_of_as_many_items_of_each_recipe_that_they_are_not_measured():
+    english, chinese = (
+        Counter(number for number, item in items(name) if words in item)
+        for name, words in NOT_MEASURED.items()
+    )
+
+    assert english == chinese
+    assert english.keys() == {0, 1, 2, 3}
 
 
 def test_the_rows_of_a_recipe_show_what_they_say(tmp_path):

@@ -43,6 +43,7 @@ def calls_of(model):
     return calls
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_logits_are_those_of_pixels_to_the_bit_whatever_is_kept(model, tiny_processor, tmp_path):
     expected = logits(model, batch_of(tiny_processor, None))
     store = open_store(model, tmp_path)
@@ -296,3 +297,16 @@ def test_features_that_an_earlier_pass_made_of_a_batch_are_kept(model, tiny_proc
     assert again["mm_encoder_outputs"] is made
     assert "pixel_values" not in again
     assert "media" not in again
+
+
+def test_what_a_batch_computes_of_a_kind_is_copied_from_the_device_at_once(
+    model, tiny_processor, tmp_path, monkeypatch
+):
+    store, put = open_store(model, tmp_path), []
+    monkeypatch.setattr(type(store), "put", lambda self, key, features: put.append(features))
+
+    with_features(model, batch_of(tiny_processor, store))
+
+    memories = [one.untyped_storage().data_ptr() for one in put]
+    assert len(put) == 4  # three images, one clip
+    assert len(set(memories)) == 2

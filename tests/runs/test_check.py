@@ -306,6 +306,8 @@ def test_a_cut_file_is_found_without_decoding(
 
     monkeypatch.setattr("vlcpt.data.encode.vision.read_image", decoded)
     monkeypatch.setattr("vlcpt.data.encode.vision.read_video", decoded)
+    # Some packs of what will be used are loaded after all is found, to time it.
+    monkeypatch.setattr("vlcpt.runs.check.seconds_to_load", lambda *ignored: 1.0)
     kind = "video" if name.endswith(("avi", "mp4")) else "image"
     whole, _ = check(write(folder, [*GOOD, {"text": f"<{kind}> x", f"{kind}s": [name]}]))
 
@@ -518,3 +520,46 @@ def test_a_check_beside_a_run_that_has_only_begun_does_not_take_its_ledgers_plac
     with holding(folder / "out"):
         check(config)
         assert sorted(path.name for path in (folder / "out").iterdir()) == [".vlcpt.lock", "check"]
+
+
+def loading_lines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, gpu: str | None
+) -> list[str]:
+    """What check says of workers, where a pack takes 1.5 seconds."""
+    for module in ("check", "speed"):
+        monkeypatch.setattr(f"vlcpt.runs.{module}.seconds_to_load", lambda *ignored: 1.5)
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, GOOD)) + "\n")
+    (folder / "my.yaml").write_text(
+        f"model_name_or_path: {base_path()}\ntrain_data: rows.jsonl\noutput_dir: out\nmax_length: 256\n"
+        "use_cpu: true\n"
+    )
+    shown = StringIO()
+    configs = load_config(folder / "my.yaml", list(overrides))
+    check_run(configs, gpu=gpu, console=Console(file=shown, width=300))
+    return [line for line in shown.getvalue().splitlines() if " worker" in line]
+
+
+def test_without_a_gpu_one_line_says_how_many_workers_keep_up_with_a_step_of_a_second(folder, monkeypatch):
+    wanted = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3")
+    (line,) = loading_lines(folder, monkeypatch, *wanted, gpu=None)
+
+    assert "loads a pack in 1.5 s, so a GPU whose step of 6 packs takes 1 s needs 9 workers" in line
+    assert line.endswith("--gpu NAME says how many yours needs")
+
+
+def test_without_a_name_the_gpu_of_this_machine_is_foreseen(folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+
+    assert loading_lines(folder, monkeypatch, gpu=None) == loading_lines(
+        folder, monkeypatch, gpu="NVIDIA H200"
+    )
+
+
+def test_a_gpu_that_is_not_known_gets_the_line_of_none(folder, monkeypatch):
+    none = loading_lines(folder, monkeypatch, gpu=None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+
+    assert loading_lines(folder, monkeypatch, gpu=None) == none
+    assert len(none) == 1

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,9 +18,11 @@ from vlcpt.config.yaml import Configs, load_config
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.errors import ConfigError
+from vlcpt.runs import features as features_module
 from vlcpt.runs.check import check_run
 from vlcpt.runs.prepare import prepare_run
 from vlcpt.runs.train import train_run
+from vlcpt.training.step import sent
 
 
 @pytest.fixture
@@ -191,3 +194,16 @@ def test_a_type_without_a_cache_is_refused(make_configs):
 
 def test_the_path_starts_at_the_file(make_configs, tmp_path):
     assert Path(str(make_configs().training.vision_cache)).resolve() == tmp_path / "cache"
+
+
+@pytest.mark.parametrize("as_bytes", ["true", "false"])
+def test_the_cache_is_filled_from_bytes_only_where_it_may_be(make_configs, monkeypatch, as_bytes):
+    seen = []
+    monkeypatch.setattr(
+        features_module, "sent", lambda batch, *rest: seen.append(batch) or sent(batch, *rest)
+    )
+
+    prepare_run(make_configs("--pixel_bytes", as_bytes), None, console=quiet())
+
+    kinds = {batch["pixel_values"].dtype for batch in seen if "pixel_values" in batch}
+    assert kinds == {torch.uint8 if as_bytes == "true" else torch.float32}

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tests.support import png
 from vlcpt.cli import app
 from vlcpt.config.yaml import load_config
 from vlcpt.data.documents import DocumentError
+from vlcpt.data.encode.tokens import RunTokenizer
 from vlcpt.demo import base_path
 from vlcpt.runs.inspect import inspect_run
 
@@ -126,3 +128,44 @@ def test_an_image_that_cannot_be_decoded_is_said_and_the_next_row_is_measured(tm
     text = shown.getvalue()
     assert "not measured: cut.png is cut" in text
     assert "plain  " in text and "seen  " not in text
+
+
+class CountedTokenizer:
+    """A tokenizer that notes the characters of each text it is given."""
+
+    def __init__(self, inner, given: list[int]) -> None:
+        self._inner, self._given = inner, given
+
+    def encode(self, text):
+        self._given.append(len(text))
+        return self._inner.encode(text)
+
+    def encode_batch_fast(self, texts):
+        self._given.extend(map(len, texts))
+        return self._inner.encode_batch_fast(texts)
+
+
+@pytest.mark.parametrize("way", ["terminal", "page"])
+def test_a_long_document_is_tokenised_once_though_it_has_many_parts(tmp_path, monkeypatch, way):
+    text = "one two three " * 400
+    run = configs(tmp_path, [{"id": "long", "text": f"<trainable_text>{text}</trainable_text>"}])
+    given, shown, make, call = [], StringIO(), RunTokenizer.__init__, PreTrainedTokenizerFast.__call__
+
+    def made(self, tokenizer):
+        make(self, tokenizer)
+        self._plain = CountedTokenizer(self._plain, given)
+
+    def called(self, text, *args, **kwargs):
+        given.append(len(text))
+        return call(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(RunTokenizer, "__init__", made)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", called)
+
+    html = tmp_path / "page.html" if way == "page" else None
+    inspect_run(run, None, Console(file=shown, width=200), html=html, packs=False)
+
+    assert [length for length in given if length > 64] == [len(text)]
+    if html is not None:
+        (document,) = data(html.read_text(), "documents")
+        assert document["parts"] > 5

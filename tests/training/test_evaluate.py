@@ -17,7 +17,9 @@ from vlcpt import CPTDataset, ModelConfig, load_model
 from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.model.tuning import base_model
 from vlcpt.training import evaluate
+from vlcpt.training import evaluate as evaluate_module
 from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, score_sets, trainer_metrics
+from vlcpt.training.step import sent
 
 
 def mean_nll(model, samples):
@@ -525,3 +527,18 @@ def test_a_worker_that_dies_ends_all_ranks(on_two_ranks):
 @pytest.mark.alone
 def test_ranks_measure_again_after_one_has_failed(on_two_ranks):
     assert all(rank["after"] == rank["1"] for rank in on_two_ranks)
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_pixels_go_as_bytes_only_where_they_may(model, tiny_processor, monkeypatch, as_bytes):
+    dataset, seen = CPTDataset(TEN, tiny_processor, max_length=70), []
+    monkeypatch.setattr(
+        evaluate_module, "sent", lambda batch, *rest: seen.append(batch) or sent(batch, *rest)
+    )
+
+    found = evaluate_sets(model, {"ten": dataset}, tiny_processor, EvalOptions(pixel_bytes=as_bytes))["ten"]
+
+    kinds = {batch["pixel_values"].dtype for batch in seen if "pixel_values" in batch}
+    assert torch.float32 in kinds or as_bytes
+    assert (torch.uint8 in kinds) == as_bytes  # images beside others are float32 either way
+    assert found["loss"] == evaluate_sets(model, {"ten": dataset}, tiny_processor)["ten"]["loss"]

@@ -5,7 +5,7 @@ import torch
 
 from tests.invariants.test_device_looks import Looks
 from tests.support import FOUR, TEN, Gradients, make_trainer
-from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig
+from vlcpt import CPTConfig, CPTDataset, CPTTrainer, ModelConfig, load_model
 from vlcpt.errors import ConfigError
 from vlcpt.model.tuning import apply_tuning, base_model
 from vlcpt.training.order import PackOrder
@@ -37,19 +37,16 @@ def same(one, other):
 
 @pytest.mark.parametrize("rows", DATA.values(), ids=DATA)
 @pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("way", ["packed", "unpacked", "lora"])
+@pytest.mark.parametrize("way", ["packed", "unpacked", "lora", "qlora"])
 def test_losses_and_gradients_are_those_without_it_to_the_bit(
-    make_tiny_model, tiny_processor, tmp_path, rows, size, way
+    tiny_model_dir, tiny_processor, tmp_path, rows, size, way
 ):
     """Twice over the data: while the store is filled, and from it."""
     found = []
     for number, cache in enumerate((None, str(tmp_path / "cache"))):
-        model = make_tiny_model()
-        if way == "lora":
-            torch.manual_seed(0)
-            model = apply_tuning(model, ModelConfig("base"))
-        else:
-            model = apply_tuning(model, ModelConfig("base", tuning="full"))
+        torch.manual_seed(0)  # adapters are drawn
+        tuning = way if "lora" in way else "full"
+        model = load_model(ModelConfig(str(tiny_model_dir), tuning=tuning))
         settings = {"per_device_train_batch_size": size, "vision_cache": cache, "num_train_epochs": 2}
         packing = way != "unpacked"
         folder = tmp_path / str(number)
@@ -193,3 +190,22 @@ def test_a_data_set_that_is_used_again_without_a_cache_has_pixels_again(
     make_trainer(model, dataset, tiny_processor, tmp_path)
 
     assert not any(sample.media for number in range(len(dataset)) for sample in dataset[number])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_under_zero_3_a_set_of_media_that_was_not_given_at_the_start_is_refused(
+    make_tiny_model, tiny_processor, tmp_path, monkeypatch, cached
+):
+    """No rank would know that a batch without an image needs a filler."""
+    given = CPTDataset(IMAGES if cached else VIDEOS, tiny_processor, max_length=96)
+    settings = {"vision_cache": tmp_path / "cache"} if cached else {}
+    monkeypatch.setattr("vlcpt.training.step.asked_stage", lambda args: 3)
+    trainer = make_trainer(
+        make_tiny_model().requires_grad_(False), given, tiny_processor, tmp_path, **settings
+    )
+    new, text = (CPTDataset(rows, tiny_processor, max_length=96) for rows in (IMAGES, [{"text": "one two"}]))
+
+    with pytest.raises(ConfigError, match=r"has images, .* Give it as eval_dataset"):
+        trainer.evaluate(new)
+    assert trainer.evaluate(given)["eval_targets"] > 0
+    assert trainer.evaluate(text)["eval_targets"] > 0

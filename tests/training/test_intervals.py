@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlcpt.training.intervals import loss_intervals
+from vlcpt.training.intervals import FEWEST, loss_intervals
 
 RIGHT, BASE, BLANK, SHUFFLED = range(4)
 NAMES = {
@@ -33,7 +33,7 @@ def estimates(sums):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("documents", [20, 60, 200])
+@pytest.mark.parametrize("documents", [FEWEST, 12, 20, 60, 200])
 def test_intervals_hold_the_truth_in_90_to_98_percent_of_200_seeded_sets(documents):
     truth = estimates(drawn(seed=10_000, documents=1_000_000))
     sets = [loss_intervals(drawn(seed, documents), NAMES) for seed in range(200)]
@@ -85,8 +85,9 @@ def test_documents_that_one_pass_could_not_read_are_left_out_of_that_pass():
     assert low < estimates(sums)["shuffled"] < high
 
 
-def test_four_documents_have_no_interval():
-    assert loss_intervals(drawn(6, 4), NAMES) == dict.fromkeys(NAMES)
+def test_seven_documents_have_no_interval_and_eight_have():
+    assert loss_intervals(drawn(6, 7), NAMES) == dict.fromkeys(NAMES)
+    assert None not in loss_intervals(drawn(6, 8), NAMES).values()
 
 
 def test_the_same_sums_give_the_same_bounds():

@@ -1,17 +1,19 @@
 """Tests of vlcpt/training/loss.py."""
 
 import sys
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tests.support import FOUR, encode_rows, largest_deviation, run_alone
 from vlcpt import CPTDataCollator, ModelConfig, load_model
 from vlcpt.model.tuning import apply_tuning, base_model
 from vlcpt.training import loss as loss_module
-from vlcpt.training.loss import target_losses, total_weight, warn_of_hooks
+from vlcpt.training.loss import chunked_nll, target_losses, total_weight, warn_of_hooks
 
 
 class Table(nn.Module):
@@ -264,6 +266,76 @@ def test_under_autocast_chunks_are_as_exact_as_all_logits_at_once(tiny_model_dir
 
     assert torch.allclose(losses.nll, plain.nll, rtol=1e-6)
     assert largest_deviation(gradients, exact) < 2 * largest_deviation(of_plain, exact)
+
+
+def in_16_bits(head, dtype, scale, chunk):
+    """Gradients of a head of 16 bits by itself; of all logits at once in float64 where the type is None."""
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 600, bias=False).requires_grad_(head == "trained")
+    nn.init.normal_(layer.weight, std=0.02)
+    hidden, ids = torch.randn(200, 96), torch.randint(600, (200,))
+    model = nn.Sequential(OrderedDict(head=layer))
+    if head not in ("frozen", "trained"):
+        config = LoraConfig(r=8, target_modules=["head"], use_dora=head == "with DoRA")
+        layer = get_peft_model(model, config).base_model.model.head
+        nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
+    rounded, compute = dtype
+    layer.to(rounded).to(compute)
+    hidden = hidden.to(rounded).to(compute).requires_grad_()
+    if chunk:
+        nll = chunked_nll(layer, hidden, ids, chunk, layer.forward)
+    else:
+        logits = layer(hidden)
+        wide = logits if compute == torch.float64 else logits.float()
+        nll = nn.functional.cross_entropy(wide, ids, reduction="none")
+    (nll.mean() * scale).backward()
+    found = {name: one.grad for name, one in layer.named_parameters() if one.grad is not None}
+    return {name: one.double() / scale for name, one in {"hidden": hidden.grad, **found}.items()}
+
+
+def errors(gradients, exact):
+    return {name: float((one - exact[name]).norm()) for name, one in gradients.items()}
+
+
+@pytest.mark.parametrize(
+    ("head", "most"),
+    [("frozen", 1.15), ("trained", 1.3)],
+)
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.bfloat16, 1), (torch.float16, 1024), (torch.float16, 65536)]
+)
+def test_in_16_bits_chunks_are_as_exact_as_all_logits_at_once(head, most, dtype, scale):
+    exact = in_16_bits(head, (dtype, torch.float64), scale, 0)
+    of_plain = errors(in_16_bits(head, (dtype, dtype), scale, 0), exact)
+
+    of_chunks = errors(in_16_bits(head, (dtype, dtype), scale, 16), exact)
+
+    assert min(of_plain.values()) > 0
+    ratios = {name: one / of_plain[name] for name, one in of_chunks.items()}
+    assert max(ratios.values()) < most, ratios
+
+
+@pytest.mark.parametrize("chunk", [16, 1000])
+def test_dropout_in_the_head_draws_the_same_when_logits_are_made_again(chunk):
+    model = nn.Sequential(OrderedDict(head=nn.Linear(24, 60, bias=False)))
+    layer = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["head"], lora_dropout=0.5)
+    ).base_model.model.head
+    nn.init.normal_(layer.lora_B["default"].weight)
+    hidden, ids = torch.randn(50, 24, dtype=torch.float64, requires_grad=True), torch.randint(60, (50,))
+    layer.double()
+
+    def scored(moved):
+        torch.manual_seed(3)
+        nll = chunked_nll(layer, hidden + moved, ids, chunk, layer.forward).sum()
+        torch.rand(7)
+        return nll
+
+    toward = torch.randn_like(hidden)
+    (slope,) = torch.autograd.grad(scored(0), hidden)
+    with torch.no_grad():
+        measured = (scored(1e-6 * toward) - scored(-1e-6 * toward)) / 2e-6
+    assert float((slope * toward).sum()) == pytest.approx(float(measured), rel=1e-5)
 
 
 def note(module, args, output):

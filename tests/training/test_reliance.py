@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support import TEN, png
 from vlcpt import CPTDataset, parse_markup
 from vlcpt.data.documents import DocumentError
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.split import split_stream
+from vlcpt.training import reliance as reliance_module
 from vlcpt.training.evaluate import EvalOptions, score_sets
 from vlcpt.training.reliance import ImageNats
+from vlcpt.training.step import sent
 
 
 def test_a_document_alone_gets_what_it_gets_in_a_set(make_tiny_model, tiny_processor):
@@ -58,3 +61,23 @@ def test_captions_of_easy_vqa_need_their_image_at_colour_and_shape_and_nowhere_e
         assert nats.pop(f"{word}, first token") > 1
     assert nats.keys() == {"There", "is", "a", "in", "the", "picture", ".", "end of text"}
     assert max(map(abs, nats.values())) < 0.05
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_a_document_is_asked_with_bytes_only_where_it_may_be(
+    make_tiny_model, tiny_processor, monkeypatch, as_bytes
+):
+    seen, dataset = [], CPTDataset(TEN, tiny_processor, max_length=24)
+    monkeypatch.setattr(
+        reliance_module, "sent", lambda batch, *rest: seen.append(batch) or sent(batch, *rest)
+    )
+    encoder = DocumentEncoder(tiny_processor)
+    asked = ImageNats(make_tiny_model(), encoder, EvalOptions(pixel_bytes=as_bytes))
+
+    for number in range(len(TEN)):
+        document, stream = dataset.documents.encoded(number)
+        asked(document, stream, split_stream(stream, 24, source=document.source))
+
+    kinds = {batch["pixel_values"].dtype for batch in seen if "pixel_values" in batch}
+    assert torch.float32 in kinds or as_bytes
+    assert (torch.uint8 in kinds) == as_bytes  # images beside others are float32 either way

@@ -323,6 +323,11 @@ class CPTDataset(PlannedItems):
         """Give items the features of their media that a store has, in place of pixels; None: pixels alone."""
         self._encoder.use_features(store)
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether items get features of media that a store has, see :meth:`use_features`."""
+        return self._encoder.reads_features
+
     def _sample_or_failure(self, number: int) -> Sample | FailedSample:
         source, line = self._plan.sample(number)
         row = int(line["row"])

@@ -216,8 +216,10 @@ def _missing(
         pixels, grids = torch.cat([parts[place] for place in places]), grids[places]
     made = _computed(base, modality, pixels, grids, bounds, media[0].store) if places else ()
     computed = dict(zip(first, made, strict=True))
-    for key, place in first.items():
-        _keep(media[place], computed[key], must_keep=must_keep)
+    if made:  # one copy of all: each would wait for the device
+        copies = torch.cat(made).to("cpu").split([len(one) for one in made])
+        for place, copy in zip(places, copies, strict=True):
+            _keep(media[place], copy, must_keep=must_keep)
     return [
         (computed[one.key] if features is None else features).to(pixels.device)
         for one, features in zip(media, found, strict=True)

@@ -35,7 +35,7 @@ class Findings:
         ledger: That of the training data.
         evaluations: For each evaluation set.
         foreseen: None where no document can be used.
-        speed: None where no GPU was named.
+        speed: None where no GPU was named and this machine has none that is known.
         folder: Where ``ledger.json`` and ``dropped.jsonl`` are.
 
     Example:

@@ -69,11 +69,16 @@ class RunRecord:
         return tuple(_name(one) for one in entries)
 
     @property
-    def results(self) -> Mapping[str, Mapping[str, object]]:
-        """What ``vlcpt eval`` measured, by set; what is no number is left out."""
+    def evaluated(self) -> Mapping[str, Mapping[str, object]]:
+        """What the file of ``vlcpt eval`` holds, by set."""
         found = self.evaluation.get("sets")
         sets = found if isinstance(found, dict) else {}
-        return {str(name): _measured(one) for name, one in sets.items() if isinstance(one, dict)}
+        return {str(name): one for name, one in sets.items() if isinstance(one, dict)}
+
+    @property
+    def results(self) -> Mapping[str, Mapping[str, object]]:
+        """What ``vlcpt eval`` measured, by set; what is no number is left out."""
+        return {name: _measured(one) for name, one in self.evaluated.items()}
 
     @cached_property
     def evaluations(self) -> Sequence[tuple[float, Mapping[str, Mapping[Number, float]]]]:

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlcpt.eval_names import Number, measured_in
-from vlcpt.report.numbers import brief, nats, perplexity_of
+from vlcpt.report.image_need import Place, Reading, reading
+from vlcpt.report.numbers import as_number, brief, nats, perplexity_of
 from vlcpt.report.screen import Sheet, visible
 
 # Nats per target below which a difference is called none, however sure it is.
@@ -20,6 +21,7 @@ SMALL = 0.01
 _FORGOTTEN = 0.05  # and above which more than a little is forgotten: perplexity is 5% higher
 _LARGE = 0.1  # and above which "none" may not be said: a target with so much needs its image
 _MANY = 100  # documents: with so many most intervals are narrow enough
+_FEW = 20  # documents: that there are fewer is said beside the words
 # Of differences to `loss`: name of the interval, key of the other loss, and what it says.
 DIFFERENCES = {
     "learnt": ("base_loss", "less than before training"),
@@ -27,28 +29,31 @@ DIFFERENCES = {
     "blank": ("blank_images_loss", "more with a blank image"),
 }
 _WORSE = (
-    "Held-out documents got worse: lower learning_rate, or train for fewer epochs. Check that eval_data is "
-    "of the same kind as train_data."
+    "worse than before: lower learning_rate, or train for fewer epochs. Check that eval_data is of the same "
+    "kind as train_data."
 )
-_NOTHING = (
-    "Little or nothing was learnt: raise learning_rate or num_train_epochs, and see with `vlcpt inspect` "
-    "that the targets are what you want learnt. Where pictures are of a new kind, set train_merger: true."
+_TARGETS = (
+    "see with `vlcpt inspect` that the targets are what you want learnt. Where pictures are of a new kind, "
+    "set train_merger: true."
+)
+_NOTHING = f"little or nothing was learnt: raise learning_rate or num_train_epochs, and {_TARGETS}"
+# Where more training would do harm, as far as it is known.
+_NOTHING_BUT_HARM = (
+    f"little or nothing was learnt, and training did or may do harm: do not raise learning_rate; {_TARGETS}"
 )
 _LOST = (
-    "Old knowledge was lost: raise replay_share (with replay_data of what is to be kept), or lower "
+    "old knowledge was lost: raise replay_share (with replay_data of what is to be kept), or lower "
     "learning_rate."
 )
-_ANY_IMAGE = (
-    "another document's image serves as well: the text says that there is a picture, not what is in it. Mark "
-    "as trainable what only this picture shows, and check that each document has its own images."
+_NOT_FINITE = (
+    "a loss that is no finite number was measured: find its documents (`vlcpt eval CONFIG --checkpoint "
+    "CHECKPOINT --per_document FILE`), and measure an earlier checkpoint."
 )
-_NEEDLESS = (
-    "see with `vlcpt inspect CONFIG --reliance CHECKPOINT` which tokens need the picture. Mark with "
-    "<trainable_text> what only the picture shows, and leave as context what follows from the text; check "
-    "that each document has its own images."
-)
+_OTHER_IMAGES = {
+    "shuffled_images_loss": "another document's image",
+    "blank_images_loss": "a blank image",
+}
 Kind = Literal["learnt", "images", "kept", "change"]
-Need = Literal["own", "any", "none", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,15 @@ class Difference:
         if self.low is not None and self.high is not None:
             return self.low, self.high
         return (-math.inf, math.inf) if self.why else (self.value, self.value)
+
+    @property
+    def place(self) -> Place | None:
+        """Where its interval lies; None where nobody looked for one."""
+        if not (self.has_interval or self.why):
+            return None
+        if not self.is_none:
+            return "above" if self.value > 0 else "below"
+        return "within" if self.is_below(_LARGE) else "unsure"
 
     def is_below(self, bound: float) -> bool:
         """Whether all that it may be is at most ``bound``."""
@@ -179,18 +193,20 @@ def verdict(results: Mapping[str, Mapping[str, object]], retention: Collection[s
     """Say what the numbers of an evaluation mean.
 
     Args:
-        results: By name of the set, what ``vlcpt eval --output`` writes under ``sets``. Losses that are not
-            there are not spoken of.
+        results: By name of the set, what ``vlcpt eval --output`` writes under ``sets``. Base and images that
+            were not measured are not spoken of.
         retention: The sets that hold what the model knew before; the others are held-out documents of the
             new domain.
     """
     sentences: list[Sentence] = []
     for name, one in results.items():
-        loss = _number(one, "loss")
+        loss, title = _number(one, "loss"), _titled(name, one)
         if loss is None:
+            kind: Kind = "kept" if name in retention else "learnt"
+            sentences += [Sentence(kind, f"{name}: cannot be judged: its loss is no finite number.", False)]
             continue
-        sentences += [_kept(name, one, loss) if name in retention else _learnt(name, one, loss)]
-        sentences += [] if name in retention else _images(name, one)
+        sentences += [_kept(title, one, loss) if name in retention else _learnt(title, one, loss)]
+        sentences += [] if name in retention else _images(title, one)
     changes = [*dict.fromkeys(_changes(results, retention))]
     sentences += [Sentence("change", text) for text in changes]
     return Verdict(tuple(sentences), _table(results))
@@ -237,15 +253,41 @@ def difference(result: Mapping[str, object], name: str) -> Difference | None:
     if loss is None or other is None:
         return None
     intervals = result.get("intervals")
-    bounds = intervals.get(name) if isinstance(intervals, Mapping) else None
-    low, high = bounds if isinstance(bounds, list | tuple) and len(bounds) == 2 else (None, None)
-    why = "too few documents for an interval" if isinstance(intervals, Mapping) else ""
-    return Difference(other - loss, low, high, why)
+    if not isinstance(intervals, Mapping):
+        return Difference(other - loss)
+    bounds = intervals.get(name)
+    if not isinstance(bounds, list | tuple):
+        return Difference(other - loss, why="too few documents for an interval")
+    low, high = map(as_number, bounds) if len(bounds) == 2 else (None, None)
+    return Difference(other - loss, *((None, None) if low is None or high is None else (low, high)))
 
 
 def _number(result: Mapping[str, object], key: str) -> float | None:
+    """A finite number of a set; None where there is none."""
+    return as_number(result.get(key))
+
+
+def _is_broken(result: Mapping[str, object], key: str) -> bool:
+    """Whether a loss was measured and is no finite number."""
     value = result.get(key)
-    return float(value) if isinstance(value, int | float) else None
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _titled(name: str, result: Mapping[str, object]) -> str:
+    """The name of a set, with how many documents were measured where they are few."""
+    documents = _number(result, "documents")
+    if documents is None or documents >= _FEW:
+        return name
+    return f"{name}, only {documents:.0f} document{'' if documents == 1 else 's'}"
+
+
+def _no_base(name: str, result: Mapping[str, object], loss: float, kind: Kind) -> Sentence:
+    """That there is nothing to compare a loss with, or nothing that is a number."""
+    start = f"{name}: loss {nats(loss)}, perplexity {_perplexity(loss)}"
+    if not _is_broken(result, "base_loss"):
+        return Sentence(kind, f"{start}; there is no base to compare with.")
+    cannot = "the base's loss is no finite number, so what changed cannot be judged."
+    return Sentence(kind, f"{start}; {cannot}", False)
 
 
 def _perplexity(loss: float) -> str:
@@ -255,10 +297,7 @@ def _perplexity(loss: float) -> str:
 def _learnt(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     found = difference(result, "learnt")
     if found is None:
-        whole = (
-            f"{name}: loss {nats(loss)}, perplexity {_perplexity(loss)}; there is no base to compare with."
-        )
-        return Sentence("learnt", whole)
+        return _no_base(name, result, loss, "learnt")
     numbers = f"perplexity {_perplexity(loss + found.value)} → {_perplexity(loss)}"
     if found.value == 0 and found.low in (None, 0) and found.high in (None, 0):
         return Sentence("learnt", f"{name}: exactly what the base gives, loss {nats(loss)}.", False)
@@ -266,7 +305,8 @@ def _learnt(name: str, result: Mapping[str, object], loss: float) -> Sentence:
         return Sentence("learnt", f"{name}: {_moved(found, loss)}; {numbers}.")
     if found.is_none:
         words = f"nothing clearly learnt. The loss is {nats(loss)}"
-        change = f"{nats(found.value)} less than before{found.interval}"
+        less = found if found.value >= 0 else -found
+        change = f"{nats(less.value)} {'less' if less is found else 'more'} than before{less.interval}"
         is_good = False if found.is_below(_LARGE) else None
         return Sentence("learnt", f"{name}: {words}, {change}; {numbers}.", is_good)
     if found.value < 0:
@@ -278,6 +318,10 @@ def _learnt(name: str, result: Mapping[str, object], loss: float) -> Sentence:
 
 def _images(name: str, result: Mapping[str, object]) -> list[Sentence]:
     shuffled, blank = difference(result, "shuffled"), difference(result, "blank")
+    if broken := [words for key, words in _OTHER_IMAGES.items() if _is_broken(result, key)]:
+        what = f"the loss with {' and with '.join(broken)} is no finite number"
+        text = f"{name}: whether your text needs its images cannot be judged: {what}."
+        return [Sentence("images", text, False)]
     if blank is None and shuffled is None:
         return []
     parts = []
@@ -288,32 +332,17 @@ def _images(name: str, result: Mapping[str, object]) -> list[Sentence]:
     before = _number(result, "base_reliance")
     numbers = f"{', '.join(parts)} nats a target"
     numbers += "." if before is None else f", and {nats(before)} before training."
-    words = {
-        "own": ("read from its images", True),
-        "any": ("your text needs some image, but not its own", False),
-        "none": ("your text does not need its images", False),
-        "unknown": ("too few documents to say whether your text needs its images", None),
-    }
-    if (need := _need(result)) is None:
+    if (found := _reading(result)) is None:
         return [Sentence("images", f"{name}: {numbers.removesuffix('.')} (no interval was measured).")]
-    text, is_good = words[need]
-    return [Sentence("images", f"{name}: {text}: {numbers}", is_good)]
+    return [Sentence("images", f"{name}: {found.words}: {numbers}", found.is_good)]
 
 
-def _need(result: Mapping[str, object]) -> Need | None:
-    """Which image the text needs, as far as intervals show it; None where nobody looked for one."""
-    shuffled, blank = difference(result, "shuffled"), difference(result, "blank")
-    # Another document's image is as good an image, so that one alone shows whether this one is read.
-    decisive = shuffled if shuffled is not None else blank
-    if decisive is None or not (decisive.has_interval or decisive.why):
+def _reading(result: Mapping[str, object]) -> Reading | None:
+    """How a text reads its images, as far as intervals show it; None where nobody looked for one."""
+    if any(_is_broken(result, key) for key in _OTHER_IMAGES):
         return None
-    if not decisive.is_none and decisive.value > 0:
-        return "own"
-    if not decisive.is_below(_LARGE):
-        return "unknown"
-    if blank is not None and not blank.is_none and blank.value > 0:
-        return "any"
-    return "none" if blank is None or blank.is_below(_LARGE) else "unknown"
+    shuffled, blank = difference(result, "shuffled"), difference(result, "blank")
+    return reading(None if shuffled is None else shuffled.place, None if blank is None else blank.place)
 
 
 def _moved(found: Difference, loss: float) -> str:
@@ -326,10 +355,7 @@ def _moved(found: Difference, loss: float) -> str:
 def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     learnt = difference(result, "learnt")
     if learnt is None:
-        whole = (
-            f"{name}: loss {nats(loss)}, perplexity {_perplexity(loss)}; there is no base to compare with."
-        )
-        return Sentence("kept", whole)
+        return _no_base(name, result, loss, "kept")
     lost = -learnt
     change = math.expm1(min(lost.value, 700))
     numbers = f"perplexity {_perplexity(loss - lost.value)} → {_perplexity(loss)}, {change:+.1%}"
@@ -352,43 +378,69 @@ def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
 
 def _changes(results: Mapping[str, Mapping[str, object]], retention: Collection[str]) -> Iterator[str]:
     """What to change, the most pressing first; one line where nothing asks for a change."""
-    held = {name: one for name, one in results.items() if name not in retention}
-    learnt = [found for one in held.values() if (found := difference(one, "learnt")) is not None]
-    lost = [
-        -found for name in retention if (found := difference(results.get(name, {}), "learnt")) is not None
-    ]
-    needs = {name: _need(one) for name, one in held.items()}
-    needless, any_image = ([name for name, one in needs.items() if one == kind] for kind in ("none", "any"))
-    unsure = [name for name, one in results.items() if _is_unsure(one, name in retention)]
-    few = [name for name in unsure if (_number(results[name], "documents") or 0) < _MANY]
-    many = [name for name in unsure if name not in few]
-    asked = {
-        _WORSE: any(not one.is_none and one.value < 0 for one in learnt),
-        _NOTHING: any(one.is_none and one.is_below(_LARGE) for one in learnt),
-        _LOST: any(not one.is_none and one.value > 0 for one in lost),
-        f"{', '.join(needless)}: {_NEEDLESS}": bool(needless),
-        f"{', '.join(any_image)}: {_ANY_IMAGE}": bool(any_image),
-        f"{', '.join(few)}: too few documents to be sure. Measure {_MANY} or more.": bool(few),
-        f"{', '.join(many)}: too few documents to be sure. Measure more of them (eval_max_documents).": bool(
-            many
-        ),
-    }
-    yield from (text for text, applies in asked.items() if applies)
-    if not any(asked.values()) and (learnt or lost):
+    asked: dict[str, list[str]] = {}
+    is_compared = False
+    for name, one in results.items():
+        if _number(one, "loss") is None or any(_is_broken(one, key) for key in ("base_loss", *_OTHER_IMAGES)):
+            asked.setdefault(_NOT_FINITE, []).append(name)
+        learnt = difference(one, "learnt")
+        is_compared |= learnt is not None
+        change = None if learnt is None else _change(learnt, name in retention)
+        if change is not None:
+            asked.setdefault(change, []).append(name)
+        found = None if name in retention else _reading(one)
+        if found is not None and found.advice is not None:
+            asked.setdefault(found.advice, []).append(name)
+    if _WORSE in asked or _LOST in asked:  # raising what did harm would do more
+        asked.setdefault(_NOTHING_BUT_HARM, []).extend(asked.pop(_NOTHING, []))
+    for name, one in results.items():
+        if (more := _more_documents(one, name in retention)) is not None:
+            asked.setdefault(more, []).append(name)
+    order = [_NOT_FINITE, _WORSE, _NOTHING, _NOTHING_BUT_HARM, _LOST]
+    for text in sorted(asked, key=lambda text: order.index(text) if text in order else len(order)):
+        if asked[text]:
+            yield f"{', '.join(asked[text])}: {text}"
+    if not any(asked.values()) and is_compared:
         yield "Nothing that was measured asks for a change."
 
 
+def _change(learnt: Difference, is_retention: bool) -> str | None:
+    """What to change where a set's loss fell by so much."""
+    if not learnt.is_none:
+        return None if learnt.value > 0 else _LOST if is_retention else _WORSE
+    if is_retention or not learnt.is_below(_LARGE):
+        return None
+    return _NOTHING if (-learnt).is_below(_LARGE) else _NOTHING_BUT_HARM
+
+
+def _more_documents(result: Mapping[str, object], is_retention: bool) -> str | None:
+    """That more documents would say more, and how to measure them; None where they would not."""
+    documents = _number(result, "documents") or 0
+    if _number(result, "loss") is None:
+        return None
+    if _is_unsure(result, is_retention):
+        much = f"{_MANY} or more" if documents < _MANY else "more of them (eval_max_documents)"
+        return f"too few documents to be sure. Measure {much}."
+    if 0 < documents < _FEW:
+        return f"few documents were measured. Measure {_MANY} or more."
+    return None
+
+
 def _is_unsure(result: Mapping[str, object], is_retention: bool) -> bool:
-    """Whether more documents would say more."""
+    """Whether an interval is too wide, or there is none for want of documents."""
     intervals = result.get("intervals")
     if isinstance(intervals, Mapping) and "loss" in intervals and intervals["loss"] is None:
         return True
-    if not is_retention and _need(result) == "unknown":
+    found = None if is_retention else _reading(result)
+    if found is not None and found.is_unsure:
         return True
     learnt = difference(result, "learnt")
     if learnt is None or not learnt.is_none:
         return False
-    return not ((-learnt).is_below(_FORGOTTEN) if is_retention else learnt.is_below(_LARGE))
+    lost = -learnt
+    if is_retention:
+        return not lost.is_below(_FORGOTTEN)
+    return not (learnt.is_below(_LARGE) and lost.is_below(_LARGE))
 
 
 def _table(results: Mapping[str, Mapping[str, object]]) -> Sheet | None:

@@ -20,8 +20,8 @@ from vlcpt.config.schema import DataConfig
 from vlcpt.config.yaml import Configs
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.families import Tower
+from vlcpt.data.plan.kept_scans import source_key
 from vlcpt.data.plan.ledger import BadDataError, Ledger
-from vlcpt.data.plan.scan import source_key
 from vlcpt.data.prepared.read import prepared_from
 from vlcpt.data.rows.open import SourceConfig
 from vlcpt.data.sources import members_of, open_source
@@ -29,7 +29,16 @@ from vlcpt.file_writes import free_bytes, human_size
 from vlcpt.folder_locks import holder
 from vlcpt.model.counting import TowerParameters, count_towers, empty_model
 from vlcpt.model.loading import load_processor
-from vlcpt.report.check import Course, course_table, hints, memory_table, problem_lines, speed_lines
+from vlcpt.report.check import (
+    Course,
+    Speed,
+    course_table,
+    hints,
+    loading_line,
+    memory_table,
+    problem_lines,
+    speed_lines,
+)
 from vlcpt.report.findings import Findings, Foreseen, count_lost, say_lost
 from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.terminal import ledger_table
@@ -42,7 +51,7 @@ from vlcpt.runs.data import (
     with_native_model,
 )
 from vlcpt.runs.memory import foresee
-from vlcpt.runs.speed import foresee_speed, read_machine
+from vlcpt.runs.speed import Machine, foresee_speed, read_machine, seconds_to_load, this_machine
 from vlcpt.training.features import stored_type
 from vlcpt.training.step import require_media
 
@@ -65,8 +74,9 @@ def check_run(
     Args:
         decode: Decode every medium, too.
         num_processes: That will share the work; default: the launcher's ``WORLD_SIZE``, or 1.
-        gpu: The name of theirs, or a ``doctor.json``: then also how long an epoch takes, and how many workers
-            it needs. Some packs are loaded for that.
+        gpu: The name of theirs, or a ``doctor.json``; default: that of this machine. Where it is known this
+            says how long an epoch takes and how many workers that needs; else how many keep up with a step
+            of a second. Some packs are loaded for that.
 
     Raises:
         DocumentError: If a source cannot be opened at all.
@@ -74,7 +84,7 @@ def check_run(
         RuntimeError: If the ledger does not balance.
     """
     console = console or Screen()
-    machine = None if gpu is None else read_machine(gpu, configs)
+    machine = this_machine() if gpu is None else read_machine(gpu, configs)
     quiet_libraries()
     devices = num_processes or int(os.environ.get("WORLD_SIZE", 1))
     processor = load_processor(configs.model.model_name_or_path)
@@ -105,10 +115,7 @@ def check_run(
     if dataset is not None:
         console.print()
         foreseen = _show_plan(configs, dataset, model, towers, processor, devices, console)
-        if machine is not None:
-            speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
-            console.print(Text("\nspeed", "italic"))
-            _list(console, speed_lines(speed, configs.training.workers))
+        speed = _show_speed(configs, dataset, model, towers, processor, machine, devices, console)
     if configs.training.vision_cache is not None:
         _show_cache(configs, (ledger, *held_out.values()), model, console)
     ledger.unmeasured = [one for held in held_out.values() for one in held.dropped]
@@ -253,6 +260,31 @@ def _write(ledger: Ledger, output: Path, console: Console) -> Path:
     instead = f", because {output} holds a run" if folder != output else ""
     say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
     return folder
+
+
+def _show_speed(
+    configs: Configs,
+    dataset: CPTDataset,
+    model: PreTrainedModel,
+    towers: Mapping[Tower, TowerParameters],
+    processor: ProcessorMixin,
+    machine: Machine | None,
+    devices: int,
+    console: Console,
+) -> Speed | None:
+    """What loading takes here; and an epoch, where the machine that will train is known."""
+    workers = configs.training.workers
+    speed = None
+    if machine is not None:
+        speed = foresee_speed(configs, dataset, model, towers, processor, machine, devices)
+        lines = speed_lines(speed, workers)
+    else:
+        one_step = configs.training.per_device_train_batch_size * configs.training.gradient_accumulation_steps
+        loads = seconds_to_load(configs, dataset, model, processor)
+        lines = [loading_line(loads, one_step, workers)]
+    console.print(Text("\nspeed", "italic"))
+    _list(console, lines)
+    return speed
 
 
 def _list(console: Console, lines: list[str]) -> None:

@@ -365,6 +365,7 @@ def _options(training: CPTConfig, console: Console, watch: RankWatch) -> EvalOpt
         timeout=training.dataloader_timeout,
         autocast=autocast_type(training),
         loss_chunk=training.loss_chunk,
+        pixel_bytes=training.pixel_bytes,
         track=_reported(shown(console), watch),
         rank=training.process_index,
         ranks=training.world_size,

@@ -64,7 +64,7 @@ def fill_sets(
     _choose_patch_embedding(model, configs.training, console)
     done: Counter[bool] = Counter()
     for name, dataset in sets.items():
-        dataset.keeps_bytes = True
+        dataset.keeps_bytes = configs.training.pixel_bytes
         dataset.use_features(store)
         mine = [index for index, size in enumerate(dataset.pack_sizes()) if size[2]][rank::ranks]
         done += _fill(model, dataset, mine, processor, configs.training, console, f"vision_cache, {name}")
@@ -113,7 +113,7 @@ def _fill(
 ) -> Counter[bool]:
     """Keep the features of some items of a data set; how many media were there, and how many were not."""
     collator = CPTDataCollator(processor)
-    collator.keeps_bytes = True
+    collator.keeps_bytes = training.pixel_bytes
     collator.window_size = model.config.vision_config.window_size
     loader: DataLoader[Batch] = DataLoader(
         dataset,  # type: ignore[arg-type]  # of items; the collator makes batches

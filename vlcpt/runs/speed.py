@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vlcpt.config.yaml import Configs
@@ -111,7 +112,7 @@ def foresee_speed(
         towers: What trains of it.
         devices: GPUs that share the work.
     """
-    loads = seconds_to_load(dataset, processor, model.config.vision_config.window_size)
+    loads = seconds_to_load(configs, dataset, model, processor)
     tokens = int(dataset.pack_sizes()[:, 0].sum())
     if machine.tokens_per_second is not None:
         seconds = tokens / machine.tokens_per_second / devices
@@ -140,12 +141,28 @@ def foresee_speed(
     return Speed(machine.name, devices, bounds, assumes, loads, workers, dataset.has_media)
 
 
-def seconds_to_load(dataset: CPTDataset, processor: ProcessorMixin, window_size: int) -> float:
-    """Seconds of one worker for a pack, on this machine: the mean of some that are spread over the data."""
+def this_machine() -> Machine | None:
+    """The machine that asks, where it has a GPU that is known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    gpu = gpu_of(name)
+    return None if gpu is None else Machine(name, gpu.peak, gpu.memory * 2**30)
+
+
+def seconds_to_load(
+    configs: Configs, dataset: CPTDataset, model: PreTrainedModel, processor: ProcessorMixin
+) -> float:
+    """Seconds of one worker for a pack, on this machine: the mean of some that are spread over the data.
+
+    Args:
+        model: On the meta device.
+    """
     collator = CPTDataCollator(processor)
-    collator.keeps_bytes, collator.window_size = True, window_size
+    collator.keeps_bytes = configs.training.pixel_bytes
+    collator.window_size = model.config.vision_config.window_size
     dataset = copy.copy(dataset)
-    dataset.keeps_bytes = True
+    dataset.keeps_bytes = configs.training.pixel_bytes
     count = min(_PACKS, len(dataset))
     numbers = [place * len(dataset) // count for place in range(count)]
     collator([dataset[numbers[0]]])  # libraries that are loaded at their first use

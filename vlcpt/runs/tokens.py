@@ -42,7 +42,9 @@ def image_nats(configs: Configs, checkpoint: Path, encoder: DocumentEncoder) -> 
     model = load_trained(with_native_model(configs).model, str(checkpoint))
     if not getattr(model, "is_quantized", False):
         nn.Module.to(model, training.device)  # transformers hides the type of its own
-    options = EvalOptions(autocast=autocast_type(training), loss_chunk=training.loss_chunk)
+    options = EvalOptions(
+        autocast=autocast_type(training), loss_chunk=training.loss_chunk, pixel_bytes=training.pixel_bytes
+    )
     return ImageNats(model, encoder, options)
 
 

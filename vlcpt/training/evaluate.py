@@ -149,6 +149,7 @@ class EvalOptions:
         timeout: Seconds to wait for a batch of theirs; 0: no limit.
         autocast: The type of products, as in training; None for that of the weights.
         loss_chunk: Targets whose logits are held at once; 0: all.
+        pixel_bytes: Whether pixels go to the device as bytes.
         track: What shows the progress.
         rank: Which of the processes that share the items this one is.
         ranks: How many do, each with the same model and sets; all make the same calls and get all numbers.
@@ -159,6 +160,7 @@ class EvalOptions:
     timeout: float = 0
     autocast: torch.dtype | None = None
     loss_chunk: int = LOSS_CHUNK
+    pixel_bytes: bool = True
     track: Track = untracked
     rank: int = 0
     ranks: int = 1
@@ -316,7 +318,7 @@ class _Scorer:
         self._keeps_targets = keeps_targets
         self._shares_features = base is not None and see_alike(model, base)
         self._collator = CPTDataCollator(processor)
-        self._collator.keeps_bytes = True
+        self._collator.keeps_bytes = options.pixel_bytes
         self._collator.window_size = base_model(model).config.vision_config.window_size
         self._device = next(model.parameters()).device
         # MPS has no float64. Elsewhere sums stay on the device, so that nothing waits for it.
@@ -374,7 +376,7 @@ class _Scorer:
         options = self._options
         variants = [dataset.with_pixels_of(_PIXELS_OF[one]) for one in seen]
         for variant in variants:
-            variant.keeps_bytes = True
+            variant.keeps_bytes = options.pixel_bytes
         loader = DataLoader(
             _Variants(variants),
             batch_sampler=_Share(len(dataset), options.batch_size, options.rank, options.ranks),

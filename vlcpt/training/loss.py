@@ -238,6 +238,9 @@ def chunked_nll(
     adapters, in 4 bits). Where ZeRO-3 has cut the weights inside it, they are gathered once around all
     chunks, since ranks have different numbers of those.
 
+    What of a gradient is still to be multiplied or added up is float32, also where products are in 16 bits.
+    Of a frozen layer this is targets × width.
+
     Args:
         layer: The output layer.
         hidden: (N, width).
@@ -313,7 +316,10 @@ class _LinearLosses(torch.autograd.Function):
         # Autocast would make a copy of the weights for each chunk.
         typed, cast, cast_bias = _in_compute_type(hidden, weight, bias)
         is_wanted, *trains = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
-        gradient = torch.empty_like(hidden) if is_wanted and not any(trains) else None
+        # Of losses that are each times 1. It will be multiplied, so it is not rounded to 16 bits here.
+        gradient = (
+            torch.empty_like(hidden, dtype=_wide_type(hidden)) if is_wanted and not any(trains) else None
+        )
         losses, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(len(ids), chunk):
@@ -322,24 +328,26 @@ class _LinearLosses(torch.autograd.Function):
                 losses.append(nll)
                 normalisers.append(normaliser)
                 if gradient is not None:
-                    gradient[part] = _logit_gradient(logits, ids[part], normaliser) @ cast
+                    scales = None if typed.dtype != torch.float16 else torch.full_like(normaliser, _ROOM)
+                    gradient[part] = _logit_gradient(logits, ids[part], normaliser, scales) @ cast
         if gradient is not None:
             ctx.save_for_backward(gradient)
         elif any(trains):
             # The weights themselves, not the copy: under ZeRO-3 the layer's hooks gather them again.
             ctx.save_for_backward(hidden, weight, bias, ids, torch.cat(normalisers))  # type: ignore[arg-type]
-        ctx.chunk, ctx.dtype = chunk, typed.dtype  # type: ignore[attr-defined]
+        ctx.chunk, ctx.dtype, ctx.hidden_dtype = chunk, typed.dtype, hidden.dtype  # type: ignore[attr-defined]
         return torch.cat(losses)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        kept, dtype = ctx.saved_tensors, ctx.dtype  # type: ignore[attr-defined]
         if len(kept) == 1:
-            return kept[0] * upstream[:, None].to(kept[0].dtype), None, None, None, None
+            factors = upstream / _ROOM if dtype == torch.float16 else upstream
+            only = torch.empty_like(kept[0], dtype=ctx.hidden_dtype)  # type: ignore[attr-defined]
+            return torch.mul(kept[0], factors[:, None], out=only), None, None, None, None
         hidden, weight, bias, ids, normalisers = kept
-        dtype = ctx.dtype  # type: ignore[attr-defined]
         typed, cast = hidden.to(dtype), weight.to(dtype)
         cast_bias = None if bias is None else bias.to(dtype)
         of_weight = _sum_of_chunks(weight)
@@ -359,9 +367,13 @@ class _LinearLosses(torch.autograd.Function):
         return of_hidden, of_weight.to(weight.dtype), found, None, None
 
 
+# Gradients by logits are times this in float16, which holds nothing below 6e-8: most of a large vocabulary's.
+_ROOM = 2.0**10
+
+
 def _sum_of_chunks(weight: torch.Tensor) -> torch.Tensor:
     """Zeros for the gradient of a weight: a sum of chunks, so not in 16 bits."""
-    return torch.zeros_like(weight, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    return torch.zeros_like(weight, dtype=_wide_type(weight))
 
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -400,7 +412,11 @@ def _in_compute_type(
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
     """In float32, or in float64 where they are."""
-    return values if values.dtype == torch.float64 else values.float()
+    return values.to(_wide_type(values))
+
+
+def _wide_type(values: torch.Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _tensor(value: object) -> torch.Tensor:

@@ -27,13 +27,13 @@ class ImageNats:
     Args:
         model: In the state it is to be asked in.
         encoder: What makes tokens of the documents.
-        options: The type of products and ``loss_chunk`` are read from these.
+        options: The type of products, ``loss_chunk`` and ``pixel_bytes`` are read from these.
     """
 
     def __init__(self, model: nn.Module, encoder: DocumentEncoder, options: EvalOptions) -> None:
         self._model, self._encoder, self._options = model, encoder, options
         self._collator = CPTDataCollator(encoder.processor)
-        self._collator.keeps_bytes = True
+        self._collator.keeps_bytes = options.pixel_bytes
         self._collator.window_size = base_model(model).config.vision_config.window_size
         self._device = next(model.parameters()).device
 

@@ -399,6 +399,25 @@ def share_towers(
     return tuple(sorted(found))
 
 
+def require_fillers(dataset: object, collator: object, args: TrainingArguments) -> None:
+    """Refuse to evaluate with partitioned parameters what batches have no fillers for: ranks would hang.
+
+    They call a tower together, so it must be known from the start which kinds of media there are.
+
+    Raises:
+        ConfigError: With the kind, for a data set that was not given to the trainer.
+    """
+    if asked_stage(args) != 3 or not isinstance(dataset, CPTDataset) or dataset.reads_features:
+        return
+    filled = getattr(collator, "fill_modalities", dataset.modalities)
+    if missing := [one for one in dataset.modalities if one not in filled]:
+        raise ConfigError(
+            f"deepspeed zero3: the data set to evaluate has {' and '.join(missing)}s, which the trainer's "
+            "data did not say at the start, so ranks would wait for each other for ever. Give it as "
+            "eval_dataset when you make the CPTTrainer; a mapping may hold several."
+        )
+
+
 def set_up_collator(
     collator: object, model: nn.Module, args: CPTConfig, datasets: Sequence[object], *, keeps_features: bool
 ) -> None:

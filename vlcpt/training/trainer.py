@@ -43,6 +43,7 @@ from vlcpt.training.step import (
     reading,
     require_failed,
     require_few_failed,
+    require_fillers,
     sent,
     set_up_collator,
     take_documents,
@@ -286,6 +287,7 @@ class CPTTrainer(Trainer):
         self, dataloader: DataLoader[object], description: str, *args: object, **kwargs: object
     ) -> EvalLoopOutput:
         """Evaluate; a worker that dies or does not answer ends it as it ends training."""
+        require_fillers(dataloader.dataset, self.data_collator, self.args)
         self._evaluated = dataloader.dataset
         vars(dataloader)["device"] = None  # as for training; prediction_step sends each batch
         with ExitStack() as stack:

@@ -268,6 +268,18 @@ def test_the_verdict_is_that_of_vlcpt_eval_and_continued_documents_are_shown(tmp
     assert "<dt>model</dt><dd><b>a pump</b></dd><dt>truth</dt><dd>a valve</dd>" in page
 
 
+@pytest.mark.parametrize("loss", ["NaN", "Infinity", "null"])
+def test_a_loss_that_is_no_number_is_said_to_be_none(tmp_path, loss):
+    folder = write(tmp_path / "run")
+    one = f'{{"loss": {loss}, "base_loss": 1.5, "intervals": {{"learnt": [0.4, 0.6]}}}}'
+    (folder / "eval.json").write_text(f'{{"sets": {{"new": {one}}}}}')
+
+    page = run_page(folder)
+
+    assert '<li class="poor">new: cannot be judged: its loss is no finite number.' in page
+    assert "new: learnt" not in page
+
+
 def test_a_sample_has_its_pictures_and_the_names_of_what_has_none(tmp_path):
     folder = write(tmp_path / "run")
     small = ["", "data:image/png;base64,iVBORw=="]

@@ -349,6 +349,11 @@ class DocumentEncoder:
         limits = self.options.limits
         self._features = None if store is None else FeatureReader(store, self.processor, limits)
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether samples get features of media that a store has."""
+        return self._features is not None
+
     def _known(
         self, media: Sequence[PlacedMedium], document: Document
     ) -> list[tuple[KeptMedium, torch.Tensor | None]]:

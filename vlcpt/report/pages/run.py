@@ -167,8 +167,8 @@ def training_ends(run: RunRecord) -> tuple[float, float] | None:
 
 def verdict_on(run: RunRecord) -> Verdict | None:
     """What was measured, in words: by ``vlcpt eval``, else by the evaluations of the run itself."""
-    if run.results:
-        return verdict(run.results, run.retention)
+    if run.evaluated:
+        return verdict(run.evaluated, run.retention)
     return verdict_of_run(run.log, run.retention)
 
 

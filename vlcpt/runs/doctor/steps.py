@@ -53,6 +53,7 @@ FAST_PATHS: tuple[FastPath, ...] = (
     FastPath("attention by documents", "attn_implementation", "sdpa"),
     FastPath("loss in chunks", "loss_chunk", 0),
     FastPath("pixels as bytes", "pixel_bytes", False),
+    FastPath("patch embedding", "patch_embedding", "conv"),
     FastPath("activation checkpointing", "activation_checkpointing", False),
 )
 _MODEL_KEYS = ("attn_implementation",)
