@@ -70,6 +70,33 @@ def test_the_demo_ends_within_180_seconds(demo: Path) -> None:
     assert float((demo / "seconds").read_text()) <= 180
 
 
+PAGES = """
+import sys, time
+from pathlib import Path
+import vlcpt.runs.train  # what a run has imported anyway
+start = time.process_time()
+from vlcpt.report.pages.run import run_page
+for _ in range(2):  # the first and the last, which every run draws
+    text = run_page(Path(sys.argv[1]))
+assert "Training loss" in text
+print(time.process_time() - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_the_pages_of_the_demo_cost_less_than_a_hundredth_of_its_training(demo: Path) -> None:
+    """All pages by the run's own clock; and the imports and the two that each run has, in processor time."""
+    folder = demo / "vlcpt-demo"
+    run = json.loads((folder / "run.json").read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES, str(folder)], capture_output=True, text=True, check=True
+    )
+
+    assert 0 < run["page_seconds"] < 0.01 * run["seconds"]
+    assert 0 < float(done.stdout) < 0.01 * run["seconds"]
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_demo_writes_the_standard_folder_and_shows_what_to_type_next(demo: Path) -> None:
