@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from vlcpt.errors import ConfigError
-from vlcpt.folder_locks import LOCK
+from vlcpt.folder_locks import LOCK, is_abandoned
 
 RESOLVED_HEADER = (
     "# The resolved configuration of a run. Paths start at this file. To repeat: --output_dir NEW\n"
@@ -60,6 +60,19 @@ def read_mapping(path: Path) -> dict[str, object]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_killed(folder: Path, facts: Mapping[str, object]) -> bool:
+    """Whether a run noted no end, and the process that held its folder is gone.
+
+    Args:
+        facts: What its ``run.json`` says.
+
+    Example:
+        >>> is_killed(Path("no/such/folder"), {"state": "running"})
+        False
+    """
+    return facts.get("state") == "running" and is_abandoned(folder)
 
 
 def run_settings(checkpoint: Path) -> Iterator[tuple[Path, dict[str, object]]]:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from vlcpt.data.rows.open import default_name
 from vlcpt.eval_names import Number, measured_in
-from vlcpt.folder_locks import is_abandoned
 from vlcpt.report.numbers import as_number
-from vlcpt.run_files import FACTS, read_log, read_mapping
+from vlcpt.run_files import FACTS, is_killed, read_log, read_mapping
 
 DROPPED = 20  # lines of dropped.jsonl that are read
 _MODELS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -143,7 +142,7 @@ def read_record(folder: Path, *, name: str | None = None, evaluation: Path | Non
         _dropped(folder / "dropped.jsonl"),
         missing,
         any((folder / one).is_file() for one in _MODELS),
-        facts.get("state") == "running" and is_abandoned(folder),
+        is_killed(folder, facts),
     )
 
 
