@@ -21,6 +21,7 @@ CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 def handlers_stay():
     """A run that is interrupted leaves SIGCHLD to itself, because its process ends."""
     before = {number: signal.getsignal(number) for number in (*dict(CODES), signal.SIGCHLD)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup inherit that it is ignored
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

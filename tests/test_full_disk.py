@@ -47,7 +47,8 @@ def test_what_is_too_large_to_write_is_one_line_and_nothing_of_it_is_left(
 
     assert code == 1, errors
     assert not any("Traceback" in line for line in errors), errors
-    (said,) = (line for line in errors if "could not be written" in line)
+    # The page of a run is another file that is too large: a warning, with which the run goes on.
+    (said,) = (line for line in errors if "could not be written" in line and "report.html" not in line)
     assert what in said
     assert "File too large" in said and " are free there" in said
     assert [path for path in project.rglob("*") if path.name.endswith(".partial")] == []

@@ -137,6 +137,12 @@ def test_a_job_in_the_background_stays_deaf_to_the_terminal(start):
     assert errors.read_text() == ""
 
 
+def take_terminal():
+    """In a new process: its terminal is that of its input. Under nohup it would ignore that it closes."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_terminal_that_closes_ends_a_save_first_and_what_is_printed_after_is_no_error(tmp_path):
     """The shell that the terminal ran sends SIGHUP once more, which is no second request."""
     script = (
@@ -160,7 +166,7 @@ def test_a_terminal_that_closes_ends_a_save_first_and_what_is_printed_after_is_n
         stderr=side,
         cwd=ROOT,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(side)
     try:

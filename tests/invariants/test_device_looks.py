@@ -138,7 +138,7 @@ def test_an_evaluation_of_the_trainer_looks_at_nothing_on_the_device(
         looks.is_on = True
         return found
 
-    sums = trainer_module.row_sums
+    sums = trainer_module.sums_with_blank
 
     def summed(*args):
         found = sums(*args)
@@ -147,7 +147,7 @@ def test_an_evaluation_of_the_trainer_looks_at_nothing_on_the_device(
 
     loop = trainer.evaluation_loop
     monkeypatch.setattr(trainer_module, "sent", sent)
-    monkeypatch.setattr(trainer_module, "row_sums", summed)
+    monkeypatch.setattr(trainer_module, "sums_with_blank", summed)
 
     def watched(dataloader, *args, **kwargs):
         found = loop(dataloader, *args, **kwargs)

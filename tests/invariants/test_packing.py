@@ -106,6 +106,7 @@ def test_packed_logits_equal_those_of_each_document_alone(
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=batch_size,
         loss_chunk=0,  # so that there are logits to look at
+        eval_blank_images=False,  # each document is looked for once
     )
 
     for run in (trainer.train, lambda: trainer.evaluate(dataset)):
@@ -169,7 +170,13 @@ def test_a_collator_without_bounds_is_right_or_refused(load, tiny_processor, dat
         alone = [run_alone(plain, sample) for sample in encode_rows(TEN, tiny_processor)]
     model = load(attention)
     trainer = make_trainer(
-        model, dataset, tiny_processor, tmp_path, per_device_eval_batch_size=2, loss_chunk=0
+        model,
+        dataset,
+        tiny_processor,
+        tmp_path,
+        per_device_eval_batch_size=2,
+        loss_chunk=0,
+        eval_blank_images=False,
     )
     trainer.data_collator = WithoutBounds(tiny_processor)
 

@@ -147,7 +147,7 @@ def evaluate(
         >>> from vlcpt import CPTDataset, ModelConfig, load_model, load_processor
         >>> from vlcpt.demo import base_path
         >>> processor = load_processor(base_path())
-        >>> held_out = CPTDataset([{"text": "one two three"}] * 5, processor, max_length=64)
+        >>> held_out = CPTDataset([{"text": "one two three"}] * 8, processor, max_length=64)
         >>> found = evaluate(load_model(ModelConfig(base_path())), held_out, processor=processor)
         >>> found["eval_data"]["intervals"]["learnt"]  # a new adapter adds nothing
         [0.0, 0.0]
