@@ -60,13 +60,17 @@ def test_in_float32_the_linear_form_is_exact_to_a_millionth_and_no_worse_than_th
 
 
 def test_under_autocast_both_forms_compute_in_its_type(layer):
+    """On some CPUs the gradient of a convolution is off by three steps of bfloat16."""
+    patches = torch.randn(40, 3, 2, 14, 14)
     with torch.autocast("cpu", torch.bfloat16):
-        plain, fast = forms(layer, torch.randn(40, 3, 2, 14, 14))
+        plain, fast = forms(layer, patches)
+    exact, _ = forms(layer.double(), patches.double())
 
     assert plain[0].dtype == fast[0].dtype == torch.bfloat16
     assert plain[1].dtype == fast[1].dtype == torch.float32
-    for a, b in zip(plain, fast, strict=True):
-        assert float((a - b).abs().max()) <= 2**-8 * float(a.abs().max())
+    for a, b, right in zip(plain, fast, exact, strict=True):
+        step, of_convolution = 2**-8 * float(right.abs().max()), float((a - right).abs().max())
+        assert float((b - right).abs().max()) <= max(step, 1.1 * of_convolution)
 
 
 WAYS = {

@@ -116,5 +116,7 @@ def _spoil(subject: Subject, store: FeatureStore) -> None:
 def _change_tower(model: nn.Module) -> None:
     """Move one weight of the vision tower by as little as its type can: its features stay as they were."""
     weight = next(base_model(model).model.visual.parameters()).data.view(-1)
-    place = weight.abs().argmax()
-    weight[place] *= 1 + torch.finfo(weight.dtype).eps
+    sizes, limits = weight.abs(), torch.finfo(weight.dtype)
+    # The smallest: a step of bfloat16 at a large one moves a loss by more than rounding does.
+    place = sizes.where(sizes > limits.tiny, torch.inf).argmin()
+    weight[place] *= 1 + limits.eps
