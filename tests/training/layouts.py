@@ -57,12 +57,14 @@ class Run:
         model: Fields of ``ModelConfig``.
         rows: How many of :func:`mixed_rows`.
         settings: Fields of ``CPTConfig``.
+        blank: Whether its evaluation, where one is made, also has blank images; that takes twice as long.
     """
 
     engine: str
     model: dict[str, object] = field(default_factory=lambda: dict(ADAPTERS))
     rows: int = 40
     settings: dict[str, object] = field(default_factory=dict)
+    blank: bool = False
 
 
 FOUR_BITS = {"tuning": "qlora", "lora_r": 4, "train_merger": True, "lora_towers": ("language",)}
@@ -71,10 +73,13 @@ MIXED = {"lora_r": 4, "train_vision": True, "train_merger": True, "lora_towers":
 EMBEDDINGS = {"tuning": "full", "train_embeddings": True}
 OUTPUT = {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj", "lm_head"]}
 RUNS = {
-    **{f"{engine} full": Run(engine, FULL) for engine in ("ddp", "zero1", "zero2", "zero3")},
+    **{f"{engine} full": Run(engine, FULL, blank=True) for engine in ("ddp", "zero1", "zero2", "zero3")},
     **{f"{engine} lora": Run(engine) for engine in ("ddp", "zero1", "zero2", "zero3")},
     **{f"{engine} lora, all towers": Run(engine, ALL_ADAPTERS) for engine in ("ddp", "zero2", "zero3")},
-    **{f"{engine} qlora, merger in full": Run(engine, FOUR_BITS) for engine in ("ddp", "zero2", "zero3")},
+    **{
+        f"{engine} qlora, merger in full": Run(engine, FOUR_BITS, blank=True)
+        for engine in ("ddp", "zero2", "zero3")
+    },
     **{f"{engine} full, language alone": Run(engine, LANGUAGE) for engine in ("zero2", "zero3")},
     **{f"{engine} lora, merger in full": Run(engine, MIXED) for engine in ("zero2", "zero3")},
     **{f"{engine} full, embeddings": Run(engine, EMBEDDINGS) for engine in ("ddp", "zero2", "zero3")},
@@ -206,6 +211,7 @@ def train(
         "ddp_timeout": 60,
         # Ranks have different numbers of chunks; one process makes all logits at once.
         "loss_chunk": 3 if processes == 2 else 0,
+        "eval_blank_images": run.blank,
         "eval_strategy": "no",  # calls of towers are counted, and the evaluation is asked for below
     }
     args = CPTConfig(output_dir=str(folder), **(settings | run.settings))

@@ -106,7 +106,7 @@ def test_evaluation_counts_each_target_once_though_ranks_have_different_numbers_
         assert rank["evaluation"]["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.blank])
 def test_reliance_is_that_of_one_process_though_ranks_have_other_media(name, on_two, on_one):
     expected = on_one[name.partition(" ")[2]]["evaluation"]
     assert abs(expected["eval_reliance"]) > 1e-3
