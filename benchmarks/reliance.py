@@ -31,7 +31,8 @@ from vlcpt.data.encode.pieces import token_texts
 from vlcpt.data.plan.split import Part
 from vlcpt.demo import base_path
 from vlcpt.report.reliance import token_nats
-from vlcpt.training.evaluate import EvalOptions, SetScores, score_sets
+from vlcpt.training.evaluate import EvalOptions, score_sets
+from vlcpt.training.scores import SetScores
 
 COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 SHAPES = {"circle", "rectangle", "triangle"}

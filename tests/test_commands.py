@@ -75,7 +75,6 @@ HELD = {
     r"vlcpt train my.yaml --report_to swanlab ": "an account at SwanLab; transformers' own callback",
     r"vlcpt doctor my.yaml$": "parsed; with --quick it runs in tests/runs/test_doctor_cli.py",
     r"vlcpt prepare my.yaml --vision_cache features$": "frozen towers; runs in tests/runs/test_features.py",
-    r'python -c "import time, vlcpt.runs.train': "a run of yours; tests/demo/test_run.py measures the demo's",
     r"vlcpt --install-completion$": "it writes into the files of a shell at home",
     r"hf auth login$": "an account on the Hub",
     r"export [A-Z_]+=\S+$": "a setting of another program, and no command",

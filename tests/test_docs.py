@@ -26,7 +26,7 @@ from vlcpt.data.formats.detect import SCHEMAS, detect_format
 from vlcpt.data.plan.ledger import DOCUMENT_COUNTS, TOKEN_COUNTS, Ledger
 from vlcpt.demo import base_path
 from vlcpt.training import progress
-from vlcpt.training.evaluate import SetResult
+from vlcpt.training.scores import SetResult
 
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "docs/data.md").read_text("utf-8")

@@ -63,7 +63,7 @@ def read_mapping(path: Path) -> dict[str, object]:
 
 
 def is_killed(folder: Path, facts: Mapping[str, object]) -> bool:
-    """Whether a run that says it is running has no process left; no where that cannot be known.
+    """Whether a run that says it is running has no process left; False where that cannot be known.
 
     Args:
         facts: What its ``run.json`` holds.

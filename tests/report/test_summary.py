@@ -31,7 +31,7 @@ def test_reliance_stands_below_its_set():
     labels = [label for label, _ in table.rows]
     assert labels == ["training", "new", "  reliance", "old"]
     assert table.rows[2][1] == ["0.0000", "0.9000", "+0.9000"]
-    assert table.caption.endswith("; reliance: what blank images cost more")
+    assert table.caption.endswith("; reliance: cost of blank images")
 
 
 def test_a_run_that_logged_nothing_has_no_loss():
@@ -75,7 +75,7 @@ def test_an_adapter_whose_base_nobody_else_has_is_pushed_merged():
 
 
 def test_the_table_says_what_training_from_is():
-    caption = "training: mean of the first and the last lines of the log"
+    caption = "training: mean of the first and last log lines"
 
     assert summary_table(summarise(LOG)).caption == caption
     assert not summary_table(summarise([])).caption

@@ -15,6 +15,10 @@ from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import split_stream
 from vlcpt.model.tuning import TowerRow
+from vlcpt.report.check import memory_table
+from vlcpt.report.memory import MemoryEstimate
+from vlcpt.report.reliance import NatsSums
+from vlcpt.report.summary import summarise, summary_table
 from vlcpt.report.terminal import (
     continuation_lines,
     document_lines,
@@ -114,6 +118,21 @@ def test_tables_fit_a_narrow_terminal(tiny_processor: ProcessorMixin) -> None:
         assert max(map(len, shown(table, width=60).splitlines())) <= 60
 
 
+def test_captions_are_one_line_of_80_columns() -> None:
+    result = {"loss": 1.0, "perplexity": 2.7, "bits_per_byte": None, "targets": 5, "base_loss": 2.0}
+    result |= {"shuffled_images_loss": None, "blank_images_loss": None}
+    log = [{"step": 1, "loss": 1.0, "eval_new_loss": 1.0, "eval_new_reliance": 0.5}]
+    tables = (
+        results_table({"new": result}),  # type: ignore[dict-item]
+        summary_table(summarise(log)),
+        memory_table({"as configured": MemoryEstimate("learning", 2**30, 0, 2**30, 2**30, 0, 0)}),
+        NatsSums(["new"]).sheet(),
+    )
+
+    for table in tables:
+        assert table.caption in shown(table, width=80).splitlines()
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_number_of_a_ledger_or_an_evaluation_is_cut(width: int) -> None:
     names = ["manuals, held out", "papers", "web pages", "replay"]
@@ -135,7 +154,7 @@ def test_no_number_of_a_ledger_or_an_evaluation_is_cut(width: int) -> None:
         text = shown(table, width=width)
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text
-        numbers = text.partition("loss in nats")[0].splitlines()
+        numbers = text.partition("nats per target")[0].splitlines()
         for label, cells in table.rows:
             lines = [line.split() for line in numbers if line.strip().startswith(label.strip())]
             found = [word for words in lines for word in words[len(label.split()) :]]

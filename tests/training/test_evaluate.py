@@ -18,7 +18,8 @@ from vlcpt.data.plan.ledger import BadDataError
 from vlcpt.model.tuning import base_model
 from vlcpt.training import evaluate
 from vlcpt.training import evaluate as evaluate_module
-from vlcpt.training.evaluate import EvalOptions, evaluate_sets, perplexity, score_sets, trainer_metrics
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets, score_sets, trainer_metrics
+from vlcpt.training.scores import perplexity
 from vlcpt.training.step import sent
 
 

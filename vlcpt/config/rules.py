@@ -170,7 +170,7 @@ def rules_between(model: ModelConfig, data: DataConfig, values: Mapping[str, obj
         needs = "save_strategy: best" if saves_best else "metric_for_best_model"
         yield f"{needs} needs eval_strategy: steps or epoch. Set it, or remove the key."
     elif metric is not None and metric not in chosen_by and f"eval_{metric}" not in chosen_by:
-        yield (f"metric_for_best_model {metric!r} chooses no model. Choose one of: {', '.join(chosen_by)}.")
+        yield f"metric_for_best_model {metric!r} chooses no model. Choose one of: {', '.join(chosen_by)}."
     if training.greater_is_better:
         yield "greater_is_better: less loss is better, and less perplexity. Remove the key."
 

@@ -24,7 +24,8 @@ from vlcpt.report.screen import Screen, plain_table, say, visible
 from vlcpt.run_files import read_mapping
 from vlcpt.runs.data import RunData, quiet_libraries, shown
 from vlcpt.runs.train import train_run
-from vlcpt.training.evaluate import EvalOptions, SetResult, evaluate_sets, perplexity
+from vlcpt.training.evaluate import EvalOptions, evaluate_sets
+from vlcpt.training.scores import SetResult, perplexity
 
 Results = dict[str, SetResult]
 

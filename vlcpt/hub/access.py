@@ -20,9 +20,7 @@ from vlcpt.training.checkpoints.files import is_unfinished
 
 _TRY_AGAIN = "Check the network, and try again."
 _NOT_OPENED = "{}: the repository could not be opened for a push"
-_SECONDS = (
-    5.0  # for an answer of any kind; the library itself would wait without end, or try again five times
-)
+_SECONDS = 5.0  # for any answer; the library itself would wait without end, or try again five times
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # a model's folder in the Hub's cache
 
 

@@ -192,14 +192,14 @@ def verdict_line(lines: Sequence[Line]) -> str:
 
 
 def _shown(value: float | None, unit: str) -> str:
-    return "–" if value is None else f"{short(value)} {unit}".strip()
+    return "–" if value is None else f"{compact(value)} {unit}".strip()
 
 
-def short(value: float) -> str:
+def compact(value: float) -> str:
     """A number of any size, in few characters.
 
     Example:
-        >>> short(0.0), short(1.5e-6), short(1234.5)
+        >>> compact(0.0), compact(1.5e-6), compact(1234.5)
         ('0', '1.5e-06', '1,234')
     """
     if value == 0 or not math.isfinite(value):

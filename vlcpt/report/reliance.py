@@ -102,8 +102,5 @@ class NatsSums:
                 [f"{over / targets:.0%}" if targets else "–" for targets, _, over in found],
             ),
         ]
-        caption = (
-            "what a blank image costs a target more than its own, in nats; where another document's image "
-            "costs nothing (verdict of vlcpt eval), they say only that an image is there"
-        )
+        caption = "nats: how much more a blank image costs a target than its own"
         return Sheet("which targets need their image", [*self.names], rows, caption)

@@ -73,8 +73,8 @@ def summary_table(summary: RunSummary) -> Sheet:
     rows = [
         (label, [f"{first:.4f}", f"{last:.4f}", f"{last - first:+.4f}"]) for label, (first, last) in pairs
     ]
-    said = ["training: mean of the first and the last lines of the log"] if summary.loss else []
-    said += ["reliance: what blank images cost more"] if summary.reliance else []
+    said = ["training: mean of the first and last log lines"] if summary.loss else []
+    said += ["reliance: cost of blank images"] if summary.reliance else []
     return Sheet("loss, nats per target", ["from", "to", "change"], rows, "; ".join(said))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlcpt.hub.push import Push
     from vlcpt.model.tuning import TowerRow
     from vlcpt.training.continuations import Continuation
-    from vlcpt.training.evaluate import SetResult
+    from vlcpt.training.scores import SetResult
 
 # Two shades, so that neighbouring tokens can be distinguished.
 _TARGET = ("black on green3", "black on dark_sea_green2")
@@ -85,7 +85,7 @@ def results_table(results: Mapping[str, SetResult]) -> Sheet:
         rows.append((f"targets over {NEEDS_IMAGE} nats", cells))
     if all("documents" in one for one in found):
         rows.insert(0, ("documents", [f"{one['documents']:,}" for one in found]))
-    caption = "loss in nats per target; base: without this training; shuffled: the next document's images"
+    caption = "nats per target; base: before training; shuffled: another document's images"
     return Sheet("evaluation", [*results], rows, caption)
 
 

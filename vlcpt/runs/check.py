@@ -102,11 +102,7 @@ def check_run(
     console.print(verdict)
     console.print(ledger_table(ledger))
     for name, one in held_out.items():
-        used, targets = one.total.documents["used"], one.total.tokens["targets"]
-        documents = f"{used:,} document{'s' * (used != 1)}"
-        left = one.total.documents["not_drawn"]
-        drawn = f", drawn from {used + left:,}" if left else ""
-        say(console, f"{name}: {documents} with {targets:,} target{'s' * (targets != 1)} to measure{drawn}")
+        say(console, f"{name}: {_to_measure(one)}")
     for one in (ledger, *held_out.values()):
         show_unread(one, console)
     for name, one in {"the training data": ledger, **held_out}.items():
@@ -260,6 +256,15 @@ def _write(ledger: Ledger, output: Path, console: Console) -> Path:
     instead = f", because {output} holds a run" if folder != output else ""
     say(console, f"\nledger.json and dropped.jsonl are in {folder}{instead}")
     return folder
+
+
+def _to_measure(ledger: Ledger) -> str:
+    """How much of a set will be evaluated."""
+    used, targets = ledger.total.documents["used"], ledger.total.tokens["targets"]
+    documents = f"{used:,} document{'s' * (used != 1)}"
+    left = ledger.total.documents["not_drawn"]
+    drawn = f", drawn from {used + left:,}" if left else ""
+    return f"{documents} with {targets:,} target{'s' * (targets != 1)} to measure{drawn}"
 
 
 def _show_speed(

@@ -43,8 +43,9 @@ from vlcpt.runs.data import (
 )
 from vlcpt.runs.tokens import write_tokens
 from vlcpt.training.continuations import Continuation, continue_documents
-from vlcpt.training.evaluate import EvalOptions, SetResult, SetScores, score_sets
+from vlcpt.training.evaluate import EvalOptions, score_sets
 from vlcpt.training.ranks import RankWatch, first_rank_only, require_equal, together
+from vlcpt.training.scores import SetResult, SetScores
 
 T = TypeVar("T")
 SAMPLES = 2  # documents of each held-out set that a run continues at its end

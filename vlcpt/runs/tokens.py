@@ -25,8 +25,9 @@ from vlcpt.report.pages.inspect import InspectPage
 from vlcpt.report.reliance import token_nats
 from vlcpt.report.screen import say
 from vlcpt.runs.data import encoding_options, retention_names, with_native_model
-from vlcpt.training.evaluate import EvalOptions, SetScores
+from vlcpt.training.evaluate import EvalOptions
 from vlcpt.training.reliance import ImageNats
+from vlcpt.training.scores import SetScores
 
 PACKAGES = ("transformers", "tokenizers", "torch")  # that a page names, with their versions
 

@@ -12,7 +12,7 @@ from vlcpt.config.training import CPTConfig
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.data.encode.features import KeptMedium
 from vlcpt.errors import refuse
-from vlcpt.model.tuning import base_model
+from vlcpt.model.tuning import base_model, unwrapped
 from vlcpt.training.evaluate import row_sums
 from vlcpt.training.guards import asked_stage
 
@@ -107,9 +107,7 @@ def _without_features(
     del rest["media"]
     ids = inputs["input_ids"]
     assert isinstance(ids, torch.Tensor)
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    vision = base_model(model).config.vision_config
+    vision = base_model(unwrapped(model)).config.vision_config
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     for modality, name in _PIXELS.items():
         if grids := [one.grid_thw for one in media if one.modality == modality]:

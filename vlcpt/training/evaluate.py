@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,72 +24,11 @@ from vlcpt.data.plan.plan import Track, untracked
 from vlcpt.data.workers import Workers
 from vlcpt.model.shared_features import kept_features, see_alike, with_features
 from vlcpt.model.tuning import base_model
-from vlcpt.training.intervals import loss_intervals
 from vlcpt.training.loss import BatchTensors, TargetLosses, target_losses
 from vlcpt.training.ranks import Alarm, add_up
+from vlcpt.training.scores import PASSES, Pass, SetResult, SetScores, perplexity
 from vlcpt.training.step import leave_out_failed, require_few_failed, sent, watched
-from vlcpt.training.target_nats import NatsCollector, Reliance, TargetNats, TargetPlaces, reliance_of
-
-
-class SetResult(TypedDict):
-    """One set of ``vlcpt eval --output``: nats per target, unweighted; null where it does not apply.
-
-    ``intervals`` has the 95% interval over documents of ``loss``, and of what ``learnt`` (``base_loss``),
-    ``shuffled`` and ``blank`` images add to it: see :mod:`vlcpt.training.intervals`. ``reliance`` says how
-    far its targets rely on their images.
-    """
-
-    loss: float
-    perplexity: float
-    bits_per_byte: float | None
-    targets: int
-    base_loss: float | None
-    shuffled_images_loss: float | None
-    blank_images_loss: float | None
-    documents: int
-    intervals: dict[str, list[float] | None]
-    reliance: Reliance | None
-
-
-class DocumentResult(TypedDict):
-    """One document of a set: nats per target; null where it does not apply."""
-
-    loss: float
-    targets: int
-    base_loss: float | None
-    shuffled_images_loss: float | None
-    blank_images_loss: float | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """Sums over the targets of a data set.
-
-    Args:
-        nll: Σ negative log likelihood, nats.
-        targets: How many.
-        text_nll: The same sum without end-of-text.
-        text_bytes: UTF-8 bytes of the targets without end-of-text.
-
-    Example:
-        >>> round(Score(nll=8.0, targets=4, text_nll=6.0, text_bytes=8).bits_per_byte, 3)
-        1.082
-    """
-
-    nll: float
-    targets: int
-    text_nll: float
-    text_bytes: int
-
-    @property
-    def loss(self) -> float:
-        """Nats per target."""
-        return self.nll / self.targets
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """Bits per byte of the text; None for text without a byte."""
-        return self.text_nll / math.log(2) / self.text_bytes if self.text_bytes else None
+from vlcpt.training.target_nats import NatsCollector, TargetPlaces
 
 
 def row_sums(model: nn.Module, inputs: BatchTensors, loss_chunk: int = LOSS_CHUNK) -> torch.Tensor:
@@ -129,16 +66,6 @@ def trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return found
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows.
-
-    Example:
-        >>> perplexity(0.0), perplexity(1e6)
-        (1.0, inf)
-    """
-    return math.exp(loss) if loss < 700 else math.inf
-
-
 @dataclass(frozen=True)
 class EvalOptions:
     """How data sets are scored; no number depends on it but for ``autocast``.
@@ -167,10 +94,7 @@ class EvalOptions:
 
 
 _DEFAULTS = EvalOptions()
-Pass = Literal["right", "base", "blank", "shuffled"]  # what one batch is scored as
 _PIXELS_OF: Mapping[Pass, PixelsOf] = {"right": "document", "blank": "blank", "shuffled": "next_document"}
-_PASSES: tuple[Pass, ...] = ("right", "base", "blank", "shuffled")
-_ADDED: Mapping[str, Pass] = {"learnt": "base", "shuffled": "shuffled", "blank": "blank"}
 _Item = list[Sample | FailedSample]
 _GRIDS_OF = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
@@ -227,75 +151,6 @@ def score_sets(
     return {name: scorer.scores(name, dataset) for name, dataset in sets.items()}
 
 
-@dataclass(frozen=True)
-class SetScores:
-    """The sums of each document of a set in each pass.
-
-    Args:
-        sums: float64 (documents, passes, 4), by the numbers of ``CPTDataset.documents``: Σ nll, targets, and
-            without end-of-text Σ nll and bytes. Zeros where a document could not be read.
-        measured: The passes that were made.
-        image_sums: float64 (documents, 4): what images give the targets of each, see
-            :class:`~vlcpt.training.target_nats.NatsCollector`.
-        targets: Each target, where they were asked for.
-    """
-
-    sums: np.ndarray
-    measured: frozenset[Pass]
-    image_sums: np.ndarray
-    targets: TargetNats | None = None
-
-    @cached_property
-    def totals(self) -> dict[Pass, Score]:
-        """The sums over the set, of each pass that was made."""
-        whole = zip(_PASSES, self.sums.sum(axis=0).tolist(), strict=True)
-        return {
-            one: Score(nll, int(targets), text_nll, int(text_bytes))
-            for one, (nll, targets, text_nll, text_bytes) in whole
-            if one in self.measured
-        }
-
-    def result(self) -> SetResult:
-        """The numbers of the set, with their intervals over documents."""
-        right = self.totals["right"]
-        losses = {one: self.totals[one].loss if one in self.totals else None for one in _PASSES}
-        places: dict[str, tuple[int, int | None]] = {"loss": (0, None)}
-        places |= {name: (_PASSES.index(one), 0) for name, one in _ADDED.items() if one in self.measured}
-        found = loss_intervals(self.sums[:, :, :2], places)
-        intervals = {name: found.get(name) for name in ("loss", *_ADDED)}
-        return SetResult(
-            loss=right.loss,
-            perplexity=perplexity(right.loss),
-            bits_per_byte=right.bits_per_byte,
-            targets=right.targets,
-            base_loss=losses["base"],
-            shuffled_images_loss=losses["shuffled"],
-            blank_images_loss=losses["blank"],
-            documents=int((self.sums[:, 0, 1] > 0).sum()),
-            intervals={name: None if one is None else [*one] for name, one in intervals.items()},
-            reliance=reliance_of(self.image_sums),
-        )
-
-    def document(self, number: int, *, has_media: bool) -> DocumentResult | None:
-        """The numbers of a document; None if it could not be read."""
-        nll, targets = self.sums[number, :, 0], self.sums[number, :, 1]
-        if not targets[0]:
-            return None
-
-        def loss(one: Pass) -> float | None:
-            place = _PASSES.index(one)
-            applies = one in self.measured and (has_media or one == "base") and targets[place]
-            return float(nll[place] / targets[place]) if applies else None
-
-        return DocumentResult(
-            loss=float(nll[0] / targets[0]),
-            targets=int(targets[0]),
-            base_loss=loss("base"),
-            shuffled_images_loss=loss("shuffled"),
-            blank_images_loss=loss("blank"),
-        )
-
-
 class _Scorer:
     """Scores data sets under a model and its base.
 
@@ -333,7 +188,7 @@ class _Scorer:
         seen += ["blank"] if dataset.has_media else []
         seen += ["shuffled"] if dataset.can_shuffle else []
         # The sums of the passes, and behind them what images give.
-        shape = (len(_PASSES) + 1, len(dataset.documents), 4)
+        shape = (len(PASSES) + 1, len(dataset.documents), 4)
         sums = torch.zeros(shape, dtype=torch.float64, device=self._summing)
         nats = NatsCollector(sums[-1], keeps_targets=self._keeps_targets)
         if self._options.ranks == 1:
@@ -399,7 +254,7 @@ class _Scorer:
                 dataset.failures.check()
                 for one, losses in self._losses(batches):
                     of_targets = places["right" if one == "base" else one].documents
-                    own, values = sums[_PASSES.index(one)], self._values(losses)
+                    own, values = sums[PASSES.index(one)], self._values(losses)
                     own.index_add_(0, of_targets.to(self._summing, non_blocking=True), values)
                     if one == "right" or one == "blank":
                         compared[one] = values[:, 0]

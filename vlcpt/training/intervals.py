@@ -24,8 +24,9 @@ def loss_intervals(
     losses of a difference, and falls away. Targets of one document depend on each other, so none is drawn
     alone.
     Each drawn set is divided by its own standard error (bootstrap-t; Efron and Tibshirani 1993, chapter 12):
-    sizes of documents have long tails, and percentiles, BCa too, are then too narrow. Of few documents these
-    too are too narrow, and are made wider: see :func:`_widening`. With the same sums the bounds are the same.
+    sizes of documents have long tails, and percentiles, BCa too, are then too narrow. With few documents
+    bootstrap-t is too narrow as well, so it is made wider: see :func:`_widening`. The same sums give the same
+    bounds.
 
     Args:
         sums: float64 (documents, passes, 2): Σ nll and targets of each document in each pass.
@@ -110,10 +111,10 @@ def _estimate(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _widening(targets: np.ndarray) -> float:
     """How much wider than normal Student's interval is, for documents with so many targets.
 
-    Few documents show less of how much documents differ than there is, and so do many of which a few are much
-    longer, for those say nearly all. So degrees of freedom are one less than the middle of how many documents
-    there are, and of how many equally long ones would say as much (Kish 1965). On sets whose truth is known,
-    the first alone gives too narrow intervals, and the second too wide ones.
+    Few documents show less of how much documents differ than there is. So do many documents of which a few
+    hold most targets: they say no more than a smaller number of equally long ones (Kish's effective number,
+    1965). The degrees of freedom are the mean of both numbers, less one. On sets whose truth is known, the
+    number of documents alone makes intervals too narrow, and the effective number alone too wide.
 
     Example:
         >>> [round(_widening(np.array(one)), 3) for one in ([9] * 8, [9] * 7 + [900], [9] * 1000)]

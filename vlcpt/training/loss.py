@@ -238,8 +238,8 @@ def chunked_nll(
     adapters, in 4 bits). Where ZeRO-3 has cut the weights inside it, they are gathered once around all
     chunks, since ranks have different numbers of those.
 
-    What of a gradient is still to be multiplied or added up is float32, also where products are in 16 bits.
-    Of a frozen layer this is targets × width.
+    Where products are in 16 bits, a gradient is kept in float32 until all factors and sums are in it. For a
+    frozen layer that is targets × width.
 
     Args:
         layer: The output layer.

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vlcpt.data.dataset import CPTDataset
 from vlcpt.model.tuning import base_model, trained_towers
-from vlcpt.report.doctor import Line, judged, short
+from vlcpt.report.doctor import Line, compact, judged
 from vlcpt.runs.doctor.plain import (
     FLOOR,
     Gradients,
@@ -431,7 +431,7 @@ def resumed_as_uninterrupted(subject: Subject, name: str) -> Line:
         f"after a resume the weights are off by {measured:.1e} of what training moved them by; two runs "
         f"without one differ by {spread:.1e}. Something was not saved or not restored. Report it."
     )
-    return judged(name, measured, tolerance, cause=cause, detail=f"two uninterrupted runs: {short(spread)}")
+    return judged(name, measured, tolerance, cause=cause, detail=f"two uninterrupted runs: {compact(spread)}")
 
 
 def _apart(one: Gradients, other: Gradients, start: Gradients) -> float:
