@@ -31,9 +31,9 @@ def configs(folder: Path, *overrides: str) -> Configs:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder with a trained adapter in ``out``, and seven documents to measure it on."""
+    """A folder with a trained adapter in ``out``, and nine documents to measure it on."""
     rows = []
-    for number in range(7):
+    for number in range(9):
         text, images = f"page {number} <trainable_text>{number * 7} lines</trainable_text>", []
         if number % 3 == 0:
             (tmp_path / f"{number}.png").write_bytes(png(number))
@@ -164,7 +164,7 @@ def test_the_command_says_its_verdict_and_continues_documents(run: Path) -> None
     )
 
     text = file.getvalue()
-    assert "held: 6 of 7 documents are measured, drawn by seed (eval_max_documents)." in text
+    assert "held: 6 of 9 documents are measured, drawn by seed (eval_max_documents)." in text
     assert text.index("held:") < text.index("what to change:") < text.index("perplexity  ")
     assert text.count("  model  ") == text.count("  truth  ") == 2
     written = json.loads((run / "eval.json").read_text())
@@ -189,7 +189,7 @@ def test_evaluate_gives_in_python_what_the_command_shows(run: Path) -> None:
     loaded = vlcpt.evaluate(model, {"held": dataset}, processor=processor)
 
     assert by_run == by_source == by_data == shown
-    assert [one["set"] for one in by_run.documents()] == ["held"] * 7
+    assert [one["set"] for one in by_run.documents()] == ["held"] * 9
     assert loaded["held"]["loss"] == pytest.approx(shown["held"]["loss"], rel=1e-6)
     assert "what to change:" in str(by_run)
     assert "perplexity" in repr(by_run)
@@ -212,7 +212,7 @@ def test_the_python_example_of_the_docs_runs_as_written(
 
     assert "held: " in capsys.readouterr().out
     assert list(names["found"]) == ["more"]
-    assert len(names["worst"]) == 7
+    assert len(names["worst"]) == 9
 
 
 def test_evaluate_says_what_a_loaded_model_needs() -> None:
