@@ -356,7 +356,8 @@ def _foresee(
 
     merge = processor.image_processor.merge_size**2
     chosen = choose_checkpointing(configs, dataset, merge)
-    findings.note("checkpointing", chosen or bool(configs.training.activation_checkpointing))
+    said = chosen.said if chosen else bool(configs.training.activation_checkpointing)
+    findings.note("checkpointing", said)
     empty = empty_model(configs.model)
     towers = count_towers(empty, configs.model)
     found = foresee(configs, empty, towers, dataset.pack_sizes(), devices=1, merge=merge)["as configured"]

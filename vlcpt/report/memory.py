@@ -54,6 +54,7 @@ class Setup:
         narrow: DeepSpeed holds everything in two bytes, with float32 masters (``bf16: true``).
         offload_optimizer, offload_weights: To the computer's own memory.
         bucket: Numbers that DeepSpeed collects before it reduces them.
+        overlaps: It fills one such bucket while it sends another.
         live: Numbers of gathered weights that ZeRO-3 keeps at most.
     """
 
@@ -73,6 +74,7 @@ class Setup:
     offload_optimizer: bool = False
     offload_weights: bool = False
     bucket: int = 200_000_000
+    overlaps: bool = True
     live: int = 1_000_000_000
 
     def hidden(self, how: How) -> int:
@@ -208,13 +210,13 @@ def gradient_bytes(trained: int, setup: Setup) -> tuple[int, int]:
     """Bytes of all gradients when the backward pass ends, and of what the optimizer's step adds.
 
     Without DeepSpeed they are float32, and DDP keeps a second copy in the buckets that it sends. ZeRO-1
-    keeps all of them, 2 and 3 a part, beside up to two buckets that are being filled and sent. Its step
+    keeps all of them, 2 and 3 a part, beside the buckets that are being filled and sent. Its step
     makes the part float32.
 
     Example:
         >>> gradient_bytes(1000, Setup()), gradient_bytes(1000, Setup(devices=2))
         ((4000, 0), (8000, 0))
-        >>> gradient_bytes(1000, Setup(devices=4, stage=2, narrow=True))
+        >>> gradient_bytes(1000, Setup(devices=4, stage=2, narrow=True, bucket=1000))
         (4500, 1000)
     """
     if setup.stage is None:
@@ -227,15 +229,23 @@ def gradient_bytes(trained: int, setup: Setup) -> tuple[int, int]:
 
 
 def bucket_bytes(trained: int, setup: Setup) -> int:
-    """Bytes of the two buckets that DeepSpeed fills with gradients and sends.
+    """Bytes of the buckets that DeepSpeed fills with gradients and sends.
+
+    They are reserved whole, however few gradients there are: one of ZeRO-1 and 2, two where sending overlaps;
+    one of ZeRO-3, beside the gradients that are being sent.
 
     Example:
-        >>> bucket_bytes(1000, Setup(stage=2, narrow=True))
-        4000
+        >>> bucket_bytes(1000, Setup(stage=2, narrow=True, bucket=5000))
+        20000
+        >>> bucket_bytes(1000, Setup(stage=3, narrow=True, bucket=5000))
+        12000
     """
     if setup.stage is None:
         return 0
-    return 2 * (2 if setup.narrow else 4) * min(setup.bucket, trained)
+    width = 2 if setup.narrow else 4
+    if setup.stage == 3:
+        return width * (setup.bucket + min(setup.bucket, trained))
+    return width * setup.bucket * (2 if setup.overlaps else 1)
 
 
 def optimizer_bytes(trained: int, setup: Setup) -> int:

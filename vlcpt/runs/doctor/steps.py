@@ -22,12 +22,13 @@ from vlcpt.runs.doctor.plain import (
     exact_products,
     gradients_alone,
     kept_gradients,
+    narrow_weights,
     plain_errors,
     sampled,
     worst_gradient,
 )
 from vlcpt.runs.doctor.subject import Subject, release
-from vlcpt.training.guards import engine_stage
+from vlcpt.training.guards import converted_type, engine_stage
 from vlcpt.training.ranks import on_any_rank, together
 from vlcpt.training.trainer import CPTTrainer
 
@@ -154,7 +155,8 @@ class Reference:
 
     Args:
         loss, gradients: In float32.
-        loss_error: That of the plain path, relative.
+        loss_error: That of the plain path, relative: of all documents, for errors of some cancel those of
+            others by chance.
         errors: For each of its gradients, relative.
     """
 
@@ -173,11 +175,19 @@ def reference(subject: Subject) -> Reference:
         gradients_alone, samples=subject.with_pixels(subject.samples(subject.singles)), device=subject.device
     )
     with exact_products():
-        loss, gradients = run(subject.placed(dtype="float32", attn_implementation="eager"), autocast=None)
+        parts, gradients = run(subject.placed(dtype="float32", attn_implementation="eager"), autocast=None)
     release()
-    near, rounded = run(subject.placed(attn_implementation="sdpa"), autocast=subject.autocast)
+    # DeepSpeed holds the weights in 16 bits, and with them what is between layers; autocast does neither.
+    held = converted_type(subject.training)
+    model = subject.placed(attn_implementation="sdpa")
+    if held is not None:
+        narrow_weights(model, held)
+    near, rounded = run(model, autocast=subject.autocast if held is None else None)
+    del model
     release()
-    found = Reference(loss, gradients, abs(near - loss) / abs(loss), plain_errors(rounded, gradients))
+    loss = sum(parts)
+    off = sum(abs(one - exact) for one, exact in zip(near, parts, strict=True))
+    found = Reference(loss, gradients, off / abs(loss), plain_errors(rounded, gradients))
     vars(subject)["_reference"] = found
     return found
 
