@@ -25,7 +25,7 @@ BATCH = LargestBatch(rows=1, tokens=4096, targets=1500, patches=8192)
 ZERO = {"narrow": True}
 STAGES: dict[str, dict[str, object]] = {
     "none": {"autocast": True},
-    "zero1": {"stage": 1, **ZERO},
+    "zero1": {"stage": 1, "overlaps": False, **ZERO},
     "zero2": {"stage": 2, **ZERO},
     "zero2_offload": {"stage": 2, "offload_optimizer": True, **ZERO},
     "zero3": {"stage": 3, **ZERO},

@@ -10,7 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from vlcpt import load_processor
 from vlcpt.report.memory import MemoryEstimate
+from vlcpt.runs import memory
+from vlcpt.runs.data import RunData
+from vlcpt.runs.memory import Choice
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PARTS = ["attention", "patches", "loss", "lora-4096", "lora-8192", "full-4096", "full-8192"]
@@ -173,6 +177,27 @@ def gpu_of_80_gib(monkeypatch):
 
 def estimate(gib: int) -> MemoryEstimate:
     return MemoryEstimate("learning", gib * 2**30, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"), [(Choice("activation checkpointing is off: it fits", 3.5), str), (None, bool)]
+)
+def test_what_is_foreseen_can_be_written_whether_checkpointing_was_chosen_or_given(
+    script, tmp_path, monkeypatch, chosen, said
+):
+    training, path = script("gpu_training"), tmp_path / "gpu.json"
+    training.write_inputs(tmp_path, tiny=True)
+    configs = training._configs(tmp_path, training.Plan("lora", 256, tiny=True))
+    processor = load_processor(configs.model.model_name_or_path)
+    monkeypatch.setattr(memory, "choose_checkpointing", lambda *args: chosen)
+    findings = script("gpu_machine").Findings(path)
+    findings.part = "lora-256"
+
+    training._foresee(findings, configs, RunData(configs, processor).train(), processor)
+
+    written = json.loads(path.read_text())["parts"]["lora-256"]
+    assert isinstance(written["checkpointing"], said)
+    assert written["foreseen"]["total"] > 0
 
 
 def test_a_run_that_does_not_fit_is_not_tried(script, tmp_path, gpu_of_80_gib):

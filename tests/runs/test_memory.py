@@ -10,6 +10,7 @@ from tests.support import write_run
 from vlcpt import CPTConfig
 from vlcpt.config.yaml import dump_config, load_config
 from vlcpt.demo import base_path
+from vlcpt.model.counting import count_towers, empty_model
 from vlcpt.model.loading import load_processor
 from vlcpt.report.memory import CONTEXT
 from vlcpt.runs import memory
@@ -75,3 +76,20 @@ def test_the_written_configuration_repeats_the_run_on_a_gpu_of_any_size(on_a_gpu
         assert said == ""
         assert again.activation_checkpointing is first.activation_checkpointing
         assert again.gradient_checkpointing is first.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("engine", "buckets"),
+    [("zero1", 1), ("zero2", 2), ("zero2_offload", 2), ("zero3", 1), ("zero3_offload", 1)],
+)
+def test_the_buckets_that_deepspeed_reserves_whole_count_for_few_gradients_too(tmp_path, engine, buckets):
+    """An H200 needed 762 MiB more for ZeRO-2 in bfloat16 than a tiny model has gradients."""
+    configs = load_config(write_run(tmp_path), ["--deepspeed", engine])
+    dataset = RunData(configs, load_processor(base_path()), lambda items, what: items).train()
+    model = empty_model(configs.model)
+    towers = count_towers(model, configs.model)
+
+    found = memory.foresee(configs, model, towers, dataset.pack_sizes(), devices=1, merge=4)
+
+    of_one = 4 * 200_000_000  # float32, as the configuration of each engine says
+    assert found["as configured"].gradients == pytest.approx(buckets * of_one, rel=0.01)

@@ -107,7 +107,7 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
         offload_optimizer=zero("offload_optimizer.device", "none") != "none",
         offload_weights=zero("offload_param.device", "none") != "none",
         bucket=int(zero("reduce_bucket_size", Setup.bucket)),
-        overlaps=bool(zero("overlap_comm", Setup.overlaps)),
+        overlaps=bool(zero("overlap_comm", False)),  # as DeepSpeed has it
         live=int(zero("stage3_max_live_parameters", Setup.live)),
     )
 
