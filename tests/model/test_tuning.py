@@ -219,6 +219,56 @@ def kept_of_the_tower(model, inputs):
     return kept
 
 
+def autocast_step(model, inputs):
+    """Loss and gradients of a step in bfloat16, and the bytes that autograd kept for it."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+        loss = model(**inputs).loss
+    loss.backward()
+    grads = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    return loss.detach(), grads, sum(kept.values())
+
+
+def step_with_and_without_peft_casting(model, inputs):
+    """A step as the model makes it, and one where peft casts inputs itself."""
+    for name, one in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(one, std=0.1)
+    left_alone = autocast_step(model, inputs)
+    for module in model.modules():
+        vars(module).pop("_cast_input_dtype", None)
+    return left_alone, autocast_step(model, inputs)
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_adapters_that_leave_inputs_to_autocast_give_the_same_bits(make_tiny_model, tiny_inputs, more):
+    """One layer of a block has adapters: the order of several sums in bfloat16 is not what is compared."""
+    config = ModelConfig("base", lora_target_modules=["down_proj"], **more)
+    model = apply_tuning(make_tiny_model().to(torch.bfloat16), config)
+
+    (loss, grads, _), (right, expected, _) = step_with_and_without_peft_casting(model, tiny_inputs)
+
+    assert loss.equal(right)
+    assert grads.keys() == expected.keys() != set()
+    assert all(one.equal(expected[name]) for name, one in grads.items())
+
+
+def test_adapters_of_one_input_keep_it_once_under_autocast(make_tiny_model, tiny_inputs):
+    config = ModelConfig("base", lora_target_modules=["q_proj", "k_proj", "v_proj"])
+    model = apply_tuning(make_tiny_model().to(torch.bfloat16), config)
+
+    (*_, kept), (*_, expected) = step_with_and_without_peft_casting(model, tiny_inputs)
+
+    layers, width = model.config.text_config.num_hidden_layers, model.config.text_config.hidden_size
+    assert expected - kept == 2 * layers * tiny_inputs["input_ids"].numel() * width * 2
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("way", [{"tuning": "lora"}, {"tuning": "full"}], ids=["lora", "full"])
 def test_autograd_keeps_no_byte_of_a_frozen_tower_and_a_merger(tiny_model, tiny_inputs, way, checkpointing):

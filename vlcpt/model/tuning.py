@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from vlcpt.data.families import TOWERS, Family, Tower, family_of, is_embedding, 
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
     from vlcpt.config.schema import ModelConfig
 
@@ -258,7 +260,41 @@ def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftM
     # Without autocast a layer refuses an input of another type than its weight's.
     for path, inner in family_of(base.config.model_type).seams.items():
         base.get_submodule(path).register_forward_pre_hook(partial(_cast_inputs, inner), with_kwargs=True)
+    leave_inputs_to_autocast(model)
     return model
+
+
+def leave_inputs_to_autocast(model: nn.Module) -> None:
+    """Keep adapters from widening inputs that autocast narrows again.
+
+    peft gives an adapter in float32 its input in float32, of which autocast then makes 16 bits: two copies
+    of each layer's input, forward and backward, that change no bit, and a third that is kept for the
+    backward pass, once for each layer, where several could keep one.
+
+    Example:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> layers = get_peft_model(nn.Sequential(nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
+        >>> leave_inputs_to_autocast(layers)
+        >>> narrow = torch.ones(1, 2, dtype=torch.bfloat16)
+        >>> with torch.autocast("cpu"):
+        ...     layers.base_model.model[0]._cast_input_dtype(narrow, torch.float32).dtype
+        torch.bfloat16
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        # Variants such as DoRA also compute with the input's type elsewhere.
+        if isinstance(module, LoraLayer) and not module.lora_variant:
+            vars(module)["_cast_input_dtype"] = MethodType(_cast_outside_autocast, module)
+
+
+def _cast_outside_autocast(
+    layer: LoraLayer, value: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor | None:
+    if value is not None and torch.is_autocast_enabled(value.device.type):
+        return value
+    found: torch.Tensor | None = type(layer)._cast_input_dtype(layer, value, dtype)
+    return found
 
 
 def _cast_inputs(

@@ -93,8 +93,8 @@ class Setup:
         return 2 if self.autocast or self.narrow else 4
 
     def shares_inputs(self, how: How) -> bool:
-        """Whether the adapters of one input keep it once: peft casts it to their type, where that differs."""
-        return not self.autocast and self.compute(how) == self.adapter and not self.dropout
+        """Whether the adapters of one input keep it once: it is cast to their type, where that differs."""
+        return self.hidden(how) == self.adapter and not self.dropout
 
 
 def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> int:
@@ -113,7 +113,7 @@ def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> in
     h, i, c = shape.hidden, shape.intermediate, setup.compute(how)
     token = 8 * h + 8 + 3 * i * c
     # The result of attention is kept once where the output layer learns from it.
-    kept = how == "full" or (how == "lora" and setup.shares_inputs(how))
+    kept = how == "full" or (how == "lora" and setup.compute(how) == setup.adapter and not setup.dropout)
     if setup.attention == "eager":
         # The softmax is float32, with a copy where products are not.
         token += (3 + kept) * h * c + shape.heads * tokens * (4 if c == 4 else 4 + c)
@@ -126,7 +126,7 @@ def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> in
         token += 2 * h * setup.hidden(how)  # normed, for the norms' own weights
         token += (5 if setup.hidden(how) != c else 2) * h * c + i * c
     elif how == "lora":
-        token += _adapter_inputs(6, 2, shape, setup) + 7 * setup.rank * setup.adapter
+        token += _adapter_inputs(6 - kept, 2, shape, setup) + 7 * setup.rank * setup.adapter
     adapters = setup.rank * (9 * h + 2 * shape.kv_width + 3 * i)
     return tokens * token + cast_weights(shape, how, setup, adapters)
 
@@ -157,8 +157,8 @@ def vision_layer(shape: TowerShape, how: How, setup: Setup, patches: int) -> int
 def _adapter_inputs(layers: int, distinct: int, shape: TowerShape, setup: Setup) -> int:
     """What the adapters of a block keep of their inputs, for one token.
 
-    peft casts the input of each of the ``layers`` to the adapter's type, so that each keeps a copy; only
-    where that is no change do those of the same input share it.
+    The input of each of the ``layers`` is cast to the type of the adapters' products, so that each keeps a
+    copy; only where that is no change do those of the same input share it.
     """
     if setup.shares_inputs("lora"):
         return (distinct * shape.hidden + shape.intermediate) * setup.adapter
