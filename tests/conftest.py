@@ -20,12 +20,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.processing_utils import ProcessorMixin
 
 from tests.browser import browser, listener  # noqa: F401  # fixtures
 from tests.published import PUBLISHED, Vocabulary, spread_weights, write_published
+
+# How long an example takes says how busy the machine is, and a busy one fails no test.
+settings.register_profile("any time", deadline=None)
+settings.load_profile("any time")
 
 DEMO_BASE = Path(__file__).parents[1] / "vlcpt" / "demo" / "base"
 MakeTinyModel = Callable[..., Qwen2_5_VLForConditionalGeneration]

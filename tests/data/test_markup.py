@@ -231,7 +231,7 @@ def _edits(one: str, other: str) -> int:
     return table[len(one) - 1, len(other) - 1]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data())
 def test_what_is_one_letter_off_is_an_error_and_what_is_two_is_text(data):
     name = "trainabletext"
@@ -310,7 +310,7 @@ def test_markers_and_files_that_differ_in_number_have_an_offset(markup, images, 
     assert (caught.value.field, caught.value.offset, caught.value.kind) == ("text", offset, "markers")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(documents)
 def test_written_markup_parses_to_an_equal_document(document):
     markup = document.to_markup()
@@ -322,7 +322,7 @@ def test_written_markup_parses_to_an_equal_document(document):
     assert parsed.to_markup() == markup
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(documents, st.randoms(use_true_random=False))
 def test_damaged_markup_is_a_document_or_a_document_error_at_once(document, rng: random.Random):
     markup = document.to_markup()

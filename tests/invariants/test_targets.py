@@ -40,7 +40,7 @@ def span_text(document: Document) -> str:
     return "".join(solid(unicodedata.normalize("NFC", run)) for run in runs)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(segments)
 def test_the_targets_text_is_the_spans_text(tiny_processor, found):
     # A first token has no context and is no target, so none of the drawn text stands first.
