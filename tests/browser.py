@@ -1,6 +1,8 @@
 """A browser for tests of pages, Debian's Chromium without a window; and a listener that hears requests."""
 
+import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -144,6 +146,15 @@ def listener() -> Iterator[Listener]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def page_lines(text: str, name: str) -> list[object]:
+    """What the page of ``vlcpt inspect`` has of documents, pictures or packs, as its script reads it."""
+    blocks = re.findall(rf'id="data-{name}(?:-\d+)?">([^<]*)</script>', text)
+    numbers = re.findall(rf'id="data-{name}-(\d+)">', text)
+    assert [int(number) for number in numbers] == [*range(len(numbers))]
+    lines = [line for block in blocks for line in block.split("\n") if line]
+    return lines if name == "pictures" else [json.loads(line) for line in lines]
 
 
 def hostile_texts(port: int) -> list[str]:

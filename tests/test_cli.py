@@ -118,6 +118,18 @@ def test_eval_writes_its_numbers(project: Path) -> None:
     assert result["base_loss"] > 0
 
 
+def test_advice_of_eval_names_the_configuration_as_it_was_typed_without_secrets(project: Path) -> None:
+    (project / "my.yaml").rename(project / "my run.yaml")
+    (project / "train.jsonl").write_text('{"text": "one two"}\n' * 8)
+    typed = ("--checkpoint", str(base_path()), "--tuning", "full", "--hub_token", "hf_secret")
+
+    run = vlcpt("eval", "my run.yaml", *typed, cwd=project)
+
+    assert run.returncode == 0, run.stderr
+    assert "`vlcpt inspect 'my run.yaml' --tuning full --hub_token …`" in run.stdout
+    assert "hf_secret" not in run.stdout + run.stderr
+
+
 def test_inspect_shows_the_targets_of_the_rows_asked_for(project: Path) -> None:
     run = vlcpt("inspect", "my.yaml", "--rows", "0", cwd=project)
 

@@ -165,11 +165,18 @@ def evaluate(
     require_paths(checkpoint, output, per_document, tokens)
     configs = _read(context, config)
     with _apart(as_json):
+        from vlcpt.report.verdict import CommandPaths
         from vlcpt.runs.evaluate import eval_run
+        from vlcpt.runs.page import typed
 
+        paths = CommandPaths(typed([str(config), *context.args]), typed([str(checkpoint)]))
         console = _screen(quiet)
         found = eval_run(
-            configs, checkpoint, output, console, samples=samples, per_document=per_document, tokens=tokens
+            *(configs, checkpoint, output, console),
+            samples=samples,
+            per_document=per_document,
+            tokens=tokens,
+            paths=paths,
         )
     if as_json and os.environ.get("RANK", "0") == "0":
         _print_json(found.as_json())

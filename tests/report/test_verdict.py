@@ -1,11 +1,14 @@
 """Tests of vlcpt/report/verdict.py: what is said of which numbers."""
 
+import math
+import shlex
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from vlcpt.report.verdict import verdict, verdict_of_run
+from vlcpt.report.verdict import CommandPaths, verdict, verdict_of_run
 
 
 def numbers(loss=1.0, base=None, shuffled=None, blank=None, width=0.05):
@@ -340,6 +343,52 @@ def test_what_to_change_follows_from_what_is_wrong():
 
     asked = ["raise learning_rate or num_train_epochs", "--reliance CHECKPOINT"]
     assert [any(one in text for text in changes) for one in asked] == [True] * 2
+
+
+BROKEN = {"loss": float("nan"), "base_loss": 1.0}
+ADVISED = {
+    "needless": (numbers(shuffled=1.0, blank=1.0), ["inspect", "CONFIG", "--reliance", "CHECKPOINT"]),
+    "pairs": (numbers(shuffled=0.5, blank=2.0), ["inspect", "CONFIG", "--html", "rows.html"]),
+    "harm": (numbers(shuffled=0.5, blank=0.5), ["inspect", "CONFIG", "--html", "rows.html"]),
+    "nothing": (numbers(base=1.0), ["inspect", "CONFIG"]),
+    "nothing but harm": (numbers(base=0.96), ["inspect", "CONFIG"]),
+    "broken": (
+        BROKEN,
+        ["eval", "CONFIG", "--checkpoint", "CHECKPOINT", "--per_document", "documents.jsonl"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+@pytest.mark.parametrize(
+    ("config", "checkpoint"),
+    [
+        (None, None),
+        (Path("my.yaml"), None),
+        (Path("my runs/it's.yaml"), Path("runs/CONFIG {x}/checkpoint-8")),
+        (Path("$(rm x)`y`.yaml"), Path("a;b")),
+    ],
+)
+def test_commands_of_advice_are_read_by_a_shell_as_what_is_known(case, config, checkpoint):
+    result, words = ADVISED[case]
+    known = {"CONFIG": str(config or "CONFIG"), "CHECKPOINT": str(checkpoint or "CHECKPOINT")}
+    paths = CommandPaths.of(config, checkpoint)
+
+    found = verdict({"{config} CONFIG": result}, (), paths)
+
+    (advice,) = [one.text for one in found.sentences if one.kind == "change" and "`vlcpt " in one.text]
+    assert advice.startswith("{config} CONFIG: ")  # the name of the set is its own
+    command = advice.partition("`vlcpt ")[2]
+    command = command[: command.rindex("`")]
+    assert shlex.split(command) == [known.get(word, word) for word in words]
+
+
+def test_a_run_is_told_of_its_own_files():
+    log = [{"step": step, "eval_new_loss": math.nan} for step in (0, 9)]
+
+    found = verdict_of_run(log, (), CommandPaths.of(Path("my.yaml"), Path("out")))
+
+    assert "`vlcpt eval my.yaml --checkpoint out --per_document documents.jsonl`" in str(found)
 
 
 def test_a_good_run_is_asked_for_nothing():

@@ -19,6 +19,7 @@ from vlcpt.demo import base_path
 from vlcpt.errors import ConfigError
 from vlcpt.model.loading import load_for_evaluation
 from vlcpt.report.screen import Screen
+from vlcpt.report.verdict import CommandPaths
 from vlcpt.runs.evaluate import eval_run
 from vlcpt.runs.train import train_run
 
@@ -189,6 +190,9 @@ def test_evaluate_gives_in_python_what_the_command_shows(run: Path) -> None:
     loaded = vlcpt.evaluate(model, {"held": dataset}, processor=processor)
 
     assert by_run == by_source == by_data == shown
+    assert by_run.paths == by_data.paths == CommandPaths.of(run / "out/config.yaml", run / "out")
+    assert shown.paths == CommandPaths.of(checkpoint=run / "out")
+    assert loaded.paths == CommandPaths()  # nothing is known
     assert [one["set"] for one in by_run.documents()] == ["held"] * 9
     assert loaded["held"]["loss"] == pytest.approx(shown["held"]["loss"], rel=1e-6)
     assert "what to change:" in str(by_run)

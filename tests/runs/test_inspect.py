@@ -8,6 +8,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from tests.browser import page_lines
 from tests.support import png
 from vlcpt.cli import app
 from vlcpt.config.yaml import load_config
@@ -33,24 +34,19 @@ def page(folder: Path, rows, *overrides: str, numbers=None, **options):
     return (folder / "new/page.html").read_text(), shown.getvalue()
 
 
-def data(text: str, name: str):
-    lines = text.partition(f'id="data-{name}">')[2].partition("</script>")[0]
-    return [json.loads(line) for line in lines.split("\n") if line]
-
-
 ROWS = [{"id": f"row {n}", "text": f"one <trainable_text>two {n}</trainable_text>"} for n in range(130)]
 
 
 def test_a_page_has_a_hundred_rows_unless_asked_for_others(tmp_path: Path) -> None:
     text, said = page(tmp_path, ROWS)
 
-    assert [one["name"] for one in data(text, "documents")] == [f"row {n}" for n in range(100)]
+    assert [one["name"] for one in page_lines(text, "documents")] == [f"row {n}" for n in range(100)]
     assert (
         "page.html: 100 of 130 documents of train. Rows 0:100 of each source; --rows chooses others. " in said
     )
     assert said.endswith("kB.\n")
     text, _ = page(tmp_path, ROWS, numbers=slice(128, 200))
-    assert [one["name"] for one in data(text, "documents")] == ["row 128", "row 129"]
+    assert [one["name"] for one in page_lines(text, "documents")] == ["row 128", "row 129"]
 
 
 def test_rows_that_fail_are_on_the_page_with_their_error(tmp_path: Path) -> None:
@@ -63,7 +59,7 @@ def test_rows_that_fail_are_on_the_page_with_their_error(tmp_path: Path) -> None
         {"id": "none", "text": "<trainable_text></trainable_text>seen"},
     ]
     text, _ = page(tmp_path, rows)
-    first, missing, cut, fine, none = data(text, "documents")
+    first, missing, cut, fine, none = page_lines(text, "documents")
 
     assert first["name"] == "open" and first["place"].endswith("train.jsonl:1")
     assert "is not closed" in first["error"]["text"] and first["error"]["stops"]
@@ -77,7 +73,7 @@ def test_rows_that_fail_are_on_the_page_with_their_error(tmp_path: Path) -> None
 
 def test_packs_name_the_documents_that_share_them(tmp_path: Path) -> None:
     text, _ = page(tmp_path, ROWS)
-    packs = data(text, "packs")
+    packs = page_lines(text, "packs")
 
     rows = [row for pack in packs for row in pack["rows"]]
     assert sorted(row[1].rpartition(":")[2] for row in rows) == sorted(str(n + 1) for n in range(130))
@@ -91,14 +87,14 @@ def test_a_page_without_packs(tmp_path: Path, options, said) -> None:
     off = () if options else ("--packing", "false")
     text, _ = page(tmp_path, ROWS[:3], *off, **options)
 
-    assert data(text, "packs") == []
+    assert page_lines(text, "packs") == []
     assert (said in text) if said else ('id="tab-packs"' not in text)
 
 
 def test_what_an_image_gives_goes_into_the_page(tmp_path: Path) -> None:
     text, _ = page(tmp_path, ROWS[:2], nats_of=lambda document, stream, parts: np.full(len(stream), 0.5))
 
-    assert all(set(one["nats"]) == {0.5} for one in data(text, "documents"))
+    assert all(set(one["nats"]) == {0.5} for one in page_lines(text, "documents"))
     assert 'id="reliance"' in text
 
 
@@ -167,5 +163,5 @@ def test_a_long_document_is_tokenised_once_though_it_has_many_parts(tmp_path, mo
 
     assert [length for length in given if length > 64] == [len(text)]
     if html is not None:
-        (document,) = data(html.read_text(), "documents")
+        (document,) = page_lines(html.read_text(), "documents")
         assert document["parts"] > 5

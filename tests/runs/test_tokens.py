@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.browser import page_lines
 from tests.support import png
 from vlcpt.cli import app
 from vlcpt.config.yaml import Configs, load_config
@@ -45,11 +46,6 @@ def lines(run: Configs, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def page_data(text: str, name: str) -> list[dict[str, object]]:
-    found = text.partition(f'id="data-{name}">')[2].partition("</script>")[0]
-    return [json.loads(line) for line in found.split("\n") if line]
-
-
 def test_a_line_has_each_target_with_its_nats_and_context_without(lines) -> None:
     assert [one["id"] for one in lines] == ["card", "text", "end"]
     first, text, _ = lines
@@ -65,7 +61,7 @@ def test_a_page_of_the_same_documents_has_the_same_nats(run: Configs, lines, tmp
     eval_run(run, BASE, console=Console(file=StringIO()), tokens=tmp_path / "held.html")
 
     text = (tmp_path / "held.html").read_text()
-    for shown, line in zip(page_data(text, "documents"), lines, strict=True):
+    for shown, line in zip(page_lines(text, "documents"), lines, strict=True):
         assert sum(shown["nats"]) == pytest.approx(line["nats"], abs=1e-2)
     assert "Which tokens need the picture" in text and 'id="reliance"' in text
 
@@ -74,7 +70,7 @@ def test_inspect_asks_a_checkpoint_about_training_rows(run: Configs, lines, tmp_
     console = Console(file=StringIO(), width=200)
     inspect_run(run, None, console, html=tmp_path / "a.html", reliance=BASE, packs=False)
 
-    found = page_data((tmp_path / "a.html").read_text(), "documents")
+    found = page_lines((tmp_path / "a.html").read_text(), "documents")
     for one, line in zip(found, lines, strict=True):
         assert sum(one["nats"]) == pytest.approx(line["nats"], abs=1e-2)
 

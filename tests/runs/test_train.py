@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from io import StringIO
 from pathlib import Path
 
@@ -89,17 +90,34 @@ def test_the_curve_of_reliance_begins_at_the_base_and_ends_at_eval_json(tmp_path
     ]
 
 
+IN_TRAINING = ("--eval_strategy", "steps", "--eval_steps", "3", "--eval_on_start", "true")
+
+
 def test_without_eval_json_the_verdict_has_what_blank_images_cost(tmp_path: Path) -> None:
     """As under ZeRO-3, where the end is not measured with other images."""
     console = Console(file=StringIO(), width=200)
 
-    evaluates = ("--eval_strategy", "steps", "--eval_steps", "3", "--eval_on_start", "true")
-    train_run(with_images(tmp_path, *evaluates), console)
+    train_run(with_images(tmp_path, *IN_TRAINING), console)
 
     assert not (tmp_path / "out/eval.json").exists()
     shown = console.file.getvalue()
     assert re.search(r"same: a blank image costs \S+ nats a target, and \S+ before training", shown), shown
     assert len(re.findall(r"^\s*reliance +\S+ +\S+ +[+-]\S+\s*$", shown, re.M)) == 2
+
+
+@pytest.mark.parametrize("evaluates", [(), IN_TRAINING])
+def test_advice_names_the_runs_own_files(tmp_path: Path, evaluates: tuple[str, ...]) -> None:
+    """Whether it is judged as by ``vlcpt eval``, or by its own evaluations alone."""
+    console = Console(file=StringIO(), width=400)
+
+    run = with_images(tmp_path, "--learning_rate", "0", *evaluates)
+    train_run(run, console, config_path=tmp_path / "my seen.yaml")
+
+    shown = console.file.getvalue()
+    assert (tmp_path / "out/eval.json").exists() == (not evaluates)
+    commands = re.findall("`vlcpt inspect ([^`]*)`", shown)
+    assert commands, shown
+    assert {shlex.split(one)[0] for one in commands} == {str(tmp_path / "my seen.yaml")}
 
 
 def test_a_run_that_is_not_to_be_evaluated_is_not_judged(tmp_path: Path) -> None:

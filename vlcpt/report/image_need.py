@@ -8,8 +8,9 @@ from typing import Literal
 # Where the interval of a difference lies: surely above nothing, at it, surely below it, or too wide to say.
 Place = Literal["above", "within", "below", "unsure"]
 
+# Advice is filled in by :meth:`vlcpt.report.verdict.CommandPaths.fill`.
 _MARK = (
-    "see with `vlcpt inspect CONFIG --reliance CHECKPOINT` which tokens need the picture. Mark with "
+    "see with `vlcpt inspect {config} --reliance {checkpoint}` which tokens need the picture. Mark with "
     "<trainable_text> what only the picture shows, and leave as context what follows from the text; check "
     "that each document has its own images."
 )
@@ -18,13 +19,13 @@ _ANY = (
     "as trainable what only this picture shows, and check that each document has its own images."
 )
 _PAIRS = (
-    "another document's image serves better: look at pairs of image and text (`vlcpt inspect CONFIG --html "
-    "FILE`), and check that each document has its own images, in the order of its markers."
+    "another document's image serves better: look at pairs of image and text (`vlcpt inspect {config} --html "
+    "rows.html`), and check that each document has its own images, in the order of its markers."
 )
 _HARM = (
-    "its images make it worse: look at pairs of image and text (`vlcpt inspect CONFIG --html FILE`), check "
-    "that each document has its own images, and that they are not too small to read (max_pixels). Where "
-    "pictures are of a new kind, set train_merger: true."
+    "its images make it worse: look at pairs of image and text (`vlcpt inspect {config} --html rows.html`), "
+    "check that each document has its own images, and that they are not too small to read (max_pixels). "
+    "Where pictures are of a new kind, set train_merger: true."
 )
 
 
@@ -35,7 +36,7 @@ class Reading:
     Args:
         words: In words, to follow the name of a set.
         is_good: Whether that is as it should be; None where it is neither, or not known.
-        advice: What to change; None where nothing.
+        advice: What to change, with {config} and {checkpoint} in its commands; None where nothing.
         is_unsure: Whether more documents would say more.
     """
 

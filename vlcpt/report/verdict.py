@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -28,13 +30,14 @@ DIFFERENCES = {
     "shuffled": ("shuffled_images_loss", "more with another document's image"),
     "blank": ("blank_images_loss", "more with a blank image"),
 }
+# Advice: `{config}` and `{checkpoint}` in its commands are filled in by CommandPaths.
 _WORSE = (
     "worse than before: lower learning_rate, or train for fewer epochs. Check that eval_data is of the same "
     "kind as train_data."
 )
 _TARGETS = (
-    "see with `vlcpt inspect` that the targets are what you want learnt. Where pictures are of a new kind, "
-    "set train_merger: true."
+    "see with `vlcpt inspect {config}` that the targets are what you want learnt. Where pictures are of a "
+    "new kind, set train_merger: true."
 )
 _NOTHING = f"little or nothing was learnt: raise learning_rate or num_train_epochs, and {_TARGETS}"
 # Where more training would do harm, as far as it is known.
@@ -46,8 +49,8 @@ _LOST = (
     "learning_rate."
 )
 _NOT_FINITE = (
-    "a loss that is no finite number was measured: find its documents (`vlcpt eval CONFIG --checkpoint "
-    "CHECKPOINT --per_document FILE`), and measure an earlier checkpoint."
+    "a loss that is no finite number was measured: find its documents (`vlcpt eval {config} --checkpoint "
+    "{checkpoint} --per_document documents.jsonl`), and measure an earlier checkpoint."
 )
 _OTHER_IMAGES = {
     "shuffled_images_loss": "another document's image",
@@ -129,6 +132,39 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class CommandPaths:
+    """What the commands in advice name, as a shell reads it; a placeholder where it is not known.
+
+    Args:
+        config: The configuration, with what was typed beside it.
+        checkpoint: What was measured.
+    """
+
+    config: str = "CONFIG"
+    checkpoint: str = "CHECKPOINT"
+
+    @classmethod
+    def of(cls, config: Path | None = None, checkpoint: Path | None = None) -> CommandPaths:
+        """Those of files, quoted where a shell needs it; None: not known.
+
+        Example:
+            >>> CommandPaths.of(Path("my run.yaml"))
+            CommandPaths(config="'my run.yaml'", checkpoint='CHECKPOINT')
+        """
+        known = {"config": config, "checkpoint": checkpoint}
+        return cls(**{name: shlex.quote(str(path)) for name, path in known.items() if path is not None})
+
+    def fill(self, advice: str) -> str:
+        """The advice with commands to copy.
+
+        Example:
+            >>> CommandPaths("my.yaml").fill("see `vlcpt inspect {config} --reliance {checkpoint}`")
+            'see `vlcpt inspect my.yaml --reliance CHECKPOINT`'
+        """
+        return advice.format(config=self.config, checkpoint=self.checkpoint)
+
+
+@dataclass(frozen=True)
 class Sentence:
     """One sentence of a verdict.
 
@@ -189,7 +225,11 @@ def _point(text: Text, options: ConsoleOptions) -> RenderableType:
     return row
 
 
-def verdict(results: Mapping[str, Mapping[str, object]], retention: Collection[str] = ()) -> Verdict:
+def verdict(
+    results: Mapping[str, Mapping[str, object]],
+    retention: Collection[str] = (),
+    paths: CommandPaths = CommandPaths(),
+) -> Verdict:
     """Say what the numbers of an evaluation mean.
 
     Args:
@@ -197,6 +237,7 @@ def verdict(results: Mapping[str, Mapping[str, object]], retention: Collection[s
             were not measured are not spoken of.
         retention: The sets that hold what the model knew before; the others are held-out documents of the
             new domain.
+        paths: What the commands in its advice name.
     """
     sentences: list[Sentence] = []
     for name, one in results.items():
@@ -207,17 +248,21 @@ def verdict(results: Mapping[str, Mapping[str, object]], retention: Collection[s
             continue
         sentences += [_kept(title, one, loss) if name in retention else _learnt(title, one, loss)]
         sentences += [] if name in retention else _images(title, one)
-    changes = [*dict.fromkeys(_changes(results, retention))]
+    changes = [*dict.fromkeys(_changes(results, retention, paths))]
     sentences += [Sentence("change", text) for text in changes]
     return Verdict(tuple(sentences), _table(results))
 
 
-def verdict_of_run(log: Iterable[Mapping[str, object]], retention: Collection[str] = ()) -> Verdict | None:
+def verdict_of_run(
+    log: Iterable[Mapping[str, object]],
+    retention: Collection[str] = (),
+    paths: CommandPaths = CommandPaths(),
+) -> Verdict | None:
     """What the evaluations before step 1 and at the end of a run say; None where one of them was not made.
 
     Args:
         log: Its lines, as in ``train_log.jsonl`` and ``trainer.state.log_history``.
-        retention: See :func:`verdict`.
+        retention, paths: See :func:`verdict`.
 
     How much blank images cost is said beside what they cost before step 1.
 
@@ -239,7 +284,7 @@ def verdict_of_run(log: Iterable[Mapping[str, object]], retention: Collection[st
         for name, one in after.items()
         if name in before
     }
-    return replace(verdict(results, retention), table=None) if results else None
+    return replace(verdict(results, retention, paths), table=None) if results else None
 
 
 def difference(result: Mapping[str, object], name: str) -> Difference | None:
@@ -376,7 +421,9 @@ def _kept(name: str, result: Mapping[str, object], loss: float) -> Sentence:
     return Sentence("kept", f"{text}{lost.interval}; {numbers}.", False)
 
 
-def _changes(results: Mapping[str, Mapping[str, object]], retention: Collection[str]) -> Iterator[str]:
+def _changes(
+    results: Mapping[str, Mapping[str, object]], retention: Collection[str], paths: CommandPaths
+) -> Iterator[str]:
     """What to change, the most pressing first; one line where nothing asks for a change."""
     asked: dict[str, list[str]] = {}
     is_compared = False
@@ -399,7 +446,7 @@ def _changes(results: Mapping[str, Mapping[str, object]], retention: Collection[
     order = [_NOT_FINITE, _WORSE, _NOTHING, _NOTHING_BUT_HARM, _LOST]
     for text in sorted(asked, key=lambda text: order.index(text) if text in order else len(order)):
         if asked[text]:
-            yield f"{', '.join(asked[text])}: {text}"
+            yield f"{', '.join(asked[text])}: {paths.fill(text)}"
     if not any(asked.values()) and is_compared:
         yield "Nothing that was measured asks for a change."
 

@@ -31,7 +31,7 @@ from vlcpt.model.patch_embedding import choose_form, embed_patches
 from vlcpt.model.tuning import base_model
 from vlcpt.report.screen import WARNING, Screen, say
 from vlcpt.report.terminal import continuation_lines, one_line, results_table
-from vlcpt.report.verdict import Verdict, verdict
+from vlcpt.report.verdict import CommandPaths, Verdict, verdict
 from vlcpt.run_files import record_of
 from vlcpt.runs.data import (
     RunData,
@@ -61,6 +61,7 @@ class Evaluation(Mapping[str, SetResult]):
         sets: For each set what ``--output`` writes.
         retention: The sets that hold what the model knew before.
         samples: Documents that the model continued, by set.
+        paths: What the commands in the verdict's advice name.
     """
 
     sets: Mapping[str, SetResult]
@@ -68,6 +69,7 @@ class Evaluation(Mapping[str, SetResult]):
     samples: Mapping[str, Sequence[Continuation]] = field(default_factory=dict)
     _data: Mapping[str, CPTDataset] = field(default_factory=dict, repr=False)
     _scores: Mapping[str, SetScores] = field(default_factory=dict, repr=False)
+    paths: CommandPaths = field(default=CommandPaths(), repr=False)
 
     def __getitem__(self, name: str) -> SetResult:
         return self.sets[name]
@@ -81,7 +83,7 @@ class Evaluation(Mapping[str, SetResult]):
     @property
     def verdict(self) -> Verdict:
         """What the numbers say."""
-        return verdict(self.sets, self.retention)
+        return verdict(self.sets, self.retention, self.paths)
 
     def documents(self) -> list[dict[str, object]]:
         """Each document of each set with its losses, the worst first, as ``--per_document`` writes them."""
@@ -162,17 +164,18 @@ def evaluate(
             )
         subject = _Subject(model, base, processor, EvalOptions(batch_size))
         return _evaluation(subject, {**held, **kept}, tuple(kept), samples)
-    path = Path(config) if config is not None else record_of(Path(model))[0] / "config.yaml"
+    checkpoint = Path(model)
+    path = Path(config) if config is not None else record_of(checkpoint)[0] / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file. Give evaluate() the checkpoint's configuration: config=….")
-    configs = load_config(path)
+    configs, paths = load_config(path), CommandPaths.of(path, checkpoint)
     if held is not None and kept is not None and (held or kept):
-        subject = _subject(configs, Path(model), Console(quiet=True), RankWatch(configs.training))
-        return _evaluation(subject, {**held, **kept}, tuple(kept), samples)
+        subject = _subject(configs, checkpoint, Console(quiet=True), RankWatch(configs.training))
+        return replace(_evaluation(subject, {**held, **kept}, tuple(kept), samples), paths=paths)
     if eval_data is not None or retention_data is not None:
         data = replace(configs.data, eval_data=_sources(eval_data), retention_data=_sources(retention_data))
         configs = replace(configs, data=data)
-    return eval_run(configs, Path(model), console=Console(quiet=True), samples=samples)
+    return eval_run(configs, checkpoint, console=Console(quiet=True), samples=samples, paths=paths)
 
 
 def _sets(given: Measured | None, name: str) -> dict[str, CPTDataset] | None:
@@ -201,6 +204,7 @@ def eval_run(
     samples: int = 0,
     per_document: Path | None = None,
     tokens: Path | None = None,
+    paths: CommandPaths | None = None,
 ) -> Evaluation:
     """Measure a checkpoint on ``eval_data`` and ``retention_data``.
 
@@ -213,6 +217,7 @@ def eval_run(
         per_document: Where a line for each document is written.
         tokens: Where the documents are written with what its image gives each target: a name that ends in
             ``.html`` or ``.jsonl``.
+        paths: What the commands in its advice name; by default the checkpoint alone is known.
     """
     if not configs.data.eval_data and not configs.data.retention_data:
         raise ConfigError("eval_data and retention_data are missing: there is nothing to measure. Add one.")
@@ -222,6 +227,7 @@ def eval_run(
     watch = RankWatch(training)
     with watch.watched():
         found = _measure(configs, checkpoint, console, watch, samples, keeps_targets=tokens is not None)
+        found = replace(found, paths=paths or CommandPaths.of(checkpoint=checkpoint))
 
         def write() -> None:
             if output and is_main:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from vlcpt.report.environment import facts
 from vlcpt.report.screen import WARNING, Screen, say, visible
 from vlcpt.report.summary import RunSummary, next_commands, summarise, summary_table
 from vlcpt.report.terminal import ledger_table, towers_table
-from vlcpt.report.verdict import verdict_of_run
+from vlcpt.report.verdict import CommandPaths, verdict_of_run
 from vlcpt.run_files import FACTS, PAGE, PLANS, asks_to_resume, duration, require_empty
 from vlcpt.runs.data import (
     RunData,
@@ -174,10 +175,11 @@ def _show_summary(
     """From where to where the run came, and what a person would do next."""
     summary = summarise(trainer.state.log_history)
     console.print(summary_table(summary))
-    said = verdict_of_run(trainer.state.log_history, retention_names(configs.data))
-    if said := evaluation.verdict if evaluation is not None else said:
-        console.print(said, soft_wrap=not console.is_terminal)
     output = Path(str(configs.training.output_dir))
+    paths = CommandPaths.of(config_path or output / "config.yaml", output)
+    said = verdict_of_run(trainer.state.log_history, retention_names(configs.data), paths)
+    if said := replace(evaluation, paths=paths).verdict if evaluation is not None else said:
+        console.print(said, soft_wrap=not console.is_terminal)
     say(console, f"{_course(summary, resumed_at)}. Its page: {output / PAGE}. Next:")
     sets = configs.data.eval_data or configs.data.retention_data
     # Nobody else has a base that is a folder.

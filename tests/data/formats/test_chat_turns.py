@@ -1,12 +1,14 @@
 """Whatever a conversation holds: nothing is lost, and order stays."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.data.strategies import texts
 from tests.support import opened, png
-from vlcpt import DocumentError, Image, Text, Video, encode_document
+from vlcpt import DocumentError, Image, Text, Video, encode_document, parse_markup
 from vlcpt.data.formats.chat import (
     ROLES,
     TARGETS,
@@ -17,28 +19,93 @@ from vlcpt.data.formats.chat import (
     read_sharegpt,
     turn_weight,
 )
+from vlcpt.data.formats.web import read_caption
 
 turns = st.lists(st.tuples(st.sampled_from(list(ROLES)), texts | st.just("")), min_size=1, max_size=6)
 
+SIGNS = {"<image>": "\0", "<video>": "\1"}
+MARKER = re.compile(r"(\\*)(<image>|<video>)")
+
+
+def as_promised(text):
+    """What docs/data.md says a turn's text is: a sign for each medium, and the files in their order."""
+    files = {"images": [], "videos": []}
+
+    def one(match):
+        backslashes, marker = match.groups()
+        half, is_text = divmod(len(backslashes), 2)
+        if is_text:
+            return "\\" * half + marker
+        listed = files["images" if marker == "<image>" else "videos"]
+        listed.append(f"{len(listed)}.{'png' if marker == '<image>' else 'mp4'}")
+        return "\\" * half + SIGNS[marker]
+
+    return MARKER.sub(one, text), files
+
+
+def as_found(document):
+    return "".join(
+        piece.text if isinstance(piece, Text) else SIGNS[f"<{type(piece).__name__.lower()}>"]
+        for piece in document.segments
+    )
+
 
 @given(turns, st.sampled_from(TARGETS))
+@example([("assistant", "\\<image>")], "assistant")
+@example([("user", "a\\\\"), ("assistant", "<image>\\\\\\<video>\\")], "all")
 def test_the_text_of_all_turns_appears_in_order_and_their_media_too(turns, targets):
-    images = [f"{n}.png" for n in range(sum(text.count("<image>") for _, text in turns))]
-    videos = [f"{n}.mp4" for n in range(sum(text.count("<video>") for _, text in turns))]
-    media = {"images": images, "videos": videos}
-    spoken = "\n".join(text for _, text in turns if text)
-    plain = spoken.replace("<image>", "\0").replace("<video>", "\1")
+    plain, files = as_promised("\n".join(text for _, text in turns if text))
 
     for row, read in (
         ({"conversations": [{"from": role, "value": text} for role, text in turns]}, read_sharegpt),
         ({"messages": [{"role": role, "content": text} for role, text in turns]}, read_messages),
     ):
-        document = read(row | media, targets=targets)
-        signs = {"Image": "\0", "Video": "\1"}
-        found = [p.text if isinstance(p, Text) else signs[type(p).__name__] for p in document.segments]
-        assert "".join(found) == plain
-        assert [image.path for image in document.images] == images
-        assert [video.path for video in document.videos] == videos
+        document = read(row | files, targets=targets)
+        assert as_found(document) == plain
+        assert [image.path for image in document.images] == files["images"]
+        assert [video.path for video in document.videos] == files["videos"]
+
+
+def rows_of_a_text(text):
+    """The text in each place where a row of another format has markers, and what stands before and after."""
+    turn = {"sharegpt": {"from": "human", "value": text}, "messages": {"role": "user", "content": text}}
+    history = [[text, "a"]]
+    return {
+        "sharegpt": (read_sharegpt, {"conversations": [turn["sharegpt"]]}, "", ""),
+        "messages": (read_messages, {"messages": [turn["messages"]]}, "", ""),
+        "alpaca, input": (read_alpaca, {"instruction": "i", "input": text, "output": "o"}, "i\n", "\no"),
+        "alpaca, instruction": (read_alpaca, {"instruction": text, "output": "o"}, "", "\no"),
+        "alpaca, output": (read_alpaca, {"instruction": "i", "output": text}, "i\n", ""),
+        "alpaca, history": (
+            *(read_alpaca, {"history": history, "instruction": "i", "output": "o"}),
+            *("", "\na\ni\no"),
+        ),
+        "query": (read_query, {"query": text, "response": "o"}, "", "\no"),
+        "response": (read_query, {"query": "q", "response": text}, "q\n", ""),
+        "docmatix": (read_docmatix, {"texts": [{"user": text, "assistant": "o"}]}, "", "\no"),
+        "docmatix, answer": (read_docmatix, {"texts": [{"user": "q", "assistant": text}]}, "q\n", ""),
+        "caption": (read_caption, {"caption": text}, "", ""),
+    }
+
+
+@pytest.mark.parametrize("backslashes", range(5))
+@pytest.mark.parametrize("marker", SIGNS)
+@pytest.mark.parametrize("place", rows_of_a_text("x"))
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("a", "b"), ("<image>", "\\"), ("\n", "<video>")])
+def test_backslashes_before_a_marker_mean_the_same_in_every_format(place, marker, backslashes, before, after):
+    # One marker that is a file's place, so that files of none but characters do not go to the front.
+    text = before + "\\" * backslashes + marker + after + " <image><video>"
+    said, files = as_promised(text)
+    assert {"images", "videos"} == {name for name, listed in files.items() if listed}
+    read, row, head, tail = rows_of_a_text(text)[place]
+
+    document = read(row | files)
+
+    assert as_found(document) == head + said + tail
+    assert [one.path for one in document.images] == files["images"]
+    assert [one.path for one in document.videos] == files["videos"]
+    again = parse_markup(document.to_markup(), document.images, document.videos)
+    assert again.segments == document.segments
 
 
 @given(turns)
@@ -163,6 +230,21 @@ def test_train_detail_keeps_markers_and_weights_and_yields_to_train():
     )
     off = {"messages": [said | {"loss_weight": None, "train": False}], "images": ["a.png"]}
     assert not any(one.trainable for one in read_messages(off).segments if isinstance(one, Text))
+
+
+@pytest.mark.parametrize(
+    ("said", "details", "segments"),
+    [
+        ("a<image>b", [detail(3, 8)], (Text("a"), Image("a.png"), Text("b", True))),
+        ("a\\\\<image>b", [detail(0, 1)], (Text("a\\", True), Image("a.png"), Text("b"))),
+        ("\\<image>b<image>", [detail(0, 0)], (Text("<image>b"), Image("a.png"))),
+        ("\\<image>b<image>", [detail(1, 7)], (Text("<image>", True), Text("b"), Image("a.png"))),
+        ("\\<image>b<image>", [detail(5, 8)], (Text("<ima"), Text("ge>b", True), Image("a.png"))),
+    ],
+)
+def test_where_training_starts_or_ends_does_not_change_what_a_marker_is(said, details, segments):
+    turn = {"from": "gpt", "value": said, "train_detail": details}
+    assert read_sharegpt({"conversations": [turn], "images": ["a.png"]}).segments == segments
 
 
 @pytest.mark.parametrize(

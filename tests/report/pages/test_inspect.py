@@ -1,12 +1,13 @@
-import json
+import itertools
 import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
-from tests.browser import hostile_texts
+from tests.browser import hostile_texts, page_lines
 from tests.support import avi, digits, png
 from vlcpt import Document, DocumentError, Image, Source, Text, Video, parse_markup
 from vlcpt.data.encode.encoder import DocumentEncoder
@@ -15,7 +16,7 @@ from vlcpt.data.encode.vision import EncodingOptions
 from vlcpt.data.media.open import MediaLimits
 from vlcpt.data.plan.split import split_stream
 from vlcpt.data.planned_items import PlannedSample
-from vlcpt.report.pages.inspect import MOST_TOKENS, InspectPage
+from vlcpt.report.pages.inspect import BLOCK_SIZE, MOST_TOKENS, InspectPage
 
 
 class Pages:
@@ -46,8 +47,7 @@ def write(path: Path, page: InspectPage, title="Which tokens train", lead="all")
 
 
 def lines_of(page: InspectPage):
-    text = page.render("", "", {}).partition('id="data-documents">')[2].partition("</script>")[0]
-    return [json.loads(line) for line in text.split("\n")]
+    return page_lines(page.render("", "", {}), "documents")
 
 
 SHOW_ALL = """
@@ -57,6 +57,24 @@ for (let at = 0; at < document.querySelectorAll('.doc').length; at++) {
 }
 document.getElementById('tab-packs').click();
 await new Promise(done => setTimeout(done, 300));
+"""
+# Goes to a document, and waits until its picture is there.
+GO = """
+location.hash = given[0];
+const until = performance.now() + 5000;
+while (!document.querySelector(`${given[0]} .medium img`)?.naturalWidth && performance.now() < until)
+  await new Promise(done => setTimeout(done, 20));
+"""
+SEARCH = """
+const search = document.getElementById('search');
+const found = document.getElementById('found'), before = found.textContent;
+search.value = given[0];
+search.dispatchEvent(new Event('input'));
+const until = performance.now() + 20000;
+while (found.textContent === before && performance.now() < until)
+  await new Promise(done => setTimeout(done, 20));
+for (const _ of [1, 2, 3]) await new Promise(done => requestAnimationFrame(done));
+search.blur();
 """
 OVERFLOW = "return document.documentElement.scrollWidth - innerWidth"
 
@@ -201,15 +219,107 @@ def test_search_finds_over_token_edges_and_keys_move(tmp_path, browser, pages):
     assert browser.run("return document.activeElement.id") == "d1"
     browser.press("/")
     assert browser.run("return document.activeElement.id") == "search"
-    browser.run(
-        "document.activeElement.value = '阀门17'; document.activeElement.dispatchEvent(new Event('input'));"
-        "await new Promise(done => setTimeout(done, 500)); document.activeElement.blur();"
-    )
-    assert browser.each(".doc:not([hidden])", "one.id") == ["d17"]
+    browser.run(SEARCH, "阀门17")
+    assert browser.each(".doc", "one.id") == ["d17"]
     assert browser.each("#found", "one.textContent") == ["1 of 30 documents"]
     assert browser.run("return CSS.highlights.get('found').size") == 1
     browser.press("?")
     assert browser.each("#help", "one.open") == [True]
+
+
+MANY = 2 * BLOCK_SIZE + 20
+
+
+@pytest.fixture(scope="module")
+def many(pages):
+    """A page of three blocks, with pictures of different widths, and none in each third document."""
+
+    def media(number):
+        return () if number % 3 == 2 else (Image(data=png(number, 28 + number, 28)),)
+
+    return pages.page(
+        [
+            Document((*media(number), Text(f"word{number} ", trainable=True)), id=f"row {number}")
+            for number in range(MANY)
+        ]
+    )
+
+
+def pixels(number):
+    """As wide as the picture of this document is on the page."""
+    return min(28 + number, 224)
+
+
+def test_each_document_has_its_own_picture_whichever_way_it_is_reached(tmp_path, browser, many):
+    file = write(tmp_path, many)
+    browser.open(file)
+    assert len(browser.each(".doc", "1")) == MANY
+    assert browser.each("#d0 .medium img, #d1 .medium img", "one.naturalWidth") == [pixels(0), pixels(1)]
+    assert len(browser.each(".doc img", "1")) < 40
+
+    last = MANY - 1  # the first and the last of each block
+    for number in (last, BLOCK_SIZE, BLOCK_SIZE - 1, 2 * BLOCK_SIZE - 2, 2 * BLOCK_SIZE + 1):
+        browser.run(GO, f"#d{number}")
+        assert browser.each(f"#d{number} img", "one.naturalWidth") == [pixels(number)] * 2
+        assert browser.run("return document.activeElement.id") == f"d{number}"
+        assert browser.each(f"#d{number}", "0 <= one.getBoundingClientRect().top") == [True]
+        assert browser.each(f"#d{number}", "one.getBoundingClientRect().top < innerHeight") == [True]
+
+    browser.driver.get("about:blank")
+    browser.driver.get(f"{file.resolve().as_uri()}#d{last}")
+    browser.run(GO, f"#d{last}")
+    assert browser.run("return document.activeElement.id") == f"d{last}"
+
+    browser.open(file)
+    browser.run("scrollTo(0, document.documentElement.scrollHeight)")
+    browser.run(GO.replace("location.hash = given[0];", ""), f"#d{last}")
+    assert browser.each(f"#d{last} img", "one.naturalWidth") == [pixels(last)] * 2
+
+
+def test_search_filters_and_keys_go_over_documents_that_nobody_has_come_near(tmp_path, browser, many):
+    browser.open(write(tmp_path, many))
+    last = MANY - 1
+    browser.run(SEARCH, f"word{last}")
+    assert browser.each(".doc", "one.id") == [f"d{last}"]
+    assert browser.each(f"#d{last} .medium img", "one.naturalWidth") == [pixels(last)]
+    browser.run(SEARCH, "")
+    assert browser.each(".doc", "one.id") == [f"d{number}" for number in range(MANY)]
+
+    browser.run(
+        "const filter = document.getElementById('filter'); filter.value = '2';"
+        "filter.dispatchEvent(new Event('change'));"
+    )
+    seen = [number for number in range(MANY) if number % 3 != 2]
+    assert browser.each(".doc", "one.id") == [f"d{number}" for number in seen]
+    assert browser.each("#found", "one.textContent") == [f"{len(seen)} of {MANY} documents"]
+
+    # A link to one that is left out shows all again.
+    browser.run(
+        "location.hash = given[0]; await new Promise(done => setTimeout(done, 200))", f"#d{BLOCK_SIZE + 1}"
+    )
+    assert (BLOCK_SIZE + 1) % 3 == 2
+    assert len(browser.each(".doc", "1")) == MANY
+    browser.press("k", "k")
+    assert browser.run("return document.activeElement.id") == f"d{BLOCK_SIZE - 1}"
+    browser.run(
+        "document.getElementById(given[0]).scrollIntoView(); dispatchEvent(new WheelEvent('wheel'));"
+        "await new Promise(done => setTimeout(done, 100))",
+        f"d{2 * BLOCK_SIZE - 1}",
+    )
+    for at in (2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE):  # the first one below the bar, and the next
+        browser.press("j")
+        assert browser.run("return document.activeElement.id") == f"d{at}"
+
+
+def test_where_a_block_ends_nothing_is_seen(tmp_path, browser, many):
+    browser.open(write(tmp_path, many))
+    browser.run(GO, f"#d{BLOCK_SIZE}")
+    places = browser.each(
+        ".doc", "[one.id, one.getBoundingClientRect().top, one.getBoundingClientRect().bottom]"
+    )
+    here = [place for place in places if BLOCK_SIZE - 3 <= int(place[0][1:]) <= BLOCK_SIZE + 2]
+    gaps = [round(after[1] - before[2], 2) for before, after in itertools.pairwise(here)]
+    assert gaps == [16] * 5
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -266,19 +376,32 @@ def test_equal_pictures_are_in_the_page_once(pages):
     page = pages.page([Document((Image(data=png(1)), Text("a", trainable=True))) for _ in range(3)])
 
     assert [line["media"][0]["pictures"] for line in lines_of(page)] == [[0]] * 3
-    assert page.render("", "", {}).count("data:image/png;base64") == 1
+    (picture,) = page_lines(page.render("", "", {}), "pictures")
+    assert picture.startswith("data:image/png;base64")
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_ten_thousand_documents_open_in_three_seconds(tmp_path, browser, pages):
-    """One document as often as that: to encode so many is another matter."""
+def test_ten_thousand_documents_each_with_a_picture_open_in_three_seconds(tmp_path, browser, pages):
+    """20 documents as often as that: to encode so many is another matter. Each has its picture to itself."""
     words = "the pump opens and closes 液压 阀门 " * 20
-    page = pages.page([parse_markup(f"{words}<trainable_text>{words}</trainable_text>")])
-    page._lines *= 10_000
+    page = pages.page(
+        [
+            Document((Image(data=png(seed, 20, 20)), Text(f"{words} {seed} "), Text(words, trainable=True)))
+            for seed in range(20)
+        ],
+        max_length=2048,
+    )
+    assert len(page._pictures) == 20
+    page._pictures *= 500
+    page._lines = [
+        Markup(re.sub(r'"pictures":\s*\[\d+\]', f'"pictures":[{number}]', str(page._lines[number % 20])))
+        for number in range(10_000)
+    ]
     page._index = [[f"doc-{number}", *page._index[0][1:]] for number in range(10_000)]
     file = write(tmp_path, page)
-    assert file.stat().st_size > 10_000_000
+    assert file.stat().st_size > 35_000_000
+    assert f'"pictures":[{9_999}]' in page._lines[-1]
 
     def seconds():
         used, start = browser.processor_seconds, time.monotonic()
@@ -290,3 +413,9 @@ def test_ten_thousand_documents_open_in_three_seconds(tmp_path, browser, pages):
     assert min(seconds() for _ in range(3)) < 3
     assert len(browser.each(".doc", "1")) == 10_000
     assert browser.run("return document.querySelector('.doc .text').textContent.length") > 500
+    browser.run(GO, "#d9999")
+    assert browser.each("#d9999 .medium img", "one.naturalWidth") == [20]
+    # Those that nobody has come near are not there yet.
+    assert 1 <= len(browser.each(".doc img", "1")) < 100
+    browser.run(SEARCH, " 17 ")
+    assert browser.each(".doc", "one.id") == [f"d{number}" for number in range(17, 10_000, 20)]

@@ -1,5 +1,7 @@
 import json
 import re
+from html import unescape
+from pathlib import Path
 
 import pytest
 import yaml
@@ -266,6 +268,24 @@ def test_the_verdict_is_that_of_vlcpt_eval_and_continued_documents_are_shown(tmp
 
     assert '<li class="good">new: learnt. The loss is 1.000, 0.500 less than before' in page
     assert "<dt>model</dt><dd><b>a pump</b></dd><dt>truth</dt><dd>a valve</dd>" in page
+
+
+def test_commands_on_the_page_name_the_run_as_it_was_named_and_no_path_of_this_machine(tmp_path, monkeypatch):
+    folder = write(tmp_path / "my run")
+    (folder / "adapter_model.safetensors").touch()
+    (folder / "eval.json").write_text('{"sets": {"new": {"loss": null}}}')
+    monkeypatch.chdir(tmp_path.parent)
+
+    def command(named):
+        return re.findall("`vlcpt eval (.*) --per_document", unescape(run_page(named)))
+
+    whole = "'{0}/config.yaml' --checkpoint '{0}'"
+    assert command(folder) == [whole.format("my run")]
+    near = Path(tmp_path.name) / "my run"
+    assert command(near) == [whole.format(near)]
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "config.yaml").unlink()
+    assert command(near) == ["CONFIG --checkpoint CHECKPOINT"]
 
 
 @pytest.mark.parametrize("loss", ["NaN", "Infinity", "null"])

@@ -17,7 +17,14 @@ from vlcpt.data.documents import (
     TurnEdge,
     Video,
 )
-from vlcpt.data.formats.markers import Piece, Slot, place_media, refuse_unread, split_markers
+from vlcpt.data.formats.markers import (
+    Piece,
+    Slot,
+    cut_at_markers,
+    place_media,
+    refuse_unread,
+    split_markers,
+)
 from vlcpt.data.media.references import HINTS, SIZES, medium_at
 from vlcpt.data.rows.fields import (
     Row,
@@ -225,14 +232,16 @@ def spoken(text: str, entry: Mapping[str, object], place: str) -> tuple[list[Pie
         return split_markers(text), weight
     trained = _trained_characters(details, len(text), f"{place}.train_detail")
     pieces: list[Piece] = []
-    start = 0
-    for is_trained, run in groupby(trained):
-        stop = start + sum(1 for _ in run)
-        for piece in split_markers(text[start:stop]):
-            if isinstance(piece, str):
-                piece = Text(piece, is_trained, (is_trained and weight) or 1.0)
-            pieces.append(piece)
-        start = stop
+    # Markers are found in the whole text: an edge inside one, or behind its backslash, makes it no other.
+    for cut in cut_at_markers(text):
+        if isinstance(cut, Slot):
+            pieces.append(cut)
+            continue
+        start = cut.start
+        for is_trained, run in groupby(trained[cut]):
+            stop = start + sum(1 for _ in run)
+            pieces.append(Text(text[start:stop], is_trained, (is_trained and weight) or 1.0))
+            start = stop
     return pieces, (weight or 1.0) if trained and trained[-1] else 0.0
 
 

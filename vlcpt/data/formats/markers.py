@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vlcpt.data.documents import (
@@ -63,18 +63,36 @@ def split_markers(text: str) -> list[Piece]:
         ['write <image> for it']
     """
     pieces: list[Piece] = []
-    said, done = "", 0
+    said: list[str] = []
+    for cut in cut_at_markers(text):
+        if isinstance(cut, slice):
+            said.append(text[cut])
+            continue
+        pieces += ["".join(said), cut] if any(said) else [cut]
+        said = []
+    return [*pieces, "".join(said)] if any(said) else pieces
+
+
+def cut_at_markers(text: str) -> Iterator[slice | Slot]:
+    r"""Where the characters stand that are kept, perhaps none, and a slot for each marker, in reading order.
+
+    What is left out are the markers and the backslashes that only say what a marker is.
+
+    Example:
+        >>> text = r"a\<image>"
+        >>> [text[kept] for kept in cut_at_markers(text)]
+        ['a', '<image>']
+    """
+    done = 0
     for match in _MARKER.finditer(text):
         slashes = trailing_backslashes(text, done, match.start())
-        said += text[done : match.start() - slashes] + "\\" * (slashes // 2)
-        done = match.end()
+        yield slice(done, match.start() - slashes + slashes // 2)
         if slashes % 2:
-            said += match.group()
-            continue
-        pieces += [said, _MARKERS[match.group()]] if said else [_MARKERS[match.group()]]
-        said = ""
-    said += text[done:]
-    return [*pieces, said] if said else pieces
+            done = match.start()
+        else:
+            yield _MARKERS[match.group()]
+            done = match.end()
+    yield slice(done, len(text))
 
 
 def place_media(

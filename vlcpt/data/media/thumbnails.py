@@ -21,7 +21,7 @@ _LAST_FRAME = 1500  # a minute: all frames up to the last that is shown are deco
 def thumbnails(
     medium: Medium, clip: Clip | None, *, media_root: Path | None, limits: MediaLimits, side: int = 224
 ) -> list[bytes]:
-    """JPEG or PNG files of an image, or of a few frames of a video, as the model sees them.
+    """WebP or PNG files of an image, or of a few frames of a video, as the model sees them.
 
     No byte of the user's file is in them, and no metadata.
 
@@ -57,13 +57,13 @@ def thumbnails(
 
 
 def data_uri(picture: bytes) -> str:
-    """A JPEG or PNG file as an address that holds it.
+    """A WebP or PNG file as an address that holds it.
 
     Example:
         >>> data_uri(b"\\x89PNG")
         'data:image/png;base64,iVBORw=='
     """
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    kind = "png" if picture.startswith(b"\x89PNG") else "webp"
     return f"data:image/{kind};base64,{b64encode(picture).decode()}"
 
 
@@ -72,8 +72,8 @@ def _small(picture: PIL.Image.Image, side: int) -> bytes:
     # Of pixels alone: Pillow would write the user's own colour profile and comment again.
     picture = PIL.Image.frombytes("RGB", picture.size, picture.tobytes())
     file = BytesIO()
-    if max(picture.size) <= 64:  # small enough to be shown enlarged: no blocks of JPEG
+    if max(picture.size) <= 64:  # small enough to be shown enlarged: not blurred
         picture.save(file, "PNG", optimize=True)
-    else:
-        picture.save(file, "JPEG", quality=78, optimize=True)
+    else:  # as good as a JPEG of quality 78 at 30 to 70% fewer bytes, so that a page has room for more
+        picture.save(file, "WEBP", quality=60, method=4)
     return file.getvalue()

@@ -1,15 +1,25 @@
 "use strict";
-// Documents lie in the page as lines of JSON. Each is read, and its text put in place as text, when it comes near
-// the window: a page of 10,000 opens as quickly as one of 10.
+// Documents and pictures lie in the page as blocks of lines that the browser does not look into. A document's line
+// is read, and its text put in place as text, when it comes near the window. Its heading is there from the start, in
+// a block that is laid out only when it comes near. So a page of 10,000 with a picture each opens in a second or two.
 (() => {
   const $ = (id) => document.getElementById(id);
-  const lines = (id) => { const text = $(id).textContent; return text ? text.split("\n") : []; };
-  const { sources, index, nats: hasNats } = JSON.parse($("data-index").textContent);
-  const documents = lines("data-documents");
-  const pictures = lines("data-pictures");
-  const packs = lines("data-packs");
+  const { sources, index, nats: hasNats, block: blockSize } = JSON.parse($("data-index").textContent);
+  // Only the last block is kept as lines: to cut one takes less than a millisecond, to keep all twice the memory.
+  const linesOf = (name) => {
+    let place = -1, lines = [];
+    return (at) => {
+      if (Math.floor(at / blockSize) !== place) {
+        place = Math.floor(at / blockSize);
+        lines = $(`data-${name}-${place}`).textContent.split("\n");
+      }
+      return lines[at % blockSize];
+    };
+  };
+  const documentLine = linesOf("documents"), picture = linesOf("pictures");
   const list = $("documents");
-  const number = (value) => value.toLocaleString("en-US");
+  const inWords = new Intl.NumberFormat("en-US");
+  const number = (value) => inWords.format(value);
   const many = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 
   const make = (tag, name, text) => {
@@ -95,11 +105,17 @@
   };
 
   const label = (medium, order) => `${medium.kind} ${order + 1}`;
+  const shownPicture = (at, name) => {
+    const image = make("img");
+    image.decoding = "async";
+    image.src = picture(at);
+    image.alt = name;
+    return image;
+  };
   const mediumChip = (medium, order, at, isTrimmed) => {
     const link = make("a", `chip${isTrimmed ? " d" : ""}${medium.error ? " broken" : ""}`);
     link.href = `#d${at}m${order}`;
-    const small = medium.pictures && pictures[medium.pictures[0]];
-    if (small) { const image = make("img"); image.src = small; image.alt = ""; link.append(image); } else link.append("▦ ");
+    if (medium.pictures && medium.pictures.length) link.append(shownPicture(medium.pictures[0], "")); else link.append("▦ ");
     link.append(`${label(medium, order)} · ${many(medium.tokens, "token")}`);
     return link;
   };
@@ -108,12 +124,7 @@
     element.id = `d${at}m${order}`;
     if (medium.pictures && medium.pictures.length) {
       const strip = make("div", medium.pictures.length > 1 ? "frames" : "frame");
-      for (const picture of medium.pictures) {
-        const image = make("img");
-        image.src = pictures[picture];
-        image.alt = `${label(medium, order)}: ${medium.name}`;
-        strip.append(image);
-      }
+      strip.append(...medium.pictures.map((at) => shownPicture(at, `${label(medium, order)}: ${medium.name}`)));
       element.append(strip);
     } else element.append(make("div", "frame none", medium.error ? "cannot be decoded" : "no picture on this page"));
     const caption = make("figcaption");
@@ -148,12 +159,12 @@
   };
 
   const filled = new Set();
-  const read = (at) => JSON.parse(documents[at]);
+  const read = (at) => JSON.parse(documentLine(at));
   const fill = (at) => {
     if (filled.has(at)) return;
     filled.add(at);
     const found = read(at);
-    const article = list.children[at];
+    const article = articles[at];
     const facts = make("p", "facts note num");
     const counts = found.counts;
     const said = [sources[index[at][1]][0], found.place !== found.name ? found.place : "", many(found.tokens, "token")];
@@ -181,9 +192,8 @@
     article.append(columns);
   };
 
-  // All articles are there from the start, with their heading, so that the scroll bar and a screen reader know.
-  const all = document.createDocumentFragment();
-  index.forEach(([name, , , flags], at) => {
+  // All articles are there from the start, with their heading, so that a screen reader knows.
+  const articles = index.map(([name, , , flags], at) => {
     const article = make("article", `doc panel${flags & 1 ? " problem" : ""}`);
     article.id = `d${at}`;
     article.tabIndex = -1;
@@ -191,42 +201,51 @@
     heading.append(make("span", "order num", `${number(at + 1)} `));
     putText(heading, name, false);
     article.append(heading);
-    all.append(article);
+    return article;
   });
-  list.append(all);
-  const articles = [...list.children];
-  const near = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      near.unobserve(entry.target);
-      fill(+entry.target.id.slice(1));
+  const whenNear = (act) => new IntersectionObserver((entries, observer) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) { observer.unobserve(target); act(target); }
     }
   }, { rootMargin: "900px 0px" });
-  articles.slice(0, 2).forEach((_, at) => fill(at));
-  articles.forEach((article) => near.observe(article));
+  const nearDocuments = whenNear((article) => fill(+article.id.slice(1)));
+  // To watch all articles would cost each frame; those of a block that is not near are not laid out either.
+  const nearBlocks = whenNear((block) => [...block.children].forEach((article) => nearDocuments.observe(article)));
+  let shown = [];
+  let current = -1;
+  // Blocks are made anew: the browser remembers how high one was, which is wrong once other documents are in it.
+  const arrange = (numbers) => {
+    shown = numbers;
+    current = -1;
+    nearBlocks.disconnect();
+    const all = document.createDocumentFragment();
+    for (let first = 0; first < shown.length; first += blockSize) {
+      const block = make("div", "block");
+      block.append(...shown.slice(first, first + blockSize).map((at) => articles[at]));
+      block.style.setProperty("--documents", block.childElementCount);
+      nearBlocks.observe(block);
+      all.append(block);
+    }
+    list.replaceChildren(all);
+  };
+  arrange(articles.map((_, at) => at));
+  shown.slice(0, 2).forEach(fill);
 
   // Search and filters.
   let texts = null;
-  const searched = () => texts ?? (texts = documents.map((_, at) => {
+  const searched = () => texts ?? (texts = index.map((_, at) => {
     const found = read(at);
     const words = found.pieces.filter(([kind]) => "xtdk".includes(kind)).map(([, text]) => text).join("");
     const names = found.media.map((medium) => medium.name).join("\n");
     return `${found.name}\n${found.place}\n${names}\n${found.error ? found.error.text : ""}\n${words}`.toLowerCase();
   }));
-  let current = -1;
-  let shown = articles.map((_, at) => at);
   const search = $("search"), filter = $("filter"), source = $("source");
   const apply = () => {
     const words = search.value.toLowerCase(), flags = +filter.value, only = source ? +source.value : -1;
-    shown = [];
-    articles.forEach((article, at) => {
-      const fits = (!flags || index[at][3] & flags) && (only < 0 || index[at][1] === only) && (!words || searched()[at].includes(words));
-      article.hidden = !fits;
-      if (fits) shown.push(at);
-    });
+    const fits = ([, from, , has], at) => (!flags || has & flags) && (only < 0 || from === only) && (!words || searched()[at].includes(words));
+    arrange(articles.flatMap((_, at) => (fits(index[at], at) ? [at] : [])));
     $("found").textContent = shown.length === articles.length ? "" : `${number(shown.length)} of ${many(articles.length, "document")}`;
     $("nothing").hidden = shown.length > 0;
-    current = -1;
     requestAnimationFrame(() => { shown.slice(0, 8).forEach(fill); highlight(words); });
   };
   // Without touching the document: a match may begin in one token and end in another.
@@ -263,19 +282,32 @@
   addEventListener("scroll", () => { if (search.value) { clearTimeout(waiting); waiting = setTimeout(() => highlight(search.value.toLowerCase()), 200); } }, { passive: true });
 
   // Moving about.
+  // What lies above gets its height only now that it comes near. Until it has, the element is kept in place.
+  let held = null;
+  const keep = (element, block, frames) => {
+    if (element !== held || !frames) return;
+    element.scrollIntoView({ block });
+    requestAnimationFrame(() => keep(element, block, frames - 1));
+  };
+  const hold = (element, block) => { held = element; keep(element, block, 20); };
+  for (const name of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(name, () => { held = null; }, { passive: true, capture: true });
   const reach = (at) => {
     // Those around it first: their heights decide where it lies.
     const place = shown.indexOf(at);
     shown.slice(Math.max(0, place - 2), place + 4).forEach(fill);
-    articles[at].scrollIntoView({ block: "start" });
+    hold(articles[at], "start");
     articles[at].focus({ preventScroll: true });
   };
   const move = (step) => {
     if (!shown.length) return;
     const top = 90;
     if (current < 0 || current >= shown.length) {
-      const first = shown.findIndex((at) => articles[at].getBoundingClientRect().bottom > top);
-      current = first < 0 ? 0 : step > 0 && articles[shown[first]].getBoundingClientRect().top > top ? first : first + step;
+      const isBelow = (element) => element.getBoundingClientRect().bottom > top;
+      // The block first: what is inside one that is not near has no place until it is asked for.
+      const block = [...list.children].findIndex(isBelow);
+      const article = block < 0 ? undefined : [...list.children[block].children].find(isBelow);
+      const first = article ? shown.indexOf(+article.id.slice(1)) : -1;
+      current = first < 0 ? 0 : step > 0 && article.getBoundingClientRect().top > top ? first : first + step;
     } else current += step;
     current = Math.min(Math.max(current, 0), shown.length - 1);
     reach(shown[current]);
@@ -283,15 +315,17 @@
   $("next").addEventListener("click", () => move(1));
   $("previous").addEventListener("click", () => move(-1));
   addEventListener("wheel", () => { current = -1; }, { passive: true });
-  addEventListener("hashchange", () => {
+  const follow = () => {
     const found = /^#d(\d+)(m\d+)?$/.exec(location.hash);
     if (!found || !articles[+found[1]]) return;
     select("documents");
-    if (articles[+found[1]].hidden) { search.value = ""; filter.value = "0"; if (source) source.value = "-1"; apply(); }
+    if (!articles[+found[1]].isConnected) { search.value = ""; filter.value = "0"; if (source) source.value = "-1"; apply(); }
     fill(+found[1]);
-    if (found[2]) $(location.hash.slice(1))?.scrollIntoView({ block: "center" });
+    const medium = found[2] && $(location.hash.slice(1));
+    if (medium) hold(medium, "center");
     else { current = shown.indexOf(+found[1]); reach(+found[1]); }
-  });
+  };
+  addEventListener("hashchange", follow);
 
   // Packs.
   const select = (name) => {
@@ -306,9 +340,9 @@
     if (name === "packs") fillPacks();
   };
   const fillPacks = () => {
-    const into = $("pack-list");
-    if (!into || into.childElementCount) return;
-    packs.forEach((line, at) => {
+    const into = $("pack-list"), packs = $("data-packs").textContent;
+    if (!into || !packs || into.childElementCount) return;
+    packs.split("\n").forEach((line, at) => {
       const { rows, length } = JSON.parse(line);
       const used = rows.reduce((sum, row) => sum + row[3], 0);
       const article = make("article", "pack panel");
@@ -399,5 +433,6 @@
     event.preventDefault();
   });
   addEventListener("beforeprint", () => shown.slice(0, 300).forEach(fill));
+  follow();
   document.documentElement.dataset.ready = "true";
 })();

@@ -26,6 +26,7 @@ from vlcpt.report.terminal import ledger_table
 PICTURE_BYTES = 16_000_000  # of all thumbnails of a page
 TEXT_BYTES = 80_000_000  # of all documents
 MOST_TOKENS = 20_000  # of a document that are shown
+BLOCK_SIZE = 64  # documents, or pictures, that the page reads at a time
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _FLAGS = {"problem": 1, "media": 2, "split": 4, "cut": 8, "trimmed": 16, "weights": 32}
 
@@ -206,9 +207,9 @@ class InspectPage:
             command=command,
             sums=self._sums.sheet(),
             sources=self.sources,
-            index={"sources": self.sources, "index": self._index, "nats": self.has_nats},
-            documents=Markup("\n").join(self._lines),
-            pictures=Markup("\n").join(map(Markup, self._pictures)),
+            index={"sources": self.sources, "index": self._index, "nats": self.has_nats, "block": BLOCK_SIZE},
+            documents=_blocks(self._lines),
+            pictures=_blocks([Markup(one) for one in self._pictures]),
             style_file="inspect.css",
             script_file="inspect.js",
         )
@@ -312,6 +313,12 @@ class InspectPage:
             self._pictures.append(data_uri(picture))
             self.picture_bytes -= len(self._pictures[-1])
         return numbers
+
+
+def _blocks(lines: Sequence[Markup]) -> list[Markup]:
+    return [
+        Markup("\n").join(lines[first : first + BLOCK_SIZE]) for first in range(0, len(lines), BLOCK_SIZE)
+    ]
 
 
 def _trained(stream: TokenStream, parts: Sequence[Part]) -> np.ndarray:

@@ -18,7 +18,7 @@ from vlcpt.report.pages.ledger import count, dropped_count, ledger_bars, ledger_
 from vlcpt.report.pages.reliance import QUESTION, cost_bars, reliance_chart
 from vlcpt.report.run_record import Point, RunRecord, read_record
 from vlcpt.report.screen import Sheet
-from vlcpt.report.verdict import Verdict, verdict, verdict_of_run
+from vlcpt.report.verdict import CommandPaths, Verdict, verdict, verdict_of_run
 from vlcpt.run_files import duration
 
 Fact = tuple[str, str, str]  # of a card: its label, its value, a note
@@ -167,9 +167,12 @@ def training_ends(run: RunRecord) -> tuple[float, float] | None:
 
 def verdict_on(run: RunRecord) -> Verdict | None:
     """What was measured, in words: by ``vlcpt eval``, else by the evaluations of the run itself."""
+    # A page is shown to others: it has no path of this machine, but what was typed from here.
+    folder = Path(run.folder.name) if run.folder.is_absolute() else run.folder
+    paths = CommandPaths.of(folder / "config.yaml" if run.config else None, folder if run.has_model else None)
     if run.evaluated:
-        return verdict(run.evaluated, run.retention)
-    return verdict_of_run(run.log, run.retention)
+        return verdict(run.evaluated, run.retention, paths)
+    return verdict_of_run(run.log, run.retention, paths)
 
 
 def sections(run: RunRecord) -> list[tuple[str, list[Chart]]]:
