@@ -1,6 +1,7 @@
 """Tests of vlcpt/model/tuning.py."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -267,6 +268,13 @@ def test_adapters_of_one_input_keep_it_once_under_autocast(make_tiny_model, tiny
 
     layers, width = model.config.text_config.num_hidden_layers, model.config.text_config.hidden_size
     assert expected - kept == 2 * layers * tiny_inputs["input_ids"].numel() * width * 2
+
+
+def test_a_pickled_model_leaves_inputs_of_its_own_adapters_to_autocast(tiny_model):
+    model = pickle.loads(pickle.dumps(apply_tuning(tiny_model, ModelConfig("base"))))
+
+    found = [one for one in model.modules() if "_cast_input_dtype" in vars(one)]
+    assert found and all(vars(one)["_cast_input_dtype"].args == (one,) for one in found)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])

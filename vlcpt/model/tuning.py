@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
@@ -267,9 +266,10 @@ def finish_tuning(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftM
 def leave_inputs_to_autocast(model: nn.Module) -> None:
     """Keep adapters from widening inputs that autocast narrows again.
 
-    peft gives an adapter in float32 its input in float32, of which autocast then makes 16 bits: two copies
-    of each layer's input, forward and backward, that change no bit, and a third that is kept for the
-    backward pass, once for each layer, where several could keep one.
+    peft gives an adapter in float32 its input in float32 (``_cast_input_dtype``, peft 0.21), of which
+    autocast then makes 16 bits: two copies of each layer's input, forward and backward, that change no bit,
+    and a third that is kept for the backward pass, once for each layer, where several could keep one.
+    Dropout draws by the type of its input: with ``lora_dropout`` other numbers are dropped than peft would.
 
     Example:
         >>> from peft import LoraConfig, get_peft_model
@@ -285,7 +285,7 @@ def leave_inputs_to_autocast(model: nn.Module) -> None:
     for module in model.modules():
         # Variants such as DoRA also compute with the input's type elsewhere.
         if isinstance(module, LoraLayer) and not module.lora_variant:
-            vars(module)["_cast_input_dtype"] = MethodType(_cast_outside_autocast, module)
+            vars(module)["_cast_input_dtype"] = partial(_cast_outside_autocast, module)
 
 
 def _cast_outside_autocast(
