@@ -1,6 +1,7 @@
 """The scripts of benchmarks/ start. How fast they are is no test."""
 
 import importlib
+import json
 import math
 import os
 import subprocess
@@ -31,6 +32,24 @@ def test_every_script_is_named_on_the_page_of_results_or_on_one_of_its_own():
     pages = "".join(one.read_text("utf-8") for one in (ROOT / "benchmarks/results").glob("*.md"))
 
     assert [one.name for one in SCRIPTS if f"benchmarks/{one.name}" not in pages] == []
+
+
+def test_the_first_table_of_the_gpu_page_has_the_numbers_of_its_json():
+    results = ROOT / "benchmarks/results"
+    page = (results / "2026-11-29-gpu.md").read_text("utf-8")
+    parts = json.loads((results / "2026-11-29-gpu.json").read_text("utf-8"))["parts"]
+
+    rows = []
+    for name in ("lora-4096", "lora-8192", "full-4096", "full-8192"):
+        run, memory = parts[name], parts[name]["memory"]
+        how, tokens = name.split("-")
+        rows.append(
+            f"| {how.replace('lora', 'LoRA')}, {int(tokens):,} "
+            f"| {run['seconds of a step, by the clock']:.2f} s | {run['tokens a second']:,} "
+            f"| {run['mfu']['median']:.0%} | {run['data wait, share']:.1%} "
+            f"| {memory['peak'] / 2**20:,.0f} MiB | {memory['foreseen'] / memory['peak'] - 1:+.1%} |"
+        )
+    assert "\n".join(rows) in page
 
 
 @pytest.mark.parametrize("head", ["frozen", "trained"])
