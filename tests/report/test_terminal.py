@@ -1,5 +1,6 @@
 """What a person reads in a terminal."""
 
+import itertools
 import json
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from vlcpt.data.plan.ledger import Ledger
 from vlcpt.data.plan.split import split_stream
 from vlcpt.model.tuning import TowerRow
 from vlcpt.report.check import memory_table
-from vlcpt.report.memory import MemoryEstimate
+from vlcpt.report.memory import MemoryEstimate, Moment
 from vlcpt.report.reliance import NatsSums
 from vlcpt.report.summary import summarise, summary_table
 from vlcpt.report.terminal import (
@@ -122,10 +123,13 @@ def test_captions_are_one_line_of_80_columns() -> None:
     result = {"loss": 1.0, "perplexity": 2.7, "bits_per_byte": None, "targets": 5, "base_loss": 2.0}
     result |= {"shuffled_images_loss": None, "blank_images_loss": None}
     log = [{"step": 1, "loss": 1.0, "eval_new_loss": 1.0, "eval_new_reliance": 0.5}]
+    kinds: tuple[Moment, ...] = ("looking", "learning", "stepping")
+    estimates = [MemoryEstimate(one, 2**30, 0, 2**30, 2**30, 0, 0) for one in kinds]
+    moments = itertools.permutations(estimates, 2)
     tables = (
         results_table({"new": result}),  # type: ignore[dict-item]
         summary_table(summarise(log)),
-        memory_table({"as configured": MemoryEstimate("learning", 2**30, 0, 2**30, 2**30, 0, 0)}),
+        *(memory_table(dict(zip(("as configured", "checkpointing"), two, strict=True))) for two in moments),
         NatsSums(["new"]).sheet(),
     )
 

@@ -199,9 +199,9 @@ _GIB = 2**30
 # What differs between two messages of one kind: quoted names, paths and numbers.
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\S+\.\w{2,4}\b|\d[\d,.]*")
 _MOMENTS = {
-    "looking": "while the vision tower looks",
-    "learning": "at the start of the backward pass",
-    "stepping": "at the end of the backward pass",
+    "looking": "forward of vision",
+    "learning": "start of backward",
+    "stepping": "end of backward",
 }
 
 
@@ -455,5 +455,5 @@ def memory_table(estimates: Mapping[str, MemoryEstimate]) -> Sheet:
     if any(one.host for one in found):
         rows.append(row("offloaded, per device", "host"))
     moments = " / ".join(dict.fromkeys(_MOMENTS[one.moment] for one in found))
-    caption = f"{moments}; CUDA itself takes about {CONTEXT / _GIB:g} GiB more"
+    caption = f"at: {moments}; CUDA itself takes about {CONTEXT / _GIB:g} GiB more"
     return Sheet(f"memory of one device, estimated, in {name}", [*estimates], rows, caption)
