@@ -48,6 +48,21 @@ def frozen_imports() -> None:
         gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a module's tests of one ``layout`` follow each other, so that what they share is made once.
+
+    pytest brings tests together by the place of a value in its list, and the lists of two tests differ.
+    """
+    modules = {module: place for place, module in enumerate(dict.fromkeys(item.path for item in items))}
+
+    def group(item: pytest.Item) -> tuple[int, str]:
+        callspec = getattr(item, "callspec", None)
+        return modules[item.path], str(callspec.params.get("layout", "")) if callspec else ""
+
+    items.sort(key=group)
+
+
 def pytest_sessionfinish() -> None:
     """Hypothesis, if it is imported for its summary alone, asks who refers to what is frozen."""
     gc.unfreeze()
