@@ -41,9 +41,9 @@ def frozen_imports() -> None:
     """Take what was imported out of each garbage collection to come.
 
     Trainer asks for a whole one at each start: half a second for a million objects that stay, more than
-    the steps of a tiny model take. ``vlcpt doctor`` ends this, hence once a module.
+    the steps of a tiny model take. ``vlcpt doctor`` ends this, and tests import more, hence once a module.
     """
-    if not gc.get_freeze_count():
+    if len(gc.get_objects()) > 100_000:  # of those that are not frozen
         gc.collect()
         gc.freeze()
 
