@@ -120,7 +120,7 @@ def trained(bases, tiny_processor, tiny_inputs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_process():
-    """A process that cannot import vlcpt; one for all layouts, as its imports take longer than what it does."""
+    """A process that cannot import vlcpt; one for all layouts, as most of its time is imports."""
     with subprocess.Popen(
         [sys.executable, "-I", "-c", PLAIN],
         stdin=subprocess.PIPE,
