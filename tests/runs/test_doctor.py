@@ -235,7 +235,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("faults", FAULTS, ids=lambda faults: " ".join(fault.__name__ for fault, *_ in faults))
+@pytest.mark.parametrize(
+    "faults", FAULTS, ids=lambda faults: " ".join(fault.__name__ for fault, *_ in faults)
+)
 def test_a_fault_fails_its_line_and_no_other(
     examine: Callable[..., Diagnosis],
     monkeypatch: pytest.MonkeyPatch,
@@ -277,4 +279,6 @@ def test_other_faults_of_the_cache_fail_its_line(
 
 
 def test_every_line_has_a_fault() -> None:
-    assert {line for faults in FAULTS for _, line, _ in faults} == set(NAMES) - {ALONE}  # that one: test_doctor_ranks.py
+    assert {line for faults in FAULTS for _, line, _ in faults} == set(NAMES) - {
+        ALONE
+    }  # that one: test_doctor_ranks.py
