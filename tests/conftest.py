@@ -41,11 +41,26 @@ def frozen_imports() -> None:
     """Take what was imported out of each garbage collection to come.
 
     Trainer asks for a whole one at each start: half a second for a million objects that stay, more than
-    the steps of a tiny model take. ``vlcpt doctor`` ends this, hence once a module.
+    the steps of a tiny model take. ``vlcpt doctor`` ends this, and tests import more, hence once a module.
     """
-    if not gc.get_freeze_count():
+    if len(gc.get_objects()) > 100_000:  # of those that are not frozen
         gc.collect()
         gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a module's tests of one ``layout`` follow each other, so that what they share is made once.
+
+    pytest brings tests together by the place of a value in its list, and the lists of two tests differ.
+    """
+    modules = {module: place for place, module in enumerate(dict.fromkeys(item.path for item in items))}
+
+    def group(item: pytest.Item) -> tuple[int, str]:
+        callspec = getattr(item, "callspec", None)
+        return modules[item.path], str(callspec.params.get("layout", "")) if callspec else ""
+
+    items.sort(key=group)
 
 
 def pytest_sessionfinish() -> None:

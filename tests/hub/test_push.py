@@ -92,17 +92,33 @@ def adapter(runs, tmp_path):
     return Path(shutil.copytree(runs["lora"], tmp_path / "out"))
 
 
+@pytest.fixture(scope="session")
+def merged(runs, tmp_path_factory):
+    """The adapter's run merged into shards, not to be written to."""
+    folder = tmp_path_factory.mktemp("merged") / "merged"
+    merge_adapter(runs["lora"], folder, max_shard_size="1MB")
+    return folder
+
+
+def push_merged(merged: Path, runs: dict[str, Path], repository: str) -> None:
+    options = ["--run", str(runs["lora"]), "--base_model", BASE, "--license", "apache-2.0"]
+    done = CliRunner().invoke(app, ["push", str(merged), repository, *options])
+    assert done.exit_code == 0, done.output
+
+
 def code_of(card: str) -> str:
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     return code
 
 
-def logits_elsewhere(hub: Hub, card: str, folder: Path) -> np.ndarray:
-    """Run the card's own code without vlcpt, and give the model's logits for a text."""
+def logits_elsewhere(hub: Hub, repositories: list[str], folder: Path) -> dict[str, np.ndarray]:
+    """Run the own code of each card without vlcpt, in one process; the models' logits for a text."""
+    codes = {name: code_of(hub.files(f"me/{name}")["README.md"].decode()) for name in repositories}
     script = (
-        f"{code_of(card)}\nimport sys, numpy, torch\nassert 'vlcpt' not in sys.modules\n"
-        "inputs = processor(text=['three four'], return_tensors='pt')\n"
-        "numpy.save('logits.npy', model.eval()(**inputs).logits.detach().numpy())\n"
+        f"import sys, numpy, torch\nfor name, code in {codes!r}.items():\n    found = {{}}\n"
+        "    exec(code, found)\n    assert 'vlcpt' not in sys.modules\n"
+        "    inputs = found['processor'](text=['three four'], return_tensors='pt')\n"
+        "    numpy.save(f'{name}.npy', found['model'].eval()(**inputs).logits.detach().numpy())\n"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],
@@ -112,7 +128,7 @@ def logits_elsewhere(hub: Hub, card: str, folder: Path) -> np.ndarray:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return np.load(folder / "logits.npy")
+    return {name: np.load(folder / f"{name}.npy") for name in repositories}
 
 
 def logits_here(folder: Path, processor: object, is_adapter: bool) -> np.ndarray:
@@ -122,20 +138,23 @@ def logits_here(folder: Path, processor: object, is_adapter: bool) -> np.ndarray
         return model.eval()(**processor(text=["three four"], return_tensors="pt")).logits.numpy()
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_what_was_pushed_loads_from_there_as_its_card_says_and_gives_the_same_logits(
-    hub, runs, tmp_path, tiny_processor, tuning
+    hub, runs, merged, tmp_path, tiny_processor
 ):
-    is_adapter = tuning == "lora"
-    push_adapter(runs[tuning], "me/mine", base_model=BASE)
+    for tuning, folder in runs.items():
+        push_adapter(folder, f"me/{tuning}", base_model=BASE)
+    push_merged(merged, runs, "me/merged")
 
-    found = logits_elsewhere(hub, hub.files("me/mine")["README.md"].decode(), tmp_path)
+    found = logits_elsewhere(hub, ["lora", "full", "merged"], tmp_path)
 
-    assert any("GET /me/mine/resolve" in request for request in hub.requests)
-    expected = logits_here(runs[tuning], tiny_processor, is_adapter)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for name in found:
+        assert any(f"GET /me/{name}/resolve" in request for request in hub.requests)
+    expected = {tuning: logits_here(runs[tuning], tiny_processor, tuning == "lora") for tuning in runs}
+    for tuning in runs:
+        np.testing.assert_allclose(found[tuning], expected[tuning], atol=1e-5)
+    np.testing.assert_allclose(found["merged"], expected["lora"], atol=1e-4)
     untrained = logits_here(Path(base_path()), tiny_processor, is_adapter=False)
-    assert np.abs(found - untrained).max() > 0.01
+    assert all(np.abs(logits - untrained).max() > 0.01 for logits in found.values())
 
 
 def test_only_files_of_the_allow_list_go(hub, adapter):
@@ -238,15 +257,9 @@ def test_a_model_in_shards_goes_complete_and_an_older_one_is_deleted(hub, runs, 
     assert not {"model.safetensors", "adapter_config.json"} & set(files)
 
 
-def test_a_merged_model_in_shards_goes_with_the_card_of_its_run_and_loads_from_there(
-    hub, runs, adapter, tmp_path, tiny_processor
-):
-    merge_adapter(adapter, tmp_path / "merged", max_shard_size="1MB")
-    options = ["--run", str(adapter), "--base_model", BASE, "--license", "apache-2.0"]
+def test_a_merged_model_in_shards_goes_with_the_card_of_its_run(hub, runs, merged):
+    push_merged(merged, runs, "me/mine")
 
-    done = CliRunner().invoke(app, ["push", str(tmp_path / "merged"), "me/mine", *options])
-
-    assert done.exit_code == 0, done.output
     files = hub.files("me/mine")
     shards = set(json.loads(files["model.safetensors.index.json"])["weight_map"].values())
     assert len(shards) > 1 and {"config.json", "README.md", *PROCESSOR, *shards} <= set(files)
@@ -254,8 +267,6 @@ def test_a_merged_model_in_shards_goes_with_the_card_of_its_run_and_loads_from_t
     assert (ModelCard(card).data.base_model, ModelCard(card).data.library_name) == (BASE, "transformers")
     assert "| language tower | LoRA, r 4, alpha 32, dropout 0, merged into the weights |" in card
     assert "| source 1 | 4 | 0 |" in card and "| learning_rate | 0.01 |" in card
-    found = logits_elsewhere(hub, card, tmp_path)
-    np.testing.assert_allclose(found, logits_here(runs["lora"], tiny_processor, is_adapter=True), atol=1e-4)
 
 
 def test_a_run_that_is_not_there_is_an_error(adapter):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +135,47 @@ def test_a_processor_that_was_changed_in_python_is_not_overwritten(tmp_path):
     assert (tmp_path / "result" / kept).read_bytes() == (base / kept).read_bytes()
 
 
-def load_elsewhere(base: Path, result: Path, packages: str, logits: Path) -> tuple[dict[str, object], str]:
+def load_elsewhere(
+    results: dict[Path, Path], packages: str, folder: Path
+) -> tuple[dict[Path, tuple[dict[str, object], np.ndarray]], str]:
+    """What each result gives, by its base, in one process of another version; and which version that is."""
+    folder.mkdir()
     environment = os.environ | {"PYTHONPATH": packages, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "elsewhere.py"), str(base), str(result), str(logits)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=base)
+    files = {result: folder / f"{number}.npy" for number, result in enumerate(results)}
+    given = [str(path) for result, base in results.items() for path in (base, result, files[result])]
+    command = [sys.executable, str(ROOT / "tests" / "elsewhere.py"), *given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    return found["facts"], found["version"]
+    return {
+        result: (facts, np.load(files[result])) for result, facts in zip(results, found["facts"], strict=True)
+    }, found["version"]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """Trained and merged results of each base and tuning, by base, and what each version gives for them.
+
+    A process a version, as its imports take ten times as long as what it does.
+    """
+    folder, results = tmp_path_factory.mktemp("results"), {}
+    for layout, tuning in product(("3B", "7B"), ("lora", "full")):
+        here = folder / f"{layout} {tuning}"
+        here.mkdir()
+        vocabulary, tied = PUBLISHED[layout]
+        base = write_published(here / "base", vocabulary=vocabulary, tied=tied)
+        output = train(here, base, tuning=tuning, max_pixels=4 * 28 * 28)
+        merge_adapter(output, here / "merged")
+        results |= {output: base, here / "merged": base}
+    versions = ["", *os.environ[OTHERS].split(os.pathsep)]
+    return (
+        folder,
+        results,
+        [
+            load_elsewhere(results, packages, folder / f"version {number}")
+            for number, packages in enumerate(versions)
+        ],
+    )
 
 
 @pytest.mark.slow
@@ -149,23 +184,20 @@ def load_elsewhere(base: Path, result: Path, packages: str, logits: Path) -> tup
 )
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("layout", ["3B", "7B"])
-def test_results_load_in_other_versions_and_give_the_same_logits(tmp_path, tuning, layout):
-    vocabulary, tied = PUBLISHED[layout]
-    base = write_published(tmp_path / "base", vocabulary=vocabulary, tied=tied)
-    output = train(tmp_path, base, tuning=tuning, max_pixels=4 * 28 * 28)
-    merge_adapter(output, tmp_path / "merged")
+def test_results_load_in_other_versions_and_give_the_same_logits(loaded, tuning, layout):
+    folder, results, ((here, version), *others) = loaded
+    assert others
 
-    for result in (output, tmp_path / "merged"):
-        expected, here = load_elsewhere(base, result, "", tmp_path / "here.npy")
+    for result in (folder / f"{layout} {tuning}" / name for name in ("out", "merged")):
+        expected, logits = here[result]
         assert expected["wrong tensors"] == {}
-        for packages in os.environ[OTHERS].split(os.pathsep):
-            facts, version = load_elsewhere(base, result, packages, tmp_path / "there.npy")
-            assert version != here
+        for there, other in others:
+            facts, other_logits = there[result]
+            assert other != version
             assert facts == expected
-            np.testing.assert_allclose(
-                np.load(tmp_path / "there.npy"), np.load(tmp_path / "here.npy"), atol=1e-4, rtol=1e-4
-            )
-    pads = [token for token in expected["ids"][0] if token == load_processor(str(base)).image_token_id]
+            np.testing.assert_allclose(other_logits, logits, atol=1e-4, rtol=1e-4)
+    image = load_processor(str(results[result])).image_token_id
+    pads = [token for token in expected["ids"][0] if token == image]
     assert len(pads) <= 4  # of an image of 12 without the limit
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import DEMO_BASE
 from tests.model.changing import logits, name_base
-from tests.processes import holding
+from tests.processes import holding, run_module
 from vlcpt.cli import app
 from vlcpt.config.schema import ModelConfig
 from vlcpt.errors import ConfigError
@@ -53,6 +53,23 @@ def trained_adapter(model, processor, inputs, folder, **way):
     return logits(model, inputs)
 
 
+@pytest.fixture(scope="module")
+def an_adapter(make_tiny_model, tiny_processor, tiny_inputs, tmp_path_factory):
+    """A base and its adapter, not to be written to."""
+    folder = tmp_path_factory.mktemp("an adapter")
+    trained_adapter(make_tiny_model(), tiny_processor, tiny_inputs, folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(an_adapter, tmp_path):
+    """Copies of a base and its adapter that a test may change, beside where it merges into."""
+    for name in ("base", "adapter"):
+        shutil.copytree(an_adapter / name, tmp_path / name)
+    name_base(tmp_path / "adapter", str(tmp_path / "base"))
+    return tmp_path / "adapter"
+
+
 @pytest.mark.parametrize("way", WAYS, ids=[str(way) for way in WAYS])
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 def test_a_merged_model_gives_the_adapters_logits_without_peft(
@@ -74,8 +91,11 @@ def test_a_merged_model_gives_the_adapters_logits_without_peft(
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
-@pytest.mark.parametrize("way", WAYS, ids=[str(way) for way in WAYS])
-@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+# A tie changes the output layer alone: each way with one or the other, both where that layer is trained.
+@pytest.mark.parametrize(
+    ("tie", "way"),
+    [*((bool(number % 2), way) for number, way in enumerate(WAYS)), (False, {"train_embeddings": True})],
+)
 def test_a_merge_into_bfloat16_stays_bfloat16(
     make_tiny_model, tiny_processor, tiny_inputs, tmp_path, way, tie
 ):
@@ -173,8 +193,7 @@ def test_a_merged_model_is_written_in_shards_of_the_size_asked_for(
     torch.testing.assert_close(logits(merged, tiny_inputs), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_command_says_how_far_the_logits_are_apart(tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_the_command_says_how_far_the_logits_are_apart(adapter, tmp_path):
     arguments = [str(tmp_path / "adapter"), str(tmp_path / "merged"), "--max_shard_size", "100KB"]
 
     done = CliRunner().invoke(app, ["merge", *arguments])
@@ -188,19 +207,15 @@ def test_the_command_says_how_far_the_logits_are_apart(tiny_model, tiny_processo
     assert "exists and is not empty" in again.output
 
 
-def test_a_size_that_is_none_is_an_error(tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
-
+def test_a_size_that_is_none_is_an_error(adapter, tmp_path):
     with pytest.raises(ValueError, match="max_shard_size 'huge' is no size"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", max_shard_size="huge")
 
     assert not (tmp_path / "merged").exists()
 
 
-def test_the_files_are_those_that_save_pretrained_writes(tiny_model, tiny_processor, tiny_inputs, tmp_path):
+def test_the_files_are_those_that_save_pretrained_writes(adapter, tmp_path):
     """Names and types: all but the numbers. The configuration is the base's own."""
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
-
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
@@ -234,8 +249,7 @@ def test_an_adapter_of_a_qlora_run_is_merged_into_the_bases_own_weights_and_says
     assert "merged into, and compared on, the base's own weights" in caplog.text
 
 
-def test_a_base_that_is_saved_in_4_bits_is_refused(tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_a_base_that_is_saved_in_4_bits_is_refused(adapter, tmp_path):
     file = tmp_path / "base" / "config.json"
     packed = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     file.write_text(json.dumps(json.loads(file.read_text()) | packed))
@@ -256,10 +270,7 @@ def test_what_rounding_hides_is_warned_of(make_tiny_model, tiny_processor, tiny_
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_an_interrupted_merge_leaves_nothing(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch, error
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_an_interrupted_merge_leaves_nothing(adapter, tmp_path, monkeypatch, error):
     synced = []
 
     def fails(descriptor):
@@ -275,10 +286,7 @@ def test_an_interrupted_merge_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-def test_a_disk_that_is_too_full_is_an_error_with_sizes(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_a_disk_that_is_too_full_is_an_error_with_sizes(adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
 
     with pytest.raises(
@@ -297,8 +305,7 @@ def test_a_disk_that_is_too_full_is_an_error_with_sizes(
     ],
     ids=["unexpected", "old prefix"],
 )
-def test_an_adapter_with_other_keys_is_not_merged(tiny_model, tiny_processor, tiny_inputs, tmp_path, change):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_an_adapter_with_other_keys_is_not_merged(adapter, tmp_path, change):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
 
@@ -308,8 +315,7 @@ def test_an_adapter_with_other_keys_is_not_merged(tiny_model, tiny_processor, ti
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_that_is_not_finite_is_not_merged(tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_an_adapter_that_is_not_finite_is_not_merged(adapter, tmp_path):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     found = load_file(file)
     found[next(key for key in found if "lora_B" in key)][0, 0] = float("nan")
@@ -321,10 +327,7 @@ def test_an_adapter_that_is_not_finite_is_not_merged(tiny_model, tiny_processor,
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
 
 
-def test_nothing_is_written_when_the_logits_differ(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_nothing_is_written_when_the_logits_differ(adapter, tmp_path, monkeypatch):
     # As if peft had dropped the adapter instead of merging it.
     monkeypatch.setattr(
         "peft.tuners.lora.layer.Linear.get_delta_weight",
@@ -344,10 +347,7 @@ def test_the_checked_logits_depend_on_image_and_text(tiny_model):
     assert ((check_logits(tiny_model) - before).norm() / before.norm()) > max(merging.TOLERANCES.values())
 
 
-def test_an_adapter_without_one_of_its_tensors_is_not_merged(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_an_adapter_without_one_of_its_tensors_is_not_merged(adapter, tmp_path):
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(dict(list(load_file(file).items())[1:]), file)
 
@@ -357,9 +357,7 @@ def test_an_adapter_without_one_of_its_tensors_is_not_merged(
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_folder_that_is_not_empty_is_not_overwritten(tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
-
+def test_a_folder_that_is_not_empty_is_not_overwritten(adapter, tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty"):
         merge_adapter(tmp_path / "adapter", tmp_path / "base")
 
@@ -380,10 +378,7 @@ def test_a_folder_with_neither_an_adapter_nor_a_model_is_refused(tmp_path):
         merge_adapter(tmp_path, tmp_path / "merged")
 
 
-def test_a_base_that_has_moved_is_an_error_that_says_what_to_correct(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_a_base_that_has_moved_is_an_error_that_says_what_to_correct(adapter, tmp_path):
     name_base(tmp_path / "adapter", "/gone")
 
     with pytest.raises(ValueError, match=r"adapter_config\.json.*correct base_model_name_or_path.*/gone"):
@@ -391,10 +386,9 @@ def test_a_base_that_has_moved_is_an_error_that_says_what_to_correct(
 
 
 def test_a_base_named_relative_to_where_it_was_trained_is_found_from_elsewhere(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
+    adapter, tmp_path, monkeypatch
 ):
     """As a run leaves it: the adapter's name starts at the directory of training, config.yaml's at itself."""
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
     checkpoint = tmp_path / "out" / "checkpoint-2"
     shutil.copytree(tmp_path / "adapter", checkpoint)
     name_base(checkpoint, "base")
@@ -407,10 +401,7 @@ def test_a_base_named_relative_to_where_it_was_trained_is_found_from_elsewhere(
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "elsewhere" / "merged")
 
 
-def test_a_base_name_that_may_mean_two_folders_is_an_error_naming_both(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_a_base_name_that_may_mean_two_folders_is_an_error_naming_both(adapter, tmp_path, monkeypatch):
     name_base(tmp_path / "adapter", "base")
     shutil.copytree(tmp_path / "base", tmp_path / "elsewhere" / "base")
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -437,20 +428,10 @@ def test_a_merge_takes_the_memory_of_about_one_copy_of_the_model():
     assert found["peak"] - found["libraries"] < size + 0.75 * 2**30
 
 
-KILLED = """
-import os, signal, sys
-from vlcpt.model import merge as merging
-
-merging._compare = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
-merging.merge_adapter(*sys.argv[1:])
-"""
-
-
-def test_what_a_killed_merge_left_is_removed_by_the_next(tiny_model, tiny_processor, tiny_inputs, tmp_path):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_what_a_killed_merge_left_is_removed_by_the_next(adapter, tmp_path):
     before = set(tmp_path.iterdir())
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "adapter"), str(tmp_path / "merged")]
-    assert subprocess.run(command, cwd=tmp_path).returncode == -signal.SIGKILL
+    command = ("tests.model.killed_merge", str(adapter), str(tmp_path / "merged"))
+    assert run_module(*command).returncode == -signal.SIGKILL
     (left,) = set(tmp_path.iterdir()) - before
     assert (left / "model/model.safetensors").is_file()
     (tmp_path / ".merged-of-mine").mkdir()
@@ -460,10 +441,7 @@ def test_what_a_killed_merge_left_is_removed_by_the_next(tiny_model, tiny_proces
     assert set(tmp_path.iterdir()) - before == {tmp_path / "merged", tmp_path / ".merged-of-mine"}
 
 
-def test_a_second_merge_into_one_output_is_refused_and_names_the_first(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_a_second_merge_into_one_output_is_refused_and_names_the_first(adapter, tmp_path):
     with holding(staging_folder(tmp_path / "merged")) as (first, _):
         (staging_folder(tmp_path / "merged") / "model").mkdir()
         with pytest.raises(
@@ -487,10 +465,7 @@ def test_a_second_merge_into_one_output_is_refused_and_names_the_first(
     assert not staging_folder(tmp_path / "merged").exists()
 
 
-def test_what_a_merged_model_takes_is_foreseen_within_a_fifth(
-    tiny_model, tiny_processor, tiny_inputs, tmp_path, monkeypatch
-):
-    trained_adapter(tiny_model, tiny_processor, tiny_inputs, tmp_path)
+def test_what_a_merged_model_takes_is_foreseen_within_a_fifth(adapter, tmp_path, monkeypatch):
     foreseen = []
     monkeypatch.setattr(Writing, "require_room", lambda self: foreseen.append(self.needed))
 

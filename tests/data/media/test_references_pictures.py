@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.processes import UNFORKED
 from tests.support import opened, png
 from vlcpt import CPTDataset, DocumentError, Image, load_processor
 from vlcpt.data.media.open import MediaError, MediaLimits, read_image
@@ -212,7 +213,7 @@ def items(rows, workers, start=None):
     return dataset.digest, samples
 
 
-@pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, UNFORKED)])
 def test_workers_read_the_pixels_of_pictures_in_memory_and_of_files_not_decoded_yet(tmp_path, workers, start):
     (tmp_path / "a.png").write_bytes(png(1, 560, 560))
     given = [RGBA, PIL.Image.open(tmp_path / "a.png")]

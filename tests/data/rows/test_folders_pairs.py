@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
+from tests.processes import UNFORKED
 from tests.support import avi, opened, png
 from vlcpt import CPTDataset, DocumentError, Image, Text, Video, load_processor
 from vlcpt.data.sources import open_sources
@@ -192,7 +193,7 @@ def test_samples_are_the_same_at_any_number_of_workers(folder, tiny_processor):
     dataset = CPTDataset(i2d(folder), tiny_processor, max_length=64, packing=False)
     expected = [dataset[number][0].input_ids.tolist() for number in range(len(dataset))]
     assert len(expected) == 3
-    for workers, way in ((2, "fork"), (8, "fork"), (2, "spawn")):
+    for workers, way in ((2, "fork"), (8, "fork"), (2, UNFORKED)):
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=way)
         assert [item[0].input_ids.tolist() for item in loader] == expected
 
