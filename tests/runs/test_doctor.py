@@ -24,6 +24,8 @@ from vlcpt.config.yaml import complete, read_early
 from vlcpt.data.encode.encoder import DocumentEncoder
 from vlcpt.data.encode.features import FeatureStore
 from vlcpt.report.doctor import Diagnosis
+from vlcpt.runs.doctor import plain, steps
+from vlcpt.runs.doctor import run as doctor
 from vlcpt.runs.doctor.run import CHECKS, doctor_run
 from vlcpt.training.loss import TargetLosses
 from vlcpt.training.trainer import CPTTrainer
@@ -276,6 +278,32 @@ def test_other_faults_of_the_cache_fail_its_line(
     )
 
     assert cause in failed(examine())[0]
+
+
+def test_what_deepspeed_holds_in_16_bits_is_compared_with_a_plain_path_in_16_bits(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my.yaml").write_text(
+        f"model_name_or_path: {tiny_model_dir}\ntuning: full\ntrain_data: train.jsonl\noutput_dir: out\n"
+        "max_length: 96\nuse_cpu: true\ndataloader_num_workers: 0\n"
+    )
+    (tmp_path / "train.jsonl").write_text('{"text": "one two"}\n')
+    early = read_early(tmp_path / "my.yaml", ())
+    held, found = [], []
+
+    def narrow(model: torch.nn.Module, dtype: torch.dtype) -> None:
+        plain.narrow_weights(model, dtype)
+        held.append({one.dtype for one in model.parameters()})
+
+    monkeypatch.setattr(steps, "narrow_weights", narrow)
+    for converted in (None, torch.bfloat16):
+        monkeypatch.setattr(steps, "converted_type", lambda training, converted=converted: converted)
+        subject = doctor._subject(early, complete(early), tmp_path, quick=True)
+        found.append(steps.reference(subject))
+
+    assert held == [{torch.bfloat16}] * 2
+    assert max(found[0].errors.values()) < 1e-4 < 1e-3 < min(found[1].errors.values())
+    assert found[0].loss == found[1].loss
 
 
 def test_every_line_has_a_fault() -> None:

@@ -219,7 +219,7 @@ def plain_errors(found: Sequence[Gradients], exact: Gradients) -> dict[str, floa
 
 def _kind(name: str) -> str:
     """The name of a weight without the number of its layer."""
-    return re.sub(r"\.\d+\.", ".*.", name)
+    return re.sub(r"\b(layers|blocks)\.\d+\.", r"\1.*.", name)
 
 
 def _least(gradients: Gradients) -> float:
