@@ -180,6 +180,8 @@ def placed(**places):
         if place is not None:
             value, one["intervals"][name] = PLACES[place]
             one[keys[name]] = 1.0 + value
+    if places.get("learnt") == "few":
+        one["intervals"]["loss"] = None  # what is too few for one of these is too few for the other
     return one
 
 
@@ -407,6 +409,20 @@ def test_few_documents_are_said_to_be_few():
         "perplexity 4.48 → 2.72."
     ]
     assert found["change"] == ["held: too few documents to be sure. Measure 100 or more."]
+
+
+def test_many_documents_whose_base_has_no_interval_are_not_called_few():
+    """As at the end of a full run: its base is gone, and only the log knows what it had."""
+    many = {**numbers(base=2.0, shuffled=2.0, blank=3.0), "documents": 48}
+    many["intervals"] = {**many["intervals"], "loss": [0.9, 1.1], "learnt": None}
+
+    found = said({"held": many, "old": {**many, "base_loss": 0.8}}, ["old"])
+
+    assert found["learnt"] == [
+        "held: the loss fell by 1.000 to 1.000 (no interval was measured); perplexity 7.39 → 2.72."
+    ]
+    assert found["kept"][0].startswith("old: the loss rose by 0.200 to 1.000 (no interval was measured)")
+    assert not any("too few" in text for texts in found.values() for text in texts)
 
 
 def test_few_documents_get_no_check_and_no_fault():

@@ -544,6 +544,7 @@ def test_without_a_gpu_one_line_says_how_many_workers_keep_up_with_a_step_of_a_s
     (line,) = loading_lines(folder, monkeypatch, *wanted, gpu=None)
 
     assert "loads a pack in 1.5 s, so a GPU whose step of 6 packs takes 1 s needs 9 workers" in line
+    assert "(dataloader_num_workers is 2)" in line, "what is set now, and not what is needed"
     assert line.endswith("--gpu NAME says how many yours needs")
 
 

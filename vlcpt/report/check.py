@@ -305,13 +305,13 @@ def loading_line(loads: float, packs: int, configured: int) -> str:
     Example:
         >>> loading_line(0.2, 8, configured=4)  # doctest: +NORMALIZE_WHITESPACE
         'a worker here loads a pack in 0.2 s, so a GPU whose step of 8 packs takes 1 s needs 2 workers
-         (dataloader_num_workers: 4); --gpu NAME says how many yours needs'
+         (dataloader_num_workers is 4); --gpu NAME says how many yours needs'
     """
     workers = max(math.ceil(loads * packs), 1)
     step = f"{packs:,} pack{'s' * (packs != 1)}"
     return (
         f"a worker here loads a pack in {loads:.2g} s, so a GPU whose step of {step} "
-        f"takes 1 s needs {workers:,} worker{'s' * (workers != 1)} (dataloader_num_workers: {configured}); "
+        f"takes 1 s needs {workers:,} worker{'s' * (workers != 1)} (dataloader_num_workers is {configured}); "
         "--gpu NAME says how many yours needs"
     )
 

@@ -302,7 +302,9 @@ def difference(result: Mapping[str, object], name: str) -> Difference | None:
         return Difference(other - loss)
     bounds = intervals.get(name)
     if not isinstance(bounds, list | tuple):
-        return Difference(other - loss, why="too few documents for an interval")
+        # A base that only the run's log knows has a loss and no documents: more of them would not help.
+        is_logged = name == "learnt" and intervals.get("loss") is not None
+        return Difference(other - loss, why="" if is_logged else "too few documents for an interval")
     low, high = map(as_number, bounds) if len(bounds) == 2 else (None, None)
     return Difference(other - loss, *((None, None) if low is None or high is None else (low, high)))
 
