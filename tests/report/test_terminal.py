@@ -66,7 +66,7 @@ def test_a_mediums_tokens_are_folded_into_one_label(tiny_processor: ProcessorMix
     Image.new("RGB", (112, 56)).save(tmp_path / "a.png")
     text = inspected("<image>a", tiny_processor, [str(tmp_path / "a.png")])
 
-    assert "8 tokens, 2×4]" in text
+    assert "8 tokens, 4×2]" in text
     assert "<|image_pad|>" not in text
 
 

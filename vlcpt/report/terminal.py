@@ -184,7 +184,7 @@ def document_lines(
         if place in media:
             placed = media[place]
             kind = "image" if isinstance(placed.medium, Image) else "video"
-            grid = "×".join(map(str, placed.merged_grid[kind == "image" :]))
+            grid = "×".join(map(str, reversed(placed.merged_grid[kind == "image" :])))
             body.append(visible(f"[{kind} {placed.medium}: {placed.tokens} tokens, {grid}]"), style="cyan")
             place = placed.stop
             continue
