@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -158,6 +159,11 @@ def with_native_model(configs: Configs) -> Configs:
     return replace(configs, model=with_native_dtype(configs.model, emulates_bf16=emulates))
 
 
+def _is_no_mismatch(record: logging.LogRecord) -> bool:
+    # Trainer accumulates itself and tells DeepSpeed alone, so that accelerate has 1 in every such run.
+    return "Gradient accumulation steps mismatch" not in record.getMessage()
+
+
 def quiet_libraries() -> None:
     """Let transformers show no bars: a run has its own. And DeepSpeed search for no GPU where none is."""
     from transformers.utils import logging as transformers_logging
@@ -165,5 +171,6 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     # Each barrier says that it takes the GPU of its process, which is the right one.
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
+    logging.getLogger("accelerate.accelerator").addFilter(_is_no_mismatch)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
