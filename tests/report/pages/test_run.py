@@ -130,8 +130,8 @@ def test_the_state_stands_on_top(tmp_path, facts, says):
     assert f'class="state {facts["state"] or "not-known"}"' in head
 
 
-def test_a_run_whose_process_is_gone_was_killed_and_has_no_time_left(tmp_path):
-    written = {"state": "running", "written": "2026-11-29T13:10:02+00:00"}
+def test_a_run_whose_process_is_gone_was_killed_and_has_no_time_spent_or_left(tmp_path):
+    written = {"state": "running", "written": "2026-11-29T13:10:02+00:00", "seconds": 3.0}
     folder = write(tmp_path / "run", **written)
     with holding(folder) as (process, _):
         held = run_page(folder)
@@ -143,7 +143,8 @@ def test_a_run_whose_process_is_gone_was_killed_and_has_no_time_left(tmp_path):
 
     left = "at the pace of the last steps, as of 2026-11-29 13:10 UTC"
     for page in (held, unknown):
-        assert 'class="state running"' in page and left in page
+        assert 'class="state running"' in page and left in page and "3 s" in page
+    assert "3 s" not in killed  # when its page was written last, not when it ended
     assert "last written 2026-11-29 13:10 UTC; no process holds its folder any more" in killed
     assert 'class="state killed"' in killed and "at the pace of" not in killed
 

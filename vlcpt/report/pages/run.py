@@ -133,7 +133,8 @@ def headline(run: RunRecord) -> list[Fact]:
         if relies := run.set_curve(name, "reliance"):
             value = arrow(relies[0][1], relies[-1][1]) if len(relies) > 1 else brief(relies[0][1])
             found.append((f"reliance on images, {name}", value, "nats per target that blank ones cost"))
-    if (seconds := as_number(run.facts.get("seconds"))) is not None:
+    # The record of a killed run says how long it had taken when its page was written last, long before.
+    if (seconds := as_number(run.facts.get("seconds"))) is not None and not run.is_killed:
         starts = as_number(run.facts.get("starts")) or 1
         found.append(("time", duration(seconds), f"{starts:.0f} starts" if starts > 1 else ""))
     is_running = run.facts.get("state") == "running" and not run.is_killed
