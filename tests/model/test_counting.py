@@ -83,7 +83,7 @@ def test_an_adapters_own_shape_counts(
     load_model(made).save_pretrained(tmp_path)
     saved = ModelConfig(str(tiny_model_dir), adapter_name_or_path=str(tmp_path))
 
-    assert adapter_shape(saved) == adapter_shape(made) == (4, True)
+    assert adapter_shape(saved) == adapter_shape(made) == (4, True, made.use_dora)
     assert count_towers(empty_model(saved), saved) == count_towers(empty_model(made), made)
 
 

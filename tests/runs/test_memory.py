@@ -93,3 +93,18 @@ def test_the_buckets_that_deepspeed_reserves_whole_count_for_few_gradients_too(t
 
     of_one = 4 * 200_000_000  # float32, as the configuration of each engine says
     assert found["as configured"].gradients == pytest.approx(buckets * of_one, rel=0.01)
+
+
+def test_inputs_that_dora_widens_under_autocast_are_foreseen_as_copies(tmp_path):
+    """peft does, where other adapters leave their inputs to autocast."""
+    needs = []
+    for dora in ("false", "true"):
+        options = ["--use_cpu", "true", "--bf16", "true", "--dtype", "bfloat16", "--use_dora", dora]
+        configs = load_config(write_run(tmp_path), options)
+        dataset = RunData(configs, load_processor(base_path()), lambda items, what: items).train()
+        model = empty_model(configs.model)
+        towers = count_towers(model, configs.model)
+        found = memory.foresee(configs, model, towers, dataset.pack_sizes(), devices=1, merge=4)
+        needs.append(found["as configured"].activations)
+
+    assert needs[1] > 1.05 * needs[0]

@@ -131,17 +131,19 @@ def _added_parameters(model: PreTrainedModel, config: ModelConfig) -> Iterator[t
         yield name, parameter.numel()
 
 
-def adapter_shape(config: ModelConfig) -> tuple[int, bool]:
-    """The rank of a run's adapters, and whether they drop some of their input; 0 without adapters.
+def adapter_shape(config: ModelConfig) -> tuple[int, bool, bool]:
+    """The rank of a run's adapters, whether they drop some of their input, and whether they are DoRA's.
+
+    The rank is 0 without adapters.
 
     Example:
         >>> from vlcpt.config.schema import ModelConfig
         >>> adapter_shape(ModelConfig("base", lora_r=4)), adapter_shape(ModelConfig("base", tuning="full"))
-        ((4, False), (0, False))
+        ((4, False, False), (0, False, False))
     """
     if config.tuning == "full":
-        return 0, False
+        return 0, False, False
     if config.adapter_name_or_path is None:
-        return config.lora_r, config.lora_dropout > 0
+        return config.lora_r, config.lora_dropout > 0, config.use_dora
     saved = read_adapter_settings(adapter_folder(config.adapter_name_or_path) / CONFIGS["adapter"])
-    return saved.r, saved.lora_dropout > 0
+    return saved.r, saved.lora_dropout > 0, bool(saved.use_dora)

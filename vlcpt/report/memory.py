@@ -47,7 +47,7 @@ class Setup:
         masked: A row holds several documents.
         optimizer: ``optim`` of the configuration.
         accumulates: Several forward passes make a step, so that gradients wait for the next one.
-        rank, dropout: Those of the adapters.
+        rank, dropout, dora: Those of the adapters; DoRA's take their inputs as wide as they are themselves.
         loss_chunk: Targets whose logits are there at once; 0: all.
         devices: Processes that share the work.
         stage: DeepSpeed's; None without DeepSpeed.
@@ -67,6 +67,7 @@ class Setup:
     accumulates: bool = False
     rank: int = 16
     dropout: bool = False
+    dora: bool = False
     loss_chunk: int = 128
     devices: int = 1
     stage: int | None = None
@@ -92,9 +93,15 @@ class Setup:
         """Bytes of a number in the adapters' products."""
         return 2 if self.autocast or self.narrow else 4
 
-    def shares_inputs(self, how: How) -> bool:
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether adapters keep an input of the type of their products itself, and not a copy."""
+        return not self.dropout and not (self.autocast and self.dora)
+
+    @property
+    def shares_inputs(self) -> bool:
         """Whether the adapters of one input keep it once: it is cast to their type, where that differs."""
-        return self.hidden(how) == self.adapter and not self.dropout
+        return self.keeps_inputs and self.hidden("lora") == self.adapter
 
 
 def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> int:
@@ -113,7 +120,7 @@ def language_layer(shape: TowerShape, how: How, setup: Setup, tokens: int) -> in
     h, i, c = shape.hidden, shape.intermediate, setup.compute(how)
     token = 8 * h + 8 + 3 * i * c
     # The result of attention is kept once where the output layer learns from it.
-    kept = how == "full" or (how == "lora" and setup.compute(how) == setup.adapter and not setup.dropout)
+    kept = how == "full" or (how == "lora" and setup.keeps_inputs and setup.compute(how) == setup.adapter)
     if setup.attention == "eager":
         # The softmax is float32, with a copy where products are not.
         token += (3 + kept) * h * c + shape.heads * tokens * (4 if c == 4 else 4 + c)
@@ -160,7 +167,7 @@ def _adapter_inputs(layers: int, distinct: int, shape: TowerShape, setup: Setup)
     The input of each of the ``layers`` is cast to the type of the adapters' products, so that each keeps a
     copy; only where that is no change do those of the same input share it.
     """
-    if setup.shares_inputs("lora"):
+    if setup.shares_inputs:
         return (distinct * shape.hidden + shape.intermediate) * setup.adapter
     return (layers * shape.hidden + shape.intermediate) * (setup.adapter + setup.dropout)
 

@@ -79,7 +79,7 @@ def _largest(
 
 def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
     training = configs.training
-    rank, dropout = adapter_shape(configs.model)
+    rank, dropout, dora = adapter_shape(configs.model)
     stage = asked_stage(training)
 
     def zero(key: str, default: T) -> T:
@@ -100,6 +100,7 @@ def _setup(configs: Configs, model: PreTrainedModel, devices: int) -> Setup:
         accumulates=training.gradient_accumulation_steps > 1,
         rank=rank,
         dropout=dropout,
+        dora=dora,
         loss_chunk=training.loss_chunk,
         devices=devices,
         stage=stage,
